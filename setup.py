@@ -1,0 +1,34 @@
+"""Package metadata; `requirements_ds_gpu.txt` adds what multi-GPU training needs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (root / "vita_audio" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+setup(
+    name="vita-audio",
+    version=version,
+    description="Open end-to-end speech-language models with fast interleaved speech generation",
+    long_description=(root / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["vita_audio", "vita_audio.*"]),
+    package_data={"vita_audio": ["assets/**/*"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "transformers>=5.0,<6",
+        "accelerate>=1.1",
+        "safetensors",
+        "huggingface_hub",
+        "numpy",
+        "pyyaml",
+        "soundfile",
+        "soxr",
+        "tqdm",
+        "matplotlib",
+    ],
+)
