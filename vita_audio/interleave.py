@@ -65,21 +65,17 @@ class InterleavePlan:
             )
         return self
 
-    def interleave(
-        self, text_ids: Sequence[int], audio_ids: Sequence[int], begin_id: int, end_id: int, *, wrap: bool = True
-    ) -> list[int]:
+    def interleave(self, text_ids: Sequence[int], audio_ids: Sequence[int], begin_id: int, end_id: int) -> list[int]:
         """Lay out one assistant turn: text chunk, begin, audio chunk, end, and so on.
 
-        What is left of the longer side joins its last chunk. Without text all audio is one chunk; without audio ids
-        the text is returned as it is, followed by an empty pair of markers when `wrap` is true.
+        What is left of the longer side joins its last chunk. When either side is empty the other stays in one piece.
 
         Raises: ValueError if an audio number has no room for a code (see `check_data`).
         """
         self.check_data()
         text_ids, audio_ids = list(text_ids), list(audio_ids)
         if not text_ids or not audio_ids:
-            markers = [begin_id, *audio_ids, end_id] if audio_ids or wrap else []
-            return text_ids + markers
+            return [*text_ids, begin_id, *audio_ids, end_id]
         text_chunks = _chunks(text_ids, self.ratio[::2])
         audio_chunks = _chunks(audio_ids, [number - NUM_MARKERS for number in self.ratio[1::2]])
         num_pairs = min(len(text_chunks), len(audio_chunks))
