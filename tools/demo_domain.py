@@ -1,0 +1,328 @@
+"""The small spoken domain of the demo corpus: digit strings, dates, simple sentences, questions with answers.
+
+Pure text, no files and no audio. All texts are lower case without punctuation, the form that speech recognition is
+asked for; `spoken` adds the mark that a synthesiser needs.
+
+What is held out does not depend on size or seed: a text belongs to the held-out part when its checksum says so, hence
+whoever draws training texts here never meets one. A question keeps its answer but loses one of its phrasings.
+"""
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+HELD_OUT_SHARE = 10  # one text in ten is never used for training
+HELD_OUT_SEED = 1
+SHORTEST_DIGITS, LONGEST_DIGITS = 3, 5
+QUESTION_WORDS = ("what", "which", "who", "how", "do", "can")
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+UNIT_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
+TEEN_ORDINALS = (
+    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth"),
+    *("fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth"),
+)
+DAY_ORDINALS = (
+    *UNIT_ORDINALS,
+    *TEEN_ORDINALS,
+    "twentieth",
+    *(f"twenty {unit}" for unit in UNIT_ORDINALS),
+    "thirtieth",
+    "thirty first",
+)
+DAYS_PER_MONTH = {
+    **{"january": 31, "february": 29, "march": 31, "april": 30, "may": 31, "june": 30},
+    **{"july": 31, "august": 31, "september": 30, "october": 31, "november": 30, "december": 31},
+}
+MONTHS = tuple(DAYS_PER_MONTH)
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+SLOTS = {
+    "quality": ("small", "big", "old", "young", "happy", "lazy", "hungry", "quiet", "tall", "clever"),
+    "look": ("small", "big", "old", "new", "green", "yellow", "black", "brown", "heavy", "pretty"),
+    "being": ("dog", "cat", "horse", "rabbit", "monkey", "teacher", "farmer", "doctor", "student", "sailor"),
+    "does": ("sleeps", "sits", "waits", "sings", "plays", "works", "stands", "dances"),
+    "place": (
+        *("in the garden", "in the kitchen", "in the forest", "near the river", "near the station"),
+        *("under the tree", "behind the house", "on the mountain", "at the market", "by the window"),
+    ),
+    "handles": ("opens", "carries", "finds", "paints", "washes", "buys", "drops", "brings"),
+    "thing": ("door", "basket", "letter", "book", "bottle", "ladder", "camera", "piano", "bicycle", "table"),
+    "people": ("we", "they", "my friends", "the children"),
+    "likes": ("eat", "cook", "want", "love", "share"),
+    "food": ("bread", "rice", "soup", "apples", "cheese", "salad", "fish", "potatoes", "cake", "honey"),
+    "time": ("every morning", "every evening", "on monday", "on sunday", "after school", "before dinner", "today"),
+}
+SENTENCE_TEMPLATES = (
+    "the {quality} {being} {does} {place}",
+    "the {being} {handles} the {look} {thing}",
+    "{people} {likes} {food} {time}",
+    "there is a {look} {thing} {place}",
+)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Questions that share their wording: `facts` maps what is asked for to the words that answer it."""
+
+    phrasings: tuple[str, ...]  # with {asked}
+    answer: str  # with {asked} and {keyword}; the keyword comes first
+    facts: dict[str, str]
+
+
+def _next_in(names: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(names, names[1:] + names[:1], strict=True))
+
+
+TOPICS = {
+    "capital": Topic(
+        phrasings=(
+            "what is the capital of {asked}",
+            "tell me the capital of {asked}",
+            "which city is the capital of {asked}",
+            "do you know the capital of {asked}",
+            "please name the capital of {asked}",
+        ),
+        answer="{keyword} is the capital of {asked}",
+        facts={
+            **{"france": "paris", "italy": "rome", "spain": "madrid", "england": "london", "japan": "tokyo"},
+            **{"egypt": "cairo", "russia": "moscow", "germany": "berlin", "greece": "athens", "cuba": "havana"},
+        },
+    ),
+    "color": Topic(
+        phrasings=(
+            "what is the color of {asked}",
+            "what color is {asked}",
+            "which color is {asked}",
+            "tell me the color of {asked}",
+            "do you know the color of {asked}",
+        ),
+        answer="{keyword} is the color of {asked}",
+        facts={
+            **{"grass": "green", "the sky": "blue", "snow": "white", "a lemon": "yellow"},
+            **{"coal": "black", "chocolate": "brown", "a carrot": "orange", "blood": "red"},
+        },
+    ),
+    "opposite": Topic(
+        phrasings=(
+            "what is the opposite of {asked}",
+            "tell me the opposite of {asked}",
+            "which word is the opposite of {asked}",
+            "do you know the opposite of {asked}",
+            "please name the opposite of {asked}",
+        ),
+        answer="{keyword} is the opposite of {asked}",
+        facts={
+            **{"hot": "cold", "big": "small", "day": "night", "fast": "slow", "happy": "sad", "full": "empty"},
+            **{
+                "early": "late",
+                "rich": "poor",
+                "young": "old",
+                "open": "closed",
+                "strong": "weak",
+                "inside": "outside",
+            },
+        },
+    ),
+    "sum": Topic(
+        phrasings=(
+            "what is {asked}",
+            "how much is {asked}",
+            "tell me what is {asked}",
+            "do you know what is {asked}",
+            "can you add {asked}",
+        ),
+        answer="{keyword} is the sum of {asked}",
+        facts={
+            **{"one plus two": "three", "two plus three": "five", "three plus three": "six"},
+            **{"four plus three": "seven", "five plus four": "nine", "five plus five": "ten"},
+            **{"six plus five": "eleven", "six plus six": "twelve"},
+        },
+    ),
+    "weekday": Topic(
+        phrasings=(
+            "which day comes after {asked}",
+            "what day comes after {asked}",
+            "tell me the day after {asked}",
+            "do you know the day after {asked}",
+            "please name the day after {asked}",
+        ),
+        answer="{keyword} comes after {asked}",
+        facts=_next_in(WEEKDAYS),
+    ),
+    "month": Topic(
+        phrasings=(
+            "which month comes after {asked}",
+            "what month comes after {asked}",
+            "tell me the month after {asked}",
+            "do you know the month after {asked}",
+            "please name the month after {asked}",
+        ),
+        answer="{keyword} comes after {asked}",
+        facts=_next_in(MONTHS),
+    ),
+    "work": Topic(
+        phrasings=(
+            "who {asked}",
+            "tell me who {asked}",
+            "do you know who {asked}",
+            "can you say who {asked}",
+            "who is it that {asked}",
+        ),
+        answer="{keyword}",
+        facts={
+            "bakes bread": "bakers bake our bread",
+            "teaches children": "teachers teach the children",
+            "grows food": "farmers grow our food",
+            "flies planes": "pilots fly the planes",
+            "sails ships": "sailors sail the ships",
+            "paints pictures": "painters paint the pictures",
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One fact: how it may be asked in training, the phrasing kept for evaluation, and the answer."""
+
+    topic: str
+    phrasings: tuple[str, ...]
+    held_out_phrasing: str
+    answer: str
+    keyword: str  # first word of the answer, enough to judge it
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """How many texts of each kind, and how often each is spoken."""
+
+    digits: int
+    dates: int
+    sentences: int
+    questions: int
+    held_out: int  # per kind of sentence
+    sentence_renderings: int
+    question_renderings: int  # of each training phrasing
+    answer_renderings: int
+
+
+SIZES = {
+    "ci": CorpusSize(4, 2, 4, 4, 2, 1, 1, 1),
+    "quick": CorpusSize(240, 160, 360, 63, 20, 2, 2, 4),
+    "long": CorpusSize(1500, 600, 2200, 63, 60, 4, 8, 16),
+}
+
+
+def spoken(text: str) -> str:
+    """The text as a synthesiser should read it: a question mark or a full stop at its end."""
+    return text + ("?" if text.split()[0] in QUESTION_WORDS else ".")
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a digit string, date or sentence belongs to the part that is never trained on.
+
+    A date is judged without its weekday, and a digit string is held out with any held-out string inside it: what is
+    evaluated occurs nowhere in training, not even within a longer text.
+    """
+    words = text.split()
+    if words[0] in WEEKDAYS:
+        words = words[1:]
+    spans = [words]
+    if set(words) <= set(DIGITS):
+        starts = range(len(words) - SHORTEST_DIGITS + 1)
+        spans = [words[start:end] for start in starts for end in range(start + SHORTEST_DIGITS, len(words) + 1)]
+    return any(zlib.crc32(" ".join(span).encode()) % HELD_OUT_SHARE == 0 for span in spans)
+
+
+def digit_string(rng: random.Random) -> str:
+    """Three to five digits as words."""
+    return " ".join(rng.choices(DIGITS, k=rng.randint(SHORTEST_DIGITS, LONGEST_DIGITS)))
+
+
+def date(rng: random.Random) -> str:
+    """A day of the year, one in three with its weekday: "the third of may", "monday the third of may"."""
+    month = rng.choice(MONTHS)
+    weekday = rng.choice(WEEKDAYS) + " " if rng.random() < 1 / 3 else ""
+    return f"{weekday}the {DAY_ORDINALS[rng.randrange(DAYS_PER_MONTH[month])]} of {month}"
+
+
+def sentence(rng: random.Random) -> str:
+    """A sentence of five to eight words from the grammar."""
+    template = rng.choice(SENTENCE_TEMPLATES)
+    return template.format(**{slot: rng.choice(words) for slot, words in SLOTS.items()})
+
+
+def draw(make: Callable[[random.Random], str], count: int, rng: random.Random, *, held_out: bool) -> list[str]:
+    """`count` different texts from `make`, all inside or all outside the held-out part.
+
+    Raises: ValueError if `make` does not yield so many.
+    """
+    texts: dict[str, None] = {}
+    for _ in range(1000 + 100 * count):
+        if len(texts) == count:
+            return list(texts)
+        text = make(rng)
+        if is_held_out(text) == held_out:
+            texts[text] = None
+    if len(texts) == count:
+        return list(texts)
+    raise ValueError(f"{make.__name__} must yield {count} different texts, got {len(texts)}; ask for fewer")
+
+
+def training_sentences(size: str, seed: int = 0) -> list[str]:
+    """Digit strings, dates and sentences to train on, mixed; disjoint from `heldout_sentences` of every size."""
+    counts, rng = corpus_size(size), random.Random(f"train {seed}")
+    texts = [
+        *draw(digit_string, counts.digits, rng, held_out=False),
+        *draw(date, counts.dates, rng, held_out=False),
+        *draw(sentence, counts.sentences, rng, held_out=False),
+    ]
+    rng.shuffle(texts)
+    return texts
+
+
+def heldout_sentences(size: str) -> list[str]:
+    """Digit strings, dates and sentences for evaluation, the three kinds in turn."""
+    count, rng = corpus_size(size).held_out, random.Random(HELD_OUT_SEED)
+    kinds = [draw(make, count, rng, held_out=True) for make in (digit_string, date, sentence)]
+    return [text for group in zip(*kinds, strict=True) for text in group]
+
+
+def questions(size: str) -> list[Question]:
+    """The questions of a corpus, topics in turn; the held-out phrasing rotates through each topic."""
+    per_topic = [[_question(name, index) for index in range(len(topic.facts))] for name, topic in TOPICS.items()]
+    longest = max(map(len, per_topic))
+    mixed = [column[index] for index in range(longest) for column in per_topic if index < len(column)]
+    return mixed[: corpus_size(size).questions]
+
+
+def training_texts(size: str, seed: int = 0) -> list[str]:
+    """Every text that is spoken in training: sentences, training phrasings, answers."""
+    asked = [phrasing for question in questions(size) for phrasing in question.phrasings]
+    return [*training_sentences(size, seed), *asked, *(question.answer for question in questions(size))]
+
+
+def heldout_texts(size: str) -> list[str]:
+    """Every text that training never meets: held-out sentences and phrasings."""
+    return [*heldout_sentences(size), *(question.held_out_phrasing for question in questions(size))]
+
+
+def corpus_size(size: str) -> CorpusSize:
+    """Look up a size by name.
+
+    Raises: ValueError for an unknown name.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    return SIZES[size]
+
+
+def _question(topic_name: str, index: int) -> Question:
+    topic = TOPICS[topic_name]
+    asked, keyword = list(topic.facts.items())[index]
+    phrasings = [phrasing.format(asked=asked) for phrasing in topic.phrasings]
+    held_out = phrasings.pop(index % len(phrasings))
+    answer = topic.answer.format(asked=asked, keyword=keyword)
+    return Question(topic_name, tuple(phrasings), held_out, answer, answer.split()[0])
