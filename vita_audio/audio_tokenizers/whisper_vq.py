@@ -1,0 +1,214 @@
+"""Speech encoder of GLM-4-Voice: a Whisper encoder with pooling and a codebook, 12.5 codes per second.
+
+Follows "GLM-4-Voice" (arXiv 2412.02612) and the released glm-4-voice-tokenizer: the field names of its config.json and
+the parameter names of its weights are kept, so that folder loads as it is. The layers are those of transformers'
+Whisper; stated here is only the difference: causal convolutions, block-causal attention, pooling and quantisation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import WhisperConfig
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer, WhisperPreTrainedModel, sinusoids
+
+CONV_STRIDE = 2  # mel frames (100 Hz) per encoder position (50 Hz)
+
+
+class WhisperVQConfig(WhisperConfig):
+    """Whisper's configuration with the fields of the released tokenizer.
+
+    `quantize_encoder_only`: the layers end at the codebook. `quantize_causal_block_size`: a position attends to whole
+    blocks of so many 50 Hz positions, up to its own block (None: to everything). `quantize_ema_decay`,
+    `quantize_restart_interval`, `quantize_commit_coefficient` and `quantize_loss_scale` are read by training alone.
+    """
+
+    encoder_causal_attention: bool = False
+    encoder_causal_convolution: bool = True
+    pooling_kernel_size: int = 4
+    pooling_position: int = 16
+    pooling_type: str = "avg"
+    quantize_vocab_size: int = 16384
+    quantize_position: int = 16
+    quantize_encoder_only: bool = True
+    quantize_causal_encoder: bool = False
+    quantize_causal_block_size: int | None = 200
+    quantize_ema_decay: float | None = 0.99
+    quantize_restart_interval: int | None = 100
+    quantize_commit_coefficient: float = 0.25
+    quantize_loss_scale: float = 10.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.pooling_type not in ("avg", "max"):
+            raise ValueError(f"pooling_type must be 'avg' or 'max', got {self.pooling_type!r}")
+        if not 1 <= self.pooling_position <= self.quantize_position <= self.encoder_layers:
+            raise ValueError(
+                "layers must satisfy 1 <= pooling_position <= quantize_position <= encoder_layers, got "
+                f"{self.pooling_position}, {self.quantize_position}, {self.encoder_layers}"
+            )
+
+    @property
+    def frames_per_code(self) -> int:
+        """Mel frames (100 Hz) that one code stands for."""
+        return CONV_STRIDE * self.pooling_kernel_size
+
+
+@dataclass
+class WhisperVQOutput(ModelOutput):
+    """What the encoder computes, from 50 Hz to codes.
+
+    quantized_token_ids: (batch, codes), int64; also at masked positions, where they mean nothing.
+    token_mask: (batch, codes), bool; True where the first mel frame of the code is valid.
+    frame_hidden: (batch, 4 * codes, d_model), before pooling, 50 Hz.
+    frame_mask: (batch, 4 * codes), bool.
+    pre_vq_hidden: (batch, codes, d_model), what the codebook quantises.
+    last_hidden_state: (batch, codes, d_model), quantised, with positions, after the layers behind the codebook if any.
+    """
+
+    quantized_token_ids: Tensor | None = None
+    token_mask: Tensor | None = None
+    frame_hidden: Tensor | None = None
+    frame_mask: Tensor | None = None
+    pre_vq_hidden: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution that sees the present and the past only: `kernel_size - 1` zeros in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+def block_causal_mask(valid: Tensor, block_size: int | None, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask: a position sees valid positions up to the end of its own block.
+
+    Args:
+        valid: (batch, time), bool.
+        block_size: Positions per block; 1 is causal attention, None is attention to everything valid.
+    Returns: (batch, 1, time, time), 0 or the lowest finite value, so that a row without valid positions gives no NaN.
+    """
+    time = valid.shape[1]
+    block = torch.arange(time, device=valid.device) // (block_size or time)
+    visible = (block[None, :] <= block[:, None]) & valid[:, None, None, :]  # (batch, 1, time, time)
+    return torch.zeros(visible.shape, dtype=dtype, device=valid.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+class WhisperVQEncoder(WhisperPreTrainedModel):
+    """Log-mel spectrogram to speech codes.
+
+    The buffers `ema_count` and `ema_weight` are the codebook's training statistics; they are part of the released
+    weights and only carried here (`training.vector_quantizer` uses them).
+    """
+
+    config_class = WhisperVQConfig
+    config: WhisperVQConfig
+    _supports_flash_attn = False  # the masks are four-dimensional
+    _supports_flex_attn = False
+    _no_split_modules = ["WhisperEncoderLayer"]
+
+    def __init__(self, config: WhisperVQConfig):
+        super().__init__(config)
+        width = config.d_model
+        convolution, padding = (CausalConv1d, 0) if config.encoder_causal_convolution else (nn.Conv1d, 1)
+        self.conv1 = convolution(config.num_mel_bins, width, kernel_size=3, padding=padding)
+        self.conv2 = convolution(width, width, kernel_size=3, stride=CONV_STRIDE, padding=padding)
+        self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        num_layers = config.quantize_position if config.quantize_encoder_only else config.encoder_layers
+        self.layers = nn.ModuleList(WhisperEncoderLayer(config) for _ in range(num_layers))
+        if not config.quantize_encoder_only:
+            self.layer_norm = nn.LayerNorm(width)
+        self.codebook = nn.Embedding(config.quantize_vocab_size, width)
+        self.embed_positions2 = nn.Embedding(config.max_source_positions // config.pooling_kernel_size, width)
+        if config.quantize_ema_decay:
+            self.codebook.weight.requires_grad_(False)
+            self.register_buffer("ema_count", torch.ones(config.quantize_vocab_size))
+            self.register_buffer("ema_weight", torch.zeros(config.quantize_vocab_size, width))
+        self.embed_positions.requires_grad_(False)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, WhisperVQEncoder):
+            for embedding in (module.embed_positions, module.embed_positions2):
+                init.copy_(embedding.weight, sinusoids(*embedding.weight.shape))
+            if module.config.quantize_ema_decay:
+                init.ones_(module.ema_count)
+                init.copy_(module.ema_weight, module.codebook.weight)
+
+    def quantize(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest codeword (squared distance, in float32) of every vector.
+
+        Args:
+            hidden: (..., d_model).
+        Returns: codewords (..., d_model), float32, and their ids (...), int64.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            codebook = self.codebook.weight.float()
+            # |h - c|^2 without |h|^2, which is the same for all codewords
+            distance = codebook.pow(2).sum(-1) - 2 * hidden.float() @ codebook.T  # (..., vocabulary)
+            ids = distance.argmin(-1)
+            return F.embedding(ids, codebook), ids
+
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> WhisperVQOutput:
+        """Encode log-mel features.
+
+        Args:
+            input_features: (batch, mel bins, frames) at 100 Hz; frames a multiple of `config.frames_per_code`.
+            attention_mask: (batch, frames), non-zero where a frame is valid; padding stands at the end.
+        Raises: ValueError for a wrong number of frames.
+        """
+        self._check_frames(input_features)
+        if attention_mask is None:
+            attention_mask = input_features.new_ones(input_features.shape[0], input_features.shape[2])
+        valid = attention_mask[:, ::CONV_STRIDE].bool()  # (batch, positions)
+        hidden = F.gelu(self.conv1(input_features))
+        hidden = F.gelu(self.conv2(hidden)).transpose(1, 2)  # (batch, positions, width)
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+
+        config, output = self.config, WhisperVQOutput()
+        kernel = 1
+        for depth, layer in enumerate(self.layers, start=1):
+            hidden = layer(hidden, self._attention_mask(valid, depth, kernel, hidden.dtype))
+            if depth == config.pooling_position:
+                output.frame_hidden, output.frame_mask = hidden, valid
+                hidden = self._pool(hidden)  # (batch, codes, width)
+                valid, kernel = valid[:, :: config.pooling_kernel_size], config.pooling_kernel_size
+            if depth == config.quantize_position:
+                output.pre_vq_hidden, output.token_mask = hidden, valid
+                codewords, output.quantized_token_ids = self.quantize(hidden)
+                hidden = codewords.to(hidden.dtype) + self.embed_positions2.weight[: hidden.shape[1]]
+        output.last_hidden_state = hidden if config.quantize_encoder_only else self.layer_norm(hidden)
+        return output
+
+    def _check_frames(self, input_features: Tensor):
+        frames, stride = input_features.shape[2], self.config.frames_per_code
+        longest = self.config.max_source_positions * CONV_STRIDE
+        if frames == 0 or frames % stride or frames > longest:
+            raise ValueError(
+                f"the number of mel frames must be a multiple of {stride} between {stride} and {longest}, got {frames}; "
+                "pad the features, or split the audio into shorter pieces"
+            )
+
+    def _attention_mask(self, valid: Tensor, depth: int, kernel: int, dtype: torch.dtype) -> Tensor:
+        """Mask for layer `depth` (from 1), whose positions each pool `kernel` of the 50 Hz positions."""
+        config = self.config
+        causal = config.encoder_causal_attention or (
+            config.quantize_causal_encoder and depth <= config.quantize_position
+        )
+        if causal:  # padding stands at the end, where it is out of sight for everything valid
+            return block_causal_mask(torch.ones_like(valid), 1, dtype)
+        block_size = config.quantize_causal_block_size
+        return block_causal_mask(valid, block_size // kernel if block_size else None, dtype)
+
+    def _pool(self, hidden: Tensor) -> Tensor:
+        """Pool along time; padded frames of a half-filled last code take part, as in the released tokenizer."""
+        pool = F.avg_pool1d if self.config.pooling_type == "avg" else F.max_pool1d
+        return pool(hidden.transpose(1, 2), self.config.pooling_kernel_size).transpose(1, 2)
