@@ -1,0 +1,79 @@
+"""Conditional flow matching (Lipman et al. 2023): training loss and ODE solver."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import EstimatorConfig, FlowMatchingConfig
+from .masking import masked_mean
+from .unet import ConditionalDecoder
+
+
+class ConditionalCFM(nn.Module):
+    """Straight paths from noise to mel, with classifier-free guidance over prior, speaker and prompt."""
+
+    def __init__(self, config: FlowMatchingConfig, estimator: EstimatorConfig):
+        super().__init__()
+        self.config = config
+        self.estimator = ConditionalDecoder(estimator)
+
+    def schedule(self, t: Tensor) -> Tensor:
+        """Warp uniform times in [0, 1]: the cosine schedule spends more of them near the noise."""
+        return 1 - torch.cos(t * (math.pi / 2)) if self.config.t_scheduler == "cosine" else t
+
+    def solve(self, noise: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, *, num_steps: int) -> Tensor:
+        """Follow the flow from noise to mel in Euler steps.
+
+        Args:
+            noise: Standard normal, (batch, bands, frames).
+            mu, cond: Prior and prompt mel, like `noise`; spks: (batch, bands).
+            num_steps: Euler steps, each one call of the estimator on conditioned and unconditioned input together.
+        Returns: Mel, like `noise`.
+        Raises: ValueError if num_steps is less than 1.
+        """
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        times = self.schedule(torch.linspace(0, 1, num_steps + 1, device=noise.device))
+        x = noise
+        for start, end in zip(times[:-1], times[1:], strict=True):
+            x = x + (end - start) * self._guided_velocity(x, start, mu, spks, cond)
+        return x
+
+    def _guided_velocity(self, x: Tensor, time: Tensor, mu: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
+        rate = self.config.inference_cfg_rate
+        if rate == 0:
+            return self.estimator(x, None, mu, time.expand(len(x)), spks, cond)
+        twice = [torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond)]
+        velocity = self.estimator(torch.cat([x, x]), None, twice[0], time.expand(2 * len(x)), *twice[1:])
+        conditioned, unconditioned = velocity.chunk(2)
+        return (1 + rate) * conditioned - rate * unconditioned
+
+    def loss(
+        self,
+        mel: Tensor,
+        mask: Tensor | None,
+        mu: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Mean squared error of the velocity at a random time of each row's path, over valid frames.
+
+        Args:
+            mel: Target, (batch, bands, frames); mask: (batch, 1, frames) or None; mu, cond: like `mel`.
+            generator: Draws time, noise and which rows lose all their conditions (`training_cfg_rate`).
+        Returns: Scalar, float32.
+        """
+        device = generator.device
+        t = self.schedule(torch.rand(len(mel), generator=generator, device=device)).to(mel.device)
+        noise = torch.randn(mel.shape, generator=generator, device=device).to(mel.device)
+        keep = torch.rand(len(mel), generator=generator, device=device) >= self.config.training_cfg_rate
+        keep = keep.to(mel.device, mel.dtype)
+        shrink = 1 - self.config.sigma_min
+        point = (1 - shrink * t[:, None, None]) * noise + t[:, None, None] * mel
+        velocity = self.estimator(
+            point, mask, mu * keep[:, None, None], t, spks * keep[:, None], cond * keep[:, None, None]
+        )
+        return masked_mean((velocity.float() - (mel - shrink * noise)).square(), mask)
