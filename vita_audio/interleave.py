@@ -36,7 +36,7 @@ class InterleavePlan:
         numbers = _as_integers(self.ratio)
         if numbers is None or not numbers or len(numbers) % 2 or min(numbers[::2]) < 1 or min(numbers[1::2]) < 0:
             raise ValueError(
-                "ratio must be an even number of integers (text, audio, text, audio, ...) with text >= 1 and audio >= 0, "
+                "ratio must have an even number of integers (text, audio, text, audio, ...), text >= 1 and audio >= 0, "
                 f"got {self.ratio!r}; known names: {', '.join(MODES)}"
             )
         object.__setattr__(self, "ratio", numbers)

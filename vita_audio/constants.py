@@ -1,0 +1,38 @@
+"""Names shared by data, model and inference: special tokens, label mask, sample rates."""
+
+IGNORE_INDEX = -100  # label of a token without loss, as in torch.nn.functional.cross_entropy
+
+INPUT_RATE = 16_000  # Hz, what the speech encoders read
+OUTPUT_RATE = 22_050  # Hz, what the speech decoder writes
+
+EMBEDDING_MULTIPLE = 8  # embedding rows are padded to a multiple of this
+
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
+
+BEGIN_OF_AUDIO = "<|begin_of_audio|>"
+END_OF_AUDIO = "<|end_of_audio|>"
+CONTEXT_OF_AUDIO = "<|context_of_audio|>"  # placeholder of one frame of continuous speech input
+AUDIO_TAG = "<|audio|>"  # stands for one audio file in the text of a sample
+AUDIO_CODE_FORMAT = "<|audio_{}|>"  # one discrete code
+
+_AUDIO_MARKERS = (BEGIN_OF_AUDIO, END_OF_AUDIO)
+_VISION_TOKENS = tuple(
+    f"<|{part}_of_{kind}|>" for kind in ("image", "video", "patch") for part in ("begin", "end", "context")
+)
+_REGION_TOKENS = tuple(f"<|{part}_of_{kind}|>" for kind in ("quad", "ref", "box") for part in ("begin", "end"))
+_MEDIA_TAGS = ("<|image|>", "<|video|>")
+
+
+def structural_tokens(*, audio: bool = True, continuous_input: bool = False) -> tuple[str, ...]:
+    """Return the special tokens added to the text vocabulary, in the order that gives the released ids.
+
+    Args:
+        audio: With the audio markers and the audio tag.
+        continuous_input: With the placeholder for continuous speech features.
+    """
+    markers = _AUDIO_MARKERS if audio else ()
+    context = (CONTEXT_OF_AUDIO,) if audio and continuous_input else ()
+    tag = (AUDIO_TAG,) if audio else ()
+    return (*_VISION_TOKENS, *markers, *context, *_REGION_TOKENS, *_MEDIA_TAGS, *tag)
