@@ -1,0 +1,71 @@
+"""Reading audio files: any container soundfile knows, any rate, to a mono wave at the wanted rate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+Channel = Literal["first", "mean"]
+
+_WAV_DATA_SIZE = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_WAV_SIZE = 0x7FFFF000  # a WAV written to a pipe has 0 or about this much in its header
+_LENGTH_TOLERANCE_SECONDS = 0.1  # lossy containers state their length only roughly
+
+
+class AudioError(ValueError):
+    """An audio file that cannot be used; the message names the file and the reason."""
+
+
+def load_audio(path: str | Path, sample_rate: int, *, channel: Channel = "first") -> Tensor:
+    """Read an audio file as a mono wave.
+
+    Args:
+        sample_rate: Wanted rate, Hz.
+        channel: `"first"` takes the first channel, as the discrete codecs do; `"mean"` averages the channels, as the
+            SenseVoice features do.
+    Returns: (samples,), float32, full scale is [-1, 1].
+    Raises: FileNotFoundError, or AudioError for a file that is empty, truncated, not audio, or holds NaN or infinity.
+    """
+    if channel not in ("first", "mean"):
+        raise ValueError(f'channel must be "first" or "mean", got {channel!r}')
+    samples, file_rate = _read(Path(path))  # (samples, channels)
+    wave = samples[:, 0] if channel == "first" else samples.mean(axis=1)
+    if not np.isfinite(wave).all():
+        count = int((~np.isfinite(wave)).sum())
+        raise AudioError(f"{path}: {count} of {len(wave)} samples are NaN or infinite; write the file again")
+    if file_rate != sample_rate:
+        resampled = soxr.resample(wave, file_rate, sample_rate)
+        wave = resampled if len(resampled) else wave[:1]
+    return torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
+
+
+def _read(path: Path) -> tuple[np.ndarray, int]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True)
+            _check_length(path, file, len(samples))
+            return samples, file.samplerate
+    except soundfile.LibsndfileError as error:
+        what = "file is empty" if path.stat().st_size == 0 else f"not readable as audio ({error.error_string})"
+        raise AudioError(f"{path}: {what}; soundfile reads WAV, FLAC, MP3 and OGG") from error
+
+
+def _check_length(path: Path, file: soundfile.SoundFile, num_samples: int) -> None:
+    if not num_samples:
+        raise AudioError(f"{path}: file has no samples")
+    expected = file.frames
+    data_size = _WAV_DATA_SIZE.search(file.extra_info)  # libsndfile reports a wrong size and reads on
+    if data_size and 0 < int(data_size[1]) < _UNKNOWN_WAV_SIZE:
+        expected = num_samples * int(data_size[1]) // int(data_size[2])
+    if expected - num_samples > _LENGTH_TOLERANCE_SECONDS * file.samplerate:
+        promised, held = expected / file.samplerate, num_samples / file.samplerate
+        raise AudioError(f"{path}: truncated, its header promises {promised:.2f} s and it holds {held:.2f} s")

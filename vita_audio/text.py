@@ -1,0 +1,162 @@
+"""Text tokenizer with audio codes in its vocabulary, the ChatML turns around a message, and the prompts of the tasks.
+
+The vocabulary is that of the released VITA-Audio models: the text vocabulary, structural special tokens, then one
+ordinary token per audio code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vita_audio.constants import (
+    AUDIO_CODE_FORMAT,
+    AUDIO_TAG,
+    BEGIN_OF_AUDIO,
+    CONTEXT_OF_AUDIO,
+    EMBEDDING_MULTIPLE,
+    END_OF_AUDIO,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    structural_tokens,
+)
+
+ASR_PROMPT = "Convert the speech to text."
+TTS_PROMPT = "Convert the text to speech.\n"
+INTERLEAVED_SYSTEM = "Respond in a text-audio interleaved manner."
+LUKE_SYSTEM = f"Your Name: Luke\nYour Gender: male\n\n{INTERLEAVED_SYSTEM}"
+OMNI_SYSTEM = f"Your Name: Omni\nYour Gender: female\n{INTERLEAVED_SYSTEM}"
+VOICE_PROMPT_SYSTEM = f"Your Voice: {AUDIO_TAG}\n"
+
+
+class TextTokenizer:
+    """A Hugging Face tokenizer that also knows audio codes and ChatML turns.
+
+    Attributes:
+        base: The Hugging Face tokenizer, with all tokens added.
+        num_audio_codes: Size of the audio codebook; 0 for a text-only vocabulary.
+        first_audio_id: Token id of audio code 0; code c is `first_audio_id + c`.
+        begin_of_audio_id, end_of_audio_id: Markers around audio.
+        context_of_audio_id: Placeholder of one frame of continuous speech input; None without continuous input.
+    """
+
+    def __init__(self, base: PreTrainedTokenizerBase, num_audio_codes: int, *, continuous_input: bool = False):
+        """Add the missing tokens to `base`, which is changed.
+
+        Raises: ValueError if `base` lacks ChatML tokens or already has another number of audio codes.
+        """
+        vocabulary = base.get_vocab()
+        missing = [token for token in (IM_START, IM_END, END_OF_TEXT) if token not in vocabulary]
+        if missing:
+            raise ValueError(f"text tokenizer {base.name_or_path!r} lacks {missing}; use a Qwen2 or Qwen2.5 tokenizer")
+        present = count_audio_codes(vocabulary)
+        if present not in (0, num_audio_codes):
+            raise ValueError(
+                f"text tokenizer {base.name_or_path!r} already has {present} audio codes, the audio tokenizer has "
+                f"{num_audio_codes}; use the audio tokenizer it was made with, or a text tokenizer without audio codes"
+            )
+        has_audio = num_audio_codes > 0
+        base.add_tokens(
+            list(structural_tokens(audio=has_audio, continuous_input=continuous_input)), special_tokens=True
+        )
+        base.add_tokens([AUDIO_CODE_FORMAT.format(code) for code in range(num_audio_codes)])
+        vocabulary = base.get_vocab()
+        self.base = base
+        self.num_audio_codes = num_audio_codes
+        self.first_audio_id = vocabulary[AUDIO_CODE_FORMAT.format(0)] if has_audio else len(base)
+        self.begin_of_audio_id = vocabulary.get(BEGIN_OF_AUDIO)
+        self.end_of_audio_id = vocabulary.get(END_OF_AUDIO)
+        self.context_of_audio_id = vocabulary.get(CONTEXT_OF_AUDIO)
+        self.im_start_id, self.im_end_id = vocabulary[IM_START], vocabulary[IM_END]
+        self.pad_id = vocabulary[END_OF_TEXT]
+        self._newline_ids = self.encode("\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, num_audio_codes: int | None = None, *, continuous_input: bool = False
+    ) -> TextTokenizer:
+        """Load a text tokenizer and add what it lacks.
+
+        Args:
+            folder: Local folder or hub name; a plain Qwen2 tokenizer or one saved by `save_pretrained`.
+            num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None to keep what the folder has.
+            continuous_input: Add the placeholder for continuous speech input.
+        """
+        base = AutoTokenizer.from_pretrained(folder)
+        if num_audio_codes is None:
+            num_audio_codes = count_audio_codes(base.get_vocab())
+        return cls(base, num_audio_codes, continuous_input=continuous_input)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    @property
+    def padded_size(self) -> int:
+        """Rows of the embedding table: the vocabulary rounded up to a multiple of 8."""
+        return -(-len(self) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary and the rules, for cache keys."""
+        rules = json.loads(self.base.backend_tokenizer.to_str())
+        for changed_by_use in ("truncation", "padding"):
+            rules.pop(changed_by_use, None)
+        return hashlib.blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; special tokens and audio codes written in it become their ids."""
+        return self.base.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`, leaving out special tokens and audio codes."""
+        text_ids, _ = self.split(ids)
+        return self.base.decode(text_ids, skip_special_tokens=True)
+
+    def is_audio(self, token_id: int) -> bool:
+        return self.first_audio_id <= token_id < self.first_audio_id + self.num_audio_codes
+
+    def audio_ids(self, codes: Sequence[int]) -> list[int]:
+        """Return the token ids of audio codes.
+
+        Raises: ValueError for a code outside the codebook.
+        """
+        if codes and not 0 <= min(codes) <= max(codes) < self.num_audio_codes:
+            raise ValueError(
+                f"audio codes must be in 0..{self.num_audio_codes - 1}, got {min(codes)}..{max(codes)}; "
+                "text tokenizer and audio tokenizer do not belong together"
+            )
+        return [self.first_audio_id + code for code in codes]
+
+    def split(self, ids: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Separate generated ids into text ids (special tokens included) and audio codes (counted from 0)."""
+        text_ids, codes = [], []
+        for token_id in ids:
+            if self.is_audio(token_id):
+                codes.append(int(token_id) - self.first_audio_id)
+            else:
+                text_ids.append(int(token_id))
+        return text_ids, codes
+
+    def header(self, role: str) -> list[int]:
+        """Return the ids that open a turn of `role`: `<|im_start|>role` and a newline."""
+        return [self.im_start_id, *self.encode(role), *self._newline_ids]
+
+    def footer(self) -> list[int]:
+        """Return the ids that close a turn: `<|im_end|>` and a newline."""
+        return [self.im_end_id, *self._newline_ids]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.base.save_pretrained(folder)
+
+
+def count_audio_codes(vocabulary: dict[str, int]) -> int:
+    """Return how many consecutive audio codes, from code 0, a vocabulary holds."""
+    count = 0
+    while AUDIO_CODE_FORMAT.format(count) in vocabulary:
+        count += 1
+    return count
