@@ -98,6 +98,23 @@ def block_causal_mask(valid: Tensor, block_size: int | None, dtype: torch.dtype)
     return torch.zeros(visible.shape, dtype=dtype, device=valid.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
+def nearest_codewords(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the codeword nearest to every vector by squared distance, in float32 also under autocast.
+
+    Args:
+        vectors: (..., width).
+        codebook: (vocabulary, width).
+    Returns: codewords (..., width), float32, and their ids (...), int64.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        codebook = codebook.float()
+        # |v - c|^2 without |v|^2, which is the same for all codewords
+        with torch.no_grad():
+            distance = codebook.pow(2).sum(-1) - 2 * vectors.float() @ codebook.T  # (..., vocabulary)
+            ids = distance.argmin(-1)
+        return F.embedding(ids, codebook), ids
+
+
 class WhisperVQEncoder(WhisperPreTrainedModel):
     """Log-mel spectrogram to speech codes.
 
@@ -143,18 +160,8 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
                 init.copy_(module.ema_weight, module.codebook.weight)
 
     def quantize(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest codeword (squared distance, in float32) of every vector.
-
-        Args:
-            hidden: (..., d_model).
-        Returns: codewords (..., d_model), float32, and their ids (...), int64.
-        """
-        with torch.autocast(hidden.device.type, enabled=False):
-            codebook = self.codebook.weight.float()
-            # |h - c|^2 without |h|^2, which is the same for all codewords
-            distance = codebook.pow(2).sum(-1) - 2 * hidden.float() @ codebook.T  # (..., vocabulary)
-            ids = distance.argmin(-1)
-            return F.embedding(ids, codebook), ids
+        """Codewords (..., d_model), float32, and ids (...) nearest to `hidden` (..., d_model)."""
+        return nearest_codewords(hidden, self.codebook.weight)
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> WhisperVQOutput:
         """Encode log-mel features.
@@ -193,8 +200,8 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
         longest = self.config.max_source_positions * CONV_STRIDE
         if frames == 0 or frames % stride or frames > longest:
             raise ValueError(
-                f"the number of mel frames must be a multiple of {stride} between {stride} and {longest}, got {frames}; "
-                "pad the features, or split the audio into shorter pieces"
+                f"the number of mel frames must be a multiple of {stride}, at most {longest} and not 0, got {frames}; "
+                "pad the features or split the audio"
             )
 
     def _attention_mask(self, valid: Tensor, depth: int, kernel: int, dtype: torch.dtype) -> Tensor:

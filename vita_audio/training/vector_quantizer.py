@@ -1,0 +1,185 @@
+"""Training of a codebook: k-means start, exponential moving averages, restart of dead codes.
+
+The moving averages follow "Neural Discrete Representation Learning" (arXiv 1711.00937), appendix A.1. The statistics
+live here; the codebook is that of the encoder being trained, so the encoder's weights are complete at any time.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQEncoder, nearest_codewords
+
+SMALLEST_CLUSTER = 1e-5
+
+
+@dataclass
+class QuantizerOutput:
+    """One quantised batch.
+
+    quantized: (..., width), float32; its gradient goes to the input unchanged (straight-through).
+    ids: (...), int64; None before the codebook is initialised.
+    commitment_loss: scalar, already multiplied by the commitment coefficient; over valid vectors only.
+    """
+
+    quantized: Tensor
+    ids: Tensor | None
+    commitment_loss: Tensor
+
+
+def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tuple[Tensor, Tensor]:
+    """Cluster vectors with Lloyd's algorithm, starting at random vectors; an empty cluster moves to a random vector.
+
+    Args:
+        vectors: (count, width), float32, count >= num_clusters.
+    Returns: centres (num_clusters, width) and how many vectors each is the mean of, (num_clusters,) float32.
+    """
+    centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:num_clusters]]
+    sizes = vectors.new_ones(num_clusters)
+    for _ in range(num_iterations):
+        sizes, sums = cluster_statistics(vectors, nearest_codewords(vectors, centres)[1], num_clusters)
+        random_rows = torch.randint(len(vectors), (num_clusters,), device=vectors.device)
+        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], vectors[random_rows])
+    return centres, sizes
+
+
+def cluster_statistics(vectors: Tensor, ids: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    """Count (num_clusters,) and sum (num_clusters, width) of the vectors (count, width) with each id (count,)."""
+    sizes = torch.bincount(ids, minlength=num_clusters).to(vectors.dtype)
+    sums = vectors.new_zeros(num_clusters, vectors.shape[1]).index_add_(0, ids, vectors)
+    return sizes, sums
+
+
+class VectorQuantizer(nn.Module):
+    """Quantises with a codebook and, in training mode, moves the codebook towards what it quantises.
+
+    Until `initialize` is called vectors pass unchanged, so that an encoder can settle before its codes are chosen.
+    Runs in one process only. Works in float32 also under autocast.
+    """
+
+    def __init__(
+        self,
+        codebook: nn.Embedding,
+        *,
+        ema_decay: float = 0.99,
+        restart_interval: int | None = 100,
+        commit_coefficient: float = 0.25,
+    ):
+        """Set up training of `codebook`.
+
+        Args:
+            codebook: The encoder's codebook; written in place, needs no gradient.
+            ema_decay: Weight of the past in the moving averages, per batch.
+            restart_interval: Batches after which a code that none of them used restarts at a random vector, or None.
+            commit_coefficient: Factor of the commitment loss.
+        """
+        super().__init__()
+        if not 0 < ema_decay < 1:
+            raise ValueError(f"ema_decay must be between 0 and 1, got {ema_decay}")
+        self.codebook = codebook.requires_grad_(False)
+        self.ema_decay = ema_decay
+        self.restart_interval = restart_interval
+        self.commit_coefficient = commit_coefficient
+        weight = codebook.weight
+        self.register_buffer("cluster_sizes", weight.new_ones(len(weight), dtype=torch.float32))
+        self.register_buffer("cluster_sums", weight.detach().float().clone())
+        self.register_buffer("recent_uses", torch.zeros(len(weight), dtype=torch.int64, device=weight.device))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=weight.device))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool, device=weight.device))
+
+    @classmethod
+    def from_encoder(cls, encoder: WhisperVQEncoder, trained: bool = False) -> "VectorQuantizer":
+        """Train the codebook of `encoder` as its configuration says; `trained`: go on from its codes and statistics."""
+        config = encoder.config
+        if not config.quantize_ema_decay:
+            raise ValueError("the encoder's quantize_ema_decay must be set to train its codebook, got None")
+        quantizer = cls(
+            encoder.codebook,
+            ema_decay=config.quantize_ema_decay,
+            restart_interval=config.quantize_restart_interval,
+            commit_coefficient=config.quantize_commit_coefficient,
+        )
+        if trained:
+            quantizer.cluster_sizes.copy_(encoder.ema_count)
+            quantizer.cluster_sums.copy_(encoder.ema_weight)
+            quantizer.initialized.fill_(True)
+        return quantizer
+
+    def export_statistics(self, encoder: WhisperVQEncoder) -> None:
+        """Write the statistics to the encoder's buffers, to be saved with its weights."""
+        encoder.ema_count.copy_(self.cluster_sizes)
+        encoder.ema_weight.copy_(self.cluster_sums)
+
+    def perplexity(self) -> float:
+        """How many codes are in use, as the exponential of the entropy of the averaged cluster sizes."""
+        share = self.cluster_sizes / self.cluster_sizes.sum()
+        return math.exp(-(share * share.clamp_min(torch.finfo(share.dtype).tiny).log()).sum().item())
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, num_iterations: int = 10) -> None:
+        """Choose the codewords by k-means.
+
+        Args:
+            vectors: (count, width), valid vectors only; ten or more per code are good.
+        Raises: ValueError if there are fewer vectors than codes, or one is not finite.
+        """
+        num_codes = len(self.cluster_sizes)
+        vectors = vectors.float()
+        if len(vectors) < num_codes or not vectors.isfinite().all():
+            raise ValueError(
+                f"k-means needs at least {num_codes} finite vectors, got {len(vectors)}; collect more batches"
+            )
+        centres, sizes = kmeans(vectors, num_codes, num_iterations)
+        sizes = (sizes * num_codes / len(vectors)).clamp_min(SMALLEST_CLUSTER)  # mean 1
+        self.codebook.weight.copy_(centres)
+        self.cluster_sizes.copy_(sizes)
+        self.cluster_sums.copy_(centres * sizes[:, None])
+        self.initialized.fill_(True)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantise, and in training mode update the codebook.
+
+        Args:
+            hidden: (..., width), any float type.
+            mask: (...), bool; False where a vector must not count (padding). None: all count.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            if not self.initialized:
+                return QuantizerOutput(hidden, None, hidden.new_zeros(()))
+            codewords, ids = nearest_codewords(hidden.detach(), self.codebook.weight)
+            if mask is None:
+                mask = torch.ones_like(ids, dtype=torch.bool)
+            error = (hidden - codewords).pow(2).mean(-1)  # (...)
+            num_valid = mask.sum().clamp_min(1)
+            commitment = self.commit_coefficient * error.masked_fill(~mask, 0).sum() / num_valid
+            quantized = hidden + (codewords - hidden).detach()
+            if self.training:
+                self._update(hidden.detach()[mask], ids[mask])
+            return QuantizerOutput(quantized, ids, commitment)
+
+    @torch.no_grad()
+    def _update(self, vectors: Tensor, ids: Tensor) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            assert torch.distributed.get_world_size() == 1, "codebook statistics are not shared between processes"
+        sizes, sums = cluster_statistics(vectors, ids, len(self.cluster_sizes))
+        self.cluster_sizes.lerp_(sizes, 1 - self.ema_decay)
+        self.cluster_sums.lerp_(sums, 1 - self.ema_decay)
+        self.recent_uses += sizes.long()
+        self.num_updates += 1
+        if self.restart_interval and self.num_updates % self.restart_interval == 0:
+            self._restart_dead_codes(vectors)
+        sizes = self.cluster_sizes[:, None]
+        means = self.cluster_sums / sizes.clamp_min(SMALLEST_CLUSTER)
+        self.codebook.weight.copy_(torch.where(sizes > SMALLEST_CLUSTER, means, self.codebook.weight))
+
+    def _restart_dead_codes(self, vectors: Tensor) -> None:
+        """Move codes unused since the last restart to different vectors of this batch, as far as there are enough."""
+        dead = (self.recent_uses == 0).nonzero().squeeze(1)[: len(vectors)]
+        chosen = vectors[torch.randperm(len(vectors), device=vectors.device)[: len(dead)]]
+        size = self.cluster_sizes.mean()
+        self.cluster_sizes[dead] = size
+        self.cluster_sums[dead] = chosen * size
+        self.recent_uses.zero_()
