@@ -206,7 +206,7 @@ def _lay_out_answer(
         return content, spans
     if len(begins) != 1 or len(ends) != 1 or begins > ends:
         raise SampleError(
-            f"an assistant turn may hold one audio, begin before end, got {len(begins)} begin and {len(ends)} end markers"
+            f"an assistant turn may hold one audio, begin before end, got {len(begins)} begin, {len(ends)} end markers"
         )
     begin, end = begins[0], ends[0]
     laid_out = plan.interleave(content[:begin] + content[end + 1 :], content[begin + 1 : end], begin_id, end_id)

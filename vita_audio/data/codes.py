@@ -1,0 +1,245 @@
+"""Audio codes on disk: one database per audio tokenizer in a folder of your choice, never beside the audio.
+
+Codes are kept under a hash of the audio file's bytes, so copies share them and a changed file loses them. The path,
+size and time of each file are remembered too, which saves reading it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vita_audio.data.audio import AudioError, load_audio
+from vita_audio.data.parallel import map_ordered
+
+_COMMIT_EVERY = 64  # files between two writes of an extraction; an interrupted run loses at most these
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS codes (digest BLOB PRIMARY KEY, codes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime INTEGER NOT NULL, digest BLOB, error TEXT
+);
+CREATE TABLE IF NOT EXISTS revision (number INTEGER NOT NULL);
+INSERT INTO revision SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM revision);
+"""
+
+
+class MissingCodesError(LookupError):
+    """An audio file that is there but has not been through tools/extract_audio_codes.py."""
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What identifies a file without reading it."""
+
+    path: str
+    size: int
+    mtime: int  # ns
+
+    @classmethod
+    def of(cls, path: str | Path) -> FileState:
+        """Raises: FileNotFoundError if there is no such file."""
+        resolved = Path(path).resolve()
+        if not resolved.is_file():
+            raise FileNotFoundError(f"{path}: no such audio file")
+        stat = resolved.stat()
+        return cls(str(resolved), stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What came of one file: codes, or only a digest when a copy has codes already, or the reason why there are none."""
+
+    state: FileState
+    digest: bytes | None = None
+    codes: Sequence[int] | None = None
+    error: str | None = None
+
+
+class AudioCodeStore:
+    """Codes of audio files, for one audio tokenizer.
+
+    Args:
+        folder: Where the database lies; made when missing.
+        tokenizer_id: Name and fingerprint of the audio tokenizer (`AudioTokenizer.fingerprint`); other weights, other
+            codes, so other fingerprints never share a database.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer_id: str):
+        if not re.fullmatch(r"[\w.-]+", tokenizer_id):
+            raise ValueError(f"tokenizer_id may hold letters, digits, '.', '_' and '-', got {tokenizer_id!r}")
+        self.folder, self.tokenizer_id = Path(folder), tokenizer_id
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / f"{tokenizer_id}.sqlite"
+        self._database = sqlite3.connect(self.path, timeout=60)
+        self._database.executescript(_SCHEMA)
+
+    def __getstate__(self) -> tuple[Path, str]:
+        return self.folder, self.tokenizer_id
+
+    def __setstate__(self, state: tuple[Path, str]) -> None:
+        self.__init__(*state)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def codes(self, path: str | Path) -> list[int]:
+        """Return the codes of an audio file.
+
+        Raises: FileNotFoundError if there is no such file, AudioError if its extraction failed, MissingCodesError if
+            nobody extracted it.
+        """
+        state = FileState.of(path)
+        digest, error = self._known(state)
+        if error:
+            raise AudioError(error)
+        codes = self._by_digest(digest or _hash_file(state.path))
+        if codes is None:
+            raise MissingCodesError(f"no codes for {path} in {self.path}; run tools/extract_audio_codes.py")
+        return codes
+
+    def has(self, state: FileState) -> bool:
+        """Say whether the codes of a file are there, going by its path, size and time only."""
+        digest, _ = self._known(state)
+        return digest is not None and self.has_digest(digest)
+
+    def has_digest(self, digest: bytes) -> bool:
+        return self._by_digest(digest) is not None
+
+    def __len__(self) -> int:
+        return self._database.execute("SELECT COUNT(*) FROM codes").fetchone()[0]
+
+    @property
+    def revision(self) -> int:
+        """Number that grows with every write, for cache keys."""
+        return self._database.execute("SELECT number FROM revision").fetchone()[0]
+
+    def add(self, extractions: Iterable[Extraction]) -> None:
+        """Write extractions in one transaction: all of them or none."""
+        with self._database as database:
+            for item in extractions:
+                state = item.state
+                if item.codes is not None:
+                    packed = np.asarray(item.codes, dtype="<i4").tobytes()
+                    database.execute("INSERT OR REPLACE INTO codes VALUES (?, ?)", (item.digest, packed))
+                database.execute(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                    (state.path, state.size, state.mtime, item.digest, item.error),
+                )
+            database.execute("UPDATE revision SET number = number + 1")
+
+    def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
+        row = self._database.execute(
+            "SELECT digest, error FROM files WHERE path = ? AND size = ? AND mtime = ?",
+            (state.path, state.size, state.mtime),
+        ).fetchone()
+        return row or (None, None)
+
+    def _by_digest(self, digest: bytes) -> list[int] | None:
+        row = self._database.execute("SELECT codes FROM codes WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else np.frombuffer(row[0], dtype="<i4").tolist()
+
+
+@dataclass
+class ExtractionReport:
+    """Counts of one extraction run; `failures` maps a path to the reason."""
+
+    num_files: int = 0
+    num_present: int = 0
+    num_encoded: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def count(self, result: Extraction) -> None:
+        if result.error:
+            self.failures[result.state.path] = result.error
+        elif result.codes is None:
+            self.num_present += 1
+        else:
+            self.num_encoded += 1
+
+    def summary(self) -> str:
+        lines = [
+            f"{self.num_files} audio files: {self.num_present} had codes, {self.num_encoded} encoded, "
+            f"{len(self.failures)} failed"
+        ]
+        return "\n".join(lines + [f"  {reason}" for reason in self.failures.values()])
+
+
+def extract_codes(
+    paths: Iterable[str | Path],
+    store: AudioCodeStore,
+    make_tokenizer: Callable[[str], Any],
+    *,
+    devices: Sequence[str] = ("cpu",),
+    num_workers: int = 0,
+    progress: bool = False,
+) -> ExtractionReport:
+    """Encode the audio files that have no codes yet; files that cannot be read are counted and named.
+
+    What is encoded is written every few files, so a stopped run goes on where it was.
+
+    Args:
+        make_tokenizer: Makes the audio tokenizer on a device; called once per worker, so it must be picklable.
+        devices: Devices handed to the workers in turn.
+        num_workers: Processes; 0 encodes in this one.
+    """
+    report = ExtractionReport()
+    pending = []
+    for path in dict.fromkeys(str(path) for path in paths):
+        report.num_files += 1
+        try:
+            state = FileState.of(path)
+        except FileNotFoundError as error:
+            report.failures[path] = str(error)
+            continue
+        if store.has(state):
+            report.num_present += 1
+        else:
+            pending.append(state)
+    results = map_ordered(partial(_make_encoder, make_tokenizer, tuple(devices), store), pending, num_workers)
+    waiting: list[Extraction] = []
+    try:
+        for result in tqdm(results, total=len(pending), desc="audio codes", unit="file", disable=not progress):
+            waiting.append(result)
+            report.count(result)
+            if len(waiting) >= _COMMIT_EVERY:
+                store.add(waiting)
+                waiting.clear()
+    finally:
+        if waiting:
+            store.add(waiting)
+    return report
+
+
+def _make_encoder(
+    make_tokenizer: Callable[[str], Any], devices: Sequence[str], store: AudioCodeStore, rank: int
+) -> Callable[[FileState], Extraction]:
+    tokenizer = make_tokenizer(devices[rank % len(devices)])
+
+    def encode(state: FileState) -> Extraction:
+        try:
+            digest = _hash_file(state.path)
+            if store.has_digest(digest):
+                return Extraction(state, digest)
+            wave = load_audio(state.path, tokenizer.sample_rate)
+        except (AudioError, OSError) as error:
+            return Extraction(state, error=str(error))
+        return Extraction(state, digest, list(tokenizer.encode(wave, tokenizer.sample_rate)))
+
+    return encode
+
+
+def _hash_file(path: str | Path) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()

@@ -1,0 +1,61 @@
+"""A map over worker processes that keeps the order and holds only a few items at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_CHUNKS_PER_WORKER = 4  # in flight, so that no worker waits for the reader
+
+_worker_function: Callable[[Any], Any]  # of a worker process, set once when it starts
+
+
+def map_ordered(
+    make_function: Callable[[int], Callable[[Item], Result]],
+    items: Iterable[Item],
+    num_workers: int,
+    *,
+    chunk_size: int = 8,
+) -> Iterator[Result]:
+    """Yield `function(item)` in the order of `items`; results do not depend on `num_workers`.
+
+    Args:
+        make_function: Called in each worker with its rank (from 0), for what is expensive to set up; picklable.
+        num_workers: Processes; 0 works in this one.
+    Raises: What a worker raises; BrokenProcessPool if one dies.
+    """
+    if num_workers == 0:
+        yield from map(make_function(0), items)
+        return
+    context = get_context("spawn")  # CUDA and threads do not survive a fork
+    ranks = context.Value("i", 0)
+    iterator = iter(items)
+    in_flight: deque = deque()
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (make_function, ranks))
+    try:
+        while True:
+            while len(in_flight) < num_workers * _CHUNKS_PER_WORKER and (chunk := list(islice(iterator, chunk_size))):
+                in_flight.append(pool.submit(_run_chunk, chunk))
+            if not in_flight:
+                return
+            yield from in_flight.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(make_function: Callable[[int], Callable[[Any], Any]], ranks: Any) -> None:
+    global _worker_function
+    with ranks.get_lock():
+        rank, ranks.value = ranks.value, ranks.value + 1
+    _worker_function = make_function(rank)
+
+
+def _run_chunk(chunk: list[Any]) -> list[Any]:
+    return [_worker_function(item) for item in chunk]
