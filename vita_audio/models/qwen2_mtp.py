@@ -1,0 +1,423 @@
+"""Qwen2 with cascaded multi-token-prediction (MTP) modules, as in VITA-Audio (arXiv 2505.03739).
+
+Module k reads, at each position i, the final-normed hidden state of depth k - 1 (the backbone for k = 0) and the
+embedding of token i + k + 1, and predicts token i + k + 2. It is decoder layer `num_backbone_layers + k` behind two
+norms and a projection of its own; final norm and head are those of the backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from vita_audio.constants import IGNORE_INDEX
+
+LOSS_CHUNK_VOCABULARY = 16384  # the loss holds at most (targets x this many) logits at once
+
+
+class Qwen2MTPConfig(Qwen2Config):
+    """Qwen2Config whose `num_hidden_layers` counts backbone layers and MTP modules, as in the released checkpoints.
+
+    Args:
+        num_nextn_predict_layers: Number of MTP modules; they are the last layers.
+        mtp_loss_weight: Factor of the mean module loss in the training loss.
+    """
+
+    model_type = "qwen2_mtp"
+    keys_to_ignore_at_inference = ["past_key_values", "main_loss", "mtp_losses", "accuracies", "num_targets"]
+
+    num_nextn_predict_layers: int = 0
+    mtp_loss_weight: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        if not 0 <= self.num_nextn_predict_layers < self.num_hidden_layers:
+            raise ValueError(
+                "num_hidden_layers counts backbone layers and MTP modules, so num_nextn_predict_layers must be between "
+                f"0 and {self.num_hidden_layers - 1}, got {self.num_nextn_predict_layers}"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_backbone_layers(self) -> int:
+        return self.num_hidden_layers - self.num_nextn_predict_layers
+
+
+@dataclass
+class MTPOutput(CausalLMOutputWithPast):
+    """Output of `Qwen2MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
+
+    Args:
+        main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains.
+        mtp_losses: Cross entropy of each module, (modules,).
+        accuracies: Share of targets that are the most likely token, backbone first, (1 + modules,).
+        num_targets: Number of targets, backbone first, (1 + modules,), int64.
+    """
+
+    main_loss: Tensor | None = None
+    mtp_losses: Tensor | None = None
+    accuracies: Tensor | None = None
+    num_targets: Tensor | None = None
+
+
+def shift_within_documents(x: Tensor, shift: int, position_ids: Tensor, fill: int) -> Tensor:
+    """Move `x` left by `shift` tokens without crossing a document boundary.
+
+    Args:
+        x: One value per token, (batch, time).
+        position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
+        fill: Value where the document has no such token.
+    Returns: (batch, time). `[A0 A1 A2 B0 B1]` shifted by 1 is `[A1 A2 fill B1 fill]`.
+    Raises: ValueError if shift is negative.
+    """
+    if shift < 0:
+        raise ValueError(f"shift must be at least 0, got {shift}")
+    shift = min(shift, x.shape[1])
+    same_document = F.pad(position_ids[:, shift:], (0, shift), value=-1) == position_ids + shift
+    return F.pad(x[:, shift:], (0, shift), value=fill).masked_fill(~same_document, fill)
+
+
+def is_packed(position_ids: Tensor, attention_mask: Tensor | None = None) -> bool:
+    """Tell whether a row of `position_ids` (batch, time) holds several documents; masked tokens are no document."""
+    border = position_ids.diff(dim=-1) != 1
+    if attention_mask is not None:
+        border = border & (attention_mask[:, 1:] * attention_mask[:, :-1]).bool()
+    return bool(border.any())
+
+
+def score_targets(
+    head: nn.Linear, hidden_states: Tensor, targets: Tensor, *, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the cross entropy of all targets, without ever holding the logits of all of them.
+
+    A large vocabulary is scored in chunks of rows whose logits are computed again in the backward pass. The number of
+    chunks depends on nothing but the vocabulary, so that all ranks call the head equally often (ZeRO-3 needs that).
+
+    Args:
+        head: Linear layer from hidden size to vocabulary.
+        hidden_states: (batch, time, hidden).
+        targets: Token to predict at each place or IGNORE_INDEX, (batch, time).
+        weights: Factor of each target's cross entropy, (batch, time); None means 1.
+    Returns: (sum of weighted cross entropy, float32; number of correct targets; number of targets), all scalars.
+    """
+    place = targets != IGNORE_INDEX
+    targets = targets[place]  # (targets,)
+    weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[place].float()
+    num_chunks = -(-head.out_features // LOSS_CHUNK_VOCABULARY)
+    loss = hidden_states.new_zeros((), dtype=torch.float32)
+    num_correct = targets.new_zeros(())
+    rows = (part.tensor_split(num_chunks) for part in (hidden_states[place], targets, weights))
+    for chunk in zip(*rows, strict=True):
+        if num_chunks > 1:
+            chunk_loss, chunk_correct = checkpoint(
+                _score_rows, head, *chunk, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            chunk_loss, chunk_correct = _score_rows(head, *chunk)
+        loss, num_correct = loss + chunk_loss, num_correct + chunk_correct
+    return loss, num_correct, place.sum()
+
+
+def _score_rows(head: nn.Linear, hidden_states: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head(hidden_states).float()  # (rows, vocabulary)
+    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    return loss, (logits.detach().argmax(dim=-1) == targets).sum()
+
+
+class Qwen2MTPModel(Qwen2Model):
+    """Qwen2Model whose `forward` runs the backbone layers and whose `run_layers` runs any of them."""
+
+    config_class = Qwen2MTPConfig
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Run the backbone; arguments as in `Qwen2Model`.
+
+        Rows with several documents get no new cache: transformers separates documents only without one.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is None:
+            num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + num_past
+        if use_cache and past_key_values is None and not is_packed(position_ids):
+            past_key_values = DynamicCache(config=self.config)
+        hidden_states = self.run_layers(
+            inputs_embeds,
+            range(self.config.num_backbone_layers),
+            position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def attention_masks(
+        self,
+        inputs_embeds: Tensor,
+        layers: range,
+        position_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        past_key_values: Cache | None = None,
+    ) -> dict[str, Tensor | None]:
+        """Make the mask of every attention type among `layers`, in the form the attention back end wants.
+
+        Raises: ValueError if rows with several documents come with a padding mask, which would join the documents.
+        """
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        if attention_mask is not None and attention_mask.ndim == 2 and past_key_values is None:
+            if is_packed(position_ids, attention_mask):
+                raise ValueError(
+                    "rows with several documents (position_ids restart) need attention_mask=None, got a padding mask; "
+                    "mark padding by labels instead"
+                )
+        masks = {}
+        for layer in layers:
+            kind = self.config.layer_types[layer]
+            if kind not in masks:
+                masks[kind] = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind](
+                    config=self.config,
+                    inputs_embeds=inputs_embeds,
+                    attention_mask=attention_mask,
+                    past_key_values=past_key_values,
+                    position_ids=position_ids,
+                    layer_idx=layer,
+                )
+        return masks
+
+    def run_layers(
+        self,
+        inputs_embeds: Tensor,
+        layers: range,
+        position_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Run some decoder layers, without the final norm.
+
+        Args:
+            inputs_embeds: Input of the first of them, (batch, time, hidden).
+            position_ids: Rotary positions, (batch or 1, time); a restart begins a new document.
+            attention_mask: Of padding, (batch, cached + time), 0 for padding; or masks made by `attention_masks`.
+        Returns: (batch, time, hidden).
+        """
+        masks = self.attention_masks(inputs_embeds, layers, position_ids, attention_mask, past_key_values)
+        shape = inputs_embeds.shape
+        if (
+            is_flash_attention_requested(self.config)
+            and shape[0] > 1
+            and past_key_values is None
+            and all(mask is None for mask in masks.values())
+            and is_packed(position_ids)
+        ):  # flash attention looks for documents in a single row only
+            position_ids = position_ids.expand(shape[:2]).reshape(1, -1)
+            inputs_embeds = inputs_embeds.reshape(1, -1, shape[-1])
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for layer in layers:
+            hidden_states = self.layers[layer](
+                hidden_states,
+                attention_mask=masks[self.config.layer_types[layer]],
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        return hidden_states.view(shape)
+
+
+class Qwen2MTPForCausalLM(Qwen2ForCausalLM):
+    """Language model with MTP modules; parameter names are those of the released weights."""
+
+    config_class = Qwen2MTPConfig
+
+    def __init__(self, config: Qwen2MTPConfig):
+        super(Qwen2ForCausalLM, self).__init__(config)  # Qwen2ForCausalLM's own would build a backbone to throw away
+        num_modules, hidden_size = config.num_nextn_predict_layers, config.hidden_size
+        self.model = Qwen2MTPModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(hidden_size, config.vocab_size, bias=False)
+        self.mtp_projs = nn.ModuleList(nn.Linear(2 * hidden_size, hidden_size, bias=False) for _ in range(num_modules))
+        self.mtp_embed_norms = nn.ModuleList(Qwen2RMSNorm(hidden_size, config.rms_norm_eps) for _ in range(num_modules))
+        self.mtp_hidden_norms = nn.ModuleList(
+            Qwen2RMSNorm(hidden_size, config.rms_norm_eps) for _ in range(num_modules)
+        )
+        self.post_init()
+
+    def mtp_step(
+        self,
+        depth: int,
+        inputs_embeds: Tensor,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """Run MTP module `depth` on pairs of a hidden state and a later token.
+
+        Args:
+            inputs_embeds: Embeddings of the tokens `depth + 1` right of the hidden states, (batch, time, hidden).
+            hidden_states: Final-normed output of the depth before (of the backbone for depth 0), (batch, time, hidden).
+            position_ids: Positions of those tokens, (batch or 1, time).
+            attention_mask: As in `Qwen2MTPModel.run_layers`; a pair is padding where its hidden state is.
+        Returns: Final-normed hidden states, (batch, time, hidden); the head turns them into logits.
+        """
+        layer = self.config.num_backbone_layers + depth
+        pairs = torch.cat([self.mtp_embed_norms[depth](inputs_embeds), self.mtp_hidden_norms[depth](hidden_states)], -1)
+        hidden_states = self.model.run_layers(
+            self.mtp_projs[depth](pairs), range(layer, layer + 1), position_ids, attention_mask, past_key_values
+        )
+        return self.model.norm(hidden_states)
+
+    def mtp_chain(
+        self, inputs_embeds: Tensor, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the hidden states of every depth when all tokens are known.
+
+        Place i of depth k pairs hidden state i with token i + k + 1. The last k + 1 places of a document have no such
+        token of their own: what they yield is meaningless, and being last they influence no other place.
+
+        Args:
+            inputs_embeds: Token embeddings, (batch, time, hidden).
+            hidden_states: Backbone output, (batch, time, hidden).
+            position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
+        """
+        time = inputs_embeds.shape[1]
+        masks = attention_mask
+        for depth in range(self.config.num_nextn_predict_layers):
+            shift = min(depth + 1, time)
+            shifted = F.pad(inputs_embeds[:, shift:], (0, 0, 0, shift))  # (batch, time, hidden)
+            if depth == 0:
+                layers = range(self.config.num_backbone_layers, self.config.num_hidden_layers)
+                masks = self.model.attention_masks(shifted, layers, position_ids, attention_mask)
+            hidden_states = self.mtp_step(depth, shifted, hidden_states, position_ids + depth + 1, masks)
+            yield hidden_states
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        loss_weights: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> MTPOutput:
+        """Run the backbone and, given labels, the modules; arguments as in `Qwen2ForCausalLM` except:
+
+        Args:
+            position_ids: (batch, time); restarts at 0 where a packed document begins, and then `attention_mask` must be
+                None. No document sees another one, and no target lies in another one.
+            inputs_embeds: Input of the backbone instead of the embeddings of `input_ids`. The modules read the
+                embeddings of `input_ids` if both are given.
+            labels: (batch, time), IGNORE_INDEX for no target. A frozen head means a frozen backbone: its loss is only
+                reported, and the modules' inputs are detached.
+            loss_weights: Factor of each label in the backbone's loss, (batch, time).
+            num_items_in_batch: Divisor of every summed loss; None means the number of targets (the sum of their
+                weights) of each.
+        Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
+        """
+        train_backbone = labels is None or self.lm_head.weight.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and train_backbone):
+            token_embeds = inputs_embeds if input_ids is None else self.model.embed_tokens(input_ids)
+            outputs = self.model(
+                inputs_embeds=token_embeds if inputs_embeds is None else inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+            hidden_states = outputs.last_hidden_state  # (batch, time, hidden)
+            logits = None
+            if labels is None or not self.training:
+                logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        losses = {}
+        if labels is not None:
+            if position_ids is None:
+                position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
+            losses = self._losses(
+                token_embeds, hidden_states, labels, position_ids, attention_mask, loss_weights, num_items_in_batch
+            )
+        return MTPOutput(
+            **losses,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _losses(
+        self,
+        token_embeds: Tensor,
+        hidden_states: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        loss_weights: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """Compute the loss fields of `MTPOutput`."""
+        train_backbone = self.lm_head.weight.requires_grad
+        if loss_weights is not None:
+            loss_weights = shift_within_documents(loss_weights, 1, position_ids, 0)
+        losses, num_correct, num_targets = [], [], []
+        depths = self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)
+        for depth in range(-1, self.config.num_nextn_predict_layers):
+            targets = shift_within_documents(labels, depth + 2, position_ids, IGNORE_INDEX)
+            weights = loss_weights if depth < 0 else None
+            depth_hidden = hidden_states if depth < 0 else next(depths)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (train_backbone or depth >= 0)):
+                loss, correct, count = score_targets(self.lm_head, depth_hidden, targets, weights=weights)
+            divisor = num_items_in_batch
+            if divisor is None:
+                total = count if weights is None else weights[targets != IGNORE_INDEX].sum()
+                divisor = torch.where(total > 0, total, 1)
+            losses.append(loss / divisor)
+            num_correct.append(correct)
+            num_targets.append(count)
+        main_loss, mtp_losses, counts = losses[0], losses[1:], torch.stack(num_targets)
+        loss = main_loss if train_backbone or not mtp_losses else main_loss.new_zeros(())
+        if mtp_losses:
+            loss = loss + self.config.mtp_loss_weight * torch.stack(mtp_losses).mean()
+        return {
+            "loss": loss,
+            "main_loss": main_loss.detach(),
+            "mtp_losses": torch.stack(mtp_losses).detach() if mtp_losses else main_loss.new_zeros(0),
+            "accuracies": torch.stack(num_correct) / counts.clamp(min=1),
+            "num_targets": counts,
+        }

@@ -1,0 +1,109 @@
+"""Change a loaded model for the next training stage: initialise new MTP modules, choose what trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from vita_audio.models.qwen2_mtp import Qwen2MTPConfig, Qwen2MTPForCausalLM
+
+MODULE_PARTS = ("mtp_projs", "mtp_embed_norms", "mtp_hidden_norms")
+
+
+def mtp_parameter_patterns(config: Qwen2MTPConfig) -> list[str]:
+    """List the patterns (for `set_trainable`) of all parameters that belong to MTP modules."""
+    layers = range(config.num_backbone_layers, config.num_hidden_layers)
+    if not layers:
+        return []
+    return [f"model.layers.{layer}.*" for layer in layers] + [f"{part}.*" for part in MODULE_PARTS]
+
+
+def match_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """List the parameters whose whole name matches a shell pattern; both names of a tied parameter count.
+
+    Raises: ValueError if a pattern matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(f"pattern {pattern!r} matches no parameter; parameters begin with {', '.join(parts)}")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def set_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Train the parameters that match a pattern and freeze the others.
+
+    Args:
+        patterns: Shell patterns of whole names: `model.layers.3.*` does not match layer 30, `*` matches everything.
+    Returns: Names of the parameters that train.
+    Raises: ValueError if a pattern matches nothing.
+    """
+    chosen = match_parameters(model, patterns)
+    model.requires_grad_(False)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in chosen:
+        parameters[name].requires_grad_(True)
+    return chosen
+
+
+@torch.no_grad()
+def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) -> list[str]:
+    """Initialise MTP modules that a checkpoint lacks, each from the one before it.
+
+    A layer is copied from the layer before (the last backbone layer for module 0), a projection and its norms from
+    module k - 1. Module 0 has none before it: its projection is drawn from normal(0, initializer_range), its norms are
+    one.
+
+    Args:
+        missing_keys: What `from_pretrained(..., output_loading_info=True)` reports.
+    Returns: Names of the initialised parameters, sorted.
+    Raises: ValueError if something other than an MTP module is missing.
+    """
+    missing = set(missing_keys)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    patterns = mtp_parameter_patterns(model.config)
+    foreign = sorted(name for name in missing if not any(fnmatchcase(name, pattern) for pattern in patterns))
+    if foreign:
+        raise ValueError(
+            f"only MTP modules can be initialised, but the checkpoint also lacks {', '.join(foreign[:5])} "
+            f"({len(foreign)} in all); check that it fits the model config"
+        )
+    for depth in range(model.config.num_nextn_predict_layers):
+        for target, source in _sources(model, depth):
+            if target not in missing:
+                continue
+            with _gathered([parameters[target]] + ([parameters[source]] if source else [])):
+                if source:
+                    parameters[target].copy_(parameters[source])
+                elif parameters[target].ndim == 1:
+                    parameters[target].fill_(1.0)
+                else:
+                    parameters[target].normal_(0.0, model.config.initializer_range)
+    return sorted(missing)
+
+
+def _sources(model: Qwen2MTPForCausalLM, depth: int) -> Iterator[tuple[str, str | None]]:
+    """Yield the parameters of one module, each with the one it is copied from."""
+    layer = model.config.num_backbone_layers + depth
+    for name, _ in model.model.layers[layer].named_parameters():
+        yield f"model.layers.{layer}.{name}", f"model.layers.{layer - 1}.{name}"
+    for part in MODULE_PARTS:
+        yield f"{part}.{depth}.weight", f"{part}.{depth - 1}.weight" if depth else None
+
+
+@contextlib.contextmanager
+def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Make parameters whole while they are changed, where DeepSpeed ZeRO-3 has split them over the ranks."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+        yield
