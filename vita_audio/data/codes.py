@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What came of one file: codes, or only a digest when a copy has codes already, or the reason why there are none."""
+    """What came of one file: codes, only a digest when a copy has codes already, or the reason why there are none."""
 
     state: FileState
     digest: bytes | None = None

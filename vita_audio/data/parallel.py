@@ -9,6 +9,8 @@ from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+import torch
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -52,6 +54,7 @@ def map_ordered(
 
 def _start_worker(make_function: Callable[[int], Callable[[Any], Any]], ranks: Any) -> None:
     global _worker_function
+    torch.set_num_threads(1)  # the workers share the cores
     with ranks.get_lock():
         rank, ranks.value = ranks.value, ranks.value + 1
     _worker_function = make_function(rank)

@@ -1,0 +1,191 @@
+"""The data yaml: which files, how much of each, in which order.
+
+dataset:
+  spoken_qa: {ratio: 1.0, num: 100000, data_paths: [qa.jsonl, folder_of_jsonl]}
+
+Rows stay JSON text until they are encoded, so files with different columns mix freely.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+DATA_SUFFIXES = (".json", ".jsonl")
+_FEATURES = Features({"sample": Value("large_string"), "line": Value("int64"), "source": Value("int32")})
+_ENTRY_KEYS = {"ratio", "num", "data_paths"}
+_TOP_KEYS = {"dataset", "do_dataset_format", "do_dataset_cast", "xlsx_sample_num"}  # all but the first have no effect
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sample that is left out, and why. `kind` groups problems of the same sort in a report."""
+
+    file: str
+    line: int
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data file of a mixture."""
+
+    name: str
+    file: str
+    num_samples: int
+    num_used: int
+
+
+@dataclass
+class Mixture:
+    """Rows in training order: `sample` (JSON text), `line` (from 1) and `source` (index into `sources`)."""
+
+    rows: Dataset
+    sources: list[Source]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named group of the yaml. `ratio` above 1 repeats rows; `num` caps the rows of each file."""
+
+    name: str
+    files: tuple[Path, ...]
+    ratio: float
+    num: float
+
+
+def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
+    """Read a data yaml and the files it names.
+
+    A file gives `min(int(rows * ratio), num)` rows, the first ones of its shuffled order; the rows of all files are
+    then shuffled together. A line that is not JSON is left out and listed in `problems`.
+
+    Raises: FileNotFoundError for a file or folder that is not there, ValueError for a malformed yaml, a JSON list that
+        cannot be parsed, or no rows.
+    """
+    parts: list[Dataset] = []
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    chosen: list[np.ndarray] = []
+    first = 0
+    for entry in read_entries(path):
+        for file in entry.files:
+            lines, texts = [], []
+            for line, text in read_samples(file, problems):
+                lines.append(line)
+                texts.append(text)
+            columns = {"sample": texts, "line": lines, "source": [len(sources)] * len(texts)}
+            parts.append(Dataset.from_dict(columns, features=_FEATURES))
+            num_used = min(int(len(texts) * entry.ratio), entry.num)
+            if texts:
+                chosen.append(first + shuffled(len(texts), seed)[np.arange(num_used) % len(texts)])
+            sources.append(Source(entry.name, str(file), len(texts), num_used))
+            first += len(texts)
+    order = np.concatenate(chosen) if chosen else np.arange(0)
+    if not len(order):
+        raise ValueError(f"{path}: no rows in {len(sources)} data files; check ratio, num and data_paths")
+    rows = concatenate_datasets(parts).select(order[shuffled(len(order), seed)])
+    return Mixture(rows, sources, problems)
+
+
+def shuffled(count: int, seed: int) -> np.ndarray:
+    """Return the order of VITA-Audio's data: the permutation of `seed`, applied twice."""
+    permutation = np.random.default_rng(seed).permutation(count)
+    return permutation[permutation]
+
+
+def read_entries(path: str | Path) -> list[Entry]:
+    """Parse a data yaml; entries with ratio 0 or num 0 are left out, and their files need not exist.
+
+    Relative data paths count from the folder of the yaml, or else from the current folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such data yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not yaml: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("dataset"), dict) or content.keys() - _TOP_KEYS:
+        raise ValueError(f"{path}: expected `dataset: {{name: {{ratio, num, data_paths}}}}`, got {content!r:.200}")
+    entries = (_parse_entry(path, name, value) for name, value in content["dataset"].items())
+    return [entry for entry in entries if entry is not None]
+
+
+def _parse_entry(yaml_path: Path, name: str, value: Any) -> Entry | None:
+    where = f"{yaml_path}: dataset {name!r}"
+    if not isinstance(value, dict) or value.keys() - _ENTRY_KEYS:
+        raise ValueError(f"{where}: allowed keys are {', '.join(sorted(_ENTRY_KEYS))}, got {value!r:.200}")
+    ratio, num, data_paths = value.get("ratio", 1.0), value.get("num", math.inf), value.get("data_paths")
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < math.inf:
+        raise ValueError(f"{where}: ratio must be a number, 0 or more, got {ratio!r}")
+    if num != math.inf and (isinstance(num, bool) or not isinstance(num, int) or num < 0):
+        raise ValueError(f"{where}: num must be an integer, 0 or more, got {num!r}")
+    if ratio == 0 or num == 0:
+        return None
+    if not isinstance(data_paths, list) or not data_paths:
+        raise ValueError(f"{where}: data_paths must be a list of files or folders, got {data_paths!r}")
+    files = [file for data_path in data_paths for file in _data_files(yaml_path, where, str(data_path))]
+    return Entry(str(name), tuple(files), float(ratio), num)
+
+
+def _data_files(yaml_path: Path, where: str, data_path: str) -> list[Path]:
+    path = resolve(data_path, yaml_path.parent)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{where}: no file or folder {data_path}; set ratio to 0 to leave it out")
+    files = sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"{where}: no {' or '.join(DATA_SUFFIXES)} file in folder {data_path}")
+    return files
+
+
+def resolve(path: str | Path, folder: Path) -> Path:
+    """Return `path` counted from `folder` if it is there, else as it is (absolute, or from the current folder)."""
+    inside = folder / path
+    return inside if inside.exists() else Path(path)
+
+
+def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
+    """Yield line number and JSON text of each sample of a JSON list or of JSON lines; blank lines are skipped.
+
+    A broken line is appended to `problems`. In a JSON list the number is that of the sample, counted from 1.
+
+    Raises: ValueError for a JSON list that cannot be parsed.
+    """
+    with open(path, "rb") as file:
+        start = b""
+        while not start and (line := file.readline()):
+            start = line.removeprefix(_BYTE_ORDER_MARK).strip()
+        file.seek(0)
+        if start.startswith(b"["):
+            try:
+                samples = json.loads(file.read())
+            except ValueError as error:
+                raise ValueError(f"{path}: not a JSON list: {error}; repair the file") from error
+            yield from ((number, json.dumps(sample, ensure_ascii=False)) for number, sample in enumerate(samples, 1))
+            return
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(_BYTE_ORDER_MARK).strip()
+            if not line:
+                continue
+            try:
+                json.loads(line)
+                yield number, line.decode("utf-8")
+            except ValueError as error:  # broken JSON or broken UTF-8
+                problems.append(Problem(str(path), number, "not JSON", f"not JSON: {error}"))
