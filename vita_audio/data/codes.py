@@ -101,7 +101,7 @@ class AudioCodeStore:
         digest, error = self._known(state)
         if error:
             raise AudioError(error)
-        codes = self._by_digest(digest or _hash_file(state.path))
+        codes = self._by_digest(digest or hash_file(state.path))
         if codes is None:
             raise MissingCodesError(f"no codes for {path} in {self.path}; run tools/extract_audio_codes.py")
         return codes
@@ -226,7 +226,7 @@ def _make_encoder(
 
     def encode(state: FileState) -> Extraction:
         try:
-            digest = _hash_file(state.path)
+            digest = hash_file(state.path)
             if store.has_digest(digest):
                 return Extraction(state, digest)
             wave = load_audio(state.path, tokenizer.sample_rate)
@@ -237,7 +237,8 @@ def _make_encoder(
     return encode
 
 
-def _hash_file(path: str | Path) -> bytes:
+def hash_file(path: str | Path) -> bytes:
+    """Return a 16-byte hash of a file's content."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

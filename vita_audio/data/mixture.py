@@ -186,6 +186,7 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
                 continue
             try:
                 json.loads(line)
-                yield number, line.decode("utf-8")
             except ValueError as error:  # broken JSON or broken UTF-8
                 problems.append(Problem(str(path), number, "not JSON", f"not JSON: {error}"))
+                continue
+            yield number, line.decode("utf-8")

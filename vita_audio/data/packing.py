@@ -1,0 +1,303 @@
+"""From a data mixture to packs: documents laid end to end in rows of at most `max_length` tokens, before training.
+
+`position_ids` restart at 0 with each document; that alone keeps documents apart in attention, so packs carry no
+attention mask. Nothing is lost without a word: what cannot be used is in the report, by file and line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from tqdm import tqdm
+
+from vita_audio.constants import IGNORE_INDEX
+from vita_audio.data.audio import AudioError
+from vita_audio.data.chat import SampleError, encode_conversation
+from vita_audio.data.codes import AudioCodeStore, hash_file
+from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
+from vita_audio.data.parallel import map_ordered
+from vita_audio.interleave import InterleavePlan
+from vita_audio.text import TextTokenizer
+
+NUM_OPEN_PACKS = 256  # packs a document can choose from; more fill better and stray further from the mixture's order
+_LAYOUT = 1  # part of the cache key; raise it when the same inputs give other packs
+_PACKS_PER_WRITE = 64
+_PROBLEMS_SHOWN = 10  # of each kind, in a summary
+
+
+@dataclass(frozen=True)
+class Document:
+    """One encoded sample: int32 ids and labels of the same length, float32 loss weights or None when all are 1."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    loss_weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class PackReport:
+    """What a mixture turned into, and what was left out (`problems`, one for each distinct sample)."""
+
+    max_length: int
+    sources: list[Source]
+    problems: list[Problem] = field(default_factory=list)
+    num_documents: int = 0
+    num_packs: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+
+    @property
+    def fill(self) -> float:
+        """Share of the packs' length that holds tokens."""
+        return self.num_tokens / (self.num_packs * self.max_length) if self.num_packs else 0.0
+
+    def count(self, document: Document) -> None:
+        self.num_documents += 1
+        self.num_tokens += len(document)
+        self.num_targets += int((document.labels != IGNORE_INDEX).sum())
+
+    def summary(self) -> str:
+        lines = [
+            f"{self.num_documents} documents, {self.num_tokens} tokens ({self.num_targets} targets) in "
+            f"{self.num_packs} packs of {self.max_length}, fill {self.fill:.1%}"
+        ]
+        lines += [f"no samples in {source.file}" for source in self.sources if not source.num_samples]
+        for kind, count in sorted(Counter(problem.kind for problem in self.problems).items()):
+            lines.append(f"left out, {kind}: {count}")
+            shown = [problem for problem in self.problems if problem.kind == kind][:_PROBLEMS_SHOWN]
+            lines += [f"  {problem}" for problem in shown]
+            lines += [f"  and {count - len(shown)} more"] if count > len(shown) else []
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "fill": self.fill}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PackReport:
+        fields = {name: value for name, value in values.items() if name != "fill"}
+        fields["sources"] = [Source(**source) for source in fields["sources"]]
+        fields["problems"] = [Problem(**problem) for problem in fields["problems"]]
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class PackRecipe:
+    """Everything that decides what the packs of a data yaml hold; the arguments of `build_packs`."""
+
+    mixture: Path
+    tokenizer: TextTokenizer
+    store: AudioCodeStore
+    plan: InterleavePlan
+    max_length: int
+    user_audio_loss_weight: float = 0.0
+    seed: int = 42
+
+    def __post_init__(self):
+        self.plan.check_data()
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be 1 or more, got {self.max_length}")
+        if self.user_audio_loss_weight < 0:
+            raise ValueError(f"user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
+
+    def encode(self, sources: Sequence[Source], row: Mapping[str, Any]) -> Document | Problem:
+        """Turn a row of the mixture into a document, or say why it is left out.
+
+        Raises: MissingCodesError if an audio file has not been extracted.
+        """
+        file = sources[row["source"]].file
+        problem = partial(Problem, file, row["line"])
+        audio_ids = partial(stored_audio_ids, self.tokenizer, self.store, Path(file).parent)
+        weight = self.user_audio_loss_weight
+        try:
+            encoded = encode_conversation(
+                json.loads(row["sample"]), self.tokenizer, audio_ids, self.plan, user_audio_loss_weight=weight
+            )
+        except SampleError as error:
+            return problem("malformed", str(error))
+        except (AudioError, FileNotFoundError) as error:
+            return problem("unusable audio", str(error))
+        length = len(encoded.input_ids)
+        if length > self.max_length:
+            return problem("too long", f"{length} tokens, the limit is {self.max_length}")
+        input_ids, labels = (np.asarray(ids, dtype=np.int32) for ids in (encoded.input_ids, encoded.labels))
+        if (labels == IGNORE_INDEX).all():
+            return problem("nothing to learn", "no token has a label; a sample needs an assistant turn")
+        return Document(input_ids, labels, np.asarray(encoded.loss_weights, dtype=np.float32) if weight else None)
+
+    def encode_all(self, mixture: Mixture, report: PackReport, num_workers: int, progress: bool) -> Iterator[Document]:
+        """Yield the documents of a mixture in its order and fill `report`."""
+        left_out = {(problem.file, problem.line) for problem in report.problems}
+        make_encoder = partial(_encoder_of_rank, self, mixture.sources)
+        results = map_ordered(make_encoder, mixture.rows, num_workers, chunk_size=64)
+        for result in tqdm(results, total=len(mixture.rows), desc="packing", unit="sample", disable=not progress):
+            if isinstance(result, Document):
+                report.count(result)
+                yield result
+            elif (result.file, result.line) not in left_out:
+                left_out.add((result.file, result.line))
+                report.problems.append(result)
+
+    def write(self, sink: pa.NativeFile | str, num_workers: int, progress: bool) -> PackReport:
+        """Write the packs to a file or buffer, as an Arrow stream.
+
+        Raises: ValueError if no sample is usable.
+        """
+        mixture = load_mixture(self.mixture, self.seed)
+        report = PackReport(self.max_length, mixture.sources, list(mixture.problems))
+        documents = self.encode_all(mixture, report, num_workers, progress)
+        schema = _schema(with_weights=self.user_audio_loss_weight > 0)
+        with pa.ipc.new_stream(sink, schema) as writer:
+            for packs in _batches(pack_documents(documents, self.max_length), _PACKS_PER_WRITE):
+                report.num_packs += len(packs)
+                writer.write_batch(pa.RecordBatch.from_pylist([_join(members) for members in packs], schema=schema))
+        if not report.num_packs:
+            raise ValueError(f"{self.mixture}: no usable sample\n{report.summary()}")
+        return report
+
+    def fingerprint(self) -> str:
+        """Hash of all inputs: data files by content, the tokenizer, the state of the code store, the numbers."""
+        entries = [
+            [entry.name, entry.ratio, entry.num, [[str(file), hash_file(file).hex()] for file in entry.files]]
+            for entry in read_entries(self.mixture)
+        ]
+        codes = [self.store.tokenizer_id, self.store.revision]
+        numbers = [self.plan.ratio, self.max_length, self.user_audio_loss_weight, self.seed]
+        key = json.dumps([_LAYOUT, entries, self.tokenizer.fingerprint, codes, numbers])
+        return hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+
+
+def _encoder_of_rank(
+    recipe: PackRecipe, sources: Sequence[Source], rank: int
+) -> Callable[[Mapping[str, Any]], Document | Problem]:
+    return partial(recipe.encode, sources)
+
+
+def stored_audio_ids(tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path, audio: str, role: str) -> list[int]:
+    """Return the token ids of an audio file named in a data file that lies in `folder`."""
+    if not isinstance(audio, str):
+        raise SampleError(f"audios must hold file names, got {audio!r}")
+    return tokenizer.audio_ids(store.codes(resolve(audio, folder)))
+
+
+def pack_documents(
+    documents: Iterable[Document], max_length: int, num_open: int = NUM_OPEN_PACKS
+) -> Iterator[list[Document]]:
+    """Group documents into packs by best fit, keeping at most `num_open` packs unfinished; no document is split.
+
+    Every document is at most `max_length` long. The order of the documents decides the result.
+    """
+    unfinished: list[tuple[int, int, list[Document]]] = []  # (free tokens, number of the pack, members), sorted
+    for number, document in enumerate(documents):
+        fitting = bisect_left(unfinished, (len(document),))
+        if fitting < len(unfinished):
+            free, pack_number, members = unfinished.pop(fitting)
+        else:
+            if len(unfinished) == num_open:
+                yield unfinished.pop(0)[2]
+            free, pack_number, members = max_length, number, []
+        members.append(document)
+        free -= len(document)
+        if free:
+            insort(unfinished, (free, pack_number, members))
+        else:
+            yield members
+    yield from (members for _, _, members in sorted(unfinished, key=lambda pack: pack[1]))
+
+
+def _join(members: list[Document]) -> dict[str, np.ndarray]:
+    pack = {
+        "input_ids": np.concatenate([member.input_ids for member in members]),
+        "labels": np.concatenate([member.labels for member in members]),
+        "position_ids": np.concatenate([np.arange(len(member), dtype=np.int32) for member in members]),
+    }
+    if members[0].loss_weights is not None:
+        pack["loss_weights"] = np.concatenate([member.loss_weights for member in members])
+    return pack
+
+
+def _schema(with_weights: bool) -> pa.Schema:
+    columns = {name: pa.list_(pa.int32()) for name in ("input_ids", "labels", "position_ids")}
+    return pa.schema({**columns, "loss_weights": pa.list_(pa.float32())} if with_weights else columns)
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write_folder(folder: Path, write: Callable[[str], PackReport]) -> None:
+    """Fill `folder` so that it is either absent or complete, also when several processes do it at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".packs-", dir=folder.parent))
+    try:
+        report = write(str(unfinished / "packs.arrow"))
+        (unfinished / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False), encoding="utf-8")
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def build_packs(
+    mixture: str | Path,
+    tokenizer: TextTokenizer,
+    store: AudioCodeStore,
+    plan: InterleavePlan,
+    max_length: int,
+    *,
+    cache_dir: str | Path | None = None,
+    user_audio_loss_weight: float = 0.0,
+    seed: int = 42,
+    num_workers: int = 0,
+    progress: bool = False,
+) -> tuple[Dataset, PackReport]:
+    """Encode and pack a data yaml; the result depends on its contents and the arguments, not on `num_workers`.
+
+    Args:
+        mixture: The data yaml.
+        store: Codes of its audio files; fill it with tools/extract_audio_codes.py.
+        max_length: Tokens in a pack; a longer sample is left out and reported.
+        cache_dir: Folder that keeps the packs as Arrow files and finds them again for the same inputs; None keeps them
+            in memory.
+        user_audio_loss_weight: When positive, the packs have `loss_weights` and user audio is learnt with this weight.
+        num_workers: Processes that encode; 0 encodes in this one.
+    Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report.
+    Raises: FileNotFoundError or ValueError for the yaml and its files, MissingCodesError for audio without codes,
+        ValueError if no sample is usable.
+    """
+    recipe = PackRecipe(Path(mixture), tokenizer, store, plan, max_length, user_audio_loss_weight, seed)
+    if cache_dir is None:
+        sink = pa.BufferOutputStream()
+        report = recipe.write(sink, num_workers, progress)
+        return Dataset.from_buffer(sink.getvalue()).with_format("numpy"), report
+    folder = Path(cache_dir) / f"packs-{recipe.fingerprint()}"
+    if not folder.exists():
+        _write_folder(folder, partial(recipe.write, num_workers=num_workers, progress=progress))
+    report = PackReport.from_json(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    return Dataset.from_file(str(folder / "packs.arrow")).with_format("numpy"), report
