@@ -1,0 +1,111 @@
+"""The optimisation loop of the speech codec's training tools: schedule, clipping, averages, checkpoints, progress, log."""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser, *, steps: int, lr: float) -> None:
+    """The options that every tool of this loop has."""
+    parser.add_argument("--output", type=Path, required=True, help="run folder; continues if it has a checkpoint")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--warmup", type=int, default=300, help="steps")
+    parser.add_argument("--save-every", type=int, default=500, help="steps")
+    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="train in float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def learning_rate(step: int, args: argparse.Namespace) -> float:
+    """Linear warm-up, then one cosine down to 2 % of `args.lr`."""
+    warm = min(1.0, (step + 1) / args.warmup)
+    return args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.steps))))
+
+
+class TrainingLoop:
+    """Optimises `model` by calling it on batches; the model returns a dictionary of losses with the sum under `total`.
+
+    The run folder gets `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl`. A run that was stopped continues
+    from its last checkpoint. `averaged` holds an exponential moving average of the weights, the better model at the end.
+    """
+
+    def __init__(self, model: nn.Module, args: argparse.Namespace, ema_decay: float | None = 0.999):
+        self.model, self.args = model.to(args.device), args
+        self.averaged = None
+        if ema_decay is not None:
+            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+        self.step = 0
+        args.output.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = args.output / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True, map_location=self.args.device)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.step = state["step"]
+        print(f"continuing at step {self.step} of {self.args.steps} from {self.checkpoint}")
+
+    def _save(self) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
+        partial = self.checkpoint.with_suffix(".part")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def run(
+        self, next_batch: Callable[[], dict], validate: Callable[[], dict], before_step: Callable[[int], None]
+    ) -> None:
+        """Train up to `args.steps`; `validate` runs, and its figures are logged, at every checkpoint.
+
+        Args:
+            before_step: Called with the step's number, for what has to happen once.
+        """
+        args, means, started = self.args, {}, time.time()
+        bar = tqdm(total=args.steps, initial=self.step, unit="step", smoothing=0.02)
+        with open(args.output / "log.jsonl", "a", encoding="utf-8") as log:
+            while self.step < args.steps:
+                before_step(self.step)
+                for name, value in self._train_step(next_batch()).items():
+                    means[name] = 0.98 * means.get(name, value) + 0.02 * value
+                self.step += 1
+                bar.update()
+                if self.step % 20 == 0:
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
+                if self.step % args.save_every == 0 or self.step == args.steps:
+                    self._save()
+                    row = {"step": self.step, "minutes": (time.time() - started) / 60, **means, **validate()}
+                    row = {name: round(float(value), 4) for name, value in row.items()}
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                    tqdm.write(json.dumps(row))
+        bar.close()
+
+    def _train_step(self, batch: dict) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.args)
+        with torch.autocast(torch.device(self.args.device).type, torch.bfloat16, enabled=self.args.bf16):
+            losses: dict[str, Tensor] = self.model(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.model)
+        return {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)}

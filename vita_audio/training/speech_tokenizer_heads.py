@@ -1,0 +1,75 @@
+"""What a speech tokenizer is trained with and never shipped: heads that read phones and mel from its codes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+UPSAMPLING = 4  # 12.5 Hz codes to 50 Hz
+
+
+class ConvBlock(nn.Module):
+    """Residual block over time, (batch, time, width): depthwise convolution, norm, feed-forward."""
+
+    def __init__(self, width: int, kernel_size: int = 7):
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.feed_forward(self.norm(mixed))
+
+
+class CodeReader(nn.Module):
+    """Reads quantised codewords: phone log-probabilities at 50 Hz and the decoder voice's mel.
+
+    Three heads, each pulling on the codes: CTC before pooling keeps the lower layers useful from the first step, CTC on the
+    upsampled codewords keeps the words, the mel regression keeps timing and intonation.
+    """
+
+    def __init__(self, code_width: int, num_symbols: int, width: int = 192, num_bands: int = 80):
+        super().__init__()
+        self.frame_ctc = nn.Linear(code_width, num_symbols)
+        self.input = nn.Linear(code_width, width)
+        self.slow = nn.Sequential(*(ConvBlock(width, 5) for _ in range(3)))
+        self.upsample = nn.Linear(width, UPSAMPLING * width)
+        self.fast = nn.Sequential(*(ConvBlock(width) for _ in range(2)))
+        self.code_ctc = nn.Linear(width, num_symbols)
+        self.mel_blocks = nn.Sequential(*(ConvBlock(width) for _ in range(2)))
+        self.mel = nn.Linear(width, num_bands)
+
+    def forward(self, codewords: Tensor, token_mask: Tensor) -> Tensor:
+        """(batch, codes, code width), (batch, codes) bool -> features at 50 Hz, (batch, 4 * codes, width)."""
+        hidden = self.slow(self.input(codewords) * token_mask[..., None])
+        hidden = self.upsample(hidden).unflatten(-1, (UPSAMPLING, -1)).flatten(1, 2)
+        return self.fast(hidden * token_mask.repeat_interleave(UPSAMPLING, 1)[..., None])
+
+    def read_mel(self, features: Tensor, num_frames: int) -> Tensor:
+        """Features at 50 Hz -> (batch, num_frames, bands); `num_frames` covers the same time span."""
+        stretched = F.interpolate(features.transpose(1, 2), size=num_frames, mode="linear").transpose(1, 2)
+        return self.mel(self.mel_blocks(stretched))
+
+
+def ctc_loss(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> Tensor:
+    """CTC per target symbol, blank 0; a target too long for its frames counts as zero.
+
+    Args:
+        logits: (batch, time, symbols); lengths: (batch,) valid frames; symbols: ids from 1 on.
+    """
+    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    targets = torch.tensor([symbol for row in symbols for symbol in row])
+    target_lengths = torch.tensor([len(row) for row in symbols])
+    losses = F.ctc_loss(
+        log_probs, targets.to(logits.device), lengths.cpu(), target_lengths, reduction="none", zero_infinity=True
+    )
+    return losses.sum() / target_lengths.sum().clamp(min=1)
+
+
+def greedy_symbols(logits: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Best path without repeats and blanks, one list of symbol ids a row."""
+    rows = []
+    for path, length in zip(logits.argmax(-1).tolist(), lengths.tolist(), strict=True):
+        path = path[:length]
+        rows.append([s for i, s in enumerate(path) if s and (i == 0 or s != path[i - 1])])
+    return rows
