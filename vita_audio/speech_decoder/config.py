@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from .mel import HOP_LENGTH, NUM_BANDS, SAMPLE_RATE
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -106,3 +108,19 @@ class HiFTConfig:
     @property
     def samples_per_frame(self) -> int:
         return math.prod(self.upsample_rates) * self.hop_len
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Both halves of the speech decoder."""
+
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    hift: HiFTConfig = field(default_factory=HiFTConfig)
+
+    def __post_init__(self):
+        mel = (self.hift.sampling_rate, self.hift.samples_per_frame, self.hift.in_channels, self.flow.output_size)
+        if mel != (SAMPLE_RATE, HOP_LENGTH, NUM_BANDS, NUM_BANDS):
+            raise ValueError(
+                f"flow and hift must share a mel of {NUM_BANDS} bands at {SAMPLE_RATE} Hz and {HOP_LENGTH} samples per "
+                f"frame, got sampling_rate, samples per frame, in_channels, output_size = {mel}"
+            )

@@ -117,24 +117,27 @@ class MaskedDiffWithXvec(nn.Module):
         """Mel of one utterance.
 
         Args:
-            codes: (1, time). noise: Standard normal, (1, bands, frames of prompt and codes together).
+            codes: (1, time).
+            noise: Standard normal, (1, bands, frames); says how many frames prompt and codes last together, which is
+                `num_frames` of their codes, give or take one for a piece of a longer utterance.
             prompt_codes: (1, prompt time); prompt_mel: (1, bands, prompt frames), what they sounded like.
             embedding: Speaker, (1, spk_embed_dim), or None.
         Returns: (1, bands, frames after the prompt's).
-        Raises: ValueError if the noise has another number of frames than the codes last.
+        Raises: ValueError if the noise does not fit the codes or the prompt mel leaves no frame to make.
         """
         if prompt_codes is not None:
             codes = torch.cat([prompt_codes, codes], dim=1)
-        num_frames = self.num_frames(codes.shape[1])
-        if noise.shape != (1, self.config.output_size, num_frames):
+        num_frames = noise.shape[2]
+        if abs(num_frames - self.num_frames(codes.shape[1])) > 1:
             raise ValueError(
-                f"{codes.shape[1]} codes need noise of shape {(1, self.config.output_size, num_frames)}, got "
-                f"{tuple(noise.shape)}"
+                f"{codes.shape[1]} codes need noise for {self.num_frames(codes.shape[1])} frames, got {num_frames}"
             )
+        num_prompt_frames = 0 if prompt_mel is None else prompt_mel.shape[2]
+        if num_prompt_frames >= num_frames:
+            raise ValueError(f"the prompt mel must be shorter than all {num_frames} frames, got {num_prompt_frames}")
         lengths = torch.tensor([codes.shape[1]], device=codes.device)
         mu = self.encode(codes, lengths, torch.tensor([num_frames], device=codes.device))
         cond = torch.zeros_like(mu)
-        num_prompt_frames = 0 if prompt_mel is None else prompt_mel.shape[2]
         if num_prompt_frames:
             cond[:, :, :num_prompt_frames] = prompt_mel
         mel = self.decoder.solve(noise, mu, self.speaker(embedding), cond, num_steps=num_steps)

@@ -7,6 +7,7 @@ of the released `hift.pt` of GLM-4-Voice and CosyVoice, including weight norm st
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,11 @@ class ResBlock(nn.Module):
         return x
 
 
+def _block_reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
+    """Positions on either side that one output of a `ResBlock` sees."""
+    return (kernel_size - 1) // 2 * sum(dilation + 1 for dilation in dilations)
+
+
 class F0Predictor(nn.Module):
     """Fundamental frequency per mel frame: (batch, mel bands, frames) -> (batch, frames) in Hz, never negative."""
 
@@ -126,25 +132,23 @@ class HarmonicSource(nn.Module):
 
         Args:
             f0: Hz per sample, (batch, samples).
-            start_cycles: Cycles each harmonic has run before the first sample, (batch, harmonics); zero when absent.
+            start_cycles: Cycles the fundamental has run before the first sample, (batch,), float64; zero when absent.
         Returns: (batch, 1, samples), in (-1, 1).
         """
         config = self.config
         with torch.no_grad():
-            cycles = harmonic_cycles(f0, config.nb_harmonics + 1, config.sampling_rate)
+            # float64: after a minute the harmonics have run 1e5 cycles, of which float32 would lose a hundredth.
+            cycles = torch.cumsum(f0.double() / config.sampling_rate, dim=1)
             if start_cycles is not None:
-                cycles = cycles + start_cycles[..., None]
-            sines = config.nsf_alpha * torch.sin(2 * math.pi * (cycles % 1) + noise.phase)
+                cycles = cycles + start_cycles[:, None]
+            orders = torch.arange(1, config.nb_harmonics + 2, device=f0.device)
+            angles = 2 * math.pi * (cycles[:, None] * orders[:, None] % 1).float() + noise.phase
             voiced = (f0 > config.nsf_voiced_threshold).to(f0.dtype)[:, None]
             noise_scale = voiced * config.nsf_sigma + (1 - voiced) * config.nsf_alpha / 3
-            harmonics = sines * voiced + noise_scale * noise.noise  # (batch, harmonics, samples)
+            harmonics = (
+                config.nsf_alpha * angles.sin() * voiced + noise_scale * noise.noise
+            )  # (batch, harmonics, samples)
         return torch.tanh(self.l_linear(harmonics.transpose(1, 2))).transpose(1, 2)
-
-
-def harmonic_cycles(f0: Tensor, num_harmonics: int, sampling_rate: int) -> Tensor:
-    """Running number of cycles of each harmonic, (batch, samples) in Hz -> (batch, harmonics, samples)."""
-    orders = torch.arange(1, num_harmonics + 1, device=f0.device, dtype=f0.dtype)
-    return torch.cumsum(f0[:, None] * orders[:, None] / sampling_rate, dim=-1)
 
 
 class HiFTGenerator(nn.Module):
@@ -180,7 +184,6 @@ class HiFTGenerator(nn.Module):
                 self.resblocks.append(ResBlock(width, size, dilations))
         self.conv_post = WeightNormConv1d(channels[-1], num_bins, 7)
         self.f0_predictor = F0Predictor(config.in_channels, config.f0_channels)
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
 
     def forward(
         self,
@@ -193,7 +196,7 @@ class HiFTGenerator(nn.Module):
 
         Args:
             mel: Log-mel, (batch, bands, frames).
-            generator: CPU generator of the source's random draws; a fresh, unseeded one when absent.
+            generator: Of the source's random draws, on any device; a fresh, unseeded one when absent.
             source_f0: Hz per frame, (batch, frames), that excites the source instead of the prediction (training).
         Returns: wave (batch, frames * samples_per_frame) in [-audio_limit, audio_limit]; f0 (batch, frames) in Hz.
         """
@@ -201,6 +204,20 @@ class HiFTGenerator(nn.Module):
         noise = self.draw_noise(mel.shape[0], mel.shape[2], generator=generator, device=mel.device)
         source = self.make_source(f0 if source_f0 is None else source_f0, noise)
         return self.synthesize(mel, source), f0
+
+    @property
+    def receptive_frames(self) -> int:
+        """Mel frames on either side beyond which nothing changes a sample, given the excitation; an upper bound."""
+        config = self.config
+        reach, rate = 3.0, 1  # conv_pre
+        for stage, upsample_rate in enumerate(config.upsample_rates):
+            reach += 1 / rate
+            rate *= upsample_rate
+            blocks = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+            reach += max(_block_reach(size, dilations) for size, dilations in blocks) / rate
+            source_size = config.source_resblock_kernel_sizes[stage]
+            reach += _block_reach(source_size, config.source_resblock_dilation_sizes[stage]) / rate + 1 / rate
+        return math.ceil(reach + (3 + config.n_fft / config.hop_len) / rate)
 
     def predict_f0(self, mel: Tensor) -> Tensor:
         """Log-mel (batch, bands, frames) -> fundamental in Hz, (batch, frames), float32."""
@@ -214,14 +231,15 @@ class HiFTGenerator(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> SourceNoise:
-        """Draw the source's start phases and noise on the CPU, so that a seed means the same on every device."""
+        """Draw the source's start phases and noise where the generator lives, then move them to `device`."""
         if generator is None:
             generator = torch.Generator()
             generator.seed()
         shape = (batch_size, self.config.nb_harmonics + 1, num_frames * self.config.samples_per_frame)
-        phase = (torch.rand((*shape[:2], 1), generator=generator) * 2 - 1) * math.pi
+        phase = (torch.rand((*shape[:2], 1), generator=generator, device=generator.device) * 2 - 1) * math.pi
         phase[:, 0] = 0
-        return SourceNoise(phase.to(device), torch.randn(shape, generator=generator).to(device))
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        return SourceNoise(phase.to(device), noise.to(device))
 
     def make_source(self, f0: Tensor, noise: SourceNoise, start_cycles: Tensor | None = None) -> Tensor:
         """Fundamental per frame (batch, frames) -> excitation (batch, 1, samples), float32 also under autocast."""
@@ -249,16 +267,15 @@ class HiFTGenerator(nn.Module):
 
     def _stft(self, wave: Tensor) -> Tensor:
         with torch.autocast(wave.device.type, enabled=False):
-            spectrum = torch.stft(
-                wave.float(), self.config.n_fft, self.config.hop_len, window=self.window, return_complex=True
-            )
+            spectrum = torch.stft(wave.float(), **self._stft_settings(wave.device), return_complex=True)
         return torch.cat([spectrum.real, spectrum.imag], dim=1)
 
     def _istft(self, log_magnitude: Tensor, phase: Tensor) -> Tensor:
         with torch.autocast(phase.device.type, enabled=False):
             magnitude = log_magnitude.exp().clamp(max=100.0)
-            # The released network predicts an angle through a sine, so angles stay within one radian.
-            angle = torch.sin(phase)
-            return torch.istft(
-                torch.polar(magnitude, angle), self.config.n_fft, self.config.hop_len, window=self.window
-            )
+            # The network predicts an angle through a sine, as the released one does: angles stay within one radian.
+            return torch.istft(torch.polar(magnitude, torch.sin(phase)), **self._stft_settings(phase.device))
+
+    def _stft_settings(self, device: torch.device) -> dict[str, Any]:
+        window = torch.hann_window(self.config.n_fft, device=device)
+        return {"n_fft": self.config.n_fft, "hop_length": self.config.hop_len, "window": window}

@@ -1,0 +1,288 @@
+"""Audio codes to waveform, whole or as a stream.
+
+Whole decoding is a stream of one chunk, so both run the same code. What a stream adds, and how close it stays:
+
+* Every frame sees the same random numbers in both, and the vocoder, given the same mel, gives the same samples to
+  rounding: it carries the phase of its excitation and re-reads as much mel as it can see.
+* The mel itself is close but not equal: the flow's attention and normalisation look at the whole utterance, of which
+  a chunk has only the last `context_codes` and nothing of the future. So the last `overlap_codes` of a chunk are held
+  back, made again with the next chunk, and cross-faded.
+* The work per chunk is bounded by its size and the context; no sample is lost: chunks add up to the whole length.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .config import DecoderConfig
+from .config_file import read_config, write_config
+from .flow import MaskedDiffWithXvec
+from .hift import HiFTGenerator, SourceNoise
+from .mel import HOP_LENGTH, NUM_BANDS, SAMPLE_RATE
+from .noise import FrameNoise
+
+# Frames by which a prompt's mel may differ from its codes: tokenizers round a clip's end up to a few codes.
+MAX_PROMPT_MISMATCH = 20
+
+
+@dataclass
+class VocoderState:
+    """What the vocoder remembers between chunks."""
+
+    phase: Tensor  # start phase of each harmonic, (1, harmonics, 1), radians
+    noise: FrameNoise
+    cycles: Tensor  # cycles the fundamental has run, (1,), float64
+    mel: Tensor  # last frames that became samples, (1, bands, at most receptive_frames)
+    source: Tensor  # their excitation, (1, 1, samples)
+
+
+@dataclass
+class SpeechDecoderState:
+    """One audio stream: made by `SpeechDecoder.start`, changed by `decode_chunk`, owned by the caller."""
+
+    num_steps: int
+    context_codes: int
+    overlap_codes: int
+    embedding: Tensor | None
+    mel_noise: FrameNoise
+    vocoder: VocoderState
+    codes: list[int] = field(default_factory=list)  # the window: context, then codes not yet fully decoded
+    first_code: int = 0  # position of codes[0] in the stream, prompt included
+    position: int = 0  # mel frames finished, prompt included
+    mel: Tensor | None = None  # finished frames of the window, (1, bands, frames)
+    held_back: Tensor | None = None  # frames after `position` as the last chunk saw them, (1, bands, frames)
+    is_finished: bool = False
+
+
+class SpeechDecoder:
+    """Flow and vocoder, in evaluation mode and float32; serves any number of streams.
+
+    Attributes: `sample_rate` of the output in Hz, `frame_rate` in codes per second, `vocab_size`, `device`.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, config: DecoderConfig, flow: MaskedDiffWithXvec, hift: HiFTGenerator):
+        self.config = config
+        self.flow = flow.eval().requires_grad_(False)
+        self.hift = hift.eval().requires_grad_(False)
+        self.frame_rate = config.flow.input_frame_rate
+        self.vocab_size = config.flow.vocab_size
+        self.device = flow.encoder_proj.weight.device
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "SpeechDecoder":
+        """Load `config.yaml` and the weights of flow and vocoder, each as `.safetensors` or, failing that, `.pt`.
+
+        Raises: FileNotFoundError, or ValueError naming the file and its missing, unexpected or misshapen weights.
+        """
+        folder = Path(folder)
+        config = read_config(folder / "config.yaml")
+        with torch.device("meta"):
+            flow, hift = MaskedDiffWithXvec(config.flow), HiFTGenerator(config.hift)
+        _load_weights(flow, folder, "flow")
+        _load_weights(hift, folder, "hift")
+        return cls(config, flow.to(device), hift.to(device))
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.yaml`, `flow.safetensors` and `hift.safetensors`, the weights stored as `dtype`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(self.config, folder / "config.yaml")
+        for name, module in (("flow", self.flow), ("hift", self.hift)):
+            weights = {key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+            save_file(weights, folder / f"{name}.safetensors")
+
+    def decode(
+        self,
+        codes: Sequence[int],
+        *,
+        num_steps: int = 10,
+        seed: int = 42,
+        prompt_codes: Sequence[int] | None = None,
+        prompt_mel: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> Tensor:
+        """Wave of all codes at once, (samples,), float32 in [-1, 1], on the CPU; arguments as in `start`."""
+        state = self.start(
+            num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
+        )
+        return self.decode_chunk(state, codes, final=True)
+
+    def start(
+        self,
+        *,
+        num_steps: int = 10,
+        seed: int = 42,
+        context_codes: int = 50,
+        overlap_codes: int = 5,
+        prompt_codes: Sequence[int] | None = None,
+        prompt_mel: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> SpeechDecoderState:
+        """Begin a stream.
+
+        Args:
+            num_steps: Euler steps of the flow. seed: Of this stream's own random numbers.
+            context_codes: Earlier codes that a chunk still looks at.
+            overlap_codes: Codes at the end of a chunk that are held back until the next one.
+            prompt_codes: Codes of a voice sample, and prompt_mel: its log-mel, (bands, frames); both or neither.
+            embedding: Speaker, (spk_embed_dim,).
+        Raises: ValueError if only half a prompt is given, its halves do not last equally long, or context_codes <
+            overlap_codes.
+        """
+        if not context_codes >= overlap_codes >= 0:
+            raise ValueError(
+                f"context_codes must not be less than overlap_codes, got {context_codes} and {overlap_codes}"
+            )
+        codes, mel = self._prompt(prompt_codes, prompt_mel)
+        return SpeechDecoderState(
+            num_steps=num_steps,
+            context_codes=context_codes,
+            overlap_codes=overlap_codes,
+            embedding=None if embedding is None else embedding.float()[None].to(self.device),
+            mel_noise=FrameNoise(NUM_BANDS, torch.Generator().manual_seed(seed)),
+            vocoder=self._start_vocoder(torch.Generator().manual_seed(seed + 1)),
+            codes=codes,
+            position=mel.shape[2],
+            mel=mel.to(self.device),
+        )
+
+    @torch.inference_mode()
+    def decode_chunk(self, state: SpeechDecoderState, codes: Sequence[int], final: bool = False) -> Tensor:
+        """Decode the next codes of a stream.
+
+        Args:
+            codes: Any number of codes, also none. final: Nothing follows; what was held back comes out too.
+        Returns: The samples that are finished now, (samples,), float32, on the CPU; possibly none.
+        Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
+        """
+        if state.is_finished:
+            raise ValueError("this stream is finished; begin another one with start()")
+        window = state.codes + self._checked(codes)
+        num_codes = state.first_code + len(window)
+        num_frames = self.flow.num_frames(num_codes)
+        held_frames = 0 if final else self.flow.num_frames(state.overlap_codes)
+        num_new = max(0, num_frames - held_frames - state.position)
+        if num_new == 0:
+            state.codes, state.is_finished = window, final
+            return torch.zeros(0)
+        mel = self._continue_mel(state, window, num_frames)  # (1, bands, frames after state.position)
+        wave = self._continue_wave(state.vocoder, mel, state.position, num_new)
+        state.mel = torch.cat([state.mel, mel[:, :, :num_new]], dim=2)
+        state.held_back = mel[:, :, num_new:]
+        state.position += num_new
+        state.codes, state.is_finished = window, final
+        self._forget(state)
+        return wave.cpu()
+
+    def _prompt(self, codes: Sequence[int] | None, mel: Tensor | None) -> tuple[list[int], Tensor]:
+        """Voice prompt as codes and (1, bands, frames) that end together, at the last whole code of both."""
+        if (codes is None) != (mel is None):
+            raise ValueError("a voice prompt needs prompt_codes and prompt_mel; give both or neither")
+        if codes is None:
+            return [], torch.zeros(1, NUM_BANDS, 0)
+        codes, num_frames = self._checked(codes), self.flow.num_frames(len(codes))
+        if mel.ndim != 2 or mel.shape[0] != NUM_BANDS or abs(mel.shape[1] - num_frames) > MAX_PROMPT_MISMATCH:
+            raise ValueError(
+                f"prompt_mel of {len(codes)} codes must have shape ({NUM_BANDS}, {num_frames}), give or take "
+                f"{MAX_PROMPT_MISMATCH} frames, got {tuple(mel.shape)}"
+            )
+        while num_frames > mel.shape[1]:
+            codes = codes[:-1]
+            num_frames = self.flow.num_frames(len(codes))
+        return codes, mel[None, :, :num_frames].float()
+
+    def _checked(self, codes: Sequence[int]) -> list[int]:
+        codes = [int(code) for code in codes]
+        if wrong := [code for code in codes if not 0 <= code < self.vocab_size]:
+            raise ValueError(f"audio codes must be in [0, {self.vocab_size}), got {wrong[:5]}")
+        return codes
+
+    def _continue_mel(self, state: SpeechDecoderState, window: list[int], num_frames: int) -> Tensor:
+        """Mel from `state.position` to the end of the window, faded in over what the last chunk held back."""
+        held = state.held_back
+        if held is not None and state.position + held.shape[2] == num_frames:
+            return held  # no code is new
+        start = self.flow.num_frames(state.first_code)
+        noise = state.mel_noise.read(start, num_frames).T[None].to(self.device)  # (1, bands, frames of the window)
+        mel = self.flow.inference(
+            torch.tensor([window], device=self.device),
+            noise,
+            num_steps=state.num_steps,
+            prompt_mel=state.mel,
+            embedding=state.embedding,
+        )
+        if held is not None:
+            num_faded = held.shape[2]
+            rise = torch.arange(1, num_faded + 1, device=self.device) / (num_faded + 1)
+            mel[:, :, :num_faded] = rise * mel[:, :, :num_faded] + (1 - rise) * held
+        return mel
+
+    def _forget(self, state: SpeechDecoderState) -> None:
+        """Drop what lies before the context, in whole attention blocks so that the blocks stay where they were."""
+        block_size = self.config.flow.encoder.block_size
+        num_codes = state.first_code + len(state.codes)
+        first_code = max(state.first_code, (num_codes - state.context_codes) // block_size * block_size)
+        num_dropped = self.flow.num_frames(first_code) - self.flow.num_frames(state.first_code)
+        state.codes = state.codes[first_code - state.first_code :]
+        state.mel = state.mel[:, :, num_dropped:]
+        state.first_code = first_code
+
+    def _start_vocoder(self, generator: torch.Generator) -> VocoderState:
+        num_harmonics = self.config.hift.nb_harmonics + 1
+        phase = (torch.rand(1, num_harmonics, 1, generator=generator) * 2 - 1) * math.pi
+        phase[:, 0] = 0
+        return VocoderState(
+            phase=phase.to(self.device),
+            noise=FrameNoise(num_harmonics * HOP_LENGTH, generator),
+            cycles=torch.zeros(1, dtype=torch.float64, device=self.device),
+            mel=torch.zeros(1, NUM_BANDS, 0, device=self.device),
+            source=torch.zeros(1, 1, 0, device=self.device),
+        )
+
+    def _continue_wave(self, state: VocoderState, mel: Tensor, position: int, num_new: int) -> Tensor:
+        """Samples of the first `num_new` frames of `mel`, (samples,); later frames are only looked at."""
+        num_old, num_frames = state.mel.shape[2], mel.shape[2]
+        mel = torch.cat([state.mel, mel], dim=2)
+        f0 = self.hift.predict_f0(mel)[:, num_old:]
+        noise = state.noise.read(position, position + num_frames).to(self.device)
+        noise = noise.reshape(1, num_frames * HOP_LENGTH, -1).transpose(1, 2)  # (1, harmonics, samples)
+        source = self.hift.make_source(f0, SourceNoise(state.phase, noise), state.cycles)
+        source = torch.cat([state.source, source], dim=2)
+        wave = self.hift.synthesize(mel, source)[0, num_old * HOP_LENGTH : (num_old + num_new) * HOP_LENGTH]
+        end = num_old + num_new
+        first = max(0, end - self.hift.receptive_frames)
+        state.cycles = state.cycles + f0[:, :num_new].double().sum(dim=1) * HOP_LENGTH / SAMPLE_RATE
+        state.mel = mel[:, :, first:end]
+        state.source = source[:, :, first * HOP_LENGTH : end * HOP_LENGTH]
+        return wave
+
+
+def _load_weights(module: nn.Module, folder: Path, name: str) -> None:
+    """Fill a module made on the meta device from `name.safetensors` or `name.pt`, as float32."""
+    paths = [folder / f"{name}.safetensors", folder / f"{name}.pt"]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"no speech decoder weights at {paths[0]} or {paths[1]}")
+    try:
+        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    expected = module.state_dict()
+    problems = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - expected.keys()),
+        "of another shape": sorted(
+            key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape
+        ),
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what}: {', '.join(keys[:5])} ({len(keys)})" for what, keys in problems.items() if keys)
+        raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {found}")
+    module.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
