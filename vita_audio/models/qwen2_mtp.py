@@ -7,14 +7,15 @@ norms and a projection of its own; final norm and head are those of the backbone
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers import Cache, DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -24,6 +25,8 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from vita_audio.constants import IGNORE_INDEX
+from vita_audio.interleave import InterleavePlan
+from vita_audio.models.mtp_generation import MTPDecodeOutput, mtp_decode
 
 LOSS_CHUNK_VOCABULARY = 16384  # the loss holds at most (targets x this many) logits at once
 
@@ -421,3 +424,34 @@ class Qwen2MTPForCausalLM(Qwen2ForCausalLM):
             "accuracies": torch.stack(num_correct) / counts.clamp(min=1),
             "num_targets": counts,
         }
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args,
+        mtp_inference_mode: str | Sequence[int] | None = None,
+        streamer=None,
+        **kwargs,
+    ) -> MTPDecodeOutput | Tensor:
+        """Generate as transformers does, with MTP modules if an interleave plan is given.
+
+        Args:
+            mtp_inference_mode: Name or ratio of an `InterleavePlan`. Default: that of the generation config; where it
+                has none, the backbone alone generates and all of transformers' search modes are available.
+        Raises: ValueError for an unknown plan, or a plan together with a search mode other than greedy and sampling.
+        """
+        mode = mtp_inference_mode
+        for config in (generation_config, self.generation_config):
+            mode = getattr(config, "mtp_inference_mode", None) if mode is None else mode
+        if mode is not None:
+            if kwargs.get("assistant_model") is not None:
+                raise ValueError("mtp_inference_mode and assistant_model exclude each other, leave out one of them")
+            # the streamer is bound, since transformers does not hand it to a custom function
+            kwargs["custom_generate"] = partial(mtp_decode, plan=InterleavePlan.parse(mode), streamer=streamer)
+        return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
+
+    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
+        tokenizer = kwargs.get("tokenizer")  # stop strings need it, but transformers drops it for a custom function
+        mode_kwargs = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args, **more)
+        return mode_kwargs if tokenizer is None else {**mode_kwargs, "tokenizer": tokenizer}
