@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -265,3 +267,38 @@ def mtp_decode(
         past_key_values=state.cache,
         steps=tuple(depths),
     )
+
+
+class MTPGenerationMixin:
+    """Gives `generate` the argument `mtp_inference_mode`; stands before a class with transformers' GenerationMixin."""
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args,
+        mtp_inference_mode: str | Sequence[int] | None = None,
+        streamer=None,
+        **kwargs,
+    ) -> MTPDecodeOutput | Tensor:
+        """Generate as transformers does, with MTP modules if an interleave plan is given.
+
+        Args:
+            mtp_inference_mode: Name or ratio of an `InterleavePlan`. Default: that of the generation config; where it
+                has none, the backbone alone generates and all of transformers' search modes are available.
+        Raises: ValueError for an unknown plan, or a plan together with a search mode other than greedy and sampling.
+        """
+        mode = mtp_inference_mode
+        for config in (generation_config, self.generation_config):
+            mode = getattr(config, "mtp_inference_mode", None) if mode is None else mode
+        if mode is not None:
+            if kwargs.get("assistant_model") is not None:
+                raise ValueError("mtp_inference_mode and assistant_model exclude each other, leave out one of them")
+            # the streamer is bound, since transformers does not hand it to a custom function
+            kwargs["custom_generate"] = partial(mtp_decode, plan=InterleavePlan.parse(mode), streamer=streamer)
+        return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
+
+    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
+        tokenizer = kwargs.get("tokenizer")  # stop strings need it, but transformers drops it for a custom function
+        mode_kwargs = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args, **more)
+        return mode_kwargs if tokenizer is None else {**mode_kwargs, "tokenizer": tokenizer}

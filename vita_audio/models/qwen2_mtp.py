@@ -7,15 +7,14 @@ norms and a projection of its own; final norm and head are those of the backbone
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -24,11 +23,11 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from vita_audio.constants import IGNORE_INDEX
-from vita_audio.interleave import InterleavePlan
-from vita_audio.models.mtp_generation import MTPDecodeOutput, mtp_decode
+from vita_audio.models.mtp_generation import MTPGenerationMixin
+from vita_audio.models.mtp_loss import mtp_losses
+from vita_audio.models.packed_rows import is_packed
 
-LOSS_CHUNK_VOCABULARY = 16384  # the loss holds at most (targets x this many) logits at once
+Masks = Tensor | dict[str, Tensor | None] | None  # of padding, or ready for each attention type
 
 
 class Qwen2MTPConfig(Qwen2Config):
@@ -75,70 +74,6 @@ class MTPOutput(CausalLMOutputWithPast):
     num_targets: Tensor | None = None
 
 
-def shift_within_documents(x: Tensor, shift: int, position_ids: Tensor, fill: int) -> Tensor:
-    """Move `x` left by `shift` tokens without crossing a document boundary.
-
-    Args:
-        x: One value per token, (batch, time).
-        position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
-        fill: Value where the document has no such token.
-    Returns: (batch, time). `[A0 A1 A2 B0 B1]` shifted by 1 is `[A1 A2 fill B1 fill]`.
-    Raises: ValueError if shift is negative.
-    """
-    if shift < 0:
-        raise ValueError(f"shift must be at least 0, got {shift}")
-    shift = min(shift, x.shape[1])
-    same_document = F.pad(position_ids[:, shift:], (0, shift), value=-1) == position_ids + shift
-    return F.pad(x[:, shift:], (0, shift), value=fill).masked_fill(~same_document, fill)
-
-
-def is_packed(position_ids: Tensor, attention_mask: Tensor | None = None) -> bool:
-    """Tell whether a row of `position_ids` (batch, time) holds several documents; masked tokens are no document."""
-    border = position_ids.diff(dim=-1) != 1
-    if attention_mask is not None:
-        border = border & (attention_mask[:, 1:] * attention_mask[:, :-1]).bool()
-    return bool(border.any())
-
-
-def score_targets(
-    head: nn.Linear, hidden_states: Tensor, targets: Tensor, *, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum the cross entropy of all targets, without ever holding the logits of all of them.
-
-    A large vocabulary is scored in chunks of rows whose logits are computed again in the backward pass. The number of
-    chunks depends on nothing but the vocabulary, so that all ranks call the head equally often (ZeRO-3 needs that).
-
-    Args:
-        head: Linear layer from hidden size to vocabulary.
-        hidden_states: (batch, time, hidden).
-        targets: Token to predict at each place or IGNORE_INDEX, (batch, time).
-        weights: Factor of each target's cross entropy, (batch, time); None means 1.
-    Returns: (sum of weighted cross entropy, float32; number of correct targets; number of targets), all scalars.
-    """
-    place = targets != IGNORE_INDEX
-    targets = targets[place]  # (targets,)
-    weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[place].float()
-    num_chunks = -(-head.out_features // LOSS_CHUNK_VOCABULARY)
-    loss = hidden_states.new_zeros((), dtype=torch.float32)
-    num_correct = targets.new_zeros(())
-    rows = (part.tensor_split(num_chunks) for part in (hidden_states[place], targets, weights))
-    for chunk in zip(*rows, strict=True):
-        if num_chunks > 1:
-            chunk_loss, chunk_correct = checkpoint(
-                _score_rows, head, *chunk, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            chunk_loss, chunk_correct = _score_rows(head, *chunk)
-        loss, num_correct = loss + chunk_loss, num_correct + chunk_correct
-    return loss, num_correct, place.sum()
-
-
-def _score_rows(head: nn.Linear, hidden_states: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    logits = head(hidden_states).float()  # (rows, vocabulary)
-    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
-    return loss, (logits.detach().argmax(dim=-1) == targets).sum()
-
-
 class Qwen2MTPModel(Qwen2Model):
     """Qwen2Model whose `forward` runs the backbone layers and whose `run_layers` runs any of them."""
 
@@ -149,7 +84,7 @@ class Qwen2MTPModel(Qwen2Model):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        attention_mask: Masks = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -186,7 +121,7 @@ class Qwen2MTPModel(Qwen2Model):
         inputs_embeds: Tensor,
         layers: range,
         position_ids: Tensor,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        attention_mask: Masks = None,
         past_key_values: Cache | None = None,
     ) -> dict[str, Tensor | None]:
         """Make the mask of every attention type among `layers`, in the form the attention back end wants.
@@ -195,12 +130,12 @@ class Qwen2MTPModel(Qwen2Model):
         """
         if isinstance(attention_mask, dict):
             return attention_mask
-        if attention_mask is not None and attention_mask.ndim == 2 and past_key_values is None:
-            if is_packed(position_ids, attention_mask):
-                raise ValueError(
-                    "rows with several documents (position_ids restart) need attention_mask=None, got a padding mask; "
-                    "mark padding by labels instead"
-                )
+        is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
+        if is_padding_mask and past_key_values is None and is_packed(position_ids, attention_mask):
+            raise ValueError(
+                "rows with several documents (position_ids restart) need attention_mask=None, got a padding mask; "
+                "mark padding by labels instead"
+            )
         masks = {}
         for layer in layers:
             kind = self.config.layer_types[layer]
@@ -220,7 +155,7 @@ class Qwen2MTPModel(Qwen2Model):
         inputs_embeds: Tensor,
         layers: range,
         position_ids: Tensor,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        attention_mask: Masks = None,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> Tensor:
@@ -258,13 +193,13 @@ class Qwen2MTPModel(Qwen2Model):
         return hidden_states.view(shape)
 
 
-class Qwen2MTPForCausalLM(Qwen2ForCausalLM):
+class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
     """Language model with MTP modules; parameter names are those of the released weights."""
 
     config_class = Qwen2MTPConfig
 
     def __init__(self, config: Qwen2MTPConfig):
-        super(Qwen2ForCausalLM, self).__init__(config)  # Qwen2ForCausalLM's own would build a backbone to throw away
+        super(Qwen2ForCausalLM, self).__init__(config)  # that class's own would build a second backbone
         num_modules, hidden_size = config.num_nextn_predict_layers, config.hidden_size
         self.model = Qwen2MTPModel(config)
         self.vocab_size = config.vocab_size
@@ -282,7 +217,7 @@ class Qwen2MTPForCausalLM(Qwen2ForCausalLM):
         inputs_embeds: Tensor,
         hidden_states: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        attention_mask: Masks = None,
         past_key_values: Cache | None = None,
     ) -> Tensor:
         """Run MTP module `depth` on pairs of a hidden state and a later token.
@@ -373,8 +308,14 @@ class Qwen2MTPForCausalLM(Qwen2ForCausalLM):
         if labels is not None:
             if position_ids is None:
                 position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
-            losses = self._losses(
-                token_embeds, hidden_states, labels, position_ids, attention_mask, loss_weights, num_items_in_batch
+            losses = mtp_losses(
+                self.lm_head,
+                chain([hidden_states], self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)),
+                labels,
+                position_ids,
+                mtp_weight=self.config.mtp_loss_weight,
+                loss_weights=loss_weights,
+                num_items_in_batch=num_items_in_batch,
             )
         return MTPOutput(
             **losses,
@@ -383,75 +324,3 @@ class Qwen2MTPForCausalLM(Qwen2ForCausalLM):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _losses(
-        self,
-        token_embeds: Tensor,
-        hidden_states: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None,
-        loss_weights: Tensor | None,
-        num_items_in_batch: Tensor | int | None,
-    ) -> dict[str, Tensor]:
-        """Compute the loss fields of `MTPOutput`."""
-        train_backbone = self.lm_head.weight.requires_grad
-        if loss_weights is not None:
-            loss_weights = shift_within_documents(loss_weights, 1, position_ids, 0)
-        losses, num_correct, num_targets = [], [], []
-        depths = self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)
-        for depth in range(-1, self.config.num_nextn_predict_layers):
-            targets = shift_within_documents(labels, depth + 2, position_ids, IGNORE_INDEX)
-            weights = loss_weights if depth < 0 else None
-            depth_hidden = hidden_states if depth < 0 else next(depths)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and (train_backbone or depth >= 0)):
-                loss, correct, count = score_targets(self.lm_head, depth_hidden, targets, weights=weights)
-            divisor = num_items_in_batch
-            if divisor is None:
-                total = count if weights is None else weights[targets != IGNORE_INDEX].sum()
-                divisor = torch.where(total > 0, total, 1)
-            losses.append(loss / divisor)
-            num_correct.append(correct)
-            num_targets.append(count)
-        main_loss, mtp_losses, counts = losses[0], losses[1:], torch.stack(num_targets)
-        loss = main_loss if train_backbone or not mtp_losses else main_loss.new_zeros(())
-        if mtp_losses:
-            loss = loss + self.config.mtp_loss_weight * torch.stack(mtp_losses).mean()
-        return {
-            "loss": loss,
-            "main_loss": main_loss.detach(),
-            "mtp_losses": torch.stack(mtp_losses).detach() if mtp_losses else main_loss.new_zeros(0),
-            "accuracies": torch.stack(num_correct) / counts.clamp(min=1),
-            "num_targets": counts,
-        }
-
-    def generate(
-        self,
-        inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        *args,
-        mtp_inference_mode: str | Sequence[int] | None = None,
-        streamer=None,
-        **kwargs,
-    ) -> MTPDecodeOutput | Tensor:
-        """Generate as transformers does, with MTP modules if an interleave plan is given.
-
-        Args:
-            mtp_inference_mode: Name or ratio of an `InterleavePlan`. Default: that of the generation config; where it
-                has none, the backbone alone generates and all of transformers' search modes are available.
-        Raises: ValueError for an unknown plan, or a plan together with a search mode other than greedy and sampling.
-        """
-        mode = mtp_inference_mode
-        for config in (generation_config, self.generation_config):
-            mode = getattr(config, "mtp_inference_mode", None) if mode is None else mode
-        if mode is not None:
-            if kwargs.get("assistant_model") is not None:
-                raise ValueError("mtp_inference_mode and assistant_model exclude each other, leave out one of them")
-            # the streamer is bound, since transformers does not hand it to a custom function
-            kwargs["custom_generate"] = partial(mtp_decode, plan=InterleavePlan.parse(mode), streamer=streamer)
-        return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
-
-    def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
-        tokenizer = kwargs.get("tokenizer")  # stop strings need it, but transformers drops it for a custom function
-        mode_kwargs = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args, **more)
-        return mode_kwargs if tokenizer is None else {**mode_kwargs, "tokenizer": tokenizer}

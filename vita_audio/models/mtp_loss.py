@@ -1,0 +1,105 @@
+"""Training loss of the backbone and its multi-token-prediction modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vita_audio.constants import IGNORE_INDEX
+from vita_audio.models.packed_rows import shift_within_documents
+
+LOSS_CHUNK_VOCABULARY = 16384  # the loss holds at most (targets x this many) logits at once
+
+
+def score_targets(
+    head: nn.Linear, hidden_states: Tensor, targets: Tensor, *, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the cross entropy of all targets, without ever holding the logits of all of them.
+
+    A large vocabulary is scored in chunks of rows whose logits are computed again in the backward pass. The number of
+    chunks depends on nothing but the vocabulary, so that all ranks call the head equally often (ZeRO-3 needs that).
+
+    Args:
+        head: Linear layer from hidden size to vocabulary.
+        hidden_states: (batch, time, hidden).
+        targets: Token to predict at each place or IGNORE_INDEX, (batch, time).
+        weights: Factor of each target's cross entropy, (batch, time); None means 1.
+    Returns: (sum of weighted cross entropy, float32; number of correct targets; number of targets), all scalars.
+    """
+    place = targets != IGNORE_INDEX
+    targets = targets[place]  # (targets,)
+    weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[place].float()
+    num_chunks = -(-head.out_features // LOSS_CHUNK_VOCABULARY)
+    loss = hidden_states.new_zeros((), dtype=torch.float32)
+    num_correct = targets.new_zeros(())
+    rows = (part.tensor_split(num_chunks) for part in (hidden_states[place], targets, weights))
+    for chunk in zip(*rows, strict=True):
+        if num_chunks > 1:
+            chunk_loss, chunk_correct = checkpoint(
+                _score_rows, head, *chunk, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            chunk_loss, chunk_correct = _score_rows(head, *chunk)
+        loss, num_correct = loss + chunk_loss, num_correct + chunk_correct
+    return loss, num_correct, place.sum()
+
+
+def _score_rows(head: nn.Linear, hidden_states: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head(hidden_states).float()  # (rows, vocabulary)
+    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    return loss, (logits.detach().argmax(dim=-1) == targets).sum()
+
+
+def mtp_losses(
+    head: nn.Linear,
+    hidden_states: Iterable[Tensor],
+    labels: Tensor,
+    position_ids: Tensor,
+    *,
+    mtp_weight: float = 1.0,
+    loss_weights: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> dict[str, Tensor]:
+    """Score every depth, one at a time, and add up the training loss.
+
+    The loss is that of the backbone (if the head trains) plus `mtp_weight` times the mean over the modules. A depth
+    without targets, in short documents or where all labels are masked, has loss 0.
+
+    Args:
+        head: The shared output layer.
+        hidden_states: Final-normed output of the backbone, of module 0 and so on, (batch, time, hidden) each.
+        labels: (batch, time); depth d, counting the backbone as 0, predicts the label d + 1 tokens to the right.
+        loss_weights: Factor of each label in the backbone's loss, (batch, time).
+        num_items_in_batch: Divisor of every sum; None means the number of targets (the sum of their weights) of each.
+    Returns: `loss` and the logging fields of `MTPOutput`.
+    """
+    losses, num_correct, num_targets = [], [], []
+    for depth, depth_states in enumerate(hidden_states):
+        targets = shift_within_documents(labels, depth + 1, position_ids, IGNORE_INDEX)
+        weights = None
+        if depth == 0 and loss_weights is not None:
+            weights = shift_within_documents(loss_weights, 1, position_ids, 0) * (targets != IGNORE_INDEX)
+        loss, correct, count = score_targets(head, depth_states, targets, weights=weights)
+        divisor = num_items_in_batch
+        if divisor is None:
+            divisor = count if weights is None else weights.sum()
+            divisor = torch.where(divisor > 0, divisor, 1)
+        losses.append(loss / divisor)
+        num_correct.append(correct)
+        num_targets.append(count)
+    modules = torch.stack(losses)[1:]  # (modules,)
+    loss = losses[0] if head.weight.requires_grad or not len(modules) else torch.zeros_like(losses[0])
+    if len(modules):
+        loss = loss + mtp_weight * modules.mean()
+    counts = torch.stack(num_targets)
+    return {
+        "loss": loss,
+        "main_loss": losses[0].detach(),
+        "mtp_losses": modules.detach(),
+        "accuracies": torch.stack(num_correct) / counts.clamp(min=1),
+        "num_targets": counts,
+    }

@@ -1,0 +1,31 @@
+"""Rows that hold several documents, told apart by position ids that restart at 0."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def is_packed(position_ids: Tensor, attention_mask: Tensor | None = None) -> bool:
+    """Tell whether a row of `position_ids` (batch, time) holds several documents; masked tokens are no document."""
+    border = position_ids.diff(dim=-1) != 1
+    if attention_mask is not None:
+        border = border & (attention_mask[:, 1:] * attention_mask[:, :-1]).bool()
+    return bool(border.any())
+
+
+def shift_within_documents(x: Tensor, shift: int, position_ids: Tensor, fill: int) -> Tensor:
+    """Move `x` left by `shift` tokens without crossing a document boundary.
+
+    Args:
+        x: One value per token, (batch, time).
+        position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
+        fill: Value where the document has no such token.
+    Returns: (batch, time). `[A0 A1 A2 B0 B1]` shifted by 1 is `[A1 A2 fill B1 fill]`.
+    Raises: ValueError if shift is negative.
+    """
+    if shift < 0:
+        raise ValueError(f"shift must be at least 0, got {shift}")
+    shift = min(shift, x.shape[1])
+    same_document = F.pad(position_ids[:, shift:], (0, shift), value=-1) == position_ids + shift
+    return F.pad(x[:, shift:], (0, shift), value=fill).masked_fill(~same_document, fill)
