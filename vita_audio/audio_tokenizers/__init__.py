@@ -1,0 +1,35 @@
+"""Audio tokenizers by name; the only place that knows all names."""
+
+from importlib import import_module
+from pathlib import Path
+
+from .base import AudioStream, AudioTokenizer
+
+__all__ = ["AUDIO_TOKENIZERS", "AudioStream", "AudioTokenizer", "get_audio_tokenizer"]
+
+AUDIO_TOKENIZERS = {"glm4voice": "glm4voice:GLM4VoiceTokenizer"}  # name -> module:class, imported when asked for
+
+
+def get_audio_tokenizer(
+    name: str,
+    path: str | Path | None = None,
+    decoder_path: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    **options,
+) -> AudioTokenizer:
+    """Load an audio tokenizer.
+
+    Args:
+        name: A key of `AUDIO_TOKENIZERS`.
+        path: Folder of the weights that make codes; None or "embedded": the small ones in this package.
+        decoder_path: Folder of the weights that make waves. None: the embedded ones with the embedded tokenizer,
+            otherwise none, and only `encode` works.
+        options: Of the class's `from_pretrained`.
+    Raises: ValueError for an unknown name or weights that do not fit; FileNotFoundError.
+    """
+    if name not in AUDIO_TOKENIZERS:
+        raise ValueError(f"unknown audio tokenizer {name!r}; known are {', '.join(AUDIO_TOKENIZERS)}")
+    module_name, class_name = AUDIO_TOKENIZERS[name].split(":")
+    tokenizer_class = getattr(import_module(f".{module_name}", __name__), class_name)
+    return tokenizer_class.from_pretrained(path, decoder_path, device=device, **options)

@@ -181,9 +181,9 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
         hidden = F.dropout(hidden, self.config.dropout, self.training)
 
         config, output = self.config, WhisperVQOutput()
-        kernel = 1
+        kernel, mask = 1, self._attention_mask(valid, 1, 1, hidden.dtype)
         for depth, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, self._attention_mask(valid, depth, kernel, hidden.dtype))
+            hidden = layer(hidden, mask)
             if depth == config.pooling_position:
                 output.frame_hidden, output.frame_mask = hidden, valid
                 hidden = self._pool(hidden)  # (batch, codes, width)
@@ -192,6 +192,8 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
                 output.pre_vq_hidden, output.token_mask = hidden, valid
                 codewords, output.quantized_token_ids = self.quantize(hidden)
                 hidden = codewords.to(hidden.dtype) + self.embed_positions2.weight[: hidden.shape[1]]
+            if depth in (config.pooling_position, config.quantize_position):
+                mask = self._attention_mask(valid, depth + 1, kernel, hidden.dtype)
         output.last_hidden_state = hidden if config.quantize_encoder_only else self.layer_norm(hidden)
         return output
 

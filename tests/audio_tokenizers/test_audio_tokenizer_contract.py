@@ -1,0 +1,142 @@
+"""What every registered audio tokenizer promises."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_folders import MAKE_FOLDERS
+
+from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
+
+
+@pytest.fixture(params=sorted(AUDIO_TOKENIZERS))
+def tokenizer(request, folders) -> AudioTokenizer:
+    return get_audio_tokenizer(request.param, *folders[request.param])
+
+
+def noise(seconds, rate):
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(int(seconds * rate), generator=generator)
+
+
+def test_every_type_is_tested():
+    assert MAKE_FOLDERS.keys() == AUDIO_TOKENIZERS.keys()
+
+
+def test_unknown_type_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown audio tokenizer 'glm5voice'; known are glm4voice"):
+        get_audio_tokenizer("glm5voice")
+
+
+def test_properties(tokenizer):
+    assert tokenizer.name in AUDIO_TOKENIZERS
+    assert tokenizer.sample_rate > 0 and tokenizer.output_rate > 0
+    assert tokenizer.frame_rate > 0 and tokenizer.vocab_size > 1
+    assert tokenizer.fingerprint.startswith(tokenizer.name) and tokenizer.fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.73, 2.0])
+def test_codes_are_integers_in_range_at_the_frame_rate(tokenizer, seconds):
+    codes = tokenizer.encode(noise(seconds, tokenizer.sample_rate), tokenizer.sample_rate)
+    assert all(type(code) is int and 0 <= code < tokenizer.vocab_size for code in codes)
+    assert len(codes) == math.ceil(seconds * tokenizer.frame_rate)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_any_rate_gives_the_same_number_of_codes(tokenizer, rate):
+    assert len(tokenizer.encode(noise(1, rate), rate)) == math.ceil(tokenizer.frame_rate)
+
+
+def test_array_tensor_and_first_channel_agree(tokenizer):
+    rate = tokenizer.sample_rate
+    wave = noise(1, rate)
+    expected = tokenizer.encode(wave, rate)
+    assert tokenizer.encode(wave.numpy(), rate) == expected
+    assert tokenizer.encode(wave.numpy().astype(np.float64), rate) == expected
+    assert tokenizer.encode(torch.stack([wave, -wave.flip(0)]), rate) == expected
+
+
+def test_batch_equals_single(tokenizer):
+    rate = tokenizer.sample_rate
+    waves = [noise(seconds, rate) for seconds in (0.4, 1.3, 0.05)]
+    assert tokenizer.encode_batch(waves, rate) == [tokenizer.encode(wave, rate) for wave in waves]
+    assert tokenizer.encode_batch([], rate) == []
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (torch.zeros(0), "must have samples"),
+        (torch.zeros(2, 0), "must have samples"),
+        (torch.tensor([0.0, math.nan, math.inf]), "2 of 3 samples that are NaN or infinite"),
+        (torch.zeros(800, dtype=torch.int16), "divide int16 by 32768"),
+        (torch.zeros(800, 2), "transpose it"),
+        (torch.zeros(1, 1, 800), r"got shape \(1, 1, 800\)"),
+    ],
+)
+def test_bad_waves_are_refused(tokenizer, wave, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode(wave, tokenizer.sample_rate)
+
+
+def test_bad_rate_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="sample_rate must be positive, got 0"):
+        tokenizer.encode(torch.zeros(800), 0)
+
+
+def test_decoded_wave(tokenizer):
+    codes = [code % tokenizer.vocab_size for code in range(25)]
+    wave = tokenizer.decode(codes)
+    assert wave.dim() == 1 and wave.dtype == torch.float32 and wave.device.type == "cpu"
+    assert wave.isfinite().all() and wave.abs().max() <= 1
+    assert len(wave) == pytest.approx(len(codes) / tokenizer.frame_rate * tokenizer.output_rate, rel=0.01)
+    assert torch.equal(tokenizer.decode(torch.tensor(codes)), wave)
+    assert tokenizer.decode([]).shape == (0,)
+
+
+def test_bad_codes_are_refused(tokenizer):
+    for code in (-1, tokenizer.vocab_size):
+        with pytest.raises(ValueError, match=rf"audio codes must be in 0..{tokenizer.vocab_size - 1}, got 1 others"):
+            tokenizer.decode([0, code])
+        with pytest.raises(ValueError, match="audio codes must be in"):
+            tokenizer.stream().push([0, code])
+    with pytest.raises(TypeError):
+        tokenizer.decode([0.5])
+
+
+def test_stream_is_as_long_as_the_whole(tokenizer):
+    codes = [code * 5 % tokenizer.vocab_size for code in range(41)]
+    stream = tokenizer.stream()
+    parts = [stream.push(codes[start : start + 3]) for start in range(0, len(codes), 3)]
+    wave = torch.cat([*parts, stream.flush()])
+    assert wave.dtype == torch.float32 and wave.abs().max() <= 1
+    assert len(wave) == len(tokenizer.decode(codes))
+    assert len(torch.cat(parts)) > 0
+
+
+def test_stream_without_codes_is_silent(tokenizer):
+    stream = tokenizer.stream()
+    assert stream.push([]).shape == (0,) and stream.flush().shape == (0,)
+
+
+def test_flushed_stream_takes_no_more_codes(tokenizer):
+    stream = tokenizer.stream()
+    stream.push([0])
+    stream.flush()
+    with pytest.raises(ValueError, match="flushed"):
+        stream.push([0])
+
+
+def test_streams_do_not_disturb_each_other(tokenizer):
+    first_codes = [code % tokenizer.vocab_size for code in range(30)]
+    second_codes = first_codes[::-1]
+    alone = tokenizer.stream()
+    expected = torch.cat([alone.push(first_codes), alone.flush()])
+    first, second = tokenizer.stream(), tokenizer.stream()
+    parts = []
+    for start in range(0, 30, 5):
+        parts.append(first.push(first_codes[start : start + 5]))
+        second.push(second_codes[start : start + 5])
+    second.flush()
+    assert torch.equal(torch.cat([*parts, first.flush()]), expected)

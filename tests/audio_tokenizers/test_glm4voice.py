@@ -1,0 +1,177 @@
+"""Waves to codes against the public tokenizer, pieces of 30 s, memory, and folders of weights."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_folders import ASSETS, make_speech_decoder
+
+from vita_audio.audio_tokenizers import get_audio_tokenizer, glm4voice
+from vita_audio.audio_tokenizers.base import resample
+from vita_audio.audio_tokenizers.glm4voice import PIECES_PER_BATCH, GLM4VoiceTokenizer
+
+FOLDER = ASSETS / "vq_wav"
+CASES = {case["name"]: case for case in json.loads((FOLDER / "case.json").read_text())["cases"]}
+TENSORS = load_file(FOLDER / "tensors.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return get_audio_tokenizer("glm4voice", FOLDER)
+
+
+def read(name, start=0, end=None):
+    """Wave (channels, samples) of a test file and its rate."""
+    samples, rate = soundfile.read(FOLDER / name, start=start, stop=end, dtype="float32", always_2d=True)
+    return torch.from_numpy(samples.T.copy()), rate
+
+
+def case_waves(name):
+    waves, rates = zip(
+        *(read(u["file"], u.get("start", 0), u.get("end")) for u in CASES[name]["utterances"]), strict=True
+    )
+    return list(waves), rates[0]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("mono_22k05", "empty")])
+def test_codes_match_reference(tokenizer, name):
+    waves, rate = case_waves(name)
+    assert [wave.shape[1] for wave in waves] == CASES[name]["num_samples"]
+    assert tokenizer.encode_batch(waves, rate) == CASES[name]["tokens"]
+
+
+def test_resampled_codes_match_reference(tokenizer):
+    """The reference resamples with another filter: nine in ten codes must agree, and the waves nearly."""
+    (wave,), rate = case_waves("mono_22k05")
+    codes, expected = tokenizer.encode(wave, rate), CASES["mono_22k05"]["tokens"][0]
+    assert len(codes) == len(expected)
+    assert sum(a == b for a, b in zip(codes, expected, strict=True)) >= 0.9 * len(expected)
+    reference = TENSORS["mono_22k05.resampled_16k"][0]
+    resampled = resample(wave[0], rate, 16000)
+    assert abs(len(resampled) - len(reference)) <= 1
+    assert (resampled - reference[: len(resampled)]).norm() < 0.05 * reference.norm()  # almost all of it above 6 kHz
+    assert tokenizer.encode(reference, 16000) == expected
+
+
+def test_no_samples_are_an_error_here(tokenizer):
+    """The reference returns no codes for no samples, and the caller drops the sample's audio without notice."""
+    (wave,), rate = case_waves("empty")
+    with pytest.raises(ValueError, match="wave must have samples"):
+        tokenizer.encode(wave, rate)
+
+
+@pytest.mark.parametrize("name", ["clip_0p3", "clip_1s", "exact_multiple", "tiny"])
+def test_features_and_hidden_states_match_reference(tokenizer, name):
+    (wave,), _ = case_waves(name)
+    features = tokenizer.log_mel(wave[0])
+    torch.testing.assert_close(features[None], TENSORS[f"{name}.input_features"], atol=1e-4, rtol=0)
+    hidden = tokenizer.encoder(features[None], TENSORS[f"{name}.attention_mask"]).pre_vq_hidden
+    torch.testing.assert_close(hidden, TENSORS[f"{name}.pre_vq_hidden"], atol=5e-4, rtol=0)
+
+
+def test_codes_do_not_depend_on_company(tokenizer):
+    speech, rate = read("speech_short.wav")
+    waves = [
+        speech[:, start : start + length] for start, length in ((0, 5000), (7000, 40000), (300, 1279), (100, 2560))
+    ]
+    assert tokenizer.encode_batch(waves, rate) == [tokenizer.encode(wave, rate) for wave in waves]
+
+
+def test_long_audio_is_its_pieces(tokenizer):
+    speech, rate = read("speech_long.flac")
+    pieces = [tokenizer.encode(piece, rate) for piece in speech.split(480000, dim=1)]
+    assert tokenizer.encode(speech, rate) == sum(pieces, [])
+
+
+def test_ten_minutes_are_encoded_in_small_batches(folders):
+    tokenizer = get_audio_tokenizer("glm4voice", folders["glm4voice"][0])
+    shapes = []
+    tokenizer.encoder.conv1.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    codes = tokenizer.encode(torch.randn(10 * 60 * 8000), 8000)
+    assert len(codes) == 10 * 60 * 12.5
+    assert sum(shape[0] for shape in shapes) == 20
+    assert max(shape[0] for shape in shapes) <= PIECES_PER_BATCH and max(shape[2] for shape in shapes) <= 3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_saved_folder_loads_as_float32(tokenizer, tmp_path, dtype):
+    tokenizer.save_pretrained(tmp_path, dtype)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {dtype}
+    loaded = get_audio_tokenizer("glm4voice", tmp_path)
+    assert {value.dtype for value in loaded.encoder.state_dict().values()} == {torch.float32}
+    for name, value in tokenizer.encoder.state_dict().items():
+        torch.testing.assert_close(loaded.encoder.state_dict()[name], value.to(dtype).float(), rtol=0, atol=0)
+    (wave,), rate = case_waves("speech_short")
+    assert loaded.encode(wave, rate) == CASES["speech_short"]["tokens"][0]
+
+
+def test_fingerprint_follows_what_decides_the_codes(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert get_audio_tokenizer("glm4voice", tmp_path).fingerprint == tokenizer.fingerprint
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["codebook.weight"][0, 0] += 1
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    assert get_audio_tokenizer("glm4voice", tmp_path).fingerprint != tokenizer.fingerprint
+
+
+def test_stream_does_not_depend_on_how_codes_come(folders):
+    tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], num_steps=2, stream_chunks=(6, 12))
+    codes = [code * 7 % tokenizer.vocab_size for code in range(33)]
+    one_by_one, at_once = tokenizer.stream(), tokenizer.stream()
+    parts = [one_by_one.push([code]) for code in codes]
+    sizes = [number for number, part in enumerate(parts, start=1) if len(part)]
+    assert sizes == [6, 18, 30]
+    expected = torch.cat([at_once.push(codes), at_once.flush()])
+    assert torch.equal(torch.cat([*parts, one_by_one.flush()]), expected)
+
+
+def test_one_sample_is_one_code(tokenizer):
+    assert len(tokenizer.encode(torch.ones(1), 16000)) == len(tokenizer.encode(torch.ones(1), 48000)) == 1
+
+
+def test_released_sizes_of_codes_and_pieces(tokenizer):
+    assert (tokenizer.sample_rate, tokenizer.output_rate, tokenizer.frame_rate) == (16000, 22050, 12.5)
+    assert (tokenizer.samples_per_code, tokenizer.samples_per_piece) == (1280, 480000)
+
+
+def test_decoding_without_decoder_says_what_to_do(tokenizer):
+    for call in (lambda: tokenizer.decode([1]), tokenizer.stream):
+        with pytest.raises(ValueError, match="give decoder_path"):
+            call()
+
+
+def test_decoder_of_another_vocabulary_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="must know the tokenizer's 128 codes, got a decoder of 64"):
+        GLM4VoiceTokenizer(tokenizer.encoder, tokenizer.feature_extractor, make_speech_decoder(64))
+
+
+def test_embedded_weights_are_the_default(folders, monkeypatch):
+    tokenizer_folder, decoder_folder = folders["glm4voice"]
+    monkeypatch.setattr(glm4voice, "EMBEDDED_TOKENIZER", tokenizer_folder)
+    monkeypatch.setattr(glm4voice, "EMBEDDED_DECODER", decoder_folder)
+    loaded = [
+        get_audio_tokenizer("glm4voice"),
+        get_audio_tokenizer("glm4voice", "embedded"),
+        get_audio_tokenizer("glm4voice", tokenizer_folder, "embedded"),
+        get_audio_tokenizer("glm4voice", None, decoder_folder),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in loaded}) == 1
+    waves = [tokenizer.decode([1, 2, 3]) for tokenizer in loaded]
+    assert all(torch.equal(wave, waves[0]) for wave in waves)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no config.json in {tmp_path}"):
+        get_audio_tokenizer("glm4voice", tmp_path)
+
+
+def test_incomplete_weights_are_named(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["conv1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="missing_keys.*conv1.weight"):
+        get_audio_tokenizer("glm4voice", tmp_path)

@@ -1,0 +1,215 @@
+"""GLM-4-Voice: WhisperVQ codes at 12.5 per second, flow-matching decoder to 22,050 Hz.
+
+Encoding follows the public `extract_speech_token` of GLM-4-Voice: first channel, 16 kHz, pieces of 30 s that know
+nothing of each other, one code per 1280 samples begun. One thing differs: a piece is padded to its own multiple of 1280
+samples before its features are made, not to the longest piece of the call, so codes never depend on the company.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import WhisperFeatureExtractor
+
+from vita_audio.speech_decoder.decoder import SpeechDecoder, SpeechDecoderState
+
+from .base import AudioStream, AudioTokenizer, check_codes
+from .whisper_vq import WhisperVQEncoder
+
+EMBEDDED = "embedded"
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+EMBEDDED_TOKENIZER = _ASSETS / "speech_tokenizer"
+EMBEDDED_DECODER = _ASSETS / "speech_decoder"
+
+PIECES_PER_BATCH = 8  # of 30 s; bounds the memory of encoding, whatever the length of the audio
+# What decides the codes and does not show in the weights.
+_ENCODER_SETTINGS = (
+    "activation_function",
+    "encoder_attention_heads",
+    "encoder_causal_attention",
+    "encoder_causal_convolution",
+    "max_source_positions",
+    "pooling_kernel_size",
+    "pooling_position",
+    "pooling_type",
+    "quantize_causal_block_size",
+    "quantize_causal_encoder",
+    "quantize_position",
+)
+_FEATURE_SETTINGS = ("dither", "hop_length", "n_fft", "n_samples", "sampling_rate")
+
+STREAM_CHUNKS = (10, 25, 50)  # codes; a short first chunk for an early start, long ones for little work per second
+
+
+class GLM4VoiceStream(AudioStream):
+    """Decodes in chunks of fixed sizes, so the wave does not depend on how the codes come in."""
+
+    def __init__(self, decoder: SpeechDecoder, state: SpeechDecoderState, chunk_sizes: Sequence[int]):
+        """`chunk_sizes`: codes of the first chunk, the second, ...; the last size repeats."""
+        self._decoder, self._state = decoder, state
+        self._sizes = list(chunk_sizes)
+        self._pending: list[int] = []
+
+    def push(self, codes: Sequence[int]) -> Tensor:
+        if self._state.is_finished:
+            raise ValueError("this stream was flushed; begin another one with stream()")
+        self._pending += check_codes(codes, self._decoder.vocab_size)
+        waves = [torch.zeros(0)]
+        while len(self._pending) >= self._sizes[0]:
+            size = self._sizes[0]
+            waves.append(self._decoder.decode_chunk(self._state, self._pending[:size]))
+            self._pending = self._pending[size:]
+            if len(self._sizes) > 1:
+                self._sizes.pop(0)
+        return torch.cat(waves)
+
+    def flush(self) -> Tensor:
+        wave = self._decoder.decode_chunk(self._state, self._pending, final=True)
+        self._pending = []
+        return wave
+
+
+class GLM4VoiceTokenizer(AudioTokenizer):
+    """WhisperVQ encoder and speech decoder; float32 on any device."""
+
+    name = "glm4voice"
+    output_rate = SpeechDecoder.sample_rate
+
+    def __init__(
+        self,
+        encoder: WhisperVQEncoder,
+        feature_extractor: WhisperFeatureExtractor,
+        decoder: SpeechDecoder | None = None,
+        *,
+        num_steps: int = 10,
+        seed: int = 42,
+        stream_chunks: Sequence[int] = STREAM_CHUNKS,
+    ):
+        """Put the parts together.
+
+        Args:
+            decoder: None if waves are never wanted.
+            num_steps: Euler steps of the flow.
+            seed: Of the flow's noise; the same codes always give the same wave.
+            stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
+        Raises: ValueError if encoder, features and decoder do not belong together.
+        """
+        config = encoder.config
+        if feature_extractor.feature_size != config.num_mel_bins:
+            raise ValueError(
+                f"preprocessor_config.json must have feature_size {config.num_mel_bins} like the encoder's "
+                f"num_mel_bins, got {feature_extractor.feature_size}"
+            )
+        if decoder is not None and decoder.vocab_size != config.quantize_vocab_size:
+            raise ValueError(
+                f"the speech decoder must know the tokenizer's {config.quantize_vocab_size} codes, got a decoder of "
+                f"{decoder.vocab_size}; take tokenizer and decoder of one release"
+            )
+        if not stream_chunks or min(stream_chunks) < 1:
+            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.feature_extractor = feature_extractor
+        self.decoder = decoder
+        self.num_steps, self.seed, self.stream_chunks = num_steps, seed, tuple(stream_chunks)
+        self.sample_rate = feature_extractor.sampling_rate
+        self.samples_per_code = feature_extractor.hop_length * config.frames_per_code
+        self.samples_per_piece = min(
+            feature_extractor.n_samples,
+            config.max_source_positions // config.pooling_kernel_size * self.samples_per_code,
+        )
+        self.frame_rate = self.sample_rate / self.samples_per_code
+        self.vocab_size = config.quantize_vocab_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        decoder_path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        **options,
+    ) -> "GLM4VoiceTokenizer":
+        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder; arguments as in `get_audio_tokenizer`."""
+        if path in (None, EMBEDDED):
+            path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
+        if decoder_path == EMBEDDED:
+            decoder_path = EMBEDDED_DECODER
+        encoder, feature_extractor = _load_encoder(Path(path))
+        decoder = None if decoder_path is None else SpeechDecoder.from_pretrained(decoder_path, device)
+        return cls(encoder.to(device), feature_extractor, decoder, **options)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the encoder's folder: `config.json`, `model.safetensors` as `dtype`, `preprocessor_config.json`."""
+        weights = {name: value.to(dtype) for name, value in self.encoder.state_dict().items()}
+        self.encoder.save_pretrained(folder, state_dict=weights)
+        self.feature_extractor.save_pretrained(folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        settings = [getattr(self.encoder.config, name) for name in _ENCODER_SETTINGS]
+        settings += [getattr(self.feature_extractor, name) for name in _FEATURE_SETTINGS]
+        digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
+        for name, value in sorted(self.encoder.state_dict().items()):
+            if not name.startswith("ema_"):
+                digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return f"{self.name}-{digest.hexdigest()}"
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """Features of a piece, (samples,) at `sample_rate`: (mel bins, frames), frames for whole codes."""
+        features = self.feature_extractor(
+            wave.numpy(),
+            sampling_rate=self.sample_rate,
+            padding="longest",
+            pad_to_multiple_of=self.samples_per_code,
+            return_tensors="pt",
+        )
+        return features["input_features"][0]
+
+    def stream(self) -> GLM4VoiceStream:
+        decoder = self._need_decoder()
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed)
+        return GLM4VoiceStream(decoder, state, self.stream_chunks)
+
+    def _decode(self, codes: list[int]) -> Tensor:
+        return self._need_decoder().decode(codes, num_steps=self.num_steps, seed=self.seed)
+
+    def _need_decoder(self) -> SpeechDecoder:
+        if self.decoder is None:
+            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
+        return self.decoder
+
+    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
+        pieces = [(number, piece) for number, wave in enumerate(waves) for piece in wave.split(self.samples_per_piece)]
+        codes: list[list[int]] = [[] for _ in waves]
+        for start in range(0, len(pieces), PIECES_PER_BATCH):
+            batch = pieces[start : start + PIECES_PER_BATCH]
+            batch_codes = self._encode_pieces([piece for _, piece in batch])
+            for (number, _), piece_codes in zip(batch, batch_codes, strict=True):
+                codes[number] += piece_codes
+        return codes
+
+    @torch.inference_mode()
+    def _encode_pieces(self, pieces: list[Tensor]) -> list[list[int]]:
+        mels = [self.log_mel(piece).T for piece in pieces]  # (frames, mel bins)
+        features = pad_sequence(mels, batch_first=True).transpose(1, 2)  # (batch, mel bins, frames)
+        first_samples = torch.arange(features.shape[2]) * self.feature_extractor.hop_length
+        mask = first_samples < torch.tensor([len(piece) for piece in pieces])[:, None]  # (batch, frames)
+        output = self.encoder(features.to(self.encoder.device), mask.to(self.encoder.device))
+        rows = zip(output.quantized_token_ids, output.token_mask, strict=True)
+        return [ids[kept].tolist() for ids, kept in rows]
+
+
+def _load_encoder(folder: Path) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
+    """Load encoder and features, as float32. Raises: FileNotFoundError; ValueError naming weights that do not fit."""
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; give the folder of a glm-4-voice-tokenizer")
+    encoder, report = WhisperVQEncoder.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
+    return encoder, WhisperFeatureExtractor.from_pretrained(folder)
