@@ -298,6 +298,11 @@ class MTPGenerationMixin:
             kwargs["custom_generate"] = partial(mtp_decode, plan=InterleavePlan.parse(mode), streamer=streamer)
         return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """Save model and generation config, marked so that loading keeps its `mtp_inference_mode`."""
+        self.generation_config._from_model_config = False
+        super().save_pretrained(*args, **kwargs)
+
     def _extract_generation_mode_kwargs(self, custom_generate, kwargs, *args, **more):
         tokenizer = kwargs.get("tokenizer")  # stop strings need it, but transformers drops it for a custom function
         mode_kwargs = super()._extract_generation_mode_kwargs(custom_generate, kwargs, *args, **more)

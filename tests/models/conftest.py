@@ -1,0 +1,10 @@
+"""Fixtures of the model tests."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    """Two rows of 12 random ids below 100, (2, 12)."""
+    return torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,55 @@
+"""Toy models and golden cases for the model tests."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+
+ASSETS = Path(__file__).parent.parent / "assets" / "model"
+
+
+def load_case(name: str) -> SimpleNamespace:
+    """Load a golden case: case (dict), inputs, expected (json) and tensors (safetensors) where they exist."""
+    folder = ASSETS / name
+
+    def read(file: str, loader):
+        return loader(folder / file) if (folder / file).exists() else None
+
+    def read_json(path: Path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return SimpleNamespace(
+        folder=folder,
+        case=read("case.json", read_json),
+        inputs=read("inputs.safetensors", load_file),
+        expected=read("expected.json", read_json),
+        tensors=read("expected.safetensors", load_file),
+    )
+
+
+def load_model(folder: Path, attention: str = "sdpa") -> Qwen2MTPForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+
+
+def make_model(num_modules: int = 2, *, attention: str = "sdpa", seed: int = 0, **fields) -> Qwen2MTPForCausalLM:
+    """Make a toy model in eval mode whose weights are all random, norms and biases too."""
+    fields = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4} | fields
+    config = Qwen2MTPConfig(
+        num_hidden_layers=2 + num_modules,
+        num_nextn_predict_layers=num_modules,
+        num_key_value_heads=2,
+        rope_theta=1e4,
+        **fields,
+    )
+    config._attn_implementation = attention
+    torch.manual_seed(seed)
+    model = Qwen2MTPForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
