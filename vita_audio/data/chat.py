@@ -70,7 +70,7 @@ def _parse_turn(message: Any) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise SampleError(f"a message needs role and content, got {message!r}")
     role, content = message["role"], message["content"]
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise SampleError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
     if not isinstance(content, str):
         raise SampleError(f"content must be text, got {content!r}")

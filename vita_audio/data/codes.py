@@ -27,8 +27,6 @@ CREATE TABLE IF NOT EXISTS codes (digest BLOB PRIMARY KEY, codes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime INTEGER NOT NULL, digest BLOB, error TEXT
 );
-CREATE TABLE IF NOT EXISTS revision (number INTEGER NOT NULL);
-INSERT INTO revision SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM revision);
 """
 
 
@@ -120,7 +118,7 @@ class AudioCodeStore:
     @property
     def revision(self) -> int:
         """Number that grows with every write, for cache keys."""
-        return self._database.execute("SELECT number FROM revision").fetchone()[0]
+        return self._database.execute("PRAGMA user_version").fetchone()[0]
 
     def add(self, extractions: Iterable[Extraction]) -> None:
         """Write extractions in one transaction: all of them or none."""
@@ -134,7 +132,7 @@ class AudioCodeStore:
                     "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
                     (state.path, state.size, state.mtime, item.digest, item.error),
                 )
-            database.execute("UPDATE revision SET number = number + 1")
+            database.execute(f"PRAGMA user_version = {self.revision + 1}")
 
     def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
         row = self._database.execute(
