@@ -27,6 +27,8 @@ EMBEDDED_TOKENIZER = _ASSETS / "speech_tokenizer"
 EMBEDDED_DECODER = _ASSETS / "speech_decoder"
 
 PIECES_PER_BATCH = 8  # of 30 s; bounds the memory of encoding, whatever the length of the audio
+STREAM_CHUNKS = (10, 25, 50)  # codes; a short first chunk for an early start, long ones for little work per second
+
 # What decides the codes and does not show in the weights.
 _ENCODER_SETTINGS = (
     "activation_function",
@@ -42,8 +44,6 @@ _ENCODER_SETTINGS = (
     "quantize_position",
 )
 _FEATURE_SETTINGS = ("dither", "hop_length", "n_fft", "n_samples", "sampling_rate")
-
-STREAM_CHUNKS = (10, 25, 50)  # codes; a short first chunk for an early start, long ones for little work per second
 
 
 class GLM4VoiceStream(AudioStream):

@@ -163,7 +163,8 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def _update(self, vectors: Tensor, ids: Tensor) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            assert torch.distributed.get_world_size() == 1, "codebook statistics are not shared between processes"
+            if (num_processes := torch.distributed.get_world_size()) > 1:
+                raise RuntimeError(f"a codebook must train in one process, got {num_processes}; start one")
         sizes, sums = cluster_statistics(vectors, ids, len(self.cluster_sizes))
         self.cluster_sizes.lerp_(sizes, 1 - self.ema_decay)
         self.cluster_sums.lerp_(sums, 1 - self.ema_decay)
