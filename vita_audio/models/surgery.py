@@ -78,7 +78,7 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
         for target, source in _sources(model, depth):
             if target not in missing:
                 continue
-            with _gathered([parameters[target]] + ([parameters[source]] if source else [])):
+            with gathered([parameters[target]] + ([parameters[source]] if source else [])):
                 if source:
                     parameters[target].copy_(parameters[source])
                 elif parameters[target].ndim == 1:
@@ -98,7 +98,7 @@ def _sources(model: Qwen2MTPForCausalLM, depth: int) -> Iterator[tuple[str, str 
 
 
 @contextlib.contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Make parameters whole while they are changed, where DeepSpeed ZeRO-3 has split them over the ranks."""
     if not is_deepspeed_zero3_enabled():
         yield
