@@ -1,7 +1,7 @@
 """A folder of speech with a manifest, held in memory as 16-bit waves, for the codec's training tools.
 
-`manifest.jsonl`: one object a line with `audio` (file name in the folder), `text`, `voice`, and optionally `phones` (list of
-symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the same three fields.
+`manifest.jsonl`: one object a line with `audio` (file name in the folder), `text`, `voice`, and optionally `phones`
+(list of symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the same three fields.
 """
 
 import json
@@ -18,7 +18,7 @@ IGNORED_PHONES = set(" ˈˌː.,?!;:-'\"")
 
 @dataclass
 class Utterance:
-    """One recording: `wave` int16 (samples,) at `rate` Hz; `symbols` are phones, or letters where no phones are given."""
+    """One recording: `wave` int16 (samples,) at `rate` Hz; `symbols` are phones, or letters where there are none."""
 
     wave: np.ndarray
     rate: int

@@ -10,24 +10,28 @@ ORDINALS = (
 MONTHS = "january february march april may june july august september october november december".split()
 DAYS = "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday".split()
 PAST = (
-    "took gave found lost kept held made broke bent cut threw caught drew built bought sold sent brought left met heard saw "
-    "felt knew thought told said wrote read sang rang swam ran rode drove flew grew blew froze chose shook woke wore tore "
-    "burned turned learned earned pushed pulled washed brushed crossed dropped shipped tripped wrapped stopped helped hoped "
-    "asked liked looked walked worked picked packed cracked fixed mixed missed kissed dressed pressed passed used raised "
-    "closed cleaned opened joined planned phoned filled called pulled rolled moved loved saved waved robbed rubbed hugged "
-    "begged judged changed bridged reached watched touched matched pitched added needed wanted waited lifted planted painted "
-    "counted started parted tasted rested lasted visited invited admired measured covered offered entered gathered ordered"
+    "took gave found lost kept held made broke bent cut threw caught drew built bought sold sent brought left "
+    "met heard saw felt knew thought told said wrote read sang rang swam ran rode drove flew grew blew froze "
+    "chose shook woke wore tore burned turned learned earned pushed pulled washed brushed crossed dropped "
+    "shipped tripped wrapped stopped helped hoped asked liked looked walked worked picked packed cracked fixed "
+    "mixed missed kissed dressed pressed passed used raised closed cleaned opened joined planned phoned filled "
+    "called pulled rolled moved loved saved waved robbed rubbed hugged begged judged changed bridged reached "
+    "watched touched matched pitched added needed wanted waited lifted planted painted counted started parted "
+    "tasted rested lasted visited invited admired measured covered offered entered gathered ordered"
 ).split()
 PREPOSITIONS = (
-    "in on under over near behind beside by with without from to through across along around past against between after "
-    "before during above below inside outside toward beyond next_to in_front_of on_top_of at_the_end_of because_of"
+    "in on under over near behind beside by with without from to through across along around past against "
+    "between after before during above below inside outside toward beyond next_to in_front_of on_top_of "
+    "at_the_end_of because_of"
 ).split()
 ADVERBS = (
-    "quickly slowly softly loudly often never always soon later early again twice once there here outside together alone "
-    "almost quite rather very too well badly hardly gladly sadly early at_once at_last right_away in_the_morning at_night "
-    "each_year last_week on_time by_hand for_a_while every_day"
+    "quickly slowly softly loudly often never always soon later early again twice once there here outside "
+    "together alone almost quite rather very too well badly hardly gladly sadly early at_once at_last "
+    "right_away in_the_morning at_night each_year last_week on_time by_hand for_a_while every_day"
 ).split()
-SUBJECTS = "i you he she we they it the_boy the_girl the_man my_sister your_father our_friend their_teacher nobody someone".split()
+SUBJECTS = (
+    "i you he she we they it the_boy the_girl the_man my_sister your_father our_friend their_teacher nobody someone"
+).split()
 DETERMINERS = "the the the a a this that each every his her my your our their one some no another".split()
 QUESTIONS = "where when why how what".split()
 MODALS = "can could will would should must might may did does cannot won't didn't shouldn't".split()

@@ -1,8 +1,8 @@
 """Train a small GLM-4-Voice style speech tokenizer (WhisperVQEncoder, 12.5 codes per second) on a corpus folder.
 
-The encoder learns from two CTC losses on phones (or letters, where the manifest has no phones) over all voices and from an L1
-loss on the mel of one voice, the one the decoder will speak. Saves and resumes; ends with a folder like the released
-glm-4-voice-tokenizer.
+The encoder learns from two CTC losses on phones (or letters, where the manifest has no phones) over all voices and
+from an L1 loss on the mel of one voice, the one the decoder will speak. Saves and resumes; ends with a folder like the
+released glm-4-voice-tokenizer.
 
     python tools/train_speech_tokenizer.py --corpus DIR --voice joe --output RUN
 """

@@ -1,4 +1,4 @@
-"""The optimisation loop of the speech codec's training tools: schedule, clipping, averages, checkpoints, progress, log."""
+"""The loop of the speech codec's training tools: schedule, clipping, averages, checkpoints, progress, log."""
 
 import argparse
 import json
@@ -34,8 +34,9 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 class TrainingLoop:
     """Optimises `model` by calling it on batches; the model returns a dictionary of losses with the sum under `total`.
 
-    The run folder gets `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl`. A run that was stopped continues
-    from its last checkpoint. `averaged` holds an exponential moving average of the weights, the better model at the end.
+    The run folder gets `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl`. A run that was stopped
+    continues from its last checkpoint. `averaged` holds an exponential moving average of the weights, the better model
+    at the end.
     """
 
     def __init__(self, model: nn.Module, args: argparse.Namespace, ema_decay: float | None = 0.999):
@@ -69,18 +70,22 @@ class TrainingLoop:
         partial.replace(self.checkpoint)
 
     def run(
-        self, next_batch: Callable[[], dict], validate: Callable[[], dict], before_step: Callable[[int], None]
+        self,
+        next_batch: Callable[[], dict],
+        validate: Callable[[], dict],
+        before_step: Callable[[int], None] | None = None,
     ) -> None:
         """Train up to `args.steps`; `validate` runs, and its figures are logged, at every checkpoint.
 
         Args:
-            before_step: Called with the step's number, for what has to happen once.
+            before_step: Called with the step's number before the step, for what has to happen once.
         """
         args, means, started = self.args, {}, time.time()
         bar = tqdm(total=args.steps, initial=self.step, unit="step", smoothing=0.02)
         with open(args.output / "log.jsonl", "a", encoding="utf-8") as log:
             while self.step < args.steps:
-                before_step(self.step)
+                if before_step is not None:
+                    before_step(self.step)
                 for name, value in self._train_step(next_batch()).items():
                     means[name] = 0.98 * means.get(name, value) + 0.02 * value
                 self.step += 1

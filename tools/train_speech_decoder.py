@@ -1,0 +1,255 @@
+"""Train the speech decoder in one voice: `vocoder` (mel to wave, HiFT) and `flow` (codes to mel, flow matching).
+
+The vocoder needs only recordings and can train while the tokenizer does; the flow needs the finished tokenizer. Both
+save and resume. `export` joins them to a decoder folder.
+
+    python tools/train_speech_decoder.py vocoder --corpus DIR --voice joe --output RUN/vocoder
+    python tools/train_speech_decoder.py flow --corpus DIR --voice joe --tokenizer RUN/tokenizer --output RUN/flow
+    python tools/train_speech_decoder.py export --vocoder RUN/vocoder --flow RUN/flow --output RUN/decoder
+"""
+
+import argparse
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from speech_corpus import Utterance, load_corpus
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from training_loop import TrainingLoop, add_loop_arguments
+
+from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers.base import AudioTokenizer
+from vita_audio.speech_decoder.config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, HiFTConfig
+from vita_audio.speech_decoder.decoder import SpeechDecoder
+from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
+from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
+
+SMALL_FLOW = FlowConfig(
+    input_size=192,
+    vocab_size=512,
+    encoder=EncoderConfig(input_size=192, output_size=192, attention_heads=4, linear_units=384, num_blocks=2),
+    estimator=EstimatorConfig(channels=(96, 96), n_blocks=1, num_mid_blocks=4, attention_head_dim=24, num_heads=4),
+)
+SMALL_HIFT = HiFTConfig(
+    base_channels=128,
+    f0_channels=128,
+    resblock_kernel_sizes=(3, 7),
+    resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
+    source_resblock_kernel_sizes=(7, 7),
+)
+STFT_SIZES = (256, 512, 1024, 2048)
+F0_SCALE = 100.0  # Hz; brings the error of the fundamental to the size of the spectral losses
+
+
+def fundamental(wave: np.ndarray, num_frames: int) -> np.ndarray:
+    """Hz at the centre of every mel frame, 0 where unvoiced, by Praat's autocorrelation; (num_frames,) float32."""
+    import parselmouth
+
+    pitch = parselmouth.Sound(wave, SAMPLE_RATE).to_pitch(time_step=0.005, pitch_floor=60, pitch_ceiling=400)
+    centres = (np.arange(num_frames) + 0.5) * HOP_LENGTH / SAMPLE_RATE
+    values = np.array([pitch.get_value_at_time(centre) for centre in centres], dtype=np.float32)
+    return np.nan_to_num(values)
+
+
+class VocoderTraining(nn.Module):
+    """HiFT with spectral and fundamental losses."""
+
+    def __init__(self, config: HiFTConfig):
+        super().__init__()
+        self.hift = HiFTGenerator(config)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        wave, f0 = self.hift(batch["mel"], source_f0=batch["f0"])
+        losses = {"stft": stft_loss(wave.float(), batch["wave"])}
+        losses["mel"] = (mel_spectrogram(wave) - mel_spectrogram(batch["wave"])).abs().mean()
+        losses["f0"] = (f0 - batch["f0"]).abs().mean() / F0_SCALE
+        losses["total"] = losses["stft"] + 2 * losses["mel"] + losses["f0"]
+        return losses
+
+
+def stft_loss(wave: Tensor, target: Tensor) -> Tensor:
+    """Spectral convergence plus log-magnitude L1 (Parallel WaveGAN), mean over resolutions; (batch, samples) each."""
+    total = wave.new_zeros(())
+    for size in STFT_SIZES:
+        window = torch.hann_window(size, device=wave.device)
+        made, true = (
+            torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-5)
+            for x in (wave, target)
+        )
+        total = total + (made - true).norm() / true.norm() + (made.log() - true.log()).abs().mean()
+    return total / len(STFT_SIZES)
+
+
+class SegmentSampler:
+    """Random segments of recordings with their mel and fundamental, for the vocoder."""
+
+    def __init__(self, utterances: list[Utterance], frames: int, batch_size: int, rng: random.Random):
+        self.frames, self.batch_size, self.rng = frames, batch_size, rng
+        self.items = []
+        for utterance in tqdm(utterances, desc="fundamentals", unit="clip"):
+            wave = utterance.float_wave(SAMPLE_RATE)
+            num_frames = len(wave) // HOP_LENGTH
+            if num_frames > frames:
+                mel = mel_spectrogram(torch.from_numpy(wave)[None])[0]
+                self.items.append((torch.from_numpy(wave), mel, torch.from_numpy(fundamental(wave, num_frames))))
+
+    def batch(self) -> dict[str, Tensor]:
+        rows = []
+        for wave, mel, f0 in self.rng.choices(self.items, k=self.batch_size):
+            start = self.rng.randrange(mel.shape[1] - self.frames)
+            stop = start + self.frames
+            rows.append((wave[start * HOP_LENGTH : stop * HOP_LENGTH], mel[:, start:stop], f0[start:stop]))
+        waves, mels, f0s = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return {"wave": waves, "mel": mels, "f0": f0s}
+
+
+def train_vocoder(args: argparse.Namespace) -> None:
+    utterances = load_corpus(args.corpus, args.voice)
+    random.Random(args.seed).shuffle(utterances)
+    rng = random.Random(args.seed)
+    held_out = SegmentSampler(utterances[:16], args.frames, 16, rng).batch()
+    sampler = SegmentSampler(utterances[16 : 16 + args.max_clips], args.frames, args.batch_size, rng)
+    loop = TrainingLoop(VocoderTraining(SMALL_HIFT), args)
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        losses = loop.averaged(to_device(held_out, args.device))
+        return {f"held_out_{name}": value for name, value in losses.items()}
+
+    loop.run(lambda: to_device(sampler.batch(), args.device), validate)
+
+
+class FlowTraining(nn.Module):
+    """The flow with its own loss and an L1 loss that makes the prior a mel already."""
+
+    def __init__(self, config: FlowConfig, seed: int):
+        super().__init__()
+        self.flow = MaskedDiffWithXvec(config)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = self.flow.loss(
+            batch["codes"], batch["code_lengths"], batch["mel"], batch["mel_lengths"], generator=self.generator
+        )
+        return {**losses, "total": losses["flow_loss"] + losses["prior_loss"]}
+
+
+class CodeMelPairs:
+    """Codes and mel of single recordings and of several in a row, encoded once."""
+
+    def __init__(
+        self,
+        utterances: list[Utterance],
+        tokenizer: AudioTokenizer,
+        joined: int,
+        num_frames_of: Callable[[int], int],
+        rng: random.Random,
+    ):
+        groups = [[utterance] for utterance in utterances]
+        groups += [rng.sample(utterances, rng.randint(2, 4)) for _ in range(joined)]
+        self.items = []
+        for group in tqdm(groups, desc="encoding", unit="piece"):
+            wave = np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in group])
+            codes = tokenizer.encode(torch.from_numpy(wave), SAMPLE_RATE)
+            num_frames = num_frames_of(len(codes))
+            wave = np.pad(wave, (0, max(0, (num_frames + 1) * HOP_LENGTH - len(wave))))
+            mel = mel_spectrogram(torch.from_numpy(wave)[None])[0, :, :num_frames].T
+            self.items.append((torch.tensor(codes), mel.half()))
+        self.items.sort(key=lambda item: len(item[0]))
+
+    def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
+        """Neighbours in length from a random place on, about `frames_per_batch` mel frames in all."""
+        start = rng.randrange(len(self.items))
+        rows, total = [], 0
+        while total < frames_per_batch and start + len(rows) < len(self.items):
+            rows.append(self.items[start + len(rows)])
+            total += len(rows[-1][1])
+        return collate(rows)
+
+
+def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    codes, mels = zip(*rows, strict=True)
+    return {
+        "codes": pad_sequence(codes, batch_first=True),
+        "code_lengths": torch.tensor([len(row) for row in codes]),
+        "mel": pad_sequence([mel.float() for mel in mels], batch_first=True),
+        "mel_lengths": torch.tensor([len(row) for row in mels]),
+    }
+
+
+def train_flow(args: argparse.Namespace) -> None:
+    utterances = load_corpus(args.corpus, args.voice)
+    random.Random(args.seed).shuffle(utterances)
+    tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
+    config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
+    loop = TrainingLoop(FlowTraining(config, args.seed), args)
+    num_frames = loop.model.flow.num_frames
+    rng = random.Random(args.seed + loop.step)
+    held_out = CodeMelPairs(utterances[:24], tokenizer, 0, num_frames, rng)
+    pairs = CodeMelPairs(utterances[24:], tokenizer, args.joined, num_frames, rng)
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        loop.averaged.module.generator.manual_seed(args.seed)
+        losses = loop.averaged(to_device(collate(held_out.items), args.device))
+        return {f"held_out_{name}": value for name, value in losses.items()}
+
+    loop.run(lambda: to_device(pairs.batch(args.frames_per_batch, rng), args.device), validate)
+
+
+def to_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def trained_weights(run: Path, module: nn.Module) -> nn.Module:
+    """Fill `module` with the averaged weights of a run folder."""
+    state = torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
+    module.load_state_dict(
+        {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
+    )
+    return module
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write config.yaml, flow.safetensors and hift.safetensors in half precision."""
+    flow_state = torch.load(args.flow / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
+    vocab_size = len(flow_state["module.flow.input_embedding.weight"])
+    config = replace(SMALL_FLOW, vocab_size=vocab_size)
+    flow = trained_weights(args.flow, FlowTraining(config, 0)).flow.eval()
+    hift = trained_weights(args.vocoder, VocoderTraining(SMALL_HIFT)).hift.eval()
+    SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow, hift).save_pretrained(args.output, torch.float16)
+    print(f"decoder written to {args.output}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    vocoder = commands.add_parser("vocoder", help="mel to wave")
+    add_loop_arguments(vocoder, steps=3000, lr=1e-3)
+    vocoder.add_argument("--frames", type=int, default=40, help="mel frames per segment")
+    vocoder.add_argument("--batch-size", type=int, default=12)
+    vocoder.add_argument("--max-clips", type=int, default=1500, help="recordings to read segments from")
+    flow = commands.add_parser("flow", help="codes to mel")
+    add_loop_arguments(flow, steps=4000, lr=1e-3)
+    flow.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")
+    flow.add_argument("--frames-per-batch", type=int, default=2600)
+    flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
+    for command in (vocoder, flow):
+        command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
+        command.add_argument("--voice", required=True)
+    join = commands.add_parser("export", help="write the decoder folder")
+    join.add_argument("--vocoder", type=Path, required=True)
+    join.add_argument("--flow", type=Path, required=True)
+    join.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    {"vocoder": train_vocoder, "flow": train_flow, "export": export}[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
