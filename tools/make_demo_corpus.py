@@ -2,9 +2,9 @@
 
     python tools/make_demo_corpus.py --out data/demo --size quick
 
-Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl to train on, heldout/{asr,tts,qa}.jsonl to evaluate on and
-one mixture yaml for stage 1, for the MTP stages and for the last stage. Paths inside the files begin with `--out` as it
-is given. The same arguments give the same files; an interrupted run continues, and a complete one returns at once.
+Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl to train on, heldout_{asr,tts,qa}.jsonl to evaluate on and
+one mixture yaml for stage 1, for the MTP stages and for the last stage. Paths inside the files count from the folder,
+which may be moved. The same arguments give the same files; an interrupted run continues, a complete one returns at once.
 """
 
 import argparse
@@ -25,8 +25,9 @@ import yaml
 from demo_domain import SIZES, Question, corpus_size, heldout_sentences, questions, spoken, training_sentences
 from tqdm import tqdm
 
-ASR_PROMPT = "Convert the speech to text.\n<|audio|>"
-TTS_PROMPT = "Convert the text to speech.\n"
+from vita_audio.constants import AUDIO_TAG
+from vita_audio.text import ASR_PROMPT, TTS_PROMPT
+
 MIXTURES = {  # yaml name -> {jsonl: ratio}
     "stage1": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
     "mtp": {"tts": 1, "qa": 1},
@@ -40,10 +41,10 @@ SHARD_FILES = 64  # files spoken by one synthesiser session, seeded as a whole
 
 @dataclass(frozen=True)
 class Rendering:
-    """One way to speak a text; the Piper settings follow from text and number."""
+    """One way to speak a text; file name and Piper settings follow from text, number and folder."""
 
     text: str
-    path: Path
+    path: Path  # from the corpus folder
     length_scale: float
     noise_scale: float
     noise_w_scale: float
@@ -58,20 +59,19 @@ class Corpus:
     held_out: dict[str, list[dict]] = field(default_factory=dict)
 
 
-def plan_corpus(out: Path, size: str, seed: int = 0) -> Corpus:
+def plan_corpus(size: str, seed: int = 0) -> Corpus:
     """Decide on every file and every sample without making any.
 
     Args:
-        out: Folder that the paths in the samples begin with.
         size: Key of `demo_domain.SIZES`.
         seed: Chooses the training sentences; held-out texts are the same for all seeds.
     """
     counts, corpus = corpus_size(size), Corpus()
 
     def speak(text: str, number: int, part: str) -> str:
-        rendering = _rendering(out / "audio" / part, text, number)
+        rendering = _rendering(Path("audio") / part, text, number)
         corpus.renderings[rendering.path] = rendering
-        return str(rendering.path)
+        return rendering.path.as_posix()
 
     def speak_often(texts: Iterable[str], times: int) -> list[tuple[str, str]]:
         return [(text, speak(text, number, "train")) for text in texts for number in range(times)]
@@ -134,11 +134,11 @@ def _chat(user: str, assistant: str, audios: Sequence[str] = ()) -> dict:
 
 
 def _asr_sample(text: str, path: str) -> dict:
-    return _chat(ASR_PROMPT, text, [path])
+    return _chat(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, [path])
 
 
 def _tts_sample(text: str, path: str) -> dict:
-    return _chat(TTS_PROMPT + text, "<|audio|>", [path])
+    return _chat(TTS_PROMPT + text, AUDIO_TAG, [path])
 
 
 def _qa_samples(
@@ -153,7 +153,7 @@ def _qa_samples(
     for text, path in asked_aloud:
         answer = answer_of[text]
         choices = spoken_answers[answer]
-        samples.append(_chat("<|audio|>", f"{answer}\n<|audio|>", [path, choices[used[answer] % len(choices)]]))
+        samples.append(_chat(AUDIO_TAG, f"{answer}\n{AUDIO_TAG}", [path, choices[used[answer] % len(choices)]]))
         used[answer] += 1
     return samples
 
@@ -176,13 +176,11 @@ def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
     return padded[loud[0] * window : head + (loud[-1] + 1) * window + tail]
 
 
-def speak_shard(renderings: Sequence[Rendering], voice_path: Path, seed: int) -> int:
+def speak_shard(out: Path, renderings: Sequence[Rendering], voice_path: Path, seed: int) -> int:
     """Speak the renderings in order, write those whose file is missing, and return how many there are.
 
     The synthesiser draws its noise from one seeded stream, hence a shard is spoken as a whole or not at all.
     """
-    if all(rendering.path.exists() for rendering in renderings):
-        return len(renderings)
     from piper import SynthesisConfig
 
     voice = _load_voice(voice_path, seed)
@@ -193,9 +191,9 @@ def speak_shard(renderings: Sequence[Rendering], voice_path: Path, seed: int) ->
             noise_w_scale=rendering.noise_w_scale,
         )
         chunks = [chunk.audio_float_array for chunk in voice.synthesize(spoken(rendering.text), settings)]
-        if not rendering.path.exists():
+        if not (out / rendering.path).exists():
             rate = voice.config.sample_rate
-            _write_atomically(rendering.path, trim_silence(np.concatenate(chunks), rate) * PEAK, rate)
+            _write_audio(out / rendering.path, trim_silence(np.concatenate(chunks), rate) * PEAK, rate)
     return len(renderings)
 
 
@@ -213,46 +211,48 @@ def _load_voice(path: Path, seed: int):
     return PiperVoice(session=session, config=config)
 
 
-def _write_atomically(path: Path, wave: np.ndarray, rate: int) -> None:
+def _write_audio(path: Path, wave: np.ndarray, rate: int) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     soundfile.write(partial, wave, rate, format="FLAC")
     os.replace(partial, path)
 
 
-def _write_text_atomically(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as partial:
         partial.write(text)
     os.replace(partial.name, path)
 
 
-def speak_corpus(renderings: Sequence[Rendering], voice_path: Path, processes: int) -> None:
+def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, processes: int) -> None:
     """Write all missing audio files, in shards shared out over processes."""
-    for folder in {rendering.path.parent for rendering in renderings}:
+    for folder in {out / rendering.path.parent for rendering in renderings}:
         folder.mkdir(parents=True, exist_ok=True)
     shards = [renderings[start : start + SHARD_FILES] for start in range(0, len(renderings), SHARD_FILES)]
-    context = multiprocessing.get_context("spawn")
-    missing = [(seed, shard) for seed, shard in enumerate(shards) if not all(item.path.exists() for item in shard)]
+    missing = [
+        (seed, shard)
+        for seed, shard in enumerate(shards)
+        if not all((out / rendering.path).exists() for rendering in shard)
+    ]
     bar = tqdm(total=len(renderings), desc="speaking", unit="file", mininterval=1.0)
     bar.update(len(renderings) - sum(len(shard) for _, shard in missing))
-    with bar, ProcessPoolExecutor(min(processes, max(1, len(missing))), mp_context=context) as pool:
-        jobs = [pool.submit(speak_shard, shard, voice_path, seed) for seed, shard in missing]
+    context = multiprocessing.get_context("spawn")
+    with bar, ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context) as pool:
+        jobs = [pool.submit(speak_shard, out, shard, voice_path, seed) for seed, shard in missing]
         for job in as_completed(jobs):
             bar.update(job.result())
 
 
 def write_corpus_files(out: Path, corpus: Corpus) -> None:
     """Write the jsonl files and the mixtures."""
-    files = {out / f"{name}.jsonl": rows for name, rows in corpus.training.items()}
-    files |= {out / "heldout" / f"{name}.jsonl": rows for name, rows in corpus.held_out.items()}
-    for path, rows in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    files = {f"{name}.jsonl": rows for name, rows in corpus.training.items()}
+    files |= {f"heldout_{name}.jsonl": rows for name, rows in corpus.held_out.items()}
+    for name, rows in files.items():
+        _write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
     for name, ratios in MIXTURES.items():
         sources = {
-            f"demo_{source}": {"ratio": ratio, "data_paths": [str(out / f"{source}.jsonl")]}
-            for source, ratio in ratios.items()
+            f"demo_{source}": {"ratio": ratio, "data_paths": [f"{source}.jsonl"]} for source, ratio in ratios.items()
         }
-        _write_text_atomically(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
+        _write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
 
 
 def default_voice() -> Path:
@@ -275,8 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--voice", type=Path, help="Piper .onnx with its .onnx.json beside it (default: joe)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that speak")
     options = parser.parse_args(arguments)
-    corpus = plan_corpus(options.out, options.size, options.seed)
-    speak_corpus(list(corpus.renderings.values()), options.voice or default_voice(), options.processes)
+    corpus = plan_corpus(options.size, options.seed)
+    speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.processes)
     write_corpus_files(options.out, corpus)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in corpus.training.items())
     print(f"{options.out}: {len(corpus.renderings)} audio files; training samples: {counts}")
