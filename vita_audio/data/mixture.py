@@ -19,6 +19,8 @@ import numpy as np
 import yaml
 from datasets import Dataset, Features, Value, concatenate_datasets
 
+from vita_audio.data.chat import Conversation, SampleError
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DATA_SUFFIXES = (".json", ".jsonl")
 _FEATURES = Features({"sample": Value("large_string"), "line": Value("int64"), "source": Value("int32")})
@@ -100,6 +102,19 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
         raise ValueError(f"{path}: no rows in {len(sources)} data files; check ratio, num and data_paths")
     rows = concatenate_datasets(parts).select(order[shuffled(len(order), seed)])
     return Mixture(rows, sources, problems)
+
+
+def referenced_audio(mixture: Mixture) -> list[Path]:
+    """Return the audio files that the rows of a mixture name, each once; malformed rows are passed over."""
+    paths: dict[Path, None] = {}
+    for row in mixture.rows:
+        try:
+            audios = Conversation.parse(json.loads(row["sample"])).audios
+        except SampleError:
+            continue
+        folder = Path(mixture.sources[row["source"]].file).parent
+        paths |= dict.fromkeys(resolve(audio, folder) for audio in audios if isinstance(audio, str))
+    return list(paths)
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:

@@ -1,0 +1,52 @@
+"""Encode the audio of a data yaml to codes, once, before training.
+
+    python tools/extract_audio_codes.py --data data/demo/stage1.yaml --codes outputs/codes --processes 2
+
+Goes on where an earlier run stopped; files that cannot be read are counted and named, and tried again the next time.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
+from vita_audio.data.codes import AudioCodeStore, extract_codes
+from vita_audio.data.mixture import load_mixture, referenced_audio
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, type=Path, help="data yaml files")
+    parser.add_argument("--codes", required=True, type=Path, help="folder of the code store")
+    parser.add_argument("--audio-tokenizer-type", default="glm4voice", choices=sorted(AUDIO_TOKENIZERS))
+    parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
+    parser.add_argument("--processes", type=int, default=0, help="processes that encode; 0: this one")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=["cuda" if torch.cuda.is_available() else "cpu"],
+        help="devices for the processes in turn, such as cuda:0 cuda:1",
+    )
+    return parser.parse_args(arguments)
+
+
+def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioTokenizer:
+    return get_audio_tokenizer(name, path, device=device)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    make_tokenizer = partial(load_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
+    paths = {path: None for data in options.data for path in referenced_audio(load_mixture(data))}
+    store = AudioCodeStore(options.codes, make_tokenizer("cpu").fingerprint)
+    report = extract_codes(
+        paths, store, make_tokenizer, devices=options.devices, num_workers=options.processes, progress=True
+    )
+    print(report.summary())
+    print(f"{len(store)} entries in {store.path}")
+
+
+if __name__ == "__main__":
+    main()
