@@ -25,6 +25,7 @@ setup(
         "safetensors",
         "huggingface_hub",
         "numpy",
+        "datasets>=3",
         "pyyaml",
         "soundfile",
         "soxr",
