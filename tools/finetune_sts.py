@@ -1,0 +1,125 @@
+"""Train one stage of a speech language model; `scripts/deepspeed/sts_qwen25` holds the four stages.
+
+    torchrun --nproc_per_node 8 tools/finetune_sts.py --model_name_or_path ... --dataset_name data.yaml --output_dir ...
+    python tools/finetune_sts.py arguments.json
+
+The output folder gets the model, its tokenizer, curves.png and train_results.json. The same command again continues a
+run that was stopped, and does nothing when it is done.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.data.collator import PackCollator
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, parse_arguments
+from vita_audio.training.curves import draw_curves, summarise
+from vita_audio.training.run_folder import (
+    ARGUMENTS_FILE,
+    RESULTS_FILE,
+    RunState,
+    clear_run,
+    inspect_run_folder,
+    last_checkpoint,
+)
+from vita_audio.training.stage_data import load_packs
+from vita_audio.training.stage_model import load_stage_model
+from vita_audio.training.trainer import SpeechTrainer
+
+logger = logging.getLogger("finetune_sts")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    model_arguments, data_arguments, training_arguments = arguments
+    start_logging(training_arguments)
+    if not open_run(arguments):
+        logger.info("this run is done, see %s; --overwrite_output_dir trains it again", training_arguments.output_dir)
+        return
+    checkpoint = last_checkpoint(training_arguments.output_dir)
+    set_seed(training_arguments.seed)
+
+    audio_tokenizer = get_audio_tokenizer(model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path)
+    num_codes, tokenizer_id = audio_tokenizer.vocab_size, audio_tokenizer.fingerprint
+    del audio_tokenizer
+    tokenizer = TextTokenizer.from_pretrained(
+        model_arguments.tokenizer_name or model_arguments.model_name_or_path, num_codes
+    )
+    packs = load_packs(model_arguments, data_arguments, training_arguments, tokenizer, tokenizer_id)
+    model = load_stage_model(
+        model_arguments, tokenizer, dtype=weight_dtype(training_arguments), seed=training_arguments.seed
+    )
+    trainer = SpeechTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=packs,
+        data_collator=PackCollator(tokenizer.pad_id),
+        processing_class=tokenizer.base,
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finish(trainer)
+
+
+def start_logging(training_arguments: SpeechTrainingArguments) -> None:
+    """Log from the main process; warnings from all."""
+    level = logging.INFO if training_arguments.process_index == 0 else logging.WARNING
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level, stream=sys.stdout)
+    transformers_logging.set_verbosity_warning()
+
+
+def open_run(arguments: Arguments) -> bool:
+    """Look at the output folder and mark it as that of this run; return False if the run is done.
+
+    Raises: FileExistsError if the folder holds something else.
+    """
+    training_arguments = arguments[2]
+    folder = Path(training_arguments.output_dir)
+    overwrite = training_arguments.overwrite_output_dir
+    state = RunState.NEW if overwrite else inspect_run_folder(folder)
+    training_arguments.distributed_state.wait_for_everyone()  # all have looked before one writes
+    if state is RunState.FINISHED:
+        return False
+    if training_arguments.process_index == 0:
+        if overwrite:
+            clear_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {name: value for part in arguments for name, value in json.loads(to_json(part)).items()}
+        text = json.dumps(values, indent=2, sort_keys=True)
+        (folder / ARGUMENTS_FILE).write_text(text + "\n", encoding="utf-8")
+        logger.info("arguments: %s", json.dumps(values, sort_keys=True))
+    training_arguments.distributed_state.wait_for_everyone()
+    return True
+
+
+def to_json(part: object) -> str:
+    values = part.to_dict() if isinstance(part, SpeechTrainingArguments) else vars(part)
+    return json.dumps(values, default=str)
+
+
+def weight_dtype(training_arguments: SpeechTrainingArguments) -> torch.dtype:
+    """Return what weights are loaded in: DeepSpeed keeps a float32 copy of bfloat16 weights, nothing else does."""
+    return torch.bfloat16 if training_arguments.bf16 and training_arguments.deepspeed else torch.float32
+
+
+def finish(trainer: SpeechTrainer) -> None:
+    """Save the model, draw the curves and write the results, which mark the run as done."""
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir)
+        draw_curves(trainer.state.log_history, folder / "curves.png", title=folder.name)
+        results = summarise(trainer.state.log_history)
+        (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        logger.info("trained %d steps in %.1f minutes: %s", results["steps"], results["minutes"], folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Command-line fields of the training program. Names follow VITA-Audio and transformers where they exist there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from vita_audio.interleave import MODES, InterleavePlan
+
+
+def option(help: str, default: object = None) -> object:
+    """Make a dataclass field with its line of help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name_or_path: str | None = option(
+        "Checkpoint to start from, Qwen2 or of an earlier stage; none: random weights"
+    )
+    config_name: str | None = option("Model config (json file or folder); default: that of the checkpoint")
+    tokenizer_name: str | None = option("Text tokenizer; default: that of the checkpoint")
+    audio_tokenizer_type: str = option("Name of the audio tokenizer", "glm4voice")
+    audio_tokenizer_path: str | None = option("Its weights; default: the small ones in this package")
+    text_audio_interval_ratio: list[int] = option(
+        "Text tokens, audio tokens, text tokens, ...; the last pair repeats", list(MODES["boost"])
+    )
+    language_model_freeze: bool = option("Train the MTP modules only", False)
+    mtp_loss_weight: float | None = option("Factor of the mean MTP loss; default: that of the model config")
+    model_max_length: int = option("Tokens in a pack", 4096)
+    attn_implementation: str = option("eager, sdpa, flash_attention_2; auto: the fastest that works here", "auto")
+
+    def __post_init__(self):
+        if not (self.model_name_or_path or self.config_name):
+            raise ValueError("training needs --model_name_or_path (a checkpoint) or --config_name (random weights)")
+        if not (self.tokenizer_name or self.model_name_or_path):
+            raise ValueError("random weights need --tokenizer_name")
+        if self.model_max_length < 2:
+            raise ValueError(f"--model_max_length must be at least 2, got {self.model_max_length}")
+        if self.mtp_loss_weight is not None and self.mtp_loss_weight < 0:
+            raise ValueError(f"--mtp_loss_weight must be 0 or more, got {self.mtp_loss_weight}")
+        self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset_name: str | None = option("Data yaml")
+    audio_code_dir: str | None = option(
+        "Folder of audio codes, see tools/extract_audio_codes.py; default: OUTPUT_DIR/audio_codes"
+    )
+    pack_cache_dir: str | None = option("Folder that keeps packed data; default: OUTPUT_DIR/packs")
+    extract_codes: bool = option("Encode audio that has no codes yet before training", False)
+    preprocessing_num_workers: int = option("Processes that pack the data; 0: the main one", 0)
+    user_audio_loss_weight: float = option("Also learn the codes of user speech, with this loss weight", 0.0)
+
+    def __post_init__(self):
+        if self.dataset_name is None:
+            raise ValueError("--dataset_name (a data yaml) is missing")
+        if not Path(self.dataset_name).is_file():
+            raise FileNotFoundError(f"--dataset_name: no such data yaml: {self.dataset_name}")
+        if self.user_audio_loss_weight < 0:
+            raise ValueError(f"--user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
+
+
+@dataclass
+class SpeechTrainingArguments(TrainingArguments):
+    """TrainingArguments of transformers and what speech training adds."""
+
+    output_dir: str | None = option("Folder of the result; a run continues from the last checkpoint in it")
+    overwrite_output_dir: bool = option(
+        "Start anew in a used folder; checkpoints of earlier runs in it are deleted", False
+    )
+    mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
+    report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
+    ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data", 6 * 3600)
+
+    def __post_init__(self):
+        if not self.output_dir:
+            raise ValueError("--output_dir is missing")
+        if self.mtp_model_lr_mult <= 0:
+            raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
+        super().__post_init__()
+
+
+Arguments = tuple[ModelArguments, DataArguments, SpeechTrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """Parse flags, or the one JSON file whose keys are flag names.
+
+    Raises: ValueError, FileNotFoundError for values that cannot be; SystemExit for unknown flags.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser((ModelArguments, DataArguments, SpeechTrainingArguments))
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    return parser.parse_args_into_dataclasses(argv)

@@ -1,0 +1,88 @@
+"""The packs a training stage reads: audio codes from the store, packed once and shared by all processes."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from datasets import Dataset
+
+from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
+from vita_audio.data.mixture import load_mixture, referenced_audio
+from vita_audio.data.packing import build_packs
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioTokenizer:
+    return get_audio_tokenizer(name, path, device=device)
+
+
+def load_packs(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: SpeechTrainingArguments,
+    tokenizer: TextTokenizer,
+    tokenizer_id: str,
+) -> Dataset:
+    """Return the packs of a stage. The main process of each machine makes them while the others wait.
+
+    Args:
+        tokenizer_id: Fingerprint of the audio tokenizer.
+    Raises: MissingCodesError that says how to make the codes, and what `build_packs` raises.
+    """
+    output_dir = Path(training_arguments.output_dir)
+    code_dir = Path(data_arguments.audio_code_dir or output_dir / "audio_codes")
+    with training_arguments.main_process_first(local=True, desc="packing"):
+        is_main = training_arguments.local_process_index == 0
+        store = AudioCodeStore(code_dir, tokenizer_id)
+        if data_arguments.extract_codes and is_main:
+            _extract(model_arguments, data_arguments, training_arguments, store)
+        try:
+            packs, report = build_packs(
+                data_arguments.dataset_name,
+                tokenizer,
+                store,
+                model_arguments.plan,
+                model_arguments.model_max_length,
+                cache_dir=data_arguments.pack_cache_dir or output_dir / "packs",
+                user_audio_loss_weight=data_arguments.user_audio_loss_weight,
+                seed=training_arguments.seed,
+                num_workers=data_arguments.preprocessing_num_workers if is_main else 0,
+                progress=is_main,
+            )
+        except MissingCodesError as error:
+            raise MissingCodesError(
+                f"{error}:\n  {extraction_command(model_arguments, data_arguments, code_dir)}\n"
+                "or let training do it with --extract_codes"
+            ) from error
+    if training_arguments.process_index == 0:
+        logger.info("%s", report.summary())
+    return packs
+
+
+def extraction_command(model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path) -> str:
+    """Return the command that makes the codes of a data yaml."""
+    path = model_arguments.audio_tokenizer_path
+    return (
+        f"python tools/extract_audio_codes.py --data {data_arguments.dataset_name} --codes {code_dir} "
+        f"--audio-tokenizer-type {model_arguments.audio_tokenizer_type}"
+    ) + (f" --audio-tokenizer-path {path}" if path else "")
+
+
+def _extract(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: SpeechTrainingArguments,
+    store: AudioCodeStore,
+) -> None:
+    make_tokenizer = partial(
+        load_audio_tokenizer, model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path
+    )
+    paths = referenced_audio(load_mixture(data_arguments.dataset_name))
+    report = extract_codes(paths, store, make_tokenizer, devices=[str(training_arguments.device)], progress=True)
+    logger.info("%s", report.summary())

@@ -1,0 +1,171 @@
+"""The model a training stage starts from: a checkpoint of the stage before, with what this stage adds."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+from transformers import AutoConfig, GenerationConfig, Qwen2Config
+from transformers.utils import is_flash_attn_2_available
+
+from vita_audio.constants import structural_tokens
+from vita_audio.interleave import InterleavePlan
+from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models.surgery import gathered, init_missing_mtp, mtp_parameter_patterns, set_trainable
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+# What a config and a checkpoint must agree on for the weights to mean the same.
+SHARED_SETTINGS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+)
+# Sampling of the released models.
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
+
+
+def read_config(name_or_path: str) -> Qwen2MTPConfig:
+    """Read a model config; that of a plain Qwen2 becomes one without MTP modules.
+
+    Raises: ValueError for another kind of model.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    if type(config) not in (Qwen2Config, Qwen2MTPConfig):
+        raise ValueError(f"{name_or_path}: model_type must be qwen2 or qwen2_mtp, got {config.model_type}")
+    if isinstance(config, Qwen2MTPConfig):
+        return config
+    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    return Qwen2MTPConfig(**values)
+
+
+def is_plain_qwen2(name_or_path: str) -> bool:
+    return type(AutoConfig.from_pretrained(name_or_path)) is Qwen2Config
+
+
+def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tuple[str, str]) -> None:
+    """Check that a config fits the checkpoint to start from; it may add MTP modules.
+
+    Raises: ValueError that lists what differs.
+    """
+    settings = {key: (getattr(config, key), getattr(checkpoint, key)) for key in SHARED_SETTINGS}
+    settings["number of backbone layers"] = (config.num_backbone_layers, checkpoint.num_backbone_layers)
+    wrong = [f"{key} {ours} != {theirs}" for key, (ours, theirs) in settings.items() if ours != theirs]
+    if config.num_nextn_predict_layers < checkpoint.num_nextn_predict_layers:
+        wrong.append(f"MTP modules {config.num_nextn_predict_layers} < {checkpoint.num_nextn_predict_layers}")
+    if wrong:
+        raise ValueError(f"config {names[0]} does not fit checkpoint {names[1]}: {'; '.join(wrong)}")
+
+
+def load_stage_model(
+    arguments: ModelArguments, tokenizer: TextTokenizer, *, dtype: torch.dtype, seed: int
+) -> Qwen2MTPForCausalLM:
+    """Load the model of a stage, ready to train: vocabulary, new MTP modules, what trains, generation defaults.
+
+    Args:
+        tokenizer: Text tokenizer with the audio codes.
+        dtype: Of the weights.
+        seed: For the embeddings of new tokens.
+    Raises: ValueError if config, checkpoint, tokenizer and pack length do not fit each other.
+    """
+    name = arguments.model_name_or_path
+    config = read_config(arguments.config_name or name)
+    if arguments.model_max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--model_max_length {arguments.model_max_length} exceeds the positions the model knows, "
+            f"max_position_embeddings {config.max_position_embeddings}"
+        )
+    if arguments.mtp_loss_weight is not None:
+        config.mtp_loss_weight = arguments.mtp_loss_weight
+    attention = resolve_attention(arguments.attn_implementation)
+    if name is None:
+        config.vocab_size = tokenizer.padded_size
+        model = Qwen2MTPForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
+    else:
+        model = _load_checkpoint(config, arguments, tokenizer, dtype=dtype, attn_implementation=attention)
+        if is_plain_qwen2(name):
+            add_tokens(model, tokenizer, seed)
+    trained = set_trainable(model, mtp_parameter_patterns(config) if arguments.language_model_freeze else ["*"])
+    num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    logger.info("%d parameters in %d tensors train", num_trained, len(trained))
+    model.generation_config = generation_config(arguments.plan, tokenizer)
+    return model
+
+
+def _load_checkpoint(
+    config: Qwen2MTPConfig, arguments: ModelArguments, tokenizer: TextTokenizer, **options
+) -> Qwen2MTPForCausalLM:
+    name = arguments.model_name_or_path
+    checkpoint = read_config(name)
+    check_configs(config, checkpoint, (arguments.config_name or name, name))
+    if not is_plain_qwen2(name) and checkpoint.vocab_size != tokenizer.padded_size:
+        raise ValueError(
+            f"checkpoint {name} has a vocabulary of {checkpoint.vocab_size}, text and audio tokenizer make "
+            f"{tokenizer.padded_size}; use the tokenizers it was trained with"
+        )
+    config.vocab_size = checkpoint.vocab_size
+    model, info = Qwen2MTPForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **options)
+    if info["unexpected_keys"]:
+        raise ValueError(f"checkpoint {name} has weights the model lacks: {sorted(info['unexpected_keys'])[:5]}")
+    initialised = init_missing_mtp(model, info["missing_keys"])
+    if initialised:
+        logger.info("initialised MTP modules that %s lacks: %s", name, ", ".join(initialised))
+    return model
+
+
+def resolve_attention(name: str) -> str:
+    """Return the attention back end that `auto` means here: flash attention where it is installed and a GPU is there."""
+    if name != "auto":
+        return name
+    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+
+
+@torch.no_grad()
+def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> None:
+    """Give the tokens that a plain text model lacks embeddings and output rows.
+
+    New rows are drawn from a normal distribution with mean and standard deviation, per dimension, of the text rows:
+    of their scale, and different from each other, which thousands of audio codes need from the first step on. Rows of
+    the checkpoint beyond its text vocabulary (padding, in the released Qwen2.5) are replaced too.
+
+    Raises: ValueError if the model has fewer rows than the text vocabulary.
+    """
+    num_text = tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
+    if model.config.vocab_size < num_text:
+        raise ValueError(
+            f"the text tokenizer has {num_text} text tokens, the model only {model.config.vocab_size}; "
+            "use the tokenizer of the model"
+        )
+    model.resize_token_embeddings(tokenizer.padded_size, mean_resizing=False)
+    tables = [model.get_input_embeddings().weight]
+    if model.get_output_embeddings().weight is not tables[0]:
+        tables.append(model.get_output_embeddings().weight)
+    generator = torch.Generator().manual_seed(seed)
+    for table in tables:
+        with gathered([table]):
+            _draw_rows(table, num_text, generator)
+
+
+def _draw_rows(table: nn.Parameter, num_text: int, generator: torch.Generator) -> None:
+    """Draw the rows after the first `num_text` of a (vocabulary, hidden) table like those."""
+    text = table[:num_text].float()
+    noise = torch.randn(table[num_text:].shape, generator=generator).to(table.device)
+    table[num_text:] = (text.mean(0) + noise * text.std(0)).to(table.dtype)
+
+
+def generation_config(plan: InterleavePlan, tokenizer: TextTokenizer) -> GenerationConfig:
+    """Return the generation defaults of the released models, with the plan the model was trained for."""
+    return GenerationConfig(
+        **SAMPLING,
+        eos_token_id=[tokenizer.im_end_id, tokenizer.pad_id],
+        pad_token_id=tokenizer.pad_id,
+        mtp_inference_mode=list(plan.ratio),
+    )

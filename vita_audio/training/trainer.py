@@ -1,0 +1,144 @@
+"""The Trainer of transformers, with a learning rate of its own for MTP modules and a log of every depth."""
+
+from __future__ import annotations
+
+import time
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DummyOptim
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import ProgressCallback
+
+from vita_audio.models.qwen2_mtp import MTPOutput
+from vita_audio.models.surgery import mtp_parameter_patterns
+
+MAIN = "main"
+_SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")
+
+
+def depth_name(depth: int) -> str:
+    """Return what a depth is called in the log: `main` for the backbone (depth 0), `mtp_0` for the first module."""
+    return MAIN if depth == 0 else f"mtp_{depth - 1}"
+
+
+class DepthMeter:
+    """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0."""
+
+    def __init__(self):
+        self._sums: Tensor | None = None  # (3, depths), float64
+        self._num_tokens = 0
+
+    def add(self, outputs: MTPOutput, num_tokens: int, num_items_in_batch: Tensor | int | None) -> None:
+        """Count one forward pass; `num_items_in_batch` is what its losses were divided by, None for their targets."""
+        counts = outputs.num_targets.double()
+        losses = torch.cat([outputs.main_loss[None], outputs.mtp_losses]).double()
+        losses = losses * (counts if num_items_in_batch is None else num_items_in_batch)
+        sums = torch.stack([losses, outputs.accuracies.double() * counts, counts])  # (3, depths)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._num_tokens += num_tokens
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return averages over the targets of all processes and start again; every process must call this."""
+        if self._sums is None:
+            return {}
+        num_tokens = self._sums.new_full((1, self._sums.shape[1]), self._num_tokens)
+        sums = accelerator.reduce(torch.cat([self._sums, num_tokens]), reduction="sum").cpu()
+        self._sums, self._num_tokens = None, 0
+        values = {"num_tokens": int(sums[3, 0])}
+        for depth, (loss, num_correct, count, _) in enumerate(sums.T.tolist()):
+            values[f"{depth_name(depth)}_loss"] = loss / max(count, 1)
+            values[f"{depth_name(depth)}_accuracy"] = num_correct / max(count, 1)
+        return values
+
+
+class CompactProgress(ProgressCallback):
+    """Progress bar whose log lines leave out what only the curves need."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            modules = [value for name, value in logs.items() if name.startswith("mtp_") and name.endswith("_accuracy")]
+            shown = {name: logs[name] for name in _SHOWN if name in logs}
+            if modules:
+                shown["mtp_accuracy"] = sum(modules) / len(modules)
+            super().on_log(args, state, control, shown, **kwargs)
+
+
+class SpeechTrainer(Trainer):
+    """Trainer of `Qwen2MTPForCausalLM`; takes `SpeechTrainingArguments`.
+
+    Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
+    `main_accuracy`, ...), averaged over all targets since the last entry; `tokens_per_second` of all processes; and
+    `minutes` of training, those before a resumption included.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._meter = DepthMeter()
+        self._clock: float | None = None  # when the last log entry was made
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(CompactProgress)
+
+    def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """Split what trains by learning rate (MTP modules or not) and weight decay (norms and biases have none)."""
+        patterns = mtp_parameter_patterns(model.config)
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                is_mtp = any(fnmatchcase(name, pattern) for pattern in patterns)
+                groups.setdefault((is_mtp, name in decayed and "_norms." not in name), []).append(parameter)
+        if not groups:
+            raise ValueError("no parameter trains; a frozen language model needs a config with MTP modules")
+        return [
+            {
+                "params": parameters,
+                "lr": self.args.learning_rate * (self.args.mtp_model_lr_mult if is_mtp else 1.0),
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+            }
+            for (is_mtp, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        """Make the optimiser, or give DeepSpeed the groups for the one its config names, which else gets a single group."""
+        model = self.model if model is None else model
+        if isinstance(self.optimizer, DummyOptim):
+            self.optimizer.params = self.parameter_groups(model)
+        elif self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(self.parameter_groups(model), **options)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.is_in_train:
+            self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any):
+        self._clock = None
+        return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._clock is None:
+            self._clock = time.monotonic()
+        return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            values = self._meter.read(self.accelerator)
+            now = time.monotonic()
+            minutes_before = next(
+                (entry["minutes"] for entry in reversed(self.state.log_history) if "minutes" in entry), 0
+            )
+            values["tokens_per_second"] = values["num_tokens"] / (now - self._clock)
+            values["minutes"] = minutes_before + (now - self._clock) / 60
+            self._clock = now
+            if self.args.mtp_model_lr_mult != 1 and self.model.lm_head.weight.requires_grad:
+                logs["mtp_learning_rate"] = logs["learning_rate"] * self.args.mtp_model_lr_mult
+            logs = {**logs, **values}
+        super().log(logs, start_time)
