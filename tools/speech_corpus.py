@@ -67,3 +67,13 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
     if not utterances:
         raise ValueError(f"{manifest} gives no usable utterance of voice {voice or 'any'}")
     return utterances
+
+
+def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
+    """Split into (training, held out), the last `count` utterances being held out.
+
+    Raises: ValueError if training would get fewer utterances than are held out.
+    """
+    if len(utterances) < 2 * count:
+        raise ValueError(f"holding out {count} utterances needs at least {2 * count}, got {len(utterances)}")
+    return utterances[:-count], utterances[-count:]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speech_corpus import Utterance, load_corpus
+from speech_corpus import Utterance, hold_out, load_corpus
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -113,8 +113,9 @@ def train_vocoder(args: argparse.Namespace) -> None:
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
     rng = random.Random(args.seed)
-    held_out = SegmentSampler(utterances[:16], args.frames, 16, rng).batch()
-    sampler = SegmentSampler(utterances[16 : 16 + args.max_clips], args.frames, args.batch_size, rng)
+    train_set, validation_set = hold_out(utterances, args.held_out)
+    held_out = SegmentSampler(validation_set, args.frames, len(validation_set), rng).batch()
+    sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
     loop = TrainingLoop(VocoderTraining(SMALL_HIFT), args)
 
     @torch.no_grad()
@@ -152,7 +153,7 @@ class CodeMelPairs:
         rng: random.Random,
     ):
         groups = [[utterance] for utterance in utterances]
-        groups += [rng.sample(utterances, rng.randint(2, 4)) for _ in range(joined)]
+        groups += [rng.choices(utterances, k=rng.randint(2, 4)) for _ in range(joined)]
         self.items = []
         for group in tqdm(groups, desc="encoding", unit="piece"):
             wave = np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in group])
@@ -191,8 +192,9 @@ def train_flow(args: argparse.Namespace) -> None:
     loop = TrainingLoop(FlowTraining(config, args.seed), args)
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
-    held_out = CodeMelPairs(utterances[:24], tokenizer, 0, num_frames, rng)
-    pairs = CodeMelPairs(utterances[24:], tokenizer, args.joined, num_frames, rng)
+    train_set, validation_set = hold_out(utterances, args.held_out)
+    held_out = CodeMelPairs(validation_set, tokenizer, 0, num_frames, rng)
+    pairs = CodeMelPairs(train_set, tokenizer, args.joined, num_frames, rng)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -243,6 +245,7 @@ def main() -> None:
     for command in (vocoder, flow):
         command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
         command.add_argument("--voice", required=True)
+        command.add_argument("--held-out", type=int, default=24, help="recordings kept for validation")
     join = commands.add_parser("export", help="write the decoder folder")
     join.add_argument("--vocoder", type=Path, required=True)
     join.add_argument("--flow", type=Path, required=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 import torch
-from speech_corpus import Utterance, load_corpus
+from speech_corpus import Utterance, hold_out, load_corpus
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from training_loop import TrainingLoop, add_loop_arguments
@@ -189,13 +189,14 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
     return {"perplexity": training.quantizer.perplexity(), **figures}
 
 
-def split_corpus(utterances: list[Utterance], voice: str, held_out: int) -> tuple[list[Utterance], list[Utterance]]:
-    """The last `held_out` utterances of the main voice and of the others together are for validation."""
-    main = [u for u in utterances if u.voice == voice]
+def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
+    """Hold out `count` utterances of the main voice and, if there are other voices, as many of those."""
+    train_set, held_out = hold_out([u for u in utterances if u.voice == voice], count)
     others = [u for u in utterances if u.voice != voice]
-    if len(main) <= 2 * held_out:
-        raise ValueError(f"voice {voice!r} needs more than {2 * held_out} utterances, got {len(main)}")
-    return main[:-held_out] + others[:-held_out], main[-held_out:] + others[-held_out:]
+    if others:
+        more, more_held_out = hold_out(others, count)
+        train_set, held_out = train_set + more, held_out + more_held_out
+    return train_set, held_out
 
 
 def train(args: argparse.Namespace) -> None:
