@@ -101,6 +101,9 @@ def test_bad_files_are_counted_named_and_tried_again(tmp_path, store):
         store.codes(bad)
     with pytest.raises(FileNotFoundError, match="gone.wav"):
         store.codes(tmp_path / "gone.wav")
+    revision = store.revision
+    assert len(extract_codes([good, bad], store, make_toy_codec).failures) == 1
+    assert store.revision == revision  # nothing new, so caches that depend on the store stay valid
     write_codes(bad, [5])
     assert extract_codes([bad], store, make_toy_codec).num_encoded == 1
     assert store.codes(bad) == [5]

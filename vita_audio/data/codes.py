@@ -121,9 +121,12 @@ class AudioCodeStore:
         return self._database.execute("PRAGMA user_version").fetchone()[0]
 
     def add(self, extractions: Iterable[Extraction]) -> None:
-        """Write extractions in one transaction: all of them or none."""
+        """Write extractions in one transaction: all of them or none. What is known already changes nothing."""
+        new = [item for item in extractions if item.codes is not None or not self._knows(item)]
+        if not new:
+            return
         with self._database as database:
-            for item in extractions:
+            for item in new:
                 state = item.state
                 if item.codes is not None:
                     packed = np.asarray(item.codes, dtype="<i4").tobytes()
@@ -133,6 +136,9 @@ class AudioCodeStore:
                     (state.path, state.size, state.mtime, item.digest, item.error),
                 )
             database.execute(f"PRAGMA user_version = {self.revision + 1}")
+
+    def _knows(self, item: Extraction) -> bool:
+        return self._known(item.state) == (item.digest, item.error)
 
     def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
         row = self._database.execute(

@@ -202,6 +202,7 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
             try:
                 json.loads(line)
             except ValueError as error:  # broken JSON or broken UTF-8
-                problems.append(Problem(str(path), number, "not JSON", f"not JSON: {error}"))
+                where = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                problems.append(Problem(str(path), number, "not JSON", f"not JSON: {where}"))
                 continue
             yield number, line.decode("utf-8")
