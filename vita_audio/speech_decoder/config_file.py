@@ -30,7 +30,7 @@ _F0_FIXED = {"num_class": 1}
 
 
 class _Reference(str):
-    """Name of a top-level value."""
+    """Text after `!ref`, as in `<sample_rate>`."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,10 +39,7 @@ class _Loader(yaml.SafeLoader):
 
 def _construct_tagged(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
     if suffix == "ref":
-        name = re.fullmatch(r"<(\w+)>", node.value)
-        if name is None:
-            raise ValueError(f"!ref must name one value, as in !ref <sample_rate>, got {node.value!r}")
-        return _Reference(name.group(1))
+        return _Reference(node.value)
     if suffix.startswith("new:") and isinstance(node, yaml.MappingNode):
         return loader.construct_mapping(node, deep=True)
     return None
@@ -119,9 +116,12 @@ def write_config(config: DecoderConfig, path: str | Path) -> None:
 
 def _resolve(value: Any, names: dict[str, Any]) -> Any:
     if isinstance(value, _Reference):
-        if value not in names or isinstance(names[value], _Reference | dict):
-            raise ValueError(f"!ref <{value}> names no top-level value")
-        return names[value]
+        name = re.fullmatch(r"<(\w+)>", value)
+        if name is None:
+            raise ValueError(f"!ref must name one value, as in !ref <sample_rate>, got {str(value)!r}")
+        if not isinstance(names.get(name.group(1)), int | float | str):
+            raise ValueError(f"!ref {value} names no top-level value")
+        return names[name.group(1)]
     if isinstance(value, dict):
         return {key: _resolve(item, names) for key, item in value.items()}
     if isinstance(value, list):

@@ -28,6 +28,7 @@ from .noise import FrameNoise
 
 # Frames by which a prompt's mel may differ from its codes: tokenizers round a clip's end up to a few codes.
 MAX_PROMPT_MISMATCH = 20
+MAX_WHOLE_CODES = 750
 
 
 @dataclass
@@ -36,6 +37,7 @@ class VocoderState:
 
     phase: Tensor  # start phase of each harmonic, (1, harmonics, 1), radians
     noise: FrameNoise
+    position: int  # frames finished
     cycles: Tensor  # cycles the fundamental has run, (1,), float64
     mel: Tensor  # last frames that became samples, (1, bands, at most receptive_frames)
     source: Tensor  # their excitation, (1, 1, samples)
@@ -48,6 +50,7 @@ class SpeechDecoderState:
     num_steps: int
     context_codes: int
     overlap_codes: int
+    condition_on_past: bool
     embedding: Tensor | None
     mel_noise: FrameNoise
     vocoder: VocoderState
@@ -108,11 +111,16 @@ class SpeechDecoder:
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> Tensor:
-        """Wave of all codes at once, (samples,), float32 in [-1, 1], on the CPU; arguments as in `start`."""
+        """Wave of all codes, (samples,), float32 in [-1, 1], on the CPU; arguments as in `start`.
+
+        Time and memory grow with the square of what is decoded at once, so more than a minute is decoded as a stream.
+        """
         state = self.start(
             num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
         )
-        return self.decode_chunk(state, codes, final=True)
+        pieces = [codes[first : first + MAX_WHOLE_CODES] for first in range(0, len(codes), MAX_WHOLE_CODES)]
+        waves = [self.decode_chunk(state, piece) for piece in pieces[:-1]]
+        return torch.cat([*waves, self.decode_chunk(state, pieces[-1] if pieces else [], final=True)])
 
     def start(
         self,
@@ -121,6 +129,7 @@ class SpeechDecoder:
         seed: int = 42,
         context_codes: int = 50,
         overlap_codes: int = 5,
+        condition_on_past: bool = False,
         prompt_codes: Sequence[int] | None = None,
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
@@ -131,11 +140,17 @@ class SpeechDecoder:
             num_steps: Euler steps of the flow. seed: Of this stream's own random numbers.
             context_codes: Earlier codes that a chunk still looks at.
             overlap_codes: Codes at the end of a chunk that are held back until the next one.
+            condition_on_past: Give the flow its earlier mel as a prompt, as the released decoder does. Otherwise it
+                makes the context again from the same noise, which stays closer to whole decoding. Always true with a
+                voice prompt, whose voice is carried on so when the prompt has left the context.
             prompt_codes: Codes of a voice sample, and prompt_mel: its log-mel, (bands, frames); both or neither.
             embedding: Speaker, (spk_embed_dim,).
-        Raises: ValueError if only half a prompt is given, its halves do not last equally long, or context_codes <
-            overlap_codes.
+        Raises: ValueError if only half a prompt is given, its halves do not last equally long, the embedding has
+            another shape, or context_codes < overlap_codes.
         """
+        size = self.config.flow.spk_embed_dim
+        if embedding is not None and embedding.shape != (size,):
+            raise ValueError(f"a speaker embedding must have shape ({size},), got {tuple(embedding.shape)}")
         if not context_codes >= overlap_codes >= 0:
             raise ValueError(
                 f"context_codes must not be less than overlap_codes, got {context_codes} and {overlap_codes}"
@@ -145,9 +160,10 @@ class SpeechDecoder:
             num_steps=num_steps,
             context_codes=context_codes,
             overlap_codes=overlap_codes,
+            condition_on_past=condition_on_past or prompt_mel is not None,
             embedding=None if embedding is None else embedding.float()[None].to(self.device),
             mel_noise=FrameNoise(NUM_BANDS, torch.Generator().manual_seed(seed)),
-            vocoder=self._start_vocoder(torch.Generator().manual_seed(seed + 1)),
+            vocoder=self.start_vocoder(seed + 1),
             codes=codes,
             position=mel.shape[2],
             mel=mel.to(self.device),
@@ -173,13 +189,53 @@ class SpeechDecoder:
             state.codes, state.is_finished = window, final
             return torch.zeros(0)
         mel = self._continue_mel(state, window, num_frames)  # (1, bands, frames after state.position)
-        wave = self._continue_wave(state.vocoder, mel, state.position, num_new)
+        wave = self.vocode(state.vocoder, mel, num_new)
         state.mel = torch.cat([state.mel, mel[:, :, :num_new]], dim=2)
         state.held_back = mel[:, :, num_new:]
         state.position += num_new
         state.codes, state.is_finished = window, final
         self._forget(state)
         return wave.cpu()
+
+    def start_vocoder(self, seed: int = 42) -> VocoderState:
+        """Begin a stream of mel frames to be made audible by `vocode`."""
+        num_harmonics = self.config.hift.nb_harmonics + 1
+        generator = torch.Generator().manual_seed(seed)
+        phase = (torch.rand(1, num_harmonics, 1, generator=generator) * 2 - 1) * math.pi
+        phase[:, 0] = 0
+        return VocoderState(
+            phase=phase.to(self.device),
+            noise=FrameNoise(num_harmonics * HOP_LENGTH, generator),
+            position=0,
+            cycles=torch.zeros(1, dtype=torch.float64, device=self.device),
+            mel=torch.zeros(1, NUM_BANDS, 0, device=self.device),
+            source=torch.zeros(1, 1, 0, device=self.device),
+        )
+
+    @torch.inference_mode()
+    def vocode(self, state: VocoderState, mel: Tensor, num_new: int) -> Tensor:
+        """Make the next frames of a stream audible.
+
+        Args:
+            mel: (1, bands, frames) that follow the frames finished before.
+            num_new: How many of them are finished; the vocoder only looks at the others, as their future.
+        Returns: (num_new * 256,), float32, on the decoder's device.
+        """
+        num_old, num_frames = state.mel.shape[2], mel.shape[2]
+        mel = torch.cat([state.mel, mel], dim=2)
+        f0 = self.hift.predict_f0(mel)[:, num_old:]
+        noise = state.noise.read(state.position, state.position + num_frames).to(self.device)
+        noise = noise.reshape(1, num_frames * HOP_LENGTH, -1).transpose(1, 2)  # (1, harmonics, samples)
+        source = self.hift.make_source(f0, SourceNoise(state.phase, noise), state.cycles)
+        source = torch.cat([state.source, source], dim=2)
+        wave = self.hift.synthesize(mel, source)[0, num_old * HOP_LENGTH : (num_old + num_new) * HOP_LENGTH]
+        end = num_old + num_new
+        first = max(0, end - self.hift.receptive_frames)
+        state.position += num_new
+        state.cycles = state.cycles + f0[:, :num_new].double().sum(dim=1) * HOP_LENGTH / SAMPLE_RATE
+        state.mel = mel[:, :, first:end]
+        state.source = source[:, :, first * HOP_LENGTH : end * HOP_LENGTH]
+        return wave
 
     def _prompt(self, codes: Sequence[int] | None, mel: Tensor | None) -> tuple[list[int], Tensor]:
         """Voice prompt as codes and (1, bands, frames) that end together, at the last whole code of both."""
@@ -215,9 +271,9 @@ class SpeechDecoder:
             torch.tensor([window], device=self.device),
             noise,
             num_steps=state.num_steps,
-            prompt_mel=state.mel,
+            prompt_mel=state.mel if state.condition_on_past else None,
             embedding=state.embedding,
-        )
+        )[:, :, state.position - num_frames :]
         if held is not None:
             num_faded = held.shape[2]
             rise = torch.arange(1, num_faded + 1, device=self.device) / (num_faded + 1)
@@ -225,43 +281,21 @@ class SpeechDecoder:
         return mel
 
     def _forget(self, state: SpeechDecoderState) -> None:
-        """Drop what lies before the context, in whole attention blocks so that the blocks stay where they were."""
+        """Drop what lies before the context.
+
+        The window begins where an attention block of the encoder and a frame of the UNet's coarsest scale begin, so
+        that both grids lie as in the whole utterance.
+        """
         block_size = self.config.flow.encoder.block_size
-        num_codes = state.first_code + len(state.codes)
-        first_code = max(state.first_code, (num_codes - state.context_codes) // block_size * block_size)
-        num_dropped = self.flow.num_frames(first_code) - self.flow.num_frames(state.first_code)
-        state.codes = state.codes[first_code - state.first_code :]
-        state.mel = state.mel[:, :, num_dropped:]
-        state.first_code = first_code
-
-    def _start_vocoder(self, generator: torch.Generator) -> VocoderState:
-        num_harmonics = self.config.hift.nb_harmonics + 1
-        phase = (torch.rand(1, num_harmonics, 1, generator=generator) * 2 - 1) * math.pi
-        phase[:, 0] = 0
-        return VocoderState(
-            phase=phase.to(self.device),
-            noise=FrameNoise(num_harmonics * HOP_LENGTH, generator),
-            cycles=torch.zeros(1, dtype=torch.float64, device=self.device),
-            mel=torch.zeros(1, NUM_BANDS, 0, device=self.device),
-            source=torch.zeros(1, 1, 0, device=self.device),
-        )
-
-    def _continue_wave(self, state: VocoderState, mel: Tensor, position: int, num_new: int) -> Tensor:
-        """Samples of the first `num_new` frames of `mel`, (samples,); later frames are only looked at."""
-        num_old, num_frames = state.mel.shape[2], mel.shape[2]
-        mel = torch.cat([state.mel, mel], dim=2)
-        f0 = self.hift.predict_f0(mel)[:, num_old:]
-        noise = state.noise.read(position, position + num_frames).to(self.device)
-        noise = noise.reshape(1, num_frames * HOP_LENGTH, -1).transpose(1, 2)  # (1, harmonics, samples)
-        source = self.hift.make_source(f0, SourceNoise(state.phase, noise), state.cycles)
-        source = torch.cat([state.source, source], dim=2)
-        wave = self.hift.synthesize(mel, source)[0, num_old * HOP_LENGTH : (num_old + num_new) * HOP_LENGTH]
-        end = num_old + num_new
-        first = max(0, end - self.hift.receptive_frames)
-        state.cycles = state.cycles + f0[:, :num_new].double().sum(dim=1) * HOP_LENGTH / SAMPLE_RATE
-        state.mel = mel[:, :, first:end]
-        state.source = source[:, :, first * HOP_LENGTH : end * HOP_LENGTH]
-        return wave
+        coarse_frame = 2 ** (len(self.config.flow.estimator.channels) - 1)
+        num_frames = self.flow.num_frames
+        first_code = (state.first_code + len(state.codes) - state.context_codes) // block_size * block_size
+        while first_code > state.first_code and num_frames(first_code) % coarse_frame:
+            first_code -= block_size
+        if first_code > state.first_code:
+            state.codes = state.codes[first_code - state.first_code :]
+            state.mel = state.mel[:, :, num_frames(first_code) - num_frames(state.first_code) :]
+            state.first_code = first_code
 
 
 def _load_weights(module: nn.Module, folder: Path, name: str) -> None:
