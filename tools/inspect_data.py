@@ -93,7 +93,7 @@ def inspect_row(
             InterleavePlan.parse(options.ratio),
             user_audio_loss_weight=options.user_audio_loss_weight,
         )
-    except (SampleError, AudioError, FileNotFoundError) as error:
+    except (SampleError, AudioError, OSError) as error:
         return {**place, "error": str(error)}
     return {
         **place,

@@ -26,6 +26,8 @@ from vita_audio.constants import (
     structural_tokens,
 )
 
+ROLES = ("system", "user", "assistant")
+
 ASR_PROMPT = "Convert the speech to text."
 TTS_PROMPT = "Convert the text to speech.\n"
 INTERLEAVED_SYSTEM = "Respond in a text-audio interleaved manner."
@@ -74,7 +76,9 @@ class TextTokenizer:
         self.context_of_audio_id = vocabulary.get(CONTEXT_OF_AUDIO)
         self.im_start_id, self.im_end_id = vocabulary[IM_START], vocabulary[IM_END]
         self.pad_id = vocabulary[END_OF_TEXT]
-        self._newline_ids = self.encode("\n")
+        newline_ids = self.encode("\n")
+        self._headers = {role: [self.im_start_id, *self.encode(role), *newline_ids] for role in ROLES}
+        self._footer = [self.im_end_id, *newline_ids]
 
     @classmethod
     def from_pretrained(
@@ -110,7 +114,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; special tokens and audio codes written in it become their ids."""
-        return self.base.encode(text, add_special_tokens=False)
+        return self.base.encode(text, add_special_tokens=False) if text else []
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, leaving out special tokens and audio codes."""
@@ -143,12 +147,12 @@ class TextTokenizer:
         return text_ids, codes
 
     def header(self, role: str) -> list[int]:
-        """Return the ids that open a turn of `role`: `<|im_start|>role` and a newline."""
-        return [self.im_start_id, *self.encode(role), *self._newline_ids]
+        """Return the ids that open a turn of a role in `ROLES`: `<|im_start|>role` and a newline."""
+        return list(self._headers[role])
 
     def footer(self) -> list[int]:
         """Return the ids that close a turn: `<|im_end|>` and a newline."""
-        return [self.im_end_id, *self._newline_ids]
+        return list(self._footer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.base.save_pretrained(folder)

@@ -188,6 +188,9 @@ def test_bad_samples_are_counted_named_and_never_end_the_run(write_mixture, stor
         {"text": "no messages"},
         {"messages": [{"role": "user", "content": "no answer"}]},
         text_sample(),
+        tts_sample("x" * 5000),
+        tts_sample("a\0b"),
+        r'{"messages": [{"role": "assistant", "content": "half a pair \ud83d"}]}',
     ]
     mixture = write_mixture(samples)
     extract_codes([tmp_path / f"{name}.wav" for name in ("good", "long", "empty", "cut", "nan")], store, make_toy_codec)
@@ -196,13 +199,13 @@ def test_bad_samples_are_counted_named_and_never_end_the_run(write_mixture, stor
     kinds = {problem.line: problem.kind for problem in report.problems}
     assert kinds == {
         3: "not JSON",
-        **dict.fromkeys((4, 5, 6, 7), "unusable audio"),
+        **dict.fromkeys((4, 5, 6, 7, 16), "unusable audio"),
         8: "too long",
-        **dict.fromkeys((9, 10, 11, 12, 13), "malformed"),
+        **dict.fromkeys((9, 10, 11, 12, 13, 17, 18), "malformed"),
         14: "nothing to learn",
     }
     summary = report.summary()
-    assert "left out, unusable audio: 4" in summary
+    assert "left out, unusable audio: 5" in summary
     assert f"{tmp_path}/data.jsonl:8: " in summary and "tokens, the limit is 512" in summary
     for reason in ("file is empty", "truncated", "NaN", "gone.wav: no such audio file", "got 'tool'"):
         assert reason in summary

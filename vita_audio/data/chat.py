@@ -14,11 +14,11 @@ from typing import Any
 
 from vita_audio.constants import AUDIO_TAG, BEGIN_OF_AUDIO, END_OF_AUDIO, IGNORE_INDEX
 from vita_audio.interleave import InterleavePlan
-from vita_audio.text import TTS_PROMPT, TextTokenizer
+from vita_audio.text import ROLES, TTS_PROMPT, TextTokenizer
 
 AudioIds = Callable[[Any, str], list[int]]  # (entry of `audios`, role) -> token ids between the audio markers
 
-ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+ROLE_NAMES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
 MESSAGE_KEYS = ("conversations", "messages")  # the first that is there and not empty counts
 
 _LITERAL_AUDIO = re.compile(re.escape(BEGIN_OF_AUDIO) + ".*?" + re.escape(END_OF_AUDIO), re.DOTALL)
@@ -70,11 +70,15 @@ def _parse_turn(message: Any) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise SampleError(f"a message needs role and content, got {message!r}")
     role, content = message["role"], message["content"]
-    if not isinstance(role, str) or role not in ROLES:
-        raise SampleError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+    if not isinstance(role, str) or role not in ROLE_NAMES:
+        raise SampleError(f"role must be one of {', '.join(ROLE_NAMES)}, got {role!r}")
     if not isinstance(content, str):
         raise SampleError(f"content must be text, got {content!r}")
-    return Turn(ROLES[role], content)
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"content must be valid Unicode, got half of a surrogate pair in {content!r}") from error
+    return Turn(ROLE_NAMES[role], content)
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
                 samples = json.loads(file.read())
             except ValueError as error:
                 raise ValueError(f"{path}: not a JSON list: {error}; repair the file") from error
-            yield from ((number, json.dumps(sample, ensure_ascii=False)) for number, sample in enumerate(samples, 1))
+            yield from ((number, json.dumps(sample)) for number, sample in enumerate(samples, 1))
             return
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(_BYTE_ORDER_MARK).strip()

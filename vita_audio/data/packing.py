@@ -131,7 +131,7 @@ class PackRecipe:
             )
         except SampleError as error:
             return problem("malformed", str(error))
-        except (AudioError, FileNotFoundError) as error:
+        except (AudioError, OSError) as error:
             return problem("unusable audio", str(error))
         length = len(encoded.input_ids)
         if length > self.max_length:
@@ -191,7 +191,7 @@ def _encoder_of_rank(
 
 def stored_audio_ids(tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path, audio: str, role: str) -> list[int]:
     """Return the token ids of an audio file named in a data file that lies in `folder`."""
-    if not isinstance(audio, str):
+    if not isinstance(audio, str) or "\0" in audio:
         raise SampleError(f"audios must hold file names, got {audio!r}")
     return tokenizer.audio_ids(store.codes(resolve(audio, folder)))
 
