@@ -1,0 +1,306 @@
+"""Conversations to text and speech: whole, in batches, or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, StoppingCriteriaList
+
+from vita_audio.audio_tokenizers import AudioTokenizer
+from vita_audio.data.audio import load_audio
+from vita_audio.data.chat import encode_prompt
+from vita_audio.inference.streaming import IdQueue, StopRequest, TextStream, generate_in_thread
+from vita_audio.inference.tasks import Audio
+from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
+from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.text import TextTokenizer
+
+MAX_NEW_TOKENS = 2048  # where neither the caller nor the checkpoint says otherwise
+
+Plan = InterleavePlan | str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of an answer went; in a batch, the seconds are those of the whole batch.
+
+    Args:
+        encode_seconds: Reading the conversation's audio and making its codes.
+        generate_seconds: The language model.
+        decode_seconds: Codes to wave.
+        num_tokens: Tokens of this answer.
+        num_backbone_passes: Backbone steps until its last token; MTP modules made the other tokens.
+    """
+
+    encode_seconds: float
+    generate_seconds: float
+    decode_seconds: float
+    num_tokens: int
+    num_backbone_passes: int
+
+    @property
+    def total_seconds(self) -> float:
+        return self.encode_seconds + self.generate_seconds + self.decode_seconds
+
+
+@dataclass(frozen=True)
+class Response:
+    """A whole answer.
+
+    Args:
+        text: Without special tokens.
+        codes: Audio codes of the answer.
+        wave: (samples,), float32 in [-1, 1]; empty without codes, None if not asked for.
+        sample_rate: Of the wave, Hz.
+        ids: Token ids as generated, the final one included.
+    """
+
+    text: str
+    codes: list[int]
+    wave: Tensor | None
+    sample_rate: int
+    ids: list[int]
+    timings: Timings
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of work per second of speech; None without speech."""
+        if self.wave is None or not len(self.wave):
+            return None
+        return self.timings.total_seconds * self.sample_rate / len(self.wave)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer; each part may be empty. `wave`: (samples,), float32 in [-1, 1]."""
+
+    text: str = ""
+    codes: list[int] = field(default_factory=list)
+    wave: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+class SpeechLM:
+    """Language model, text tokenizer and audio tokenizer together; holds no state of any answer.
+
+    A conversation is a sample without its answer (see `vita_audio.inference.tasks`). `plan` is a name, a ratio or an
+    `InterleavePlan`, by default the checkpoint's. Keyword arguments beyond those named go to `generate`.
+    """
+
+    def __init__(self, model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, audio_tokenizer: AudioTokenizer):
+        """Put the parts together.
+
+        Raises: ValueError if their vocabularies do not fit.
+        """
+        if tokenizer.num_audio_codes != audio_tokenizer.vocab_size:
+            raise ValueError(
+                f"text tokenizer {tokenizer.base.name_or_path} has {tokenizer.num_audio_codes} audio codes, the audio "
+                f"tokenizer {audio_tokenizer.name} {audio_tokenizer.vocab_size}; use the one the model was trained with"
+            )
+        if model.config.vocab_size < len(tokenizer):
+            raise ValueError(
+                f"the model knows {model.config.vocab_size} tokens, its text tokenizer has {len(tokenizer)}; use the "
+                "tokenizer the model was trained with"
+            )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.audio_tokenizer = audio_tokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        audio_tokenizer: AudioTokenizer,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        **options,
+    ) -> SpeechLM:
+        """Load a checkpoint folder with its text tokenizer.
+
+        Args:
+            device: "auto" is the GPU if there is one.
+            dtype: Of the weights. None: bfloat16 on a GPU, float32 elsewhere.
+            options: Of the model's `from_pretrained`, such as `attn_implementation`.
+        Raises: FileNotFoundError; ValueError if it is no such model, lacks weights, or has another audio vocabulary.
+        """
+        if not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(f"no config.json in {folder}; give the folder of a trained model")
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, Qwen2MTPConfig):
+            raise ValueError(
+                f"{folder}: model_type must be {Qwen2MTPConfig.model_type}, got {config.model_type}; "
+                "tools/finetune_sts.py makes such a model of a Qwen2"
+            )
+        tokenizer = TextTokenizer.from_pretrained(folder)
+        device = resolve_device(device)
+        if dtype is None:
+            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        model, report = Qwen2MTPForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, **options
+        )
+        if problems := {name: sorted(map(str, keys))[:5] for name, keys in report.items() if keys}:
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
+        return cls(model.to(device), tokenizer, audio_tokenizer)
+
+    def respond(
+        self, conversation: Mapping[str, Any], plan: Plan | None = None, *, decode_audio: bool = True, **generation
+    ) -> Response:
+        """Return the answer to a conversation; raises what `prompt_ids` and `generate` raise."""
+        return self.respond_batch([conversation], plan, decode_audio=decode_audio, **generation)[0]
+
+    def respond_batch(
+        self,
+        conversations: Iterable[Mapping[str, Any]],
+        plan: Plan | None = None,
+        *,
+        decode_audio: bool = True,
+        **generation,
+    ) -> list[Response]:
+        """Return the answer to each conversation; without sampling the same as `respond` gives one by one.
+
+        Args:
+            decode_audio: Make waves of the codes.
+        """
+        start = perf_counter()
+        prompts = [self.prompt_ids(conversation) for conversation in conversations]
+        if not prompts:
+            return []
+        num_prompt = max(map(len, prompts))
+        options = self._generation_options(num_prompt, plan, generation)
+        padded = [[self.tokenizer.pad_id] * (num_prompt - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (num_prompt - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        encoded = perf_counter()
+        output = self.model.generate(
+            torch.tensor(padded, device=self.model.device),
+            attention_mask=torch.tensor(mask, device=self.model.device),
+            **options | {"return_dict_in_generate": True},
+        )
+        rows = output.sequences[:, num_prompt:].tolist()
+        generated = perf_counter()
+        answers = [_until_end(row, options["eos_token_id"]) for row in rows]
+        codes = [self.tokenizer.split(ids)[1] for ids in answers]
+        waves = [self.audio_tokenizer.decode(row) if decode_audio else None for row in codes]
+        seconds = (encoded - start, generated - encoded, perf_counter() - generated)
+        depths = getattr(output, "steps", None) or (BACKBONE,) * len(rows[0])
+        return [
+            Response(
+                text=self.tokenizer.decode(ids),
+                codes=row_codes,
+                wave=wave,
+                sample_rate=self.audio_tokenizer.output_rate,
+                ids=ids,
+                timings=Timings(*seconds, num_tokens=len(ids), num_backbone_passes=depths[: len(ids)].count(BACKBONE)),
+            )
+            for ids, row_codes, wave in zip(answers, codes, waves, strict=True)
+        ]
+
+    def stream(
+        self, conversation: Mapping[str, Any], plan: Plan | None = None, *, decode_audio: bool = True, **generation
+    ) -> Iterator[Chunk]:
+        """Yield the answer to a conversation while it is generated.
+
+        Text and codes add up to those of `respond`. A chunk ends with new text, with new samples, and where a run of
+        audio codes ends. Wrong input raises here; what goes wrong while generating is raised by `next`. Closing or
+        dropping the iterator ends the generation.
+        """
+        prompt = self.prompt_ids(conversation)
+        options = self._generation_options(len(prompt), plan, generation)
+        criteria = options.pop("stopping_criteria", [])
+
+        def generate(ids: IdQueue, stop: StopRequest) -> None:
+            self.model.generate(
+                torch.tensor([prompt], device=self.model.device),
+                streamer=ids,
+                stopping_criteria=StoppingCriteriaList([*criteria, stop]),
+                **options,
+            )
+
+        return self._chunks(generate_in_thread(generate), decode_audio)
+
+    def prompt_ids(self, conversation: Mapping[str, Any]) -> list[int]:
+        """Return the token ids of a conversation and of the header of the answer to come.
+
+        Raises: SampleError (a ValueError), AudioError, FileNotFoundError; ValueError if the audio alone is too long.
+        """
+        return encode_prompt(conversation, self.tokenizer, self._audio_ids, self._layout_plan())
+
+    def _audio_ids(self, audio: Audio, role: str) -> list[int]:
+        """Return the ids of one audio, whoever speaks."""
+        if isinstance(audio, list):
+            return self.tokenizer.audio_ids(audio)
+        rate = self.audio_tokenizer.sample_rate
+        wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate), rate)
+        seconds = wave.shape[-1] / rate
+        max_seconds = self.model.config.max_position_embeddings / self.audio_tokenizer.frame_rate
+        if seconds > max_seconds:
+            name = "audio" if isinstance(audio, tuple) else audio
+            raise ValueError(
+                f"{name}: too long, the model reads at most {max_seconds:.0f} s, got {seconds:.0f} s; cut it into parts"
+            )
+        return self.tokenizer.audio_ids(self.audio_tokenizer.encode(wave, rate))
+
+    def _layout_plan(self) -> InterleavePlan:
+        """Return how earlier spoken answers are laid out: as the checkpoint was trained."""
+        plan = InterleavePlan.parse(getattr(self.model.generation_config, "mtp_inference_mode", None) or "boost")
+        return plan if min(plan.ratio[1::2]) > NUM_MARKERS else InterleavePlan(MODES["boost"])
+
+    def _generation_options(self, num_prompt: int, plan: Plan | None, generation: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the arguments of `generate`.
+
+        Raises: ValueError for an unknown plan, or if prompt and answer have more tokens than the model has positions.
+        """
+        defaults, num_positions = self.model.generation_config, self.model.config.max_position_embeddings
+        options = dict(generation)
+        room = num_positions - num_prompt
+        if options.get("max_length") is None:
+            options.setdefault("max_new_tokens", min(defaults.max_new_tokens or MAX_NEW_TOKENS, max(room, 1)))
+        num_new = options.get("max_new_tokens") or options["max_length"] - num_prompt
+        if num_new > room:
+            raise ValueError(
+                f"prompt and answer must fit into the model's {num_positions} positions, got a prompt of {num_prompt} "
+                f"tokens and {num_new} new ones; give shorter audio or text, or ask for fewer new tokens"
+            )
+        if options.get("eos_token_id") is None:
+            options["eos_token_id"] = defaults.eos_token_id or [self.tokenizer.im_end_id, self.tokenizer.pad_id]
+        options.setdefault("pad_token_id", self.tokenizer.pad_id)
+        if plan is not None:
+            options["mtp_inference_mode"] = InterleavePlan.parse(plan)
+        return options
+
+    def _chunks(self, ids: Generator[int, None, None], decode_audio: bool) -> Iterator[Chunk]:
+        text, audio = TextStream(self.tokenizer), None
+        codes: list[int] = []
+        with closing(ids):
+            for token_id in ids:
+                delta, wave = "", torch.zeros(0)
+                if self.tokenizer.is_audio(token_id):
+                    codes.append(token_id - self.tokenizer.first_audio_id)
+                    if decode_audio:
+                        audio = audio or self.audio_tokenizer.stream()
+                        wave = audio.push(codes[-1:])
+                else:
+                    delta = text.push(token_id)
+                if delta or len(wave) or (codes and token_id == self.tokenizer.end_of_audio_id):
+                    yield Chunk(delta, codes, wave)
+                    codes = []
+        delta, wave = text.flush(), audio.flush() if audio else torch.zeros(0)
+        if delta or codes or len(wave):
+            yield Chunk(delta, codes, wave)
+
+
+def resolve_device(device: str) -> str:
+    """Return what "auto" means here: the GPU if there is one."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _until_end(ids: list[int], end_ids: int | list[int]) -> list[int]:
+    """Cut generated ids after the first that ends an answer; what follows is padding."""
+    end_ids = end_ids if isinstance(end_ids, list) else [end_ids]
+    end = next((place for place, token_id in enumerate(ids) if token_id in end_ids), len(ids))
+    return ids[: end + 1]

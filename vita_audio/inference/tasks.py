@@ -1,0 +1,100 @@
+"""Conversations for the tasks of the released models, with their prompts; ready for `SpeechLM`.
+
+A conversation is a sample without its answer, as in `vita_audio.data.chat`: `messages`, and `audios` with one entry for
+each audio tag. An entry is a path, a pair (wave, sample rate), or a list of audio codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vita_audio.constants import AUDIO_TAG
+from vita_audio.text import ASR_PROMPT, LUKE_SYSTEM, OMNI_SYSTEM, TTS_PROMPT, VOICE_PROMPT_SYSTEM
+
+Audio = str | Path | tuple[Tensor | np.ndarray, int] | list[int]
+Conversation = dict[str, list[Any]]  # messages, audios
+
+TASKS = {  # name -> (what it takes, what it may take)
+    "text": (("text",), ("system",)),
+    "asr": (("audio",), ()),
+    "tts": (("text",), ("voice_prompt", "system")),
+    "sts": (("audio",), ("text", "voice_prompt", "system")),
+}
+SPEAKING_TASKS = ("tts", "sts")  # whose answer is heard
+SYSTEMS = {"luke": LUKE_SYSTEM, "omni": OMNI_SYSTEM}  # system messages of the released models
+
+
+def make_conversation(
+    task: str,
+    *,
+    text: str | None = None,
+    audio: Audio | None = None,
+    voice_prompt: Audio | None = None,
+    system: str | None = None,
+) -> Conversation:
+    """Make the conversation of one task.
+
+    Args:
+        task: Key of `TASKS`: chat by text, recognition, synthesis, spoken answer to speech.
+        text: What to say or answer; with speech, what is written before it.
+        voice_prompt: Speech in the voice wanted for the answer.
+        system: System message, or the name of one in `SYSTEMS`.
+    Raises: ValueError for an unknown task, an input that is missing, empty, or that the task has no use for.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
+    inputs = {"text": text, "audio": audio, "voice_prompt": voice_prompt, "system": system}
+    required, optional = TASKS[task]
+    for name, value in inputs.items():
+        if value is None and name in required:
+            raise ValueError(f"task {task} needs {name}, got none")
+        if value is not None and name not in required + optional:
+            raise ValueError(f"task {task} has no use for {name}; leave it out")
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{name} of task {task} must not be empty, got {value!r}")
+    if task == "text":
+        return text_conversation(text, system=system)
+    if task == "asr":
+        return asr_conversation(audio)
+    if task == "tts":
+        return tts_conversation(text, voice_prompt=voice_prompt, system=system)
+    return sts_conversation(audio, text=text, voice_prompt=voice_prompt, system=system)
+
+
+def text_conversation(text: str, *, system: str | None = None) -> Conversation:
+    return _conversation(text, [], None, system)
+
+
+def asr_conversation(audio: Audio) -> Conversation:
+    return _conversation(f"{ASR_PROMPT}\n{AUDIO_TAG}", [audio], None, None)
+
+
+def tts_conversation(text: str, *, voice_prompt: Audio | None = None, system: str | None = None) -> Conversation:
+    return _conversation(TTS_PROMPT + text, [], voice_prompt, system)
+
+
+def sts_conversation(
+    audio: Audio, *, text: str | None = None, voice_prompt: Audio | None = None, system: str | None = None
+) -> Conversation:
+    content = AUDIO_TAG if text is None else f"{text}\n{AUDIO_TAG}"
+    return _conversation(content, [audio], voice_prompt, system)
+
+
+def _conversation(
+    content: str, audios: Sequence[Audio], voice_prompt: Audio | None, system: str | None
+) -> Conversation:
+    if voice_prompt is not None and system is not None:
+        raise ValueError("a voice prompt is the system message itself; give voice_prompt or system, not both")
+    messages = [{"role": "user", "content": content}]
+    audios = list(audios)
+    if voice_prompt is not None:
+        messages.insert(0, {"role": "system", "content": VOICE_PROMPT_SYSTEM})
+        audios.insert(0, voice_prompt)
+    elif system is not None:
+        messages.insert(0, {"role": "system", "content": SYSTEMS.get(system, system)})
+    return {"messages": messages, "audios": audios}
