@@ -289,6 +289,10 @@ def test_wrong_weights_are_named(tiny_folder, tmp_path):
     (tmp_path / "flow.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="flow.safetensors cannot be read as weights"):
         SpeechDecoder.from_pretrained(tmp_path)
+    (tmp_path / "flow.safetensors").unlink()
+    torch.save([1, 2], tmp_path / "flow.pt")
+    with pytest.raises(ValueError, match="flow.pt cannot be read as weights: it holds a list, not a state dict"):
+        SpeechDecoder.from_pretrained(tmp_path)
 
 
 def test_frame_noise_depends_on_position_alone():

@@ -73,7 +73,7 @@ def read_config(path: str | Path) -> DecoderConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no speech decoder configuration at {path}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
         if not isinstance(values, dict):
             raise ValueError("it must hold the keys sample_rate, flow and hift")
         values.pop("llm", None)

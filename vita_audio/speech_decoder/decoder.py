@@ -8,6 +8,9 @@ Whole decoding is a stream of one chunk, so both run the same code. What a strea
   a chunk has only the last `context_codes` and nothing of the future. So the last `overlap_codes` of a chunk are held
   back, made again with the next chunk, and cross-faded.
 * The work per chunk is bounded by its size and the context; no sample is lost: chunks add up to the whole length.
+
+Differences from the released decoder, which draws noise for the whole utterance at once and leaves dropout on: noise is
+drawn frame by frame on the CPU from the stream's own generators, and modules are always in evaluation mode.
 """
 
 import math
@@ -63,7 +66,7 @@ class SpeechDecoderState:
 
 
 class SpeechDecoder:
-    """Flow and vocoder, in evaluation mode and float32; serves any number of streams.
+    """Flow and vocoder, put into evaluation mode; serves any number of streams.
 
     Attributes: `sample_rate` of the output in Hz, `frame_rate` in codes per second, `vocab_size`, `device`.
     """
@@ -72,8 +75,8 @@ class SpeechDecoder:
 
     def __init__(self, config: DecoderConfig, flow: MaskedDiffWithXvec, hift: HiFTGenerator):
         self.config = config
-        self.flow = flow.eval().requires_grad_(False)
-        self.hift = hift.eval().requires_grad_(False)
+        self.flow = flow.eval()
+        self.hift = hift.eval()
         self.frame_rate = config.flow.input_frame_rate
         self.vocab_size = config.flow.vocab_size
         self.device = flow.encoder_proj.weight.device
@@ -306,6 +309,8 @@ def _load_weights(module: nn.Module, folder: Path, name: str) -> None:
         raise FileNotFoundError(f"no speech decoder weights at {paths[0]} or {paths[1]}")
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if not isinstance(weights, dict):
+            raise TypeError(f"it holds a {type(weights).__name__}, not a state dict")
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {error}") from error
     expected = module.state_dict()

@@ -1,5 +1,7 @@
 """Log-mel spectrogram that the flow predicts and the vocoder reads (the one of HiFi-GAN and Matcha-TTS)."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,7 @@ def mel_to_hertz(mel: Tensor) -> Tensor:
     return torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
 
 
+@functools.cache
 def mel_filters() -> Tensor:
     """Triangles of equal area on Slaney's mel scale from 0 to 8 kHz, (bands, FFT_SIZE / 2 + 1), float32."""
     top = hertz_to_mel(torch.tensor(MAX_FREQUENCY, dtype=torch.float64))
