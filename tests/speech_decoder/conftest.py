@@ -21,7 +21,10 @@ def tiny_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def decoder(tiny_folder: Path) -> SpeechDecoder:
-    return SpeechDecoder.from_pretrained(tiny_folder)
+    decoder = SpeechDecoder.from_pretrained(tiny_folder)
+    decoder.flow.requires_grad_(False)
+    decoder.hift.requires_grad_(False)
+    return decoder
 
 
 @pytest.fixture(scope="session")
