@@ -4,7 +4,7 @@
 
 Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl to train on, heldout_{asr,tts,qa}.jsonl to evaluate on and
 one mixture yaml for stage 1, for the MTP stages and for the last stage. Paths inside the files count from the folder,
-which may be moved. The same arguments give the same files; an interrupted run continues, a complete one returns at once.
+which may be moved. The same arguments give the same files; an interrupted run continues, a complete one ends at once.
 """
 
 import argparse
