@@ -201,12 +201,18 @@ def _check_supported(generation_config: GenerationConfig) -> None:
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
-            f"mtp_inference_mode works with greedy search and sampling, got {mode.value}; leave mtp_inference_mode out "
-            "or set num_beams=1 and no assistant"
+            f"mtp_inference_mode works with greedy search and sampling, got {mode.value}; set it to None in the "
+            "generation config, or num_beams=1 and no prompt lookup"
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(generation_config, name):
             raise ValueError(f"{name} is not available with mtp_inference_mode; call the model itself to get it")
+
+
+def _choose_tokens(scores: Tensor, do_sample: bool) -> Tensor:
+    if do_sample:
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
+    return scores.argmax(dim=-1)
 
 
 @torch.no_grad()
@@ -244,10 +250,7 @@ def mtp_decode(
         if as_dict:
             scores += [token_scores] if generation_config.output_scores else []
             raw_logits += [logits] if generation_config.output_logits else []
-        if generation_config.do_sample:
-            next_tokens = torch.multinomial(token_scores.softmax(dim=-1), num_samples=1)[:, 0]
-        else:
-            next_tokens = token_scores.argmax(dim=-1)
+        next_tokens = _choose_tokens(token_scores, generation_config.do_sample)
         if has_eos:
             next_tokens = torch.where(unfinished, next_tokens, generation_config._pad_token_tensor)
         state.append(next_tokens)
@@ -277,15 +280,15 @@ class MTPGenerationMixin:
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *args,
-        mtp_inference_mode: str | Sequence[int] | None = None,
-        streamer=None,
+        mtp_inference_mode: InterleavePlan | str | Sequence[int] | None = None,
+        streamer: BaseStreamer | None = None,
         **kwargs,
     ) -> MTPDecodeOutput | Tensor:
         """Generate as transformers does, with MTP modules if an interleave plan is given.
 
         Args:
-            mtp_inference_mode: Name or ratio of an `InterleavePlan`. Default: that of the generation config; where it
-                has none, the backbone alone generates and all of transformers' search modes are available.
+            mtp_inference_mode: An `InterleavePlan`, its name or its ratio. Default: that of the generation config; where
+                it has none, the backbone alone generates and all of transformers' search modes are available.
         Raises: ValueError for an unknown plan, or a plan together with a search mode other than greedy and sampling.
         """
         mode = mtp_inference_mode
