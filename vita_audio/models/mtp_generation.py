@@ -287,8 +287,8 @@ class MTPGenerationMixin:
         """Generate as transformers does, with MTP modules if an interleave plan is given.
 
         Args:
-            mtp_inference_mode: An `InterleavePlan`, its name or its ratio. Default: that of the generation config; where
-                it has none, the backbone alone generates and all of transformers' search modes are available.
+            mtp_inference_mode: An `InterleavePlan`, its name or ratio. Default: that of the generation config; where it
+                has none, the backbone alone generates and all of transformers' search modes are available.
         Raises: ValueError for an unknown plan, or a plan together with a search mode other than greedy and sampling.
         """
         mode = mtp_inference_mode

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.models.packed_rows import shift_within_documents
 
 LOSS_CHUNK_VOCABULARY = 16384  # the loss holds at most (targets x this many) logits at once
+
+
+@dataclass
+class MTPOutput(CausalLMOutputWithPast):
+    """Output of `Qwen2MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
+
+    Args:
+        main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains.
+        mtp_losses: Cross entropy of each module, (modules,).
+        accuracies: Share of targets that are the most likely token, backbone first, (1 + modules,).
+        num_targets: Number of targets, backbone first, (1 + modules,), int64.
+    """
+
+    main_loss: Tensor | None = None
+    mtp_losses: Tensor | None = None
+    accuracies: Tensor | None = None
+    num_targets: Tensor | None = None
 
 
 def score_targets(

@@ -8,7 +8,6 @@ norms and a projection of its own; final norm and head are those of the backbone
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.utils import can_return_tuple
@@ -24,7 +23,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from vita_audio.models.mtp_generation import MTPGenerationMixin
-from vita_audio.models.mtp_loss import mtp_losses
+from vita_audio.models.mtp_loss import MTPOutput, mtp_losses
 from vita_audio.models.packed_rows import is_packed
 
 Masks = Tensor | dict[str, Tensor | None] | None  # of padding, or ready for each attention type
@@ -57,23 +56,6 @@ class Qwen2MTPConfig(Qwen2Config):
         return self.num_hidden_layers - self.num_nextn_predict_layers
 
 
-@dataclass
-class MTPOutput(CausalLMOutputWithPast):
-    """Output of `Qwen2MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
-
-    Args:
-        main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains.
-        mtp_losses: Cross entropy of each module, (modules,).
-        accuracies: Share of targets that are the most likely token, backbone first, (1 + modules,).
-        num_targets: Number of targets, backbone first, (1 + modules,), int64.
-    """
-
-    main_loss: Tensor | None = None
-    mtp_losses: Tensor | None = None
-    accuracies: Tensor | None = None
-    num_targets: Tensor | None = None
-
-
 class Qwen2MTPModel(Qwen2Model):
     """Qwen2Model whose `forward` runs the backbone layers and whose `run_layers` runs any of them."""
 
@@ -97,8 +79,7 @@ class Qwen2MTPModel(Qwen2Model):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + num_past
@@ -249,14 +230,11 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             hidden_states: Backbone output, (batch, time, hidden).
             position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
         """
-        time = inputs_embeds.shape[1]
-        masks = attention_mask
+        layers = range(self.config.num_backbone_layers, self.config.num_hidden_layers)
+        masks = self.model.attention_masks(inputs_embeds, layers, position_ids, attention_mask)
         for depth in range(self.config.num_nextn_predict_layers):
-            shift = min(depth + 1, time)
+            shift = min(depth + 1, inputs_embeds.shape[1])
             shifted = F.pad(inputs_embeds[:, shift:], (0, 0, 0, shift))  # (batch, time, hidden)
-            if depth == 0:
-                layers = range(self.config.num_backbone_layers, self.config.num_hidden_layers)
-                masks = self.model.attention_masks(shifted, layers, position_ids, attention_mask)
             hidden_states = self.mtp_step(depth, shifted, hidden_states, position_ids + depth + 1, masks)
             yield hidden_states
 
