@@ -34,8 +34,8 @@ def inspect_run_folder(folder: str | Path) -> RunState:
         return RunState.NEW
     if ARGUMENTS_FILE not in names:
         raise FileExistsError(
-            f"--output_dir {folder} holds files that are not of a training run ({', '.join(names[:5])}); choose another "
-            "folder, or pass --overwrite_output_dir to write into this one"
+            f"--output_dir {folder} holds files that are not of a training run ({', '.join(names[:5])}); "
+            "choose another folder, or pass --overwrite_output_dir to write into this one"
         )
     return RunState.FINISHED if RESULTS_FILE in names else RunState.STARTED
 

@@ -122,7 +122,7 @@ def _load_checkpoint(
 
 
 def resolve_attention(name: str) -> str:
-    """Return the attention back end that `auto` means here: flash attention where it is installed and a GPU is there."""
+    """Return the attention back end that `auto` means here: flash attention if it is installed and there is a GPU."""
     if name != "auto":
         return name
     return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 
-from vita_audio.models.qwen2_mtp import MTPOutput
+from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.models.surgery import mtp_parameter_patterns
 
 MAIN = "main"
@@ -104,7 +104,7 @@ class SpeechTrainer(Trainer):
         ]
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser, or give DeepSpeed the groups for the one its config names, which else gets a single group."""
+        """Make the optimiser; to one that a DeepSpeed config names, give the groups, or it would get a single one."""
         model = self.model if model is None else model
         if isinstance(self.optimizer, DummyOptim):
             self.optimizer.params = self.parameter_groups(model)

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Run one training stage under torchrun: launch.sh NAME SEQ_LENGTH TIMESTAMP [flags of tools/finetune_sts.py]
+#
+# The result goes to OUTPUT_ROOT/NAME/TIMESTAMP; the same TIMESTAMP again continues a run that was stopped.
+#   MODEL_NAME_OR_PATH    checkpoint to start from
+#   AUDIO_TOKENIZER_PATH  folder of the audio tokenizer, or "embedded" for the small one in the package
+#   OUTPUT_ROOT           where runs, audio codes and packed data go
+# Optional: DATA (data yaml), CONFIG_NAME, TOKENIZER_NAME, AUDIO_TOKENIZER_TYPE, AUDIO_CODE_DIR, PACK_CACHE_DIR,
+#   DEEPSPEED_CONFIG (a json file, or "none" for plain data parallel), EXTRA_ARGS (more flags, split at spaces),
+#   NPROC_PER_NODE, OMP_NUM_THREADS; several machines: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# Flags given later override earlier ones: the stage's, then those after the two arguments, then EXTRA_ARGS.
+set -euo pipefail
+
+fail() {
+    echo "$(basename "$0"): $*" >&2
+    exit 2
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+[ $# -ge 3 ] || fail "usage: launch.sh NAME SEQ_LENGTH TIMESTAMP [flags]"
+name=$1 seq_length=$2 timestamp=$3
+shift 3
+[[ $seq_length =~ ^[0-9]+$ ]] || fail "SEQ_LENGTH must be a number of tokens, got '$seq_length'"
+[ -n "${MODEL_NAME_OR_PATH:-}" ] || fail "set MODEL_NAME_OR_PATH to the checkpoint that $name starts from"
+[ -n "${AUDIO_TOKENIZER_PATH:-}" ] || fail "set AUDIO_TOKENIZER_PATH to the audio tokenizer's folder, or to 'embedded'"
+[ -n "${OUTPUT_ROOT:-}" ] || fail "set OUTPUT_ROOT to the folder for results"
+nnodes=${NNODES:-1}
+if [ "$nnodes" -gt 1 ]; then
+    for variable in NODE_RANK MASTER_ADDR MASTER_PORT; do
+        [ -n "${!variable:-}" ] || fail "NNODES=$nnodes needs $variable"
+    done
+    [ -n "$timestamp" ] || fail "NNODES=$nnodes needs the TIMESTAMP argument, the same on every machine"
+fi
+timestamp=${timestamp:-$(date +%Y%m%d_%H%M%S)}
+
+num_gpus=0
+if command -v nvidia-smi > /dev/null && [ "${CUDA_VISIBLE_DEVICES-all}" != "" ]; then
+    num_gpus=$(python -c "import torch; print(torch.cuda.device_count())")
+fi
+if [ "$num_gpus" -gt 0 ]; then
+    nproc=${NPROC_PER_NODE:-$num_gpus}
+    device=(--bf16 true --tf32 true --gradient_checkpointing true --dataloader_num_workers 8)
+else
+    nproc=${NPROC_PER_NODE:-1}
+    export DS_ACCELERATOR=cpu
+    bf16=false
+    if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; then bf16=true; fi
+    device=(--use_cpu true --ddp_backend gloo --bf16 "$bf16" --dataloader_num_workers 0 --dataloader_pin_memory false)
+fi
+num_cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > nproc ? num_cores / nproc : 1))}
+export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+
+if [ "$nnodes" -gt 1 ] || [ -n "${MASTER_PORT:-}" ]; then
+    rendezvous=(--nnodes "$nnodes" --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" \
+        --master_port "$MASTER_PORT")
+else
+    rendezvous=(--standalone) # a free port
+fi
+
+deepspeed_config=${DEEPSPEED_CONFIG:-$here/ds_config_zero2.json}
+deepspeed=()
+if [ "$deepspeed_config" != none ]; then
+    [ -f "$deepspeed_config" ] || fail "DEEPSPEED_CONFIG: no such file: $deepspeed_config"
+    deepspeed=(--deepspeed "$deepspeed_config")
+fi
+read -r -a extra <<< "${EXTRA_ARGS:-}"
+
+exec torchrun "${rendezvous[@]}" --nproc_per_node "$nproc" "$root/tools/finetune_sts.py" \
+    --model_name_or_path "$MODEL_NAME_OR_PATH" \
+    ${TOKENIZER_NAME:+--tokenizer_name "$TOKENIZER_NAME"} \
+    --audio_tokenizer_type "${AUDIO_TOKENIZER_TYPE:-glm4voice}" \
+    --audio_tokenizer_path "$AUDIO_TOKENIZER_PATH" \
+    --audio_code_dir "${AUDIO_CODE_DIR:-$OUTPUT_ROOT/audio_codes}" \
+    --pack_cache_dir "${PACK_CACHE_DIR:-$OUTPUT_ROOT/packs}" \
+    --output_dir "$OUTPUT_ROOT/$name/$timestamp" \
+    --model_max_length "$seq_length" \
+    --text_audio_interval_ratio 1 10 4 10 \
+    --per_device_train_batch_size 1 \
+    --gradient_accumulation_steps 16 \
+    --lr_scheduler_type cosine_with_min_lr \
+    --lr_scheduler_kwargs '{"min_lr_rate": 0.1}' \
+    --warmup_steps 0.03 \
+    --max_grad_norm 1.0 \
+    --adam_beta1 0.9 --adam_beta2 0.95 --adam_epsilon 1e-8 \
+    --save_steps 0.1 --save_total_limit 2 \
+    --logging_steps 10 \
+    --seed 42 \
+    "${device[@]}" "${deepspeed[@]}" "$@" "${extra[@]}"
