@@ -40,7 +40,7 @@ WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 
 SLOTS = {
     "quality": ("small", "big", "old", "young", "happy", "lazy", "hungry", "quiet", "tall", "clever"),
-    "look": ("small", "big", "old", "new", "green", "yellow", "black", "brown", "heavy", "pretty"),
+    "look": ("small", "big", "new", "green", "yellow", "black", "brown", "heavy", "pretty"),
     "being": ("dog", "cat", "horse", "rabbit", "monkey", "teacher", "farmer", "doctor", "student", "sailor"),
     "does": ("sleeps", "sits", "waits", "sings", "plays", "works", "stands", "dances"),
     "place": (
@@ -210,7 +210,7 @@ class CorpusSize:
 
 SIZES = {
     "ci": CorpusSize(4, 2, 4, 4, 2, 1, 1, 1),
-    "quick": CorpusSize(240, 160, 360, 63, 20, 2, 2, 4),
+    "quick": CorpusSize(210, 140, 350, 63, 20, 2, 2, 3),
     "long": CorpusSize(1500, 600, 2200, 63, 60, 4, 8, 16),
 }
 

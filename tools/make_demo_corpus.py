@@ -122,7 +122,7 @@ def _rendering(folder: Path, text: str, number: int) -> Rendering:
     return Rendering(
         text=text,
         path=folder / f"{text.replace(' ', '_')}-{number}-{digest[:6]}.flac",
-        length_scale=round(rng.uniform(1.0, 1.25), 3),
+        length_scale=round(rng.uniform(1.0, 1.2), 3),
         noise_scale=round(rng.uniform(0.4, 0.7), 3),
         noise_w_scale=round(rng.uniform(0.5, 0.8), 3),
     )

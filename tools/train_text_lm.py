@@ -174,6 +174,7 @@ def build_model(config_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int
         vocab_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # on a CPU twice as fast as fused attention for texts this short
         **{key: sizes[key] for key in SIZE_KEYS},
     )
     return Qwen2ForCausalLM(config)
