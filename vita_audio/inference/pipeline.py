@@ -295,8 +295,17 @@ class SpeechLM:
 
 
 def resolve_device(device: str) -> str:
-    """Return what "auto" means here: the GPU if there is one."""
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """Return what "auto" means here: the GPU if there is one.
+
+    Raises: ValueError for a device that does not exist here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"device must be auto, cpu or a GPU that is here, got {device!r}: {error}") from error
+    return device
 
 
 def _until_end(ids: list[int], end_ids: int | list[int]) -> list[int]:

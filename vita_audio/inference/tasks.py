@@ -50,10 +50,12 @@ def make_conversation(
         raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
     inputs = {"text": text, "audio": audio, "voice_prompt": voice_prompt, "system": system}
     required, optional = TASKS[task]
-    for name, value in inputs.items():
-        if value is None and name in required:
+    given = {name: value for name, value in inputs.items() if value is not None}
+    for name in required:
+        if name not in given:
             raise ValueError(f"task {task} needs {name}, got none")
-        if value is not None and name not in required + optional:
+    for name, value in given.items():
+        if name not in required + optional:
             raise ValueError(f"task {task} has no use for {name}; leave it out")
         if isinstance(value, str) and not value.strip():
             raise ValueError(f"{name} of task {task} must not be empty, got {value!r}")

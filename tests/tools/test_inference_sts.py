@@ -1,0 +1,250 @@
+"""The inference tool on tiny random weights: every task, streaming, and one clear line for wrong input."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_speech_lm import TINY_TOKENIZER, load_toy
+
+from vita_audio.inference.tasks import make_conversation
+from vita_audio.text import TextTokenizer
+
+TOOLS = Path(__file__).parents[2] / "tools"
+RATE = 22050
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module("inference_sts")
+
+
+@pytest.fixture
+def question(tmp_path):
+    """A second of noise, 8 kHz stereo."""
+    path = tmp_path / "question.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((8000, 2)), 8000)
+    return path
+
+
+@pytest.fixture
+def run(tool, toy_folders, tmp_path, capsys):
+    """Run the tool on the toy model, the answer's audio in `tmp_path`; return what it prints."""
+
+    def run(*arguments, output="answer.wav"):
+        folders = {
+            "--model": toy_folders.model,
+            "--audio-tokenizer-path": toy_folders.audio_tokenizer,
+            "--audio-decoder-path": toy_folders.audio_decoder,
+            "--max-new-tokens": 40,
+            "--device": "cpu",
+        }
+        if output is not None:
+            folders["--output"] = tmp_path / output
+        given = [str(argument) for argument in arguments]
+        defaults = [str(part) for name, value in folders.items() if name not in given for part in (name, value)]
+        tool.main([*defaults, *given])
+        return capsys.readouterr().out
+
+    return run
+
+
+def refused(run, capsys, *arguments, output="answer.wav"):
+    """Run the tool, which must end with exit code 2, and return the one line it writes."""
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments, output=output)
+    written = capsys.readouterr()
+    assert ended.value.code == 2 and written.out == ""
+    assert written.err.count("\n") == 1 and "Traceback" not in written.err
+    return written.err
+
+
+def expected_answer(toy_folders, task, **inputs):
+    speech_lm = load_toy(toy_folders)
+    return speech_lm.respond(make_conversation(task, **inputs), max_new_tokens=40, decode_audio=False)
+
+
+def test_synthesis_prints_text_and_writes_audio(run, toy_folders, tmp_path):
+    printed = run("--task", "tts", "--text", "Hello")
+    expected = expected_answer(toy_folders, "tts", text="Hello")
+    assert printed.startswith(expected.text + "\n")
+    report = re.search(
+        r"answer.wav: ([\d.]+) s of speech, first audio after (\d+) ms, real-time factor ([\d.]+)", printed
+    )
+    wave, rate = soundfile.read(tmp_path / "answer.wav")
+    assert rate == RATE and len(wave) / rate == pytest.approx(float(report[1]), abs=0.01)
+    assert len(wave) / rate == pytest.approx(len(expected.codes) / 12.5, rel=0.05)
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "2,3"])
+def test_streaming_prints_the_same_text_and_as_much_audio(run, question, tmp_path, mode):
+    arguments = ("--task", "sts", "--audio", question, "--mode", mode)
+    whole = run(*arguments)
+    streamed = run(*arguments, "--stream", "--stream-chunks", "6", "12", output="streamed.wav")
+    assert streamed[: streamed.rindex("\n", 0, -1)] == whole[: whole.rindex("\n", 0, -1)]
+    assert soundfile.info(tmp_path / "streamed.wav").frames == soundfile.info(tmp_path / "answer.wav").frames > 0
+    latency = re.compile(r"first audio after (\d+) ms, real-time factor [\d.]+\n$")
+    assert latency.search(streamed) and latency.search(whole)
+
+
+def test_audio_is_on_disk_while_it_comes(tool, toy_folders, tmp_path):
+    """Whoever reads the file during the answer finds all samples so far."""
+    path = tmp_path / "answer.wav"
+    seen = []
+
+    class Watched:
+        """Looks at the file whenever the tool asks for the next chunk."""
+
+        audio_tokenizer = load_toy(toy_folders).audio_tokenizer
+
+        def stream(self, conversation, **options):
+            num_samples = 0
+            for chunk in load_toy(toy_folders).stream(conversation, **options):
+                yield chunk
+                num_samples += len(chunk.wave)
+                if num_samples:
+                    seen.append(soundfile.info(path).frames == num_samples)
+
+    tool.stream_answer(Watched(), make_conversation("tts", text="Hello"), path, max_new_tokens=40)
+    assert seen and all(seen)
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_recognition_and_chat_only_print(run, toy_folders, question, tmp_path, stream):
+    recognised = run("--task", "asr", "--audio", question, *stream, output=None)
+    assert recognised == expected_answer(toy_folders, "asr", audio=question).text + "\n"
+    chat = run("--task", "text", "--text", "Hello", "--system", "luke", *stream, output=None)
+    assert chat == expected_answer(toy_folders, "text", text="Hello", system="luke").text + "\n"
+    assert not list(tmp_path.glob("*answer*"))
+
+
+def test_voice_prompt_and_other_formats(run, toy_folders, question, tmp_path):
+    printed = run("--task", "tts", "--text", "Hello", "--voice-prompt", question, output="deep/answer.flac")
+    assert printed.startswith(expected_answer(toy_folders, "tts", text="Hello", voice_prompt=question).text)
+    assert soundfile.info(tmp_path / "deep" / "answer.flac").samplerate == RATE
+
+
+def test_sampling_follows_the_seed(run):
+    arguments = ("--task", "text", "--text", "Hello", "--do-sample", "--temperature", "2")
+    first, again, other = (run(*arguments, "--seed", seed, output=None) for seed in (1, 1, 2))
+    assert first == again != other
+    greedy = run("--task", "text", "--text", "Hello", "--no-do-sample", output=None)
+    assert greedy == run("--task", "text", "--text", "Hello", output=None) != first
+
+
+def test_answer_without_audio_says_so(run, tmp_path):
+    for stream in ((), ("--stream",)):
+        printed = run("--task", "tts", "--text", "Hello", "--max-new-tokens", "1", *stream)
+        assert "the answer has no audio, " in printed and not (tmp_path / "answer.wav").exists()
+
+
+def write_audio(folder, name):
+    path = folder / f"{name}.wav"
+    waves = {"nan": np.full(1000, np.nan), "empty": np.zeros(0), "long": np.zeros(16000 * 600, dtype=np.float32)}
+    if name in waves:
+        soundfile.write(path, waves[name], 16000, subtype="FLOAT")
+    elif name == "text":
+        path.write_text("no sound")
+    elif name == "nothing":
+        path.write_bytes(b"")
+    elif name == "truncated":
+        soundfile.write(path, np.zeros(16000), 16000)
+        path.write_bytes(path.read_bytes()[:8000])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "missing.wav: no such audio file"),
+        ("empty", "empty.wav: file has no samples"),
+        ("nothing", "nothing.wav: file is empty"),
+        ("text", "text.wav: not readable as audio"),
+        ("truncated", "truncated.wav: truncated, its header promises 1.00 s"),
+        ("nan", "nan.wav: 1000 of 1000 samples are NaN"),
+        ("long", "too long, the model reads at most 41 s, got 600 s"),
+    ],
+)
+def test_bad_audio(run, capsys, tmp_path, name, message):
+    path = write_audio(tmp_path, name)
+    assert message in refused(run, capsys, "--task", "sts", "--audio", path)
+    assert message in refused(run, capsys, "--task", "tts", "--text", "Hi", "--voice-prompt", path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "sing"), "argument --task: invalid choice: 'sing'"),
+        ((), "the following arguments are required: --task"),
+        (("--task", "tts", "--text", ""), "text of task tts must not be empty"),
+        (("--task", "tts"), "task tts needs text"),
+        (("--task", "asr", "--text", "x"), "task asr needs audio"),
+        (("--task", "tts", "--text", "x", "--mode", "warp"), "must be one of vanilla, balance, boost, turbo"),
+        (("--task", "tts", "--text", "x", "--mode", "1,10,4"), "must be one of vanilla"),
+        (("--task", "tts", "--text", "say <|audio|>"), "one audio per <|audio|> tag, got 1 tags, 0 audios"),
+        (("--task", "tts", "--text", "x" * 600), "512 positions"),
+        (("--task", "tts", "--text", "x", "--max-new-tokens", "9999"), "512 positions"),
+        (("--task", "tts", "--text", "x", "--model", "nowhere"), "no config.json in nowhere"),
+        (("--task", "tts", "--text", "x", "--audio-tokenizer-type", "mp3"), "unknown audio tokenizer 'mp3'"),
+        (("--task", "tts", "--text", "x", "--device", "cuda:77"), "device must be auto, cpu or a GPU that is here"),
+        (("--task", "tts", "--text", "x", "--do-sample", "--temperature", "-1"), "temperature"),
+    ],
+)
+def test_bad_arguments(run, capsys, arguments, message):
+    assert message in refused(run, capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--text", "x" * 600), "512 positions"),
+        (("--text", "x", "--do-sample", "--temperature", "-1"), "temperature"),
+        (("--text", "x", "--audio-decoder-path", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_arguments_while_streaming(run, capsys, arguments, message):
+    assert message in refused(run, capsys, "--task", "tts", "--stream", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("folder.wav", "--output must be a file, got the folder"),
+        ("question.wav/answer.wav", "cannot be written"),
+        ("answer.txt", "must end in the name of a sound format, such as .wav or .flac"),
+        ("answer", "must end in the name of a sound format"),
+    ],
+)
+def test_bad_output(run, capsys, question, tmp_path, output, message):
+    (tmp_path / "folder.wav").mkdir()
+    assert message in refused(run, capsys, "--task", "sts", "--audio", question, output=output)
+
+
+def test_checkpoint_of_another_vocabulary(run, capsys, toy_folders, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in toy_folders.model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    TextTokenizer.from_pretrained(TINY_TOKENIZER, 64).save_pretrained(folder)
+    message = refused(run, capsys, "--task", "tts", "--text", "x", "--model", folder)
+    assert "has 64 audio codes, the audio tokenizer glm4voice 48" in message
+
+
+def test_missing_default_model_names_the_quick_start(tool, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        tool.main(["--task", "text", "--text", "x"])
+    assert ended.value.code == 2
+    assert "no model in outputs/quickstart/stage4; bash scripts/quickstart.sh trains it" in capsys.readouterr().err
+
+
+def test_runs_as_a_program(tmp_path):
+    command = [sys.executable, TOOLS / "inference_sts.py", "--task", "asr", "--audio", tmp_path / "none.wav"]
+    result = subprocess.run([*map(str, command), "--model", "x", "--output", "a.b"], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith("inference_sts: --output must end in the name of a sound format")

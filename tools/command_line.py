@@ -1,0 +1,79 @@
+"""What the tools that run a model share: options, loading, and one line instead of a traceback for wrong input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import soundfile
+import torch
+from transformers.utils import logging as transformers_logging
+
+from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from vita_audio.inference.pipeline import SpeechLM, resolve_device
+
+DEFAULT_MODEL = Path("outputs/quickstart/stage4")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WRONG_INPUT = 2  # exit code, as argparse uses
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line; the usage is for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message}; see --help\n")
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """End the program with one line on stderr for wrong values and files; other errors keep their traceback."""
+    try:
+        yield
+    except (ValueError, OSError, soundfile.LibsndfileError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from error
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, default=DEFAULT_MODEL, help="folder of a trained model (default: %(default)s)"
+    )
+    parser.add_argument("--audio-tokenizer-type", default="glm4voice", help="default: %(default)s")
+    parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
+    parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
+    parser.add_argument(
+        "--stream-chunks", type=int, nargs="+", help="codes in the first, second, ... piece of streamed audio"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
+
+
+def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
+    more = {"stream_chunks": options.stream_chunks} if options.stream_chunks else {}
+    return get_audio_tokenizer(
+        options.audio_tokenizer_type,
+        options.audio_tokenizer_path,
+        options.audio_decoder_path,
+        device=resolve_device(options.device),
+        **more,
+    )
+
+
+def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer) -> SpeechLM:
+    return SpeechLM.from_pretrained(options.model, audio_tokenizer, options.device, DTYPES.get(options.dtype))
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise FileNotFoundError for the default model if there is none yet; other folders are checked by loading."""
+    if folder == DEFAULT_MODEL and not folder.exists():
+        raise FileNotFoundError(f"no model in {folder}; bash scripts/quickstart.sh trains it, or give --model DIR")
+
+
+def quieten_transformers() -> None:
+    """Leave out its progress bars and hints."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

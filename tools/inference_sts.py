@@ -1,0 +1,158 @@
+"""Speak or write to a model and get text and speech back.
+
+    python tools/inference_sts.py --task sts --audio question.wav --stream
+    python tools/inference_sts.py --task tts --text "four two seven" --mode turbo --output spoken.wav
+    python tools/inference_sts.py --model DIR --task asr --audio question.wav --no-do-sample
+
+Prints the answer's text and, for speech, where it was written, the time to the first audio and the real-time factor.
+Without --stream the first audio is all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import soundfile
+import torch
+from command_line import (
+    OneLineParser,
+    add_model_options,
+    check_model_folder,
+    load_audio_tokenizer,
+    load_speech_lm,
+    one_line_errors,
+    quieten_transformers,
+)
+
+from vita_audio.audio_tokenizers import AudioTokenizer
+from vita_audio.data.audio import load_audio
+from vita_audio.inference.pipeline import SpeechLM
+from vita_audio.inference.tasks import SPEAKING_TASKS, SYSTEMS, TASKS, Conversation, make_conversation
+from vita_audio.interleave import MODES, InterleavePlan
+
+DEFAULT_OUTPUT = Path("outputs/answer.wav")
+GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="inference_sts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", required=True, choices=TASKS, help="chat, recognition, synthesis, spoken answer")
+    parser.add_argument("--audio", type=Path, help="what the model hears (asr, sts)")
+    parser.add_argument("--text", help="what the model reads (text, tts; before the audio in sts)")
+    parser.add_argument("--voice-prompt", type=Path, help="speech in the voice wanted for the answer (tts, sts)")
+    parser.add_argument("--system", help=f"system message, or one of {', '.join(SYSTEMS)} (default: none)")
+    parser.add_argument("--mode", help=f"{', '.join(MODES)} or a ratio such as 1,10,4,10 (default: the model's)")
+    parser.add_argument("--stream", action="store_true", help="print text and write audio while they come")
+    parser.add_argument("--output", type=Path, help=f"sound file of the answer (default for speech: {DEFAULT_OUTPUT})")
+    add_model_options(parser)
+    group = parser.add_argument_group("generation", "by default as the model's generation_config.json says")
+    group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="draw tokens or take the likeliest")
+    group.add_argument("--temperature", type=float)
+    group.add_argument("--top-k", type=int)
+    group.add_argument("--top-p", type=float)
+    group.add_argument("--repetition-penalty", type=float)
+    group.add_argument("--max-new-tokens", type=int)
+    group.add_argument("--seed", type=int, default=42, help="of sampling (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("inference_sts"):
+        answer(options)
+
+
+def answer(options: argparse.Namespace) -> None:
+    """Check the input before anything large is loaded, then answer."""
+    plan = None if options.mode is None else InterleavePlan.parse(options.mode)
+    if options.output is None and options.task in SPEAKING_TASKS:
+        options.output = DEFAULT_OUTPUT
+    if options.output is not None:
+        check_output(options.output)
+    conversation = make_conversation(
+        options.task, text=options.text, audio=options.audio, voice_prompt=options.voice_prompt, system=options.system
+    )
+    check_model_folder(options.model)
+    quieten_transformers()
+    audio_tokenizer = load_audio_tokenizer(options)
+    conversation["audios"] = [read_audio(path, audio_tokenizer) for path in conversation["audios"]]
+    speech_lm = load_speech_lm(options, audio_tokenizer)
+    torch.manual_seed(options.seed)
+    values = {name: getattr(options, name) for name in GENERATION_OPTIONS}
+    generation = {name: value for name, value in values.items() if value is not None}
+    respond = stream_answer if options.stream else whole_answer
+    respond(speech_lm, conversation, options.output, plan=plan, **generation)
+
+
+def check_output(path: Path) -> None:
+    """Make the folder of a sound file.
+
+    Raises: ValueError for an unknown kind of file; OSError if it cannot be written.
+    """
+    if path.suffix[1:].upper() not in soundfile.available_formats():
+        raise ValueError(f"--output must end in the name of a sound format, such as .wav or .flac, got {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--output must be a file, got the folder {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output {path} cannot be written: {error}") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"--output {path} cannot be written; choose another place")
+
+
+def read_audio(path: Path, audio_tokenizer: AudioTokenizer) -> tuple[torch.Tensor, int]:
+    return load_audio(path, audio_tokenizer.sample_rate), audio_tokenizer.sample_rate
+
+
+def whole_answer(speech_lm: SpeechLM, conversation: Conversation, output: Path | None, **generation: Any) -> None:
+    response = speech_lm.respond(conversation, decode_audio=output is not None, **generation)
+    print(response.text)
+    if output is None:
+        return
+    if len(response.wave):
+        soundfile.write(output, response.wave.numpy(), response.sample_rate)
+    seconds = response.timings.total_seconds
+    report(output, len(response.wave) / response.sample_rate, first_audio_seconds=seconds, total_seconds=seconds)
+
+
+def stream_answer(speech_lm: SpeechLM, conversation: Conversation, output: Path | None, **generation: Any) -> None:
+    start, first_audio_seconds = perf_counter(), None
+    sample_rate = speech_lm.audio_tokenizer.output_rate
+    num_samples = 0
+    with ExitStack() as stack:
+        file = None
+        for chunk in speech_lm.stream(conversation, decode_audio=output is not None, **generation):
+            print(chunk.text, end="", flush=True)
+            if not len(chunk.wave):
+                continue
+            if file is None:
+                first_audio_seconds = perf_counter() - start
+                file = stack.enter_context(soundfile.SoundFile(output, "w", sample_rate, channels=1))
+            file.write(chunk.wave.numpy())
+            file.flush()
+            num_samples += len(chunk.wave)
+    print()
+    if output is not None:
+        report(output, num_samples / sample_rate, first_audio_seconds, perf_counter() - start)
+
+
+def report(output: Path, audio_seconds: float, first_audio_seconds: float | None, total_seconds: float) -> None:
+    if not audio_seconds:
+        print(f"the answer has no audio, {output} was not written")
+        return
+    print(
+        f"{output}: {audio_seconds:.2f} s of speech, first audio after {1000 * first_audio_seconds:.0f} ms, "
+        f"real-time factor {total_seconds / audio_seconds:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
