@@ -1,0 +1,95 @@
+"""Word and character error rates, digit errors, right answers, use of a codebook; texts are normalised alike first.
+
+Rates are fractions (0.1 is 10 %), of all texts together: errors summed, divided by the summed length of the references.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import jiwer
+import numpy as np
+
+_DIGIT_GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
+_INSIDE_DIGITS = re.compile(r"(?<=\d)(?=\d)")
+_LONE_ONE = re.compile(r"\bone\b")  # the Whisper normaliser leaves it, as it may be a pronoun
+
+
+@cache
+def _whisper_normalizer():
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
+
+
+def normalise(text: str) -> str:
+    """Return English text in the form that is scored: lower case, no punctuation, numbers as single digits.
+
+    The Whisper normaliser, and every digit is a word: "three four", "34" and "Thirty-four." all become "3 4". Without
+    that a string of digits would be one word, right or wrong as a whole.
+    """
+    text = _INSIDE_DIGITS.sub(" ", _DIGIT_GROUP_COMMA.sub("", text)).replace("+", " plus ")
+    text = _whisper_normalizer()(text).replace("+", "plus ")
+    return " ".join(_INSIDE_DIGITS.sub(" ", _LONE_ONE.sub("1", text)).split())
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Return substituted, deleted and inserted words per word of the references.
+
+    Raises: ValueError if the lists differ in length or the references have no words.
+    """
+    return _rate(jiwer.process_words, *_normalised(references, hypotheses))
+
+
+def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Return the same for characters, spaces included."""
+    return _rate(jiwer.process_characters, *_normalised(references, hypotheses))
+
+
+def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Return wrong, missing and surplus digits per digit of the references; all else is dropped on both sides."""
+    pairs = _normalised(references, hypotheses)
+    return _rate(jiwer.process_characters, *([re.sub(r"\D", "", text) for text in texts] for texts in pairs))
+
+
+def contains_answer(text: str, answer: str, within_words: int | None = None) -> bool:
+    """Say whether the words of `answer` occur in `text`, in order and next to each other.
+
+    Args:
+        within_words: Look only at so many words at the beginning of `text`.
+    Raises: ValueError if the answer has no words: it would be contained in everything.
+    """
+    words, wanted = normalise(text).split()[:within_words], normalise(answer).split()
+    if not wanted:
+        raise ValueError(f"an answer to look for must have words, got {answer!r}")
+    return any(words[start : start + len(wanted)] == wanted for start in range(len(words) - len(wanted) + 1))
+
+
+def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:
+    """Return how many codes are in use, counted as if all were equally frequent: exp of the entropy of the codes.
+
+    Raises: ValueError if there are no codes.
+    """
+    counts = np.zeros(codebook_size)
+    for codes in code_sequences:
+        counts += np.bincount(np.asarray(codes, dtype=np.int64), minlength=codebook_size)
+    if not counts.sum():
+        raise ValueError("codebook perplexity needs codes, got none")
+    shares = counts[counts > 0] / counts.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def _normalised(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list[str], list[str]]:
+    if len(references) != len(hypotheses):
+        raise ValueError(f"every reference needs a hypothesis, got {len(references)} and {len(hypotheses)}")
+    return [normalise(text) for text in references], [normalise(text) for text in hypotheses]
+
+
+def _rate(process, references: list[str], hypotheses: list[str]) -> float:
+    if not any(references):
+        raise ValueError(f"an error rate needs references with words, got {len(references)} without any")
+    result = process(references, hypotheses)
+    num_errors = result.substitutions + result.deletions + result.insertions
+    return num_errors / (result.hits + result.substitutions + result.deletions)
