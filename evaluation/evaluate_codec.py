@@ -2,8 +2,8 @@
 
     python -m evaluation.evaluate_codec --corpus domain=DIR --corpus digits=DIR --output DIR
 
-A corpus is a folder as `tools/make_speech_corpus.py` writes it (`manifest.jsonl` with `audio` and `text`). Waves that were
-decoded, `codec.json` and a picture of the first pair's mel spectrograms go to the output folder.
+A corpus is a folder as `tools/make_speech_corpus.py` writes it (`manifest.jsonl` with `audio` and `text`). The decoded
+waves, `codec.json` and a picture of the first pair's mel spectrograms go to the output folder.
 """
 
 from __future__ import annotations

