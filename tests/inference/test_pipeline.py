@@ -226,6 +226,34 @@ def test_abandoned_stream_stops_generating(speech_lm):
     assert not [thread for thread in threading.enumerate() if thread.name == "generate"]
 
 
+def test_length_may_be_given_as_generate_takes_it(speech_lm):
+    num_prompt = len(speech_lm.prompt_ids(CONVERSATIONS[0]))
+    expected = speech_lm.respond(CONVERSATIONS[0], max_new_tokens=9).ids
+    assert len(expected) == 9
+    assert speech_lm.respond(CONVERSATIONS[0], max_length=num_prompt + 9).ids == expected
+    with pytest.raises(ValueError, match="512 positions"):
+        speech_lm.stream(CONVERSATIONS[0], max_length=513)
+
+
+def test_end_token_in_the_prompt_is_read(speech_lm):
+    """Batches are padded with this token; where the user writes it, it is a token like others."""
+    conversation = make_conversation("text", text="a<|endoftext|>b")
+    whole = speech_lm.respond(conversation, max_new_tokens=20)
+    chunks = list(speech_lm.stream(conversation, max_new_tokens=20))
+    assert text_of(chunks) == whole.text and codes_of(chunks) == whole.codes
+    batch = speech_lm.respond_batch([CONVERSATIONS[1], conversation], max_new_tokens=20)
+    assert batch[1].ids == whole.ids != speech_lm.respond(make_conversation("text", text="ab"), max_new_tokens=20).ids
+
+
+def test_attention_back_ends_agree(speech_lm, toy_folders):
+    eager = SpeechLM.from_pretrained(
+        toy_folders.model, speech_lm.audio_tokenizer, device="cpu", attn_implementation="eager"
+    )
+    assert eager.model.config._attn_implementation == "eager" != speech_lm.model.config._attn_implementation
+    answers = [one.respond_batch(CONVERSATIONS, max_new_tokens=30, decode_audio=False) for one in (eager, speech_lm)]
+    assert [response.ids for response in answers[0]] == [response.ids for response in answers[1]]
+
+
 def test_callers_stopping_criteria_count(speech_lm):
     def stop_at_ten(input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), input_ids.shape[1] >= num_prompt + 10)
@@ -288,8 +316,9 @@ def test_prompt_that_just_does_not_fit_is_refused(speech_lm):
         ((np.zeros(0, dtype=np.float32), 16000), "wave must have samples"),
         ((np.full(100, np.nan), 16000), "100 of 100 samples that are NaN"),
         ([48], r"audio codes must be in 0\.\.47"),
+        ([], "audio codes must not be empty"),
     ],
-    ids=["missing", "empty", "nan", "code"],
+    ids=["missing", "empty", "nan", "code", "no codes"],
 )
 def test_wrong_audio_is_refused_at_once(speech_lm, audio, message):
     for call in (speech_lm.respond, speech_lm.stream):

@@ -214,8 +214,10 @@ class SpeechLM:
         criteria = options.pop("stopping_criteria", [])
 
         def generate(ids: IdQueue, stop: StopRequest) -> None:
+            input_ids = torch.tensor([prompt], device=self.model.device)
             self.model.generate(
-                torch.tensor([prompt], device=self.model.device),
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
                 streamer=ids,
                 stopping_criteria=StoppingCriteriaList([*criteria, stop]),
                 **options,
@@ -233,6 +235,8 @@ class SpeechLM:
     def _audio_ids(self, audio: Audio, role: str) -> list[int]:
         """Return the ids of one audio, whoever speaks."""
         if isinstance(audio, list):
+            if not audio:
+                raise ValueError("a list of audio codes must not be empty, got []; leave the audio out")
             return self.tokenizer.audio_ids(audio)
         rate = self.audio_tokenizer.sample_rate
         wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate), rate)
@@ -258,9 +262,12 @@ class SpeechLM:
         defaults, num_positions = self.model.generation_config, self.model.config.max_position_embeddings
         options = dict(generation)
         room = num_positions - num_prompt
-        if options.get("max_length") is None:
-            options.setdefault("max_new_tokens", min(defaults.max_new_tokens or MAX_NEW_TOKENS, max(room, 1)))
-        num_new = options.get("max_new_tokens") or options["max_length"] - num_prompt
+        if options.get("max_length") is not None:
+            num_new = options["max_length"] - num_prompt
+        elif options.get("max_new_tokens") is not None:
+            num_new = options["max_new_tokens"]
+        else:
+            num_new = options["max_new_tokens"] = min(defaults.max_new_tokens or MAX_NEW_TOKENS, max(room, 1))
         if num_new > room:
             raise ValueError(
                 f"prompt and answer must fit into the model's {num_positions} positions, got a prompt of {num_prompt} "
