@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -76,9 +77,9 @@ def test_synthesis_prints_text_and_writes_audio(run, toy_folders, tmp_path):
     report = re.search(
         r"answer.wav: ([\d.]+) s of speech, first audio after (\d+) ms, real-time factor ([\d.]+)", printed
     )
-    wave, rate = soundfile.read(tmp_path / "answer.wav")
-    assert rate == RATE and len(wave) / rate == pytest.approx(float(report[1]), abs=0.01)
-    assert len(wave) / rate == pytest.approx(len(expected.codes) / 12.5, rel=0.05)
+    samples, rate = soundfile.read(tmp_path / "answer.wav")
+    assert rate == RATE and len(samples) / rate == pytest.approx(float(report[1]), abs=0.01)
+    assert len(samples) / rate == pytest.approx(len(expected.codes) / 12.5, rel=0.05)
 
 
 @pytest.mark.parametrize("mode", ["vanilla", "2,3"])
@@ -108,7 +109,8 @@ def test_audio_is_on_disk_while_it_comes(tool, toy_folders, tmp_path):
                 yield chunk
                 num_samples += len(chunk.wave)
                 if num_samples:
-                    seen.append(soundfile.info(path).frames == num_samples)
+                    with wave.open(str(path)) as file:  # believes the header, unlike soundfile
+                        seen.append(file.getnframes() == num_samples)
 
     tool.stream_answer(Watched(), make_conversation("tts", text="Hello"), path, max_new_tokens=40)
     assert seen and all(seen)
