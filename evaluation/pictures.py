@@ -1,0 +1,76 @@
+"""Pictures of a report: losses of the stages, quality over speed of the modes, sound of a question and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vita_audio.data.audio import load_audio
+from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
+
+LogHistory = Sequence[Mapping[str, Any]]
+
+
+def draw_losses(histories: Mapping[str, LogHistory], path: Path) -> None:
+    """Draw the loss over the steps, one panel a stage: backbone where it trains, and the mean of the MTP modules."""
+    figure, axes = _figure(len(histories), height=3.6)
+    for axis, (stage, history) in zip(axes, histories.items(), strict=True):
+        entries = [entry for entry in history if "loss" in entry]
+        steps = [entry["step"] for entry in entries]
+        axis.plot(steps, [entry["main_loss"] for entry in entries], color="black", label="backbone")
+        modules = [[value for name, value in entry.items() if _is_module_loss(name)] for entry in entries]
+        if modules and modules[0]:
+            means = [sum(values) / len(values) for values in modules]
+            axis.plot(steps, means, color="tab:orange", label=f"mean of {len(modules[0])} MTP")
+        axis.set(title=stage, xlabel="step", ylabel="loss", ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _is_module_loss(name: str) -> bool:
+    return name.startswith("mtp_") and name.endswith("_loss")
+
+
+def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw errors of every task over the tokens that a backbone pass yields, one point a mode."""
+    figure, (axis,) = _figure(1, height=4.8, width=7.5)
+    curves = {
+        "recognition: words wrong": lambda scores: scores["asr_wer"],
+        "synthesis: words wrong": lambda scores: scores["tts_wer"],
+        "questions: text wrong": lambda scores: 1 - scores["qa_text_accuracy"],
+        "questions: speech wrong": lambda scores: 1 - scores["qa_speech_accuracy"],
+    }
+    ordered = sorted(modes.items(), key=lambda item: -item[1]["backbone_passes_per_token"])
+    speeds = [1 / scores["backbone_passes_per_token"] for _, scores in ordered]
+    for label, error in curves.items():
+        axis.plot(speeds, [100 * error(scores) for _, scores in ordered], marker="o", label=label)
+    for speed, (mode, scores) in zip(speeds, ordered, strict=True):
+        text = f"{mode}\n{scores['tokens_per_second']:.0f} tokens/s"
+        axis.annotate(text, (speed, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small")
+        axis.axvline(speed, color="grey", alpha=0.2)
+    axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def draw_spectrograms(sounds: Mapping[str, tuple[Path, str]], path: Path) -> None:
+    """Draw the mel spectrograms of sounds, each given as (file, what is said in it)."""
+    figure, axes = _figure(1, height=2.6 * len(sounds), width=9, rows=len(sounds))
+    for axis, (name, (file, text)) in zip(axes, sounds.items(), strict=True):
+        mel = mel_spectrogram(load_audio(file, SAMPLE_RATE)[None])[0]  # (bands, frames)
+        seconds = mel.shape[1] * HOP_LENGTH / SAMPLE_RATE
+        axis.imshow(mel.numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="magma")
+        axis.set(title=f"{name}: {text}", xlabel="seconds", ylabel="mel band")
+    figure.savefig(path, dpi=110)
+
+
+def _figure(columns: int, *, height: float, width: float | None = None, rows: int = 1):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width or 4 * columns, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
