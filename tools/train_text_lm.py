@@ -16,22 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from demo_domain import (
-    DIGITS,
-    date,
-    digit_string,
-    draw,
-    heldout_sentences,
-    questions,
-    sentence,
-    training_texts,
-)
+from demo_domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
 from torch import Tensor, nn
 from torch.nn import functional
 from training_loop import TrainingLoop, add_loop_arguments
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.constants import IGNORE_INDEX
+from vita_audio.data.chat import encode_conversation
+from vita_audio.interleave import InterleavePlan
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
 
 Chat = tuple[str, str]  # what the user says, what the assistant answers
@@ -104,21 +97,21 @@ def evaluation_chats() -> dict[str, list[Chat]]:
     return chats
 
 
+def _no_audio(audio: object, role: str) -> list[int]:
+    raise AssertionError("these chats have no audio")
+
+
 def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tensor, Tensor]:
     """Right-padded ids and labels, (chats, time), int64; labels cover the answer and what closes its turn."""
-    rows = []
-    for user, assistant in chats:
-        prompt = [
-            *tokenizer.header("user"),
-            *tokenizer.encode(user),
-            *tokenizer.footer(),
-            *tokenizer.header("assistant"),
-        ]
-        answer = [*tokenizer.encode(assistant), *tokenizer.footer()]
-        rows.append((prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
-    length = max(len(ids) for ids, _ in rows)
-    ids = [ids + [tokenizer.pad_id] * (length - len(ids)) for ids, _ in rows]
-    labels = [labels + [IGNORE_INDEX] * (length - len(labels)) for _, labels in rows]
+    roles = ("user", "assistant")
+    samples = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, chat, strict=True)]}
+        for chat in chats
+    ]
+    encoded = [encode_conversation(sample, tokenizer, _no_audio, InterleavePlan.parse("boost")) for sample in samples]
+    length = max(len(chat.input_ids) for chat in encoded)
+    ids = [chat.input_ids + [tokenizer.pad_id] * (length - len(chat.input_ids)) for chat in encoded]
+    labels = [chat.labels + [IGNORE_INDEX] * (length - len(chat.labels)) for chat in encoded]
     return torch.tensor(ids), torch.tensor(labels)
 
 
@@ -191,8 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/models/tiny_mtp0.json"), help="where sizes stand")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of make_tiny_tokenizer.py")
     parser.add_argument("--export", type=Path, required=True, help="folder for the finished model and its tokenizer")
-    parser.add_argument("--batch-size", type=int, default=64, help="chats per step")
-    add_loop_arguments(parser, steps=3000, lr=2e-3)
+    parser.add_argument("--batch-size", type=int, default=48, help="chats per step")
+    add_loop_arguments(parser, steps=2500, lr=2e-3)
+    parser.set_defaults(warmup=150)
     args = parser.parse_args(arguments)
     model = TextLoss(build_model(args.config, AutoTokenizer.from_pretrained(args.tokenizer), args.seed))
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
