@@ -1,0 +1,175 @@
+"""The demo evaluation and its report, on a toy model with random weights that answers with text and codes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
+from toy_speech_lm import load_toy
+
+from evaluation import demo, report
+from evaluation.answers import Answer, answer_items, load_items, score, write_wave
+from evaluation.judges import JUDGES
+from vita_audio.data.codes import AudioCodeStore, extract_codes
+from vita_audio.interleave import MODES
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_toy_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, toy_folders, corpus) -> Path:
+    """Folder of a finished evaluation, its options in options.json."""
+    folder = tmp_path_factory.mktemp("results")
+    audio_tokenizer = load_toy(toy_folders).audio_tokenizer
+    store = AudioCodeStore(folder / "codes", audio_tokenizer.fingerprint)
+    extract_codes([corpus / "audio" / "train.flac"], store, lambda device: audio_tokenizer)
+    (folder / "options.json").write_text(json.dumps(options := demo_options(toy_folders, corpus, folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+        demo.main(options)
+    return folder
+
+
+def demo_options(toy_folders, corpus: Path, folder: Path) -> list[str]:
+    options = {
+        "model": toy_folders.model,
+        "corpus": corpus,
+        "codes": folder / "codes",
+        "output": folder / "evaluation",
+        "audio-tokenizer-path": toy_folders.audio_tokenizer,
+        "audio-decoder-path": toy_folders.audio_decoder,
+        "judge": "length",
+        "num-asr": 3,
+        "num-tts": 2,
+        "num-qa": 2,
+        "num-roundtrip": 2,
+        "batch-size": 2,
+        "max-new-tokens": 24,
+    }
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def make_answer(task: str, **values) -> Answer:
+    defaults = {"id": "x", "mode": "boost", "reference": "one two", "text": "", "num_tokens": 10}
+    return Answer(task=task, **defaults | {"num_backbone_passes": 5, **values})
+
+
+def test_answers_without_audio_are_wrong_as_a_whole_and_counted():
+    answers = [
+        make_answer("asr", text="one two"),
+        make_answer("tts", has_audio=True, transcript="one two"),
+        make_answer("tts", has_audio=False, transcript=""),
+        make_answer("qa", text="one two", text_right=True, speech_right=False),
+    ]
+    scores = score(answers)
+    assert scores["asr_wer"] == 0
+    assert scores["tts_wer"] == pytest.approx(1 / 2)
+    assert (scores["qa_text_accuracy"], scores["qa_speech_accuracy"]) == (1, 0)
+    assert scores["without_audio"] == 2
+    assert scores["backbone_passes_per_token"] == pytest.approx(1 / 2)
+
+
+def test_an_answer_without_audio_has_a_silent_file(tmp_path):
+    wave, rate = soundfile.read(write_wave(tmp_path / "a" / "b.wav", torch.zeros(0), 22_050))
+    assert rate == 22_050 and len(wave) == 11_025 and not wave.any()
+
+
+def test_items_are_a_fixed_draw_with_audio_that_exists(corpus):
+    items = load_items(corpus, "asr", 2)
+    assert items == load_items(corpus, "asr", 2) and len(items) == 2
+    assert all(Path(item["audio"]).is_file() for item in items)
+    assert [item["reference"] for item in load_items(corpus, "asr", 99)] == list(SENTENCES)
+
+
+def test_answers_are_greedy_whatever_the_checkpoint_says(toy_folders, corpus, tmp_path):
+    speech_lm = load_toy(toy_folders)
+    rows = load_items(corpus, "tts", 2)
+    options = {"batch_size": 2, "max_new_tokens": 12}
+    expected = answer_items(speech_lm, LengthJudge(), rows, "boost", tmp_path, **options)
+    speech_lm.model.generation_config.update(do_sample=True, temperature=5.0, top_k=50, repetition_penalty=3.0)
+    assert answer_items(speech_lm, LengthJudge(), rows, "boost", tmp_path, **options) == expected
+
+
+def test_every_mode_answers_every_item_and_speech_is_judged_from_its_file(results):
+    for mode in MODES:
+        part = json.loads((results / "evaluation" / f"{mode}.json").read_text())
+        assert [answer["task"] for answer in part["answers"]] == ["asr"] * 3 + ["tts"] * 2 + ["qa"] * 2
+        for answer in part["answers"]:
+            assert answer["num_tokens"] > 0
+            assert (answer["wav"] is None) == (answer["task"] == "asr")
+            if answer["wav"] and answer["has_audio"]:
+                seconds = soundfile.info(answer["wav"]).duration + 0.6
+                assert len(answer["transcript"].split()) == round(10 * seconds)
+    passes = {
+        mode: demo.read_part(results / "evaluation", mode)["scores"]["backbone_passes_per_token"] for mode in MODES
+    }
+    assert passes["vanilla"] == 1 and passes["turbo"] < passes["boost"] < 1
+
+
+def test_only_ratios_that_were_not_trained_are_marked(results):
+    foreign = {mode: demo.read_part(results / "evaluation", mode)["foreign_ratio"] for mode in MODES}
+    assert foreign == {"vanilla": False, "balance": True, "boost": False, "turbo": True}
+
+
+def test_a_finished_evaluation_is_not_repeated_and_a_lost_part_is_made_again(results, monkeypatch, tmp_path):
+    options = json.loads((results / "options.json").read_text())
+    folder = shutil.copytree(results / "evaluation", tmp_path / "evaluation")
+    options[options.index("--output") + 1] = str(folder)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    monkeypatch.setitem(JUDGES, "length", None)  # cannot be called
+    demo.main(options)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")} == before
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    (folder / "answer.json").unlink()
+    demo.main(options)
+    kept = json.loads((folder / "answer.json").read_text())
+    earlier = json.loads((results / "evaluation" / "answer.json").read_text())
+    assert (kept["text"], kept["transcript"]) == (earlier["text"], earlier["transcript"])
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json") if path.name in before} | {
+        "answer.json": before["answer.json"]
+    } == before
+
+
+def write_stage(folder: Path, num_modules: int) -> Path:
+    names = ["main", *(f"mtp_{index}" for index in range(num_modules))]
+    log = [{"step": step, "loss": 4.0 - step} | {f"{name}_loss": 4.0 - step for name in names} for step in (1, 2)]
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [*log, {"step": 2, "train_loss": 1.0}]}))
+    results = {"steps": 2, "minutes": 0.1, "final_loss": 2.0, "final_losses": dict.fromkeys(names, 2.0)}
+    (folder / "train_results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_the_report_has_its_fields_files_and_pictures(results, tmp_path):
+    stages = [write_stage(tmp_path / "stage1", 0), write_stage(tmp_path / "stage2", 1)]
+    evaluation, output = results / "evaluation", tmp_path / "out"
+    report.main(["--evaluation", str(evaluation), "--output", str(output), "--stages", *map(str, stages)])
+    content = json.loads((output / "report.json").read_text())
+    assert set(content) == {"modes", "roundtrip", "answer", "stages", "generated"}
+    assert list(content["modes"]) == list(MODES)
+    for mode in content["modes"].values():
+        assert set(mode) == {*report.MODE_FIELDS, "foreign_ratio"}
+    assert set(content["roundtrip"]) == {"wer", "wer_original", "codebook_perplexity", "codebook_size"}
+    assert 1 <= content["roundtrip"]["codebook_perplexity"] <= content["roundtrip"]["codebook_size"]
+    assert set(content["answer"]) == {"question_wav", "wav", "text", "transcript"}
+    assert content["stages"]["stage2"]["final_losses"] == {"main": 2.0, "mtp_0": 2.0}
+    assert len(content["generated"]) == 4 * (2 + 2) + 2 * 2 + 1
+    for entry in content["generated"]:
+        assert set(entry) == {"task", "mode", "wav", "reference_text", "transcript"}
+        assert Path(entry["wav"]).is_file() and entry["reference_text"]
+    markdown = (output / "report.md").read_text()
+    assert "| balance (1 4 3 8 4 10) \\* |" in markdown and "| boost (1 10 4 10) |" in markdown
+    for picture in ("losses.png", "modes.png", "answer.png"):
+        assert picture in markdown
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_of_an_unfinished_evaluation_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="vanilla.json; run python -m evaluation.demo"):
+        report.main(["--evaluation", str(tmp_path), "--output", str(tmp_path), "--stages", str(tmp_path)])
