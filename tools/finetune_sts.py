@@ -17,10 +17,8 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.data.collator import PackCollator
-from vita_audio.text import TextTokenizer
-from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, parse_arguments
+from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, argument_values, parse_arguments
 from vita_audio.training.curves import draw_curves, summarise
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,
@@ -30,8 +28,8 @@ from vita_audio.training.run_folder import (
     inspect_run_folder,
     last_checkpoint,
 )
-from vita_audio.training.stage_data import load_packs
-from vita_audio.training.stage_model import load_stage_model
+from vita_audio.training.stage_data import load_tokenizer_and_packs
+from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer
 
 logger = logging.getLogger("finetune_sts")
@@ -41,19 +39,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     model_arguments, data_arguments, training_arguments = arguments
     start_logging(training_arguments)
+    if training_arguments.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed(auto_mpi_discovery=False)  # ZeRO-3 needs it when the model is loaded
     if not open_run(arguments):
         logger.info("this run is done, see %s; --overwrite_output_dir trains it again", training_arguments.output_dir)
         return
-    checkpoint = last_checkpoint(training_arguments.output_dir)
+    checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
     set_seed(training_arguments.seed)
 
-    audio_tokenizer = get_audio_tokenizer(model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path)
-    num_codes, tokenizer_id = audio_tokenizer.vocab_size, audio_tokenizer.fingerprint
-    del audio_tokenizer
-    tokenizer = TextTokenizer.from_pretrained(
-        model_arguments.tokenizer_name or model_arguments.model_name_or_path, num_codes
-    )
-    packs = load_packs(model_arguments, data_arguments, training_arguments, tokenizer, tokenizer_id)
+    with whole_models(training_arguments):
+        tokenizer, packs = load_tokenizer_and_packs(model_arguments, data_arguments, training_arguments)
     model = load_stage_model(
         model_arguments, tokenizer, dtype=weight_dtype(training_arguments), seed=training_arguments.seed
     )
@@ -69,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def start_logging(training_arguments: SpeechTrainingArguments) -> None:
-    """Log from the main process; warnings from all."""
-    level = logging.INFO if training_arguments.process_index == 0 else logging.WARNING
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level, stream=sys.stdout)
+    """Log what we do from the main process; warnings from everybody."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stdout)
+    if training_arguments.process_index == 0:
+        for ours in (logger, logging.getLogger("vita_audio")):
+            ours.setLevel(logging.INFO)
     transformers_logging.set_verbosity_warning()
 
 
@@ -91,17 +92,10 @@ def open_run(arguments: Arguments) -> bool:
         if overwrite:
             clear_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        values = {name: value for part in arguments for name, value in json.loads(to_json(part)).items()}
-        text = json.dumps(values, indent=2, sort_keys=True)
-        (folder / ARGUMENTS_FILE).write_text(text + "\n", encoding="utf-8")
-        logger.info("arguments: %s", json.dumps(values, sort_keys=True))
+        (folder / ARGUMENTS_FILE).write_text(json.dumps(argument_values(arguments), indent=2) + "\n", encoding="utf-8")
+        logger.info("arguments: %s", json.dumps(argument_values(arguments, changed_only=True)))
     training_arguments.distributed_state.wait_for_everyone()
     return True
-
-
-def to_json(part: object) -> str:
-    values = part.to_dict() if isinstance(part, SpeechTrainingArguments) else vars(part)
-    return json.dumps(values, default=str)
 
 
 def weight_dtype(training_arguments: SpeechTrainingArguments) -> torch.dtype:
@@ -111,7 +105,9 @@ def weight_dtype(training_arguments: SpeechTrainingArguments) -> torch.dtype:
 
 def finish(trainer: SpeechTrainer) -> None:
     """Save the model, draw the curves and write the results, which mark the run as done."""
+    trainer.model.config.use_cache = True  # which training turns off
     trainer.save_model()
+    trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         draw_curves(trainer.state.log_history, folder / "curves.png", title=folder.name)

@@ -50,6 +50,7 @@ else
 fi
 num_cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > nproc ? num_cores / nproc : 1))}
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed uses names that torch is about to drop
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 
 if [ "$nnodes" -gt 1 ] || [ -n "${MASTER_PORT:-}" ]; then

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -101,7 +103,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     Raises: ValueError, FileNotFoundError for values that cannot be; SystemExit for unknown flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser((ModelArguments, DataArguments, SpeechTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, SpeechTrainingArguments), allow_abbrev=False)
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(argv[0])
     return parser.parse_args_into_dataclasses(argv)
+
+
+def argument_values(arguments: Arguments, *, changed_only: bool = False) -> dict[str, Any]:
+    """Return the values of all fields as JSON values, or of those only that differ from their default."""
+    values = {}
+    for part in arguments:
+        plain = part.to_dict() if isinstance(part, TrainingArguments) else vars(part)  # to_dict hides access tokens
+        for item in fields(part):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if item.name in plain and not (changed_only and getattr(part, item.name) == default):
+                values[item.name] = plain[item.name]
+    return json.loads(json.dumps(values, default=str))

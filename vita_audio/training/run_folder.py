@@ -40,23 +40,30 @@ def inspect_run_folder(folder: str | Path) -> RunState:
     return RunState.FINISHED if RESULTS_FILE in names else RunState.STARTED
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the newest complete checkpoint; one whose writing was cut off does not count."""
-    return next((path for path in reversed(_checkpoints(folder)) if _is_complete(path)), None)
+def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
+    """Return the newest checkpoint to resume from; one whose writing was cut off does not count.
+
+    Args:
+        max_steps: Steps of the run, -1 if unknown. The checkpoint of the last step does not count either, because the
+            Trainer would take one step more.
+    """
+    complete = [(step, path) for step, path in _checkpoints(folder) if _is_complete(path)]
+    return next((path for step, path in reversed(complete) if max_steps < 0 or step < max_steps), None)
 
 
 def clear_run(folder: str | Path) -> None:
     """Delete the checkpoints and marks of an earlier run and leave everything else."""
-    for checkpoint in _checkpoints(folder):
+    for _, checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
     for name in (ARGUMENTS_FILE, RESULTS_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
 
 
-def _checkpoints(folder: str | Path) -> list[Path]:
-    """List checkpoint folders by step, whether complete or not."""
-    found = [(int(match[1]), path) for path in Path(folder).glob("*/") if (match := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+def _checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """List the step and folder of all checkpoints, complete or not, by step."""
+    return sorted(
+        (int(match[1]), path) for path in Path(folder).glob("*/") if (match := _CHECKPOINT.fullmatch(path.name))
+    )
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -22,24 +22,25 @@ def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioToken
     return get_audio_tokenizer(name, path, device=device)
 
 
-def load_packs(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    training_arguments: SpeechTrainingArguments,
-    tokenizer: TextTokenizer,
-    tokenizer_id: str,
-) -> Dataset:
-    """Return the packs of a stage. The main process of each machine makes them while the others wait.
+def load_tokenizer_and_packs(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: SpeechTrainingArguments
+) -> tuple[TextTokenizer, Dataset]:
+    """Return the text tokenizer with its audio codes and the packs of a stage.
 
-    Args:
-        tokenizer_id: Fingerprint of the audio tokenizer.
-    Raises: MissingCodesError that says how to make the codes, and what `build_packs` raises.
+    The main process of each machine makes the packs while the others wait.
+
+    Raises: MissingCodesError that says how to make the codes, and what the parts raise.
     """
+    audio_tokenizer = load_audio_tokenizer(
+        model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path, "cpu"
+    )
+    text_tokenizer = model_arguments.tokenizer_name or model_arguments.model_name_or_path
+    tokenizer = TextTokenizer.from_pretrained(text_tokenizer, audio_tokenizer.vocab_size)
     output_dir = Path(training_arguments.output_dir)
     code_dir = Path(data_arguments.audio_code_dir or output_dir / "audio_codes")
     with training_arguments.main_process_first(local=True, desc="packing"):
         is_main = training_arguments.local_process_index == 0
-        store = AudioCodeStore(code_dir, tokenizer_id)
+        store = AudioCodeStore(code_dir, audio_tokenizer.fingerprint)
         if data_arguments.extract_codes and is_main:
             _extract(model_arguments, data_arguments, training_arguments, store)
         try:
@@ -62,7 +63,7 @@ def load_packs(
             ) from error
     if training_arguments.process_index == 0:
         logger.info("%s", report.summary())
-    return packs
+    return tokenizer, packs
 
 
 def extraction_command(model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path) -> str:

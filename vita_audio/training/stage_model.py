@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, Qwen2Config
+from transformers import AutoConfig, GenerationConfig, Qwen2Config, TrainingArguments
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
 
 from vita_audio.constants import structural_tokens
 from vita_audio.interleave import InterleavePlan
@@ -31,6 +35,17 @@ SHARED_SETTINGS = (
 )
 # Sampling of the released models.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
+
+
+@contextmanager
+def whole_models(training_arguments: TrainingArguments) -> Iterator[None]:
+    """Load models that do not train as they are, where DeepSpeed ZeRO-3 would split them over the processes."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if training_arguments.deepspeed:
+            set_hf_deepspeed_config(training_arguments.hf_deepspeed_config)
 
 
 def read_config(name_or_path: str) -> Qwen2MTPConfig:
@@ -85,6 +100,8 @@ def load_stage_model(
         )
     if arguments.mtp_loss_weight is not None:
         config.mtp_loss_weight = arguments.mtp_loss_weight
+    if arguments.language_model_freeze and not config.num_nextn_predict_layers:
+        raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
     attention = resolve_attention(arguments.attn_implementation)
     if name is None:
         config.vocab_size = tokenizer.padded_size
@@ -97,6 +114,7 @@ def load_stage_model(
     num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     logger.info("%d parameters in %d tensors train", num_trained, len(trained))
     model.generation_config = generation_config(arguments.plan, tokenizer)
+    model.config.eos_token_id, model.config.pad_token_id = tokenizer.im_end_id, tokenizer.pad_id
     return model
 
 
@@ -112,12 +130,15 @@ def _load_checkpoint(
             f"{tokenizer.padded_size}; use the tokenizers it was trained with"
         )
     config.vocab_size = checkpoint.vocab_size
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of missing keys; what may be missing is checked below
     model, info = Qwen2MTPForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **options)
+    transformers_logging.set_verbosity(verbosity)
     if info["unexpected_keys"]:
         raise ValueError(f"checkpoint {name} has weights the model lacks: {sorted(info['unexpected_keys'])[:5]}")
     initialised = init_missing_mtp(model, info["missing_keys"])
     if initialised:
-        logger.info("initialised MTP modules that %s lacks: %s", name, ", ".join(initialised))
+        logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), name)
     return model
 
 

@@ -1,0 +1,144 @@
+"""The training program, run in this process with plain transformers; DeepSpeed runs are in tests/scripts."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_run import logged, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vita_audio.data.codes import MissingCodesError
+from vita_audio.training.run_folder import ARGUMENTS_FILE, RESULTS_FILE
+
+
+@pytest.fixture(scope="module")
+def stages(toy_run, tmp_path_factory):
+    """The four stages, one after the other, two steps each; the first one extracts the codes."""
+    folder = tmp_path_factory.mktemp("stages")
+    changes = [
+        {"extract_codes": True},
+        {"config_name": toy_run.config(1), "language_model_freeze": True},
+        {"config_name": toy_run.config(3), "language_model_freeze": True},
+        {"config_name": toy_run.config(3), "mtp_model_lr_mult": 10, "weight_decay": 0.1},
+    ]
+    start = toy_run.text_model
+    for number, change in enumerate(changes, start=1):
+        output_dir = folder / str(number)
+        train(toy_run.flags(output_dir, model_name_or_path=start, max_steps=2, **change))
+        start = output_dir
+    return [folder / str(number) for number in range(1, 5)]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_each_stage_leaves_a_model_that_loads(stages):
+    for folder, num_modules in zip(stages, (0, 1, 3, 3), strict=True):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.num_nextn_predict_layers == num_modules
+        assert model.config.use_cache
+        assert model.generation_config.mtp_inference_mode == [1, 10, 4, 10]
+        assert "<|audio_0|>" in AutoTokenizer.from_pretrained(folder).get_vocab()
+        assert (folder / "curves.png").stat().st_size > 10_000
+
+
+def test_each_stage_changes_what_it_trains_and_nothing_else(stages):
+    first, second, third, fourth = map(weights, stages)
+    for name, value in first.items():
+        assert torch.equal(second[name], value) and torch.equal(third[name], value), name
+        assert not torch.equal(fourth[name], value), name
+    for before, after in ((second, third), (third, fourth)):
+        for name in before.keys() - first.keys():
+            assert not torch.equal(before[name], after[name]), name
+
+
+def test_results_tell_losses_per_depth_and_time(stages):
+    results = json.loads((stages[3] / RESULTS_FILE).read_text(encoding="utf-8"))
+    assert results["steps"] == 2 and results["minutes"] > 0 and results["tokens_per_second"] > 0
+    assert list(results["final_losses"]) == ["main", "mtp_0", "mtp_1", "mtp_2"]
+    assert results["final_loss"] == pytest.approx(logged(stages[3])[-1])
+    main, *modules = results["final_losses"].values()
+    assert 0 < results["final_loss"] <= main + sum(modules) / 3 + 1e-4  # modules are divided by the backbone's targets
+
+
+def test_a_finished_run_is_left_alone(stages, toy_run, capsys):
+    before = (stages[0] / RESULTS_FILE).stat().st_mtime_ns
+    train(toy_run.flags(stages[0], max_steps=2))
+    assert (stages[0] / RESULTS_FILE).stat().st_mtime_ns == before
+
+
+def test_a_killed_run_continues_as_if_nothing_had_happened(stages, toy_run, tmp_path):
+    def flags(output_dir):
+        return toy_run.flags(
+            output_dir, max_steps=7, lr_scheduler_type="cosine", warmup_steps=2, save_strategy="steps", save_steps=3
+        )
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(flags(straight))  # eight packs, two a step: the second epoch begins in between
+    shutil.copytree(straight, killed)
+    for name in (RESULTS_FILE, "trainer_state.json", "model.safetensors"):
+        (killed / name).unlink()
+    (killed / "checkpoint-6" / "trainer_state.json").unlink()  # killed while it wrote this one
+    shutil.rmtree(killed / "checkpoint-7")
+    train(flags(killed))
+    for key in ("loss", "learning_rate", "main_accuracy", "num_tokens"):
+        assert logged(killed, key) == logged(straight, key), key
+    assert len(logged(killed)) == 7
+    minutes = logged(killed, "minutes")
+    assert minutes == sorted(minutes)
+    for name, value in weights(straight).items():
+        torch.testing.assert_close(weights(killed)[name], value, atol=0, rtol=0)
+
+
+def test_a_run_killed_before_its_results_ends_at_the_same_step(toy_run, stages, tmp_path):
+    flags = toy_run.flags(tmp_path, max_steps=3, save_strategy="steps", save_steps=2)
+    train(flags)
+    losses = logged(tmp_path)
+    (tmp_path / RESULTS_FILE).unlink()
+    train(flags)
+    assert logged(tmp_path) == losses
+
+
+def test_a_folder_with_other_files_needs_overwriting(stages, toy_run, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    flags = toy_run.flags(tmp_path, max_steps=1)
+    with pytest.raises(FileExistsError, match="thesis.tex"):
+        train(flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    train([*flags, "--overwrite_output_dir", "true"])
+    assert (tmp_path / "thesis.tex").exists() and (tmp_path / RESULTS_FILE).exists()
+
+
+def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path):
+    with pytest.raises(MissingCodesError, match=r"extract_audio_codes.py --data .*data.yaml --codes .*none --audio"):
+        train(toy_run.flags(tmp_path / "run", audio_code_dir=tmp_path / "none", pack_cache_dir=tmp_path / "packs"))
+
+
+def test_a_json_file_is_enough(stages, toy_run, tmp_path):
+    flags = toy_run.flags(tmp_path / "run", max_steps=1)
+    values = {name.removeprefix("--"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
+    typed = {
+        name: json.loads(value.lower()) if value.lower() in ("true", "false") else value
+        for name, value in values.items()
+    }
+    numbers = {
+        name: float(value) if "rate" in name else int(value) for name, value in typed.items() if is_number(value)
+    }
+    file = tmp_path / "arguments.json"
+    file.write_text(json.dumps(typed | numbers), encoding="utf-8")
+    train([str(file)])
+    assert logged(tmp_path / "run") == pytest.approx(logged(stages[0])[:1])
+    recorded = json.loads((tmp_path / "run" / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+    assert recorded["learning_rate"] == 1e-3
+
+
+def is_number(value):
+    return isinstance(value, str) and value.replace(".", "").replace("e-", "").isdigit()
+
+
+def test_user_audio_can_be_learnt_too(stages, toy_run, tmp_path):
+    train(toy_run.flags(tmp_path / "run", max_steps=1, user_audio_loss_weight=0.3))
+    assert logged(tmp_path / "run")[0] != pytest.approx(logged(stages[0])[0], rel=1e-4)

@@ -1,0 +1,179 @@
+import shutil
+
+import pytest
+import torch
+from toy_run import NUM_BACKBONE_LAYERS, NUM_CODES, TINY_TOKENIZER
+from transformers import LlamaConfig, Qwen2ForCausalLM
+
+from vita_audio.models import Qwen2MTPForCausalLM
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import ModelArguments
+from vita_audio.training.stage_model import load_stage_model, resolve_attention
+
+NUM_TEXT_TOKENS = 736
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES)
+
+
+@pytest.fixture
+def load(toy_run, tokenizer):
+    def load_model(**changes):
+        values = {"model_name_or_path": str(toy_run.text_model), "model_max_length": 128} | changes
+        return load_stage_model(ModelArguments(**values), tokenizer, dtype=torch.float32, seed=0)
+
+    return load_model
+
+
+@pytest.fixture
+def checkpoint(load, tmp_path):
+    """A stage 1 model on disk."""
+    load().save_pretrained(tmp_path / "stage1")
+    return str(tmp_path / "stage1")
+
+
+def test_a_text_model_gets_rows_for_new_tokens(load, toy_run, tokenizer):
+    text_model = Qwen2ForCausalLM.from_pretrained(toy_run.text_model)
+    model = load()
+    table, text_table = model.model.embed_tokens.weight, text_model.model.embed_tokens.weight[:NUM_TEXT_TOKENS]
+    assert model.config.vocab_size == len(table) == tokenizer.padded_size
+    assert model.lm_head.weight is table
+    torch.testing.assert_close(table[:NUM_TEXT_TOKENS], text_table, atol=0, rtol=0)
+    new = table[NUM_TEXT_TOKENS:]
+    assert torch.pdist(new).min() > 0.5 * torch.pdist(text_table).min()  # audio codes differ from each other
+    torch.testing.assert_close(new.std(), text_table.std(), rtol=0.1, atol=0)
+    torch.testing.assert_close(load().model.embed_tokens.weight, table, atol=0, rtol=0)
+
+
+def test_separate_output_rows_are_drawn_like_the_output_rows(toy_run, tokenizer, tmp_path):
+    config = Qwen2ForCausalLM.from_pretrained(toy_run.text_model).config
+    config.tie_word_embeddings = False
+    text_model = Qwen2ForCausalLM(config)
+    text_model.lm_head.weight.data.mul_(3)
+    text_model.save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), tokenizer_name="unused", model_max_length=128)
+    model = load_stage_model(arguments, tokenizer, dtype=torch.float32, seed=0)
+    output = model.lm_head.weight
+    torch.testing.assert_close(output[NUM_TEXT_TOKENS:].std(), output[:NUM_TEXT_TOKENS].std(), rtol=0.1, atol=0)
+    assert model.model.embed_tokens.weight.std() < 0.5 * output.std()
+
+
+def test_the_backbone_of_a_text_model_is_kept(load, toy_run):
+    model, text_model = load(), Qwen2ForCausalLM.from_pretrained(toy_run.text_model)
+    input_ids = torch.arange(40)[None]
+    expected = text_model.eval()(input_ids).logits
+    torch.testing.assert_close(model.eval()(input_ids).logits[..., :NUM_TEXT_TOKENS], expected[..., :NUM_TEXT_TOKENS])
+
+
+def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
+    model = load(
+        model_name_or_path=checkpoint,
+        config_name=str(toy_run.config(3)),
+        language_model_freeze=True,
+        mtp_loss_weight=0.5,
+    )
+    assert (model.config.num_backbone_layers, model.config.num_nextn_predict_layers) == (NUM_BACKBONE_LAYERS, 3)
+    assert model.config.mtp_loss_weight == 0.5
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    modules = ("mtp_", *(f"model.layers.{layer}." for layer in range(2, 5)))
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith(modules)}
+    last, first = model.model.layers[1].state_dict(), model.model.layers[2].state_dict()
+    assert all(torch.equal(last[name], first[name]) for name in last)
+
+
+def test_everything_trains_without_freezing(load, toy_run):
+    model = load(config_name=str(toy_run.config(1)))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_generation_defaults_are_those_of_the_released_models(load, tokenizer, tmp_path):
+    load(text_audio_interval_ratio=[1, 4, 3, 8, 4, 10]).save_pretrained(tmp_path)
+    config = Qwen2MTPForCausalLM.from_pretrained(tmp_path).generation_config
+    assert config.mtp_inference_mode == [1, 4, 3, 8, 4, 10]
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.7, 20, 0.8)
+    assert config.repetition_penalty == 1.05
+    assert config.eos_token_id == [tokenizer.im_end_id, tokenizer.pad_id]
+
+
+def test_random_weights_need_no_checkpoint(load, toy_run, tokenizer):
+    model = load(model_name_or_path=None, config_name=str(toy_run.config(1)), tokenizer_name="unused")
+    assert model.config.vocab_size == tokenizer.padded_size
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": 32}, "hidden_size 32 != 16"),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 4},
+            "num_attention_heads 4 != 2; num_key_value_heads 4 != 1",
+        ),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings False != True"),
+        ({"num_hidden_layers": 6}, "number of backbone layers 5 != 2"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(load, toy_run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load(config_name=str(toy_run.config(1, **settings)))
+
+
+def test_modules_are_never_dropped(load, toy_run, tmp_path):
+    load(config_name=str(toy_run.config(3))).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="MTP modules 1 < 3"):
+        load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1)))
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(toy_run, checkpoint):
+    other = TextTokenizer.from_pretrained(TINY_TOKENIZER, 2 * NUM_CODES)
+    arguments = ModelArguments(model_name_or_path=checkpoint, model_max_length=128)
+    with pytest.raises(ValueError, match=r"vocabulary of \d+, text and audio tokenizer make \d+; use the tokenizers"):
+        load_stage_model(arguments, other, dtype=torch.float32, seed=0)
+
+
+def test_a_text_model_with_too_few_rows_is_refused(toy_run, tokenizer, tmp_path):
+    model = Qwen2ForCausalLM.from_pretrained(toy_run.text_model)
+    model.resize_token_embeddings(700)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="736 text tokens, the model only 700"):
+        arguments = ModelArguments(model_name_or_path=str(tmp_path), model_max_length=128)
+        load_stage_model(arguments, tokenizer, dtype=torch.float32, seed=0)
+
+
+def test_missing_and_foreign_weights_are_refused(load, checkpoint, tmp_path):
+    model = Qwen2MTPForCausalLM.from_pretrained(checkpoint)
+    state = model.state_dict()
+    for key, changed, message in (
+        ("model.layers.1.mlp.up_proj.weight", "lost", "lacks model.layers.1.mlp.up_proj.weight"),
+        ("model.layers.1.mlp.up_proj.weight", "extra", "weights the model lacks.*adapter"),
+    ):
+        folder = tmp_path / changed
+        weights = {name: value for name, value in state.items() if changed == "extra" or name != key}
+        weights |= {"adapter.weight": torch.zeros(2)} if changed == "extra" else {}
+        shutil.copytree(checkpoint, folder)
+        model.save_pretrained(folder, state_dict=weights)
+        with pytest.raises(ValueError, match=message):
+            load(model_name_or_path=str(folder))
+
+
+def test_other_model_types_are_refused(load, tmp_path):
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type must be qwen2 or qwen2_mtp, got llama"):
+        load(model_name_or_path=str(tmp_path))
+
+
+def test_packs_longer_than_the_positions_are_refused(load):
+    with pytest.raises(ValueError, match="--model_max_length 512 exceeds.*256"):
+        load(model_max_length=512)
+
+
+def test_a_frozen_language_model_needs_modules(load):
+    with pytest.raises(ValueError, match="--language_model_freeze needs MTP modules"):
+        load(language_model_freeze=True)
+
+
+def test_a_named_attention_is_taken_as_it_is():
+    assert resolve_attention("eager") == "eager"
+    assert resolve_attention("auto") in ("sdpa", "flash_attention_2")

@@ -1,0 +1,142 @@
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from models.toy_models import make_model
+
+from vita_audio.data.collator import PackCollator
+from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
+from vita_audio.training.arguments import SpeechTrainingArguments
+from vita_audio.training.trainer import SpeechTrainer, depth_name
+
+NUM_MODULES = 2
+
+
+@pytest.fixture
+def packs():
+    """Eight packs of two documents each, of different lengths, the first third of each document without labels."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(8):
+        lengths = (6 + number, 20 - 2 * number)
+        ids = torch.randint(0, 100, (sum(lengths),), generator=generator)
+        position_ids = torch.cat([torch.arange(length) for length in lengths])
+        limit = torch.cat([torch.full((length,), length // 3) for length in lengths])
+        labels = ids.where(position_ids >= limit, -100)
+        rows.append({"input_ids": ids, "labels": labels, "position_ids": position_ids})
+    return Dataset.from_list([{name: values.tolist() for name, values in row.items()} for row in rows])
+
+
+@pytest.fixture
+def make_trainer(tmp_path, packs):
+    def make(model, **arguments):
+        arguments = {
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "max_steps": 1,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 2,
+            "max_grad_norm": 0.0,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        } | arguments
+        training_arguments = SpeechTrainingArguments(output_dir=str(tmp_path), **arguments)
+        return SpeechTrainer(
+            model=model, args=training_arguments, train_dataset=packs, data_collator=PackCollator(pad_id=0)
+        )
+
+    return make
+
+
+def is_mtp(name):
+    return name.startswith(("model.layers.2.", "model.layers.3.", "mtp_"))
+
+
+def largest_changes(before, after):
+    """Return the largest change among backbone parameters and among those of MTP modules."""
+    changes = {name: (value - after[name]).abs().max().item() for name, value in before.items()}
+    return (max(change for name, change in changes.items() if is_mtp(name) is part) for part in (False, True))
+
+
+def test_groups_split_by_learning_rate_and_decay(make_trainer):
+    model = make_model(NUM_MODULES)
+    trainer = make_trainer(model, weight_decay=0.1, mtp_model_lr_mult=10.0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen = []
+    for group in trainer.parameter_groups(model):
+        for parameter in group["params"]:
+            name = names[parameter]
+            seen.append(name)
+            assert group["lr"] == pytest.approx(1e-2 if is_mtp(name) else 1e-3), name
+            assert group["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0), name
+    assert sorted(seen) == sorted(names.values())
+
+
+def test_groups_hold_only_what_trains(make_trainer):
+    model = make_model(NUM_MODULES)
+    set_trainable(model, mtp_parameter_patterns(model.config))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = make_trainer(model).parameter_groups(model)
+    assert {names[parameter] for group in groups for parameter in group["params"]} == set(
+        filter(is_mtp, names.values())
+    )
+
+
+def test_a_model_without_anything_to_train_is_refused(make_trainer):
+    model = make_model(0).requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter trains"):
+        make_trainer(model).create_optimizer()
+
+
+def test_modules_learn_at_their_own_rate(make_trainer):
+    model = make_model(NUM_MODULES)
+    before = copy.deepcopy(model.state_dict())
+    trainer = make_trainer(model, mtp_model_lr_mult=10.0)
+    trainer.train()
+    backbone, modules = largest_changes(before, model.state_dict())  # the first step of Adam is the learning rate
+    assert backbone == pytest.approx(1e-3, rel=1e-2)
+    assert modules == pytest.approx(1e-2, rel=1e-2)
+    entry = trainer.state.log_history[0]
+    assert (entry["learning_rate"], entry["mtp_learning_rate"]) == pytest.approx((1e-3, 1e-2))
+
+
+def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs):
+    model = make_model(NUM_MODULES)
+    reference = copy.deepcopy(model)
+    trainer = make_trainer(model, learning_rate=0.0, max_steps=2, gradient_accumulation_steps=2, logging_steps=2)
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    sums = torch.zeros(3, 1 + NUM_MODULES)
+    for pack in packs:  # two steps of two batches of two packs are all of them
+        batch = PackCollator(pad_id=0)([pack])
+        output = reference(**batch, use_cache=False)
+        losses = torch.cat([output.main_loss[None], output.mtp_losses])
+        sums += torch.stack([losses, output.accuracies, torch.ones_like(losses)]) * output.num_targets
+    for depth, (loss, num_correct, count) in enumerate(sums.T.tolist()):
+        assert entry[f"{depth_name(depth)}_loss"] == pytest.approx(loss / count, rel=1e-4)
+        assert entry[f"{depth_name(depth)}_accuracy"] == pytest.approx(num_correct / count, rel=1e-4)
+    batches = [packs.select(range(start, start + 2)) for start in range(0, 8, 2)]
+    assert entry["num_tokens"] >= sum(len(pack["input_ids"]) for batch in batches for pack in batch)
+    assert entry["tokens_per_second"] > 0 and entry["minutes"] > 0
+
+
+def test_accumulated_batches_equal_one_large_batch(make_trainer):
+    models = [make_model(NUM_MODULES) for _ in range(2)]
+    make_trainer(models[0], per_device_train_batch_size=8).train()
+    make_trainer(models[1], per_device_train_batch_size=2, gradient_accumulation_steps=4).train()
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value, atol=2e-5, rtol=0)
+
+
+def test_gradient_checkpointing_changes_nothing(make_trainer):
+    losses = []
+    for checkpointing in (False, True):
+        model = make_model(NUM_MODULES)
+        set_trainable(model, mtp_parameter_patterns(model.config))
+        trainer = make_trainer(model, max_steps=3, gradient_checkpointing=checkpointing)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0][0] != losses[0][-1]

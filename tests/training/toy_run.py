@@ -1,0 +1,129 @@
+"""A tiny training set-up on disk: text model, tokenizers, speech, data yaml; and how to run stages on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from audio_tokenizers.tiny_folders import NUM_CODES, make_glm4voice_folders
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from vita_audio.models import Qwen2MTPConfig
+
+ROOT = Path(__file__).parents[2]
+STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
+TINY_TOKENIZER = ROOT / "tests" / "assets" / "tiny_tokenizer"
+NUM_TEXT_ROWS = 744  # 736 text tokens of the tiny tokenizer and some padding, as in Qwen2.5
+SETTINGS = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+)
+NUM_BACKBONE_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class ToyRun:
+    """Paths of a set-up."""
+
+    folder: Path
+    text_model: Path
+    audio_tokenizer: Path
+    data: Path
+
+    def config(self, num_modules: int, **changes) -> Path:
+        """Write the model config of a stage."""
+        settings = {"num_hidden_layers": NUM_BACKBONE_LAYERS + num_modules, "vocab_size": NUM_TEXT_ROWS, **SETTINGS}
+        config = Qwen2MTPConfig(num_nextn_predict_layers=num_modules, **(settings | changes))
+        folder = self.folder / "-".join(["config", str(num_modules), *changes])
+        config.save_pretrained(folder)
+        return folder / "config.json"
+
+    def flags(self, output_dir: Path, **changes) -> list[str]:
+        """Return the flags of tools/finetune_sts.py for a run of a few steps on the CPU."""
+        flags = {
+            "model_name_or_path": self.text_model,
+            "dataset_name": self.data,
+            "audio_tokenizer_path": self.audio_tokenizer,
+            "audio_code_dir": self.folder / "codes",
+            "pack_cache_dir": self.folder / "packs",
+            "output_dir": output_dir,
+            "model_max_length": 128,
+            "learning_rate": 1e-3,
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        } | changes
+        return [part for name, value in flags.items() for part in (f"--{name}", *str(value).split())]
+
+
+def make_toy_run(folder: Path) -> ToyRun:
+    """Write everything: 12 spoken samples, 4 text samples, a plain Qwen2 model."""
+    torch.manual_seed(0)
+    audio_tokenizer, _ = make_glm4voice_folders(folder)
+    config = Qwen2Config(num_hidden_layers=NUM_BACKBONE_LAYERS, vocab_size=NUM_TEXT_ROWS, **SETTINGS)
+    Qwen2ForCausalLM(config).save_pretrained(folder / "text_model")
+    AutoTokenizer.from_pretrained(TINY_TOKENIZER).save_pretrained(folder / "text_model")
+    rng, waves = random.Random(0), np.random.default_rng(0)
+    samples = []
+    for number in range(16):
+        question, answer = (" ".join(str(rng.randrange(10)) for _ in range(6)) for _ in range(2))
+        sample = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        if number % 4:
+            wave = folder / "audio" / f"{number}.wav"
+            wave.parent.mkdir(exist_ok=True)
+            soundfile.write(wave, waves.standard_normal(16_000 + 1_600 * number) * 0.1, 16_000)
+            sample["messages"][number % 2]["content"] += "\n<|audio|>"
+            sample["audios"] = [f"audio/{number}.wav"]
+        samples.append(json.dumps(sample))
+    (folder / "data.jsonl").write_text("\n".join(samples), encoding="utf-8")
+    (folder / "data.yaml").write_text("dataset:\n  toy:\n    data_paths: [data.jsonl]\n", encoding="utf-8")
+    return ToyRun(folder, folder / "text_model", audio_tokenizer, folder / "data.yaml")
+
+
+def train(argv: list[str]) -> None:
+    """Run tools/finetune_sts.py in this process."""
+    runpy.run_path(str(ROOT / "tools" / "finetune_sts.py"))["main"](argv)
+
+
+def run_stage(script: str, run: ToyRun, *arguments: object, **variables: object) -> subprocess.CompletedProcess:
+    """Run a stage script from the folder of the set-up; keyword arguments are environment variables."""
+    defaults = {
+        "MODEL_NAME_OR_PATH": run.text_model,
+        "DATA": run.data,
+        "AUDIO_TOKENIZER_PATH": run.audio_tokenizer,
+        "OUTPUT_ROOT": run.folder / "outputs",
+        "AUDIO_CODE_DIR": run.folder / "codes",
+    }
+    command = ["bash", str(STAGES / script), *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment(**(defaults | variables)), cwd=run.folder, capture_output=True, text=True
+    )
+
+
+def environment(**variables: object) -> dict[str, str]:
+    """Return this process's environment with one thread, no GPU and the given variables; None removes one."""
+    values = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{values['PATH']}"
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def logged(output_dir: Path, key: str = "loss") -> list[float]:
+    """Return a value of every log entry of a finished run."""
+    history = json.loads((output_dir / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return [entry[key] for entry in history if "loss" in entry]
