@@ -10,12 +10,12 @@ which may be moved. The same arguments give the same files; an interrupted run c
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ MIXTURES = {  # yaml name -> {jsonl: ratio}
 HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25  # silence around the speech
 SILENCE_DB = -40.0  # below the loudest 10 ms
 PEAK = 0.8
+_SEEDING = threading.Lock()  # the seed of a new synthesiser session is a global of its library
 SHARD_FILES = 64  # files spoken by one synthesiser session, seeded as a whole
 
 
@@ -176,8 +177,10 @@ def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
     return padded[loud[0] * window : head + (loud[-1] + 1) * window + tail]
 
 
-def speak_shard(out: Path, renderings: Sequence[Rendering], voice_path: Path, seed: int) -> int:
-    """Speak the renderings in order, write those whose file is missing, and return how many there are.
+def speak_shard(
+    out: Path, renderings: Sequence[Rendering], voice_path: Path, seed: int, spoken_one: Callable[[], object]
+) -> None:
+    """Speak the renderings in order and write those whose file is missing; call `spoken_one` after each.
 
     The synthesiser draws its noise from one seeded stream, hence a shard is spoken as a whole or not at all.
     """
@@ -194,7 +197,7 @@ def speak_shard(out: Path, renderings: Sequence[Rendering], voice_path: Path, se
         if not (out / rendering.path).exists():
             rate = voice.config.sample_rate
             _write_audio(out / rendering.path, trim_silence(np.concatenate(chunks), rate) * PEAK, rate)
-    return len(renderings)
+        spoken_one()
 
 
 def _load_voice(path: Path, seed: int):
@@ -206,8 +209,9 @@ def _load_voice(path: Path, seed: int):
     config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    onnxruntime.set_seed(seed)
-    session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    with _SEEDING:
+        onnxruntime.set_seed(seed)
+        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
     return PiperVoice(session=session, config=config)
 
 
@@ -223,8 +227,8 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(partial.name, path)
 
 
-def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, processes: int) -> None:
-    """Write all missing audio files, in shards shared out over processes."""
+def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, threads: int) -> None:
+    """Write all missing audio files, in shards shared out over threads; the synthesiser runs outside Python's lock."""
     for folder in {out / rendering.path.parent for rendering in renderings}:
         folder.mkdir(parents=True, exist_ok=True)
     shards = [renderings[start : start + SHARD_FILES] for start in range(0, len(renderings), SHARD_FILES)]
@@ -233,13 +237,16 @@ def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, p
         for seed, shard in enumerate(shards)
         if not all((out / rendering.path).exists() for rendering in shard)
     ]
-    bar = tqdm(total=len(renderings), desc="speaking", unit="file", mininterval=1.0)
-    bar.update(len(renderings) - sum(len(shard) for _, shard in missing))
-    context = multiprocessing.get_context("spawn")
-    with bar, ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context) as pool:
-        jobs = [pool.submit(speak_shard, out, shard, voice_path, seed) for seed, shard in missing]
-        for job in as_completed(jobs):
-            bar.update(job.result())
+    num_missing = sum(len(shard) for _, shard in missing)
+    bar = tqdm(total=len(renderings), initial=len(renderings) - num_missing, desc="speaking", unit="file")
+    with bar, ThreadPoolExecutor(threads) as pool:
+        jobs = [pool.submit(speak_shard, out, shard, voice_path, seed, bar.update) for seed, shard in missing]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def write_corpus_files(out: Path, corpus: Corpus) -> None:
@@ -273,10 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="quick", help="ci: seconds, quick: minutes, long: 5x")
     parser.add_argument("--seed", type=int, default=0, help="chooses the training sentences")
     parser.add_argument("--voice", type=Path, help="Piper .onnx with its .onnx.json beside it (default: joe)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that speak")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads that speak")
     options = parser.parse_args(arguments)
     corpus = plan_corpus(options.size, options.seed)
-    speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.processes)
+    speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.threads)
     write_corpus_files(options.out, corpus)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in corpus.training.items())
     print(f"{options.out}: {len(corpus.renderings)} audio files; training samples: {counts}")

@@ -94,16 +94,17 @@ def test_a_silent_rendering_is_an_error(samples):
         make_demo_corpus.trim_silence(np.zeros(samples, np.float32), RATE)
 
 
-def test_an_interrupted_shard_is_completed_with_the_same_audio(corpus, tmp_path):
+def test_an_interrupted_shard_is_completed_with_the_same_audio(corpus, tmp_path, monkeypatch):
     pytest.importorskip("piper")
+    monkeypatch.setattr(make_demo_corpus, "SHARD_FILES", 2)  # two shards, spoken at the same time
     voice = make_demo_corpus.default_voice()
     renderings = sorted(corpus.renderings.values(), key=lambda item: len(item.text))[:3]
     first, kept, lost = (tmp_path / item.path for item in renderings)
-    make_demo_corpus.speak_corpus(tmp_path, renderings, voice, processes=1)
+    make_demo_corpus.speak_corpus(tmp_path, renderings, voice, threads=2)
     assert 0.6 < soundfile.info(first).duration < 2.5 and soundfile.info(first).samplerate == RATE
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    make_demo_corpus.speak_corpus(tmp_path, renderings, voice, processes=1)
+    make_demo_corpus.speak_corpus(tmp_path, renderings, voice, threads=2)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == stamp
     assert not list(tmp_path.rglob("*.partial"))
 
