@@ -89,32 +89,36 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
         "qa": _qa_samples(asked, asked_aloud, answers),
         "text": [_chat(phrasing, question.answer) for question in asked for phrasing in question.phrasings],
     }
-    heard = [(text, speak(text, 0, "heldout")) for text in heldout_sentences(size)]
-    corpus.held_out = {
-        "asr": [
-            {"id": f"asr-{index}", "task": "asr", "audio": path, "reference": text}
-            for index, (text, path) in enumerate(heard)
-        ],
+    corpus.held_out = _held_out_rows(heldout_sentences(size), asked, lambda text: speak(text, 0, "heldout"))
+    return corpus
+
+
+def _held_out_rows(
+    sentences: Sequence[str], asked: Sequence[Question], speak: Callable[[str], str]
+) -> dict[str, list[dict]]:
+    """Items for evaluation; every question comes in a phrasing known from training and in its held-out one."""
+    wordings = [("rendering", index, item.phrasings[0], item) for index, item in enumerate(asked)]
+    wordings += [("phrasing", index, item.held_out_phrasing, item) for index, item in enumerate(asked)]
+    heard = [(index, text, speak(text)) for index, text in enumerate(sentences)]
+    return {
+        "asr": [{"id": f"asr-{index}", "task": "asr", "audio": path, "reference": text} for index, text, path in heard],
         "tts": [
             {"id": f"tts-{index}", "task": "tts", "text": text, "audio": path, "reference": text}
-            for index, (text, path) in enumerate(heard)
+            for index, text, path in heard
         ],
         "qa": [
             {
                 "id": f"qa-{index}-{unseen}",
                 "task": "qa",
-                "audio": speak(text, 0, "heldout"),
+                "audio": speak(text),
                 "text": text,
-                "reference": question.answer,
-                "keyword": question.keyword,
+                "reference": item.answer,
+                "keyword": item.keyword,
                 "unseen": unseen,
             }
-            for unseen in ("rendering", "phrasing")
-            for index, question in enumerate(asked)
-            for text in [question.held_out_phrasing if unseen == "phrasing" else question.phrasings[0]]
+            for unseen, index, text, item in wordings
         ],
     }
-    return corpus
 
 
 def _rendering(folder: Path, text: str, number: int) -> Rendering:
