@@ -110,7 +110,7 @@ def finish(trainer: SpeechTrainer) -> None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
-        draw_curves(trainer.state.log_history, folder / "curves.png", title=folder.name)
+        draw_curves(trainer.state.log_history, folder / "curves.png", title=f"{folder.parent.name}/{folder.name}")
         results = summarise(trainer.state.log_history)
         (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         logger.info("trained %d steps in %.1f minutes: %s", results["steps"], results["minutes"], folder)

@@ -119,24 +119,21 @@ def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path):
 
 def test_a_json_file_is_enough(stages, toy_run, tmp_path):
     flags = toy_run.flags(tmp_path / "run", max_steps=1)
-    values = {name.removeprefix("--"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
-    typed = {
-        name: json.loads(value.lower()) if value.lower() in ("true", "false") else value
-        for name, value in values.items()
-    }
-    numbers = {
-        name: float(value) if "rate" in name else int(value) for name, value in typed.items() if is_number(value)
-    }
+    values = dict(zip((name.removeprefix("--") for name in flags[::2]), map(as_json, flags[1::2]), strict=True))
     file = tmp_path / "arguments.json"
-    file.write_text(json.dumps(typed | numbers), encoding="utf-8")
+    file.write_text(json.dumps(values), encoding="utf-8")
     train([str(file)])
     assert logged(tmp_path / "run") == pytest.approx(logged(stages[0])[:1])
     recorded = json.loads((tmp_path / "run" / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     assert recorded["learning_rate"] == 1e-3
 
 
-def is_number(value):
-    return isinstance(value, str) and value.replace(".", "").replace("e-", "").isdigit()
+def as_json(flag):
+    """Return the JSON value of a flag: true, a number, or a string."""
+    try:
+        return json.loads(flag.lower())
+    except ValueError:
+        return flag
 
 
 def test_user_audio_can_be_learnt_too(stages, toy_run, tmp_path):

@@ -135,7 +135,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer):
     for checkpointing in (False, True):
         model = make_model(NUM_MODULES)
         set_trainable(model, mtp_parameter_patterns(model.config))
-        trainer = make_trainer(model, max_steps=3, gradient_checkpointing=checkpointing)
+        trainer = make_trainer(model, max_steps=3, activation_checkpointing=checkpointing)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from audio_tokenizers.tiny_folders import NUM_CODES, make_glm4voice_folders
+from audio_tokenizers.tiny_folders import make_glm4voice_folders
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.models import Qwen2MTPConfig
@@ -101,26 +101,34 @@ def train(argv: list[str]) -> None:
     runpy.run_path(str(ROOT / "tools" / "finetune_sts.py"))["main"](argv)
 
 
-def run_stage(script: str, run: ToyRun, *arguments: object, **variables: object) -> subprocess.CompletedProcess:
-    """Run a stage script from the folder of the set-up; keyword arguments are environment variables."""
+def stage_command(script: str, run: ToyRun, *arguments: object, bin_folder: Path | None = None, **variables: object):
+    """Return the command of a stage script, and the keyword arguments of subprocess: its folder and environment.
+
+    Args:
+        bin_folder: Folder of programs that come before all others.
+        variables: Environment variables beside those of the set-up; None removes one.
+    """
     defaults = {
         "MODEL_NAME_OR_PATH": run.text_model,
         "DATA": run.data,
         "AUDIO_TOKENIZER_PATH": run.audio_tokenizer,
         "OUTPUT_ROOT": run.folder / "outputs",
         "AUDIO_CODE_DIR": run.folder / "codes",
+        "OMP_NUM_THREADS": 1,
+        "CUDA_VISIBLE_DEVICES": "",
     }
-    command = ["bash", str(STAGES / script), *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment(**(defaults | variables)), cwd=run.folder, capture_output=True, text=True
-    )
+    folders = [bin_folder, Path(sys.executable).parent, os.environ["PATH"]]
+    values = {**os.environ, "PATH": os.pathsep.join(str(folder) for folder in folders if folder)}
+    values |= {name: str(value) for name, value in (defaults | variables).items()}
+    removed = [name for name, value in variables.items() if value is None]
+    environment = {name: value for name, value in values.items() if name not in removed}
+    return ["bash", str(STAGES / script), *map(str, arguments)], {"cwd": run.folder, "env": environment}
 
 
-def environment(**variables: object) -> dict[str, str]:
-    """Return this process's environment with one thread, no GPU and the given variables; None removes one."""
-    values = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
-    values["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{values['PATH']}"
-    return {name: str(value) for name, value in values.items() if value is not None}
+def run_stage(script: str, run: ToyRun, *arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """Run a stage script to its end; arguments as in `stage_command`."""
+    command, settings = stage_command(script, run, *arguments, **options)
+    return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
 def logged(output_dir: Path, key: str = "loss") -> list[float]:

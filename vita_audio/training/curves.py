@@ -15,7 +15,7 @@ def draw_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
     from matplotlib.figure import Figure
 
     entries = training_entries(log_history)
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    figure = Figure(figsize=(15, 4.5))
     FigureCanvasAgg(figure)
     loss_axis, accuracy_axis, rate_axis = figure.subplots(1, 3)
     names = depth_names(entries)
@@ -31,7 +31,8 @@ def draw_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
         axis.legend(fontsize="small")
     accuracy_axis.set_ylim(0, 1)
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    figure.subplots_adjust(left=0.05, right=0.98, wspace=0.18)
+    figure.savefig(path, dpi=100)
 
 
 def summarise(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -128,6 +128,13 @@ class SpeechTrainer(Trainer):
             self._clock = time.monotonic()
         return super().training_step(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if state_dict is not None:  # DeepSpeed gathers tied weights once for each name
+            state_dict = {
+                name: value for name, value in state_dict.items() if name not in self.model.all_tied_weights_keys
+            }
+        super()._save(output_dir, state_dict)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             values = self._meter.read(self.accelerator)

@@ -1,0 +1,213 @@
+"""The stage scripts: what they pass on, what they ask for, and real DeepSpeed runs on the CPU."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from training.toy_run import ROOT, STAGES, logged, run_stage, stage_command, train
+
+from vita_audio.training.arguments import parse_arguments
+from vita_audio.training.run_folder import RESULTS_FILE, last_checkpoint
+
+SCRIPTS = sorted(path.name for path in STAGES.glob("*.sh"))
+DEEPSPEED = ROOT / "scripts" / "deepspeed"
+CONFIGS = sorted(path.stem.removeprefix("ds_config_") for path in DEEPSPEED.glob("ds_config_*.json"))
+# name -> (learning rate, weight decay, steps, frozen language model, MTP multiplier, modules)
+STAGE_SETTINGS = {
+    "finetune_glm4voice_stage1": (6e-5, 0.0, 8000, False, 1.0, None),
+    "finetune_glm4voice_mtp1_stage1": (1e-3, 0.0, 4000, True, 1.0, 1),
+    "finetune_glm4voice_mtp10_stage1": (1e-3, 0.0, 8000, True, 1.0, 10),
+    "finetune_glm4voice_mtp10_stage2": (5e-5, 0.1, 4000, False, 10.0, 10),
+}
+ONE_STEP = "--max_steps 1 --bf16 false --lr_scheduler_type constant --warmup_steps 0 --logging_steps 1 --weight_decay 0"
+
+
+@pytest.fixture
+def pass_on(toy_run, tmp_path):
+    """Run a script with a torchrun that only writes down its arguments; return its own flags and those it passes on."""
+    torchrun = tmp_path / "bin" / "torchrun"
+    torchrun.parent.mkdir()
+    torchrun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    torchrun.chmod(0o755)
+
+    def run(script, *arguments, **variables):
+        result = run_stage(script, toy_run, *arguments, bin_folder=torchrun.parent, **variables)
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.splitlines()
+        program = lines.index(str(ROOT / "tools" / "finetune_sts.py"))
+        return lines[:program], lines[program + 1 :]
+
+    return run
+
+
+def parse_alone(argv):
+    """Parse flags without those for which the other processes would have to be there."""
+    argv = list(argv)
+    for name in ("--deepspeed", "--ddp_backend"):
+        if name in argv:
+            position = argv.index(name)
+            del argv[position : position + 2]
+    return parse_arguments(argv)
+
+
+@pytest.mark.parametrize("path", sorted(DEEPSPEED.rglob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_valid_shell_and_touch_nothing_else(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert os.access(path, os.X_OK)
+    code = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    assert not re.findall(r"\b(?:pip|apt|apt-get|rsync|rm|ln|cp|mv)\b|/data|/home|/root", "\n".join(code))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_stages_pass_the_settings_of_the_paper(pass_on, toy_run, script):
+    _, argv = pass_on(script, 128, "first")
+    model, data, training = parse_alone(argv)
+    name = script.removesuffix(".sh")
+    rate, decay, steps, frozen, multiplier, num_modules = STAGE_SETTINGS[name]
+    assert (training.learning_rate, training.weight_decay, training.max_steps) == (rate, decay, steps)
+    assert (model.language_model_freeze, training.mtp_model_lr_mult) == (frozen, multiplier)
+    assert model.config_name == (num_modules and f"{STAGES}/../../../configs/models/qwen2_7b_mtp{num_modules}.json")
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 16)
+    assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.95, 1.0)
+    assert (training.warmup_steps, training.lr_scheduler_kwargs) == (0.03, {"min_lr_rate": 0.1})
+    assert (training.save_steps, training.save_total_limit, training.seed) == (0.1, 2, 42)
+    assert model.plan.ratio == (1, 10, 4, 10) and model.model_max_length == 128
+    assert training.output_dir == str(toy_run.folder / "outputs" / name / "first")
+    assert data.dataset_name == str(toy_run.data)
+    config = json.loads(Path(argv[argv.index("--deepspeed") + 1]).read_text(encoding="utf-8"))
+    assert config["zero_optimization"]["stage"] == 2
+    assert ("optimizer" in config) == (name != "finetune_glm4voice_mtp10_stage2")
+
+
+def test_all_stages_are_tested():
+    assert [script.removesuffix(".sh") for script in SCRIPTS] == sorted(STAGE_SETTINGS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_stages_have_a_data_yaml_of_their_own(pass_on, script):
+    _, argv = pass_on(script, 128, "first", DATA=None)
+    path = os.path.normpath(argv[argv.index("--dataset_name") + 1])
+    stage = "stage2" if script == "finetune_glm4voice_mtp10_stage2.sh" else "stage1"
+    assert path == str(ROOT / "configs" / f"sts_finetune_{stage}.yaml") and os.path.isfile(path)
+
+
+def test_flags_override_in_the_order_stage_arguments_variable(pass_on, toy_run):
+    flags = ["--learning_rate", "0.1", "--max_steps", "7"]
+    variables = {"EXTRA_ARGS": "--learning_rate 0.2 --text_audio_interval_ratio 1 4", "DEEPSPEED_CONFIG": "none"}
+    _, argv = pass_on("finetune_glm4voice_mtp1_stage1.sh", 64, "x", *flags, CONFIG_NAME=toy_run.config(1), **variables)
+    model, _, training = parse_alone(argv)
+    assert (training.learning_rate, training.max_steps, model.plan.ratio) == (0.2, 7, (1, 4))
+    assert model.config_name == str(toy_run.config(1)) and "--deepspeed" not in argv
+
+
+def test_defaults_are_one_process_and_a_free_port(pass_on):
+    torchrun, argv = pass_on("finetune_glm4voice_stage1.sh")
+    assert torchrun == ["--standalone", "--nproc_per_node", "1"]
+    assert argv[argv.index("--model_max_length") + 1] == "32768"
+    assert argv[argv.index("--ddp_backend") + 1] == "gloo"
+
+
+def test_several_machines_meet_at_the_master(pass_on):
+    variables = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "master", "MASTER_PORT": 2000, "NPROC_PER_NODE": 3}
+    torchrun, _ = pass_on("finetune_glm4voice_stage1.sh", 128, "x", **variables)
+    expected = "--nnodes 2 --node_rank 1 --master_addr master --master_port 2000 --nproc_per_node 3"
+    assert torchrun == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        ((128, "x"), {"MODEL_NAME_OR_PATH": None}, "set MODEL_NAME_OR_PATH"),
+        ((128, "x"), {"AUDIO_TOKENIZER_PATH": None}, "set AUDIO_TOKENIZER_PATH"),
+        ((128, "x"), {"OUTPUT_ROOT": None}, "set OUTPUT_ROOT"),
+        (("long", "x"), {}, "SEQ_LENGTH must be a number of tokens, got 'long'"),
+        ((128, "x"), {"DEEPSPEED_CONFIG": "zero9.json"}, "DEEPSPEED_CONFIG: no such file: zero9.json"),
+        ((128, "x"), {"NNODES": 2}, "NNODES=2 needs NODE_RANK"),
+        ((128,), {"NNODES": 2, "NODE_RANK": 0, "MASTER_ADDR": "a", "MASTER_PORT": 1}, "needs the TIMESTAMP argument"),
+    ],
+)
+def test_what_is_missing_is_named(toy_run, arguments, variables, message):
+    result = run_stage("finetune_glm4voice_stage1.sh", toy_run, *arguments, **variables)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def run_one_step(toy_run, stage2, name, *flags, **variables):
+    """Run one step of the last stage on two processes; return its folder."""
+    variables = {"MODEL_NAME_OR_PATH": stage2, "CONFIG_NAME": toy_run.config(1), "NPROC_PER_NODE": 2} | variables
+    script = "finetune_glm4voice_mtp10_stage2.sh"
+    result = run_stage(script, toy_run, 128, name, *ONE_STEP.split(), *flags, **variables)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return toy_run.folder / "outputs" / script.removesuffix(".sh") / name
+
+
+def check_one_step(toy_run, stage2, folder):
+    """The MTP multiplier works, the log counts all processes, and the model is whole."""
+    before, after = (load_file(path / "model.safetensors") for path in (stage2, folder))
+    assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
+    changes = {name: (after[name].float() - before[name]).abs().max().item() for name in before}
+    layers = tuple(f"model.layers.{layer}." for layer in range(2))
+    backbone = max(change for name, change in changes.items() if name.startswith(("model.norm", *layers)))
+    modules = max(change for name, change in changes.items() if name.startswith(("mtp_", "model.layers.2.")))
+    assert backbone == pytest.approx(5e-5, rel=0.02)  # the first step of Adam is the learning rate
+    assert modules == pytest.approx(5e-4, rel=0.02)
+    assert logged(folder, "num_tokens")[0] > 700  # all eight packs
+    return logged(folder, "loss") + logged(folder, "main_loss") + logged(folder, "mtp_0_accuracy")
+
+
+def test_a_stage_runs_with_deepspeed_on_two_processes(toy_run, stage2):
+    folder = run_one_step(toy_run, stage2, "two", "--gradient_accumulation_steps", 4)
+    two = check_one_step(toy_run, stage2, folder)
+    flags = toy_run.flags(toy_run.folder / "one", model_name_or_path=stage2, max_steps=1, learning_rate=5e-5)
+    train([*flags, "--gradient_accumulation_steps", "4", "--mtp_model_lr_mult", "10"])
+    one = toy_run.folder / "one"
+    assert two == pytest.approx(logged(one) + logged(one, "main_loss") + logged(one, "mtp_0_accuracy"), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [*CONFIGS, "none"])
+def test_every_deepspeed_config_trains_alike(toy_run, stage2, config):
+    path = config if config == "none" else DEEPSPEED / f"ds_config_{config}.json"
+    folder = run_one_step(toy_run, stage2, config, "--gradient_accumulation_steps", 4, DEEPSPEED_CONFIG=path)
+    values = check_one_step(toy_run, stage2, folder)
+    plain = toy_run.folder / "outputs" / "finetune_glm4voice_mtp10_stage2" / "plain"
+    if not plain.exists():
+        run_one_step(toy_run, stage2, "plain", "--gradient_accumulation_steps", 4, DEEPSPEED_CONFIG="none")
+    assert values == pytest.approx(
+        logged(plain) + logged(plain, "main_loss") + logged(plain, "mtp_0_accuracy"), rel=1e-4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_a_killed_deepspeed_run_continues_as_if_nothing_had_happened(toy_run, stage2, config):
+    flags = "--max_steps 6 --save_steps 2 --logging_steps 1 --gradient_accumulation_steps 2".split()
+    variables = {
+        "MODEL_NAME_OR_PATH": stage2,
+        "CONFIG_NAME": toy_run.config(3),
+        "DEEPSPEED_CONFIG": DEEPSPEED / f"ds_config_{config}.json",
+        "NPROC_PER_NODE": 2,
+    }
+    script = "finetune_glm4voice_mtp10_stage1.sh"
+    root = toy_run.folder / "outputs" / script.removesuffix(".sh")
+    straight, killed = (root / f"{config}-{name}" for name in ("straight", "killed"))
+    command, settings = stage_command(script, toy_run, 128, killed.name, *flags, **variables)
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, **settings)
+    while process.poll() is None and not (killed.exists() and last_checkpoint(killed)):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / RESULTS_FILE).exists()
+    for folder in (straight, killed):
+        result = run_stage(script, toy_run, 128, folder.name, *flags, **variables)
+        assert result.returncode == 0, result.stderr[-4000:]
+    assert "resuming from" in result.stdout
+    for key in ("loss", "mtp_2_loss", "learning_rate", "num_tokens"):
+        assert logged(killed, key) == pytest.approx(logged(straight, key), rel=1e-6), key
+    assert len(logged(killed)) == 6
