@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 
@@ -31,6 +31,18 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
     return args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.steps))))
 
 
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Exponential average whose memory grows with the number of steps, so that the first weights are soon forgotten."""
+
+    def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():
+            return current
+        share = 1 - min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+        return averaged.lerp(current, share)
+
+    return average
+
+
 class TrainingLoop:
     """Optimises `model` by calling it on batches; the model returns a dictionary of losses with the sum under `total`.
 
@@ -43,7 +55,7 @@ class TrainingLoop:
         self.model, self.args = model.to(args.device), args
         self.averaged = None
         if ema_decay is not None:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+            self.averaged = AveragedModel(model, avg_fn=moving_average(ema_decay), use_buffers=True)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.step = 0
