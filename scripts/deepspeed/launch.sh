@@ -40,7 +40,7 @@ if command -v nvidia-smi > /dev/null && [ "${CUDA_VISIBLE_DEVICES-all}" != "" ];
 fi
 if [ "$num_gpus" -gt 0 ]; then
     nproc=${NPROC_PER_NODE:-$num_gpus}
-    device=(--bf16 true --tf32 true --activation_checkpointing true --dataloader_num_workers 8)
+    device=(--bf16 true --tf32 true --gradient_checkpointing true --dataloader_num_workers 8)
 else
     nproc=${NPROC_PER_NODE:-1}
     export DS_ACCELERATOR=cpu

@@ -130,12 +130,13 @@ def test_accumulated_batches_equal_one_large_batch(make_trainer):
         torch.testing.assert_close(models[1].state_dict()[name], value, atol=2e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")  # its new name came later than our bound
 def test_gradient_checkpointing_changes_nothing(make_trainer):
     losses = []
     for checkpointing in (False, True):
         model = make_model(NUM_MODULES)
         set_trainable(model, mtp_parameter_patterns(model.config))
-        trainer = make_trainer(model, max_steps=3, activation_checkpointing=checkpointing)
+        trainer = make_trainer(model, max_steps=3, gradient_checkpointing=checkpointing)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
