@@ -30,7 +30,7 @@ from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
 MIXTURES = {  # yaml name -> {jsonl: ratio}
     "stage1": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
-    "mtp": {"tts": 1, "qa": 1},
+    "mtp": {"asr": 1, "tts": 1, "qa": 1},  # recognition too is decoded with the modules
     "stage4": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
 }
 HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25  # silence around the speech
