@@ -20,7 +20,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
-        "transformers>=5.23,<6",
+        "transformers>=5.20.2,<6",
         "accelerate>=1.1",
         "safetensors",
         "huggingface_hub",

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
@@ -281,7 +280,8 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             hidden_states = outputs.last_hidden_state  # (batch, time, hidden)
             logits = None
             if labels is None or not self.training:
-                logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+                kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+                logits = self.lm_head(hidden_states[:, kept])
         losses = {}
         if labels is not None:
             if position_ids is None:
