@@ -24,8 +24,8 @@ class ConvBlock(nn.Module):
 class CodeReader(nn.Module):
     """Reads quantised codewords: phone log-probabilities at 50 Hz and the decoder voice's mel.
 
-    Three heads, each pulling on the codes: CTC before pooling keeps the lower layers useful from the first step, CTC on the
-    upsampled codewords keeps the words, the mel regression keeps timing and intonation.
+    Three heads, each pulling on the codes: CTC before pooling keeps the lower layers useful from the first step, CTC on
+    the upsampled codewords keeps the words, the mel regression keeps timing and intonation.
     """
 
     def __init__(self, code_width: int, num_symbols: int, width: int = 192, num_bands: int = 80):
