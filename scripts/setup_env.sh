@@ -2,7 +2,7 @@
 # Make .venv with pinned versions and the package in it; does nothing when that is done already.
 #   PYTHON  interpreter to make it with, 3.10 to 3.12 (default: python3)
 #   VENV    folder of the environment (default: .venv)
-# An installed torch that sees a GPU is kept: run this with VENV set to an environment that has one.
+# A torch that sees a GPU is kept, whether it is in that environment or beside the interpreter; else torch's CPU runs.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,25 +11,54 @@ python=${PYTHON:-python3}
 requirements=$root/scripts/requirements_quickstart.txt
 torch_version=2.13.0
 
-"$python" - << 'PY'
-import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    sys.exit(f"Python must be 3.10, 3.11 or 3.12, got {sys.version.split()[0]}; set PYTHON to another interpreter")
-PY
-command -v c++ > /dev/null || { echo "a C++ compiler is missing (DeepSpeed builds an extension): install g++" >&2; exit 1; }
+fail() {
+    echo "setup_env.sh: $*" >&2
+    exit 1
+}
 
-stamp=$(cat "$requirements" "$root/setup.py" "$0" | cksum)
+sees_gpu() {
+    "$1" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null
+}
+
+# Show how far pip is, from its lines on stdin: one for each of TOTAL packages, then it unpacks them.
+show_progress() {
+    local total=$1 count=0 start=$SECONDS left line
+    while read -r line; do
+        case $line in
+            Collecting* | Processing*)
+                count=$((count + 1))
+                left=$((total > count ? (SECONDS - start) * (total - count) / count : 0))
+                printf '\r  collecting: %d of %d packages, about %d s left ' "$count" "$total" "$left"
+                ;;
+            Installing*) printf '\r  unpacking %d packages; a minute or less     ' "$count" ;;
+        esac
+    done
+    printf '\r  %d packages in %d s                              \n' "$count" "$((SECONDS - start))"
+}
+
+stamp=$(cat "$requirements" "$root/setup.py" "$root/scripts/setup_env.sh" | cksum)
 if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$stamp" ]; then
     exit 0
 fi
-echo "installing into $venv (a few minutes the first time)"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-pip=("$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar on)
-if ! "$venv/bin/python" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null; then
-    "${pip[@]}" "torch==$torch_version"
+
+if [ ! -x "$venv/bin/python" ]; then
+    command -v "$python" > /dev/null || fail "no $python; set PYTHON to Python 3.10, 3.11 or 3.12"
+    "$python" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" \
+        || fail "needs Python 3.10, 3.11 or 3.12, got $("$python" --version); set PYTHON to another interpreter"
+    options=()
+    if sees_gpu "$python"; then options=(--system-site-packages); fi
+    "$python" -m venv "${options[@]}" "$venv" \
+        || fail "$python cannot make environments; install its venv module (python3-venv) or set PYTHON"
 fi
-constraints=$venv/torch_constraint.txt
-"$venv/bin/python" -c "import torch; print('torch==' + torch.__version__)" > "$constraints"
-"${pip[@]}" --constraint "$constraints" --requirement "$requirements"
-"${pip[@]}" --no-deps --no-build-isolation --editable "$root"
+command -v c++ > /dev/null || fail "no C++ compiler, with which DeepSpeed builds an extension; install g++"
+
+echo "Installing into $venv; this takes a few minutes."
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+if ! sees_gpu "$venv/bin/python"; then
+    "${pip[@]}" install --constraint "$requirements" "torch==$torch_version" | show_progress 10
+fi
+"$venv/bin/python" -c "import torch; print('torch==' + torch.__version__)" > "$venv/torch_version.txt"
+"${pip[@]}" install --constraint "$venv/torch_version.txt" --requirement "$requirements" \
+    | show_progress "$(grep -c '^[a-zA-Z]' "$requirements")"
+"${pip[@]}" --quiet install --no-deps --no-build-isolation --editable "$root"
 echo "$stamp" > "$venv/.installed"
