@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import one_line_errors
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -36,6 +37,15 @@ logger = logging.getLogger("finetune_sts")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    with one_line_errors("finetune_sts.py"):
+        trainer, checkpoint = prepare(argv)
+    if trainer is not None:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        finish(trainer)
+
+
+def prepare(argv: Sequence[str] | None) -> tuple[SpeechTrainer | None, str | None]:
+    """Do all that comes before training; return the trainer (None: the run is done) and what to resume from."""
     arguments = parse_arguments(argv)
     model_arguments, data_arguments, training_arguments = arguments
     start_logging(training_arguments)
@@ -45,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         deepspeed.init_distributed(auto_mpi_discovery=False)  # ZeRO-3 needs it when the model is loaded
     if not open_run(arguments):
         logger.info("this run is done, see %s; --overwrite_output_dir trains it again", training_arguments.output_dir)
-        return
+        return None, None
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
@@ -63,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data_collator=PackCollator(tokenizer.pad_id),
         processing_class=tokenizer.base,
     )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finish(trainer)
+    return trainer, str(checkpoint) if checkpoint else None
 
 
 def start_logging(training_arguments: SpeechTrainingArguments) -> None:

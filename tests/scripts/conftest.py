@@ -1,5 +1,6 @@
 import pytest
-from training.toy_run import ToyRun, make_toy_run, train
+from finetune_sts import main as train
+from training.toy_run import ToyRun, make_toy_run
 
 
 @pytest.fixture(scope="session")

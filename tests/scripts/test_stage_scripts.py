@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from finetune_sts import main as train
 from safetensors.torch import load_file
-from training.toy_run import ROOT, STAGES, logged, run_stage, stage_command, train
+from training.toy_run import ROOT, STAGES, logged, run_stage, stage_command
 
 from vita_audio.training.arguments import parse_arguments
 from vita_audio.training.run_folder import RESULTS_FILE, last_checkpoint

@@ -45,5 +45,5 @@ def test_curves_are_drawn_and_depend_on_the_values(tmp_path):
 
 
 def test_a_log_without_losses_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--logging_steps"):
+    with pytest.raises(ValueError, match="no training losses"):
         draw_curves([{"train_loss": 3.0, "step": 2}], tmp_path / "a.png")

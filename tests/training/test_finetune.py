@@ -1,15 +1,16 @@
 """The training program, run in this process with plain transformers; DeepSpeed runs are in tests/scripts."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from finetune_sts import main as train
 from safetensors.torch import load_file
-from toy_run import logged, train
+from toy_run import logged
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vita_audio.data.codes import MissingCodesError
 from vita_audio.training.run_folder import ARGUMENTS_FILE, RESULTS_FILE
 
 
@@ -64,7 +65,7 @@ def test_results_tell_losses_per_depth_and_time(stages):
     assert 0 < results["final_loss"] <= main + sum(modules) / 3 + 1e-4  # modules are divided by the backbone's targets
 
 
-def test_a_finished_run_is_left_alone(stages, toy_run, capsys):
+def test_a_finished_run_is_left_alone(stages, toy_run):
     before = (stages[0] / RESULTS_FILE).stat().st_mtime_ns
     train(toy_run.flags(stages[0], max_steps=2))
     assert (stages[0] / RESULTS_FILE).stat().st_mtime_ns == before
@@ -102,19 +103,22 @@ def test_a_run_killed_before_its_results_ends_at_the_same_step(toy_run, stages, 
     assert logged(tmp_path) == losses
 
 
-def test_a_folder_with_other_files_needs_overwriting(stages, toy_run, tmp_path):
+def test_a_folder_with_other_files_needs_overwriting(stages, toy_run, tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
     flags = toy_run.flags(tmp_path, max_steps=1)
-    with pytest.raises(FileExistsError, match="thesis.tex"):
+    with pytest.raises(SystemExit):
         train(flags)
+    assert re.search(r"^finetune_sts.py: .*thesis\.tex.*--overwrite_output_dir", capsys.readouterr().err, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     train([*flags, "--overwrite_output_dir", "true"])
     assert (tmp_path / "thesis.tex").exists() and (tmp_path / RESULTS_FILE).exists()
 
 
-def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path):
-    with pytest.raises(MissingCodesError, match=r"extract_audio_codes.py --data .*data.yaml --codes .*none --audio"):
+def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
         train(toy_run.flags(tmp_path / "run", audio_code_dir=tmp_path / "none", pack_cache_dir=tmp_path / "packs"))
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"no codes for .*extract_audio_codes.py --data .*data.yaml --codes .*none --audio", message)
 
 
 def test_a_json_file_is_enough(stages, toy_run, tmp_path):

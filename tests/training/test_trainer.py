@@ -122,6 +122,12 @@ def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs)
     assert entry["tokens_per_second"] > 0 and entry["minutes"] > 0
 
 
+def test_the_last_step_is_logged(make_trainer):
+    trainer = make_trainer(make_model(0), max_steps=3, logging_steps=2)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 3]
+
+
 def test_accumulated_batches_equal_one_large_batch(make_trainer):
     models = [make_model(NUM_MODULES) for _ in range(2)]
     make_trainer(models[0], per_device_train_batch_size=8).train()

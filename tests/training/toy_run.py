@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -94,11 +93,6 @@ def make_toy_run(folder: Path) -> ToyRun:
     (folder / "data.jsonl").write_text("\n".join(samples), encoding="utf-8")
     (folder / "data.yaml").write_text("dataset:\n  toy:\n    data_paths: [data.jsonl]\n", encoding="utf-8")
     return ToyRun(folder, folder / "text_model", audio_tokenizer, folder / "data.yaml")
-
-
-def train(argv: list[str]) -> None:
-    """Run tools/finetune_sts.py in this process."""
-    runpy.run_path(str(ROOT / "tools" / "finetune_sts.py"))["main"](argv)
 
 
 def stage_command(script: str, run: ToyRun, *arguments: object, bin_folder: Path | None = None, **variables: object):

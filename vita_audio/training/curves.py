@@ -59,7 +59,7 @@ def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
     """
     entries = [entry for entry in log_history if "loss" in entry]
     if not entries:
-        raise ValueError("the log has no training losses; --logging_steps must not exceed the number of steps")
+        raise ValueError("the log has no training losses")
     return entries
 
 

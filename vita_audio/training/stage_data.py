@@ -29,7 +29,7 @@ def load_tokenizer_and_packs(
 
     The main process of each machine makes the packs while the others wait.
 
-    Raises: MissingCodesError that says how to make the codes, and what the parts raise.
+    Raises: FileNotFoundError that says how to make missing codes, and what the parts raise.
     """
     audio_tokenizer = load_audio_tokenizer(
         model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path, "cpu"
@@ -57,10 +57,8 @@ def load_tokenizer_and_packs(
                 progress=is_main,
             )
         except MissingCodesError as error:
-            raise MissingCodesError(
-                f"{error}:\n  {extraction_command(model_arguments, data_arguments, code_dir)}\n"
-                "or let training do it with --extract_codes"
-            ) from error
+            command = extraction_command(model_arguments, data_arguments, code_dir)
+            raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     if training_arguments.process_index == 0:
         logger.info("%s", report.summary())
     return tokenizer, packs

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DummyOptim
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.models.surgery import mtp_parameter_patterns
@@ -67,6 +67,13 @@ class CompactProgress(ProgressCallback):
             super().on_log(args, state, control, shown, **kwargs)
 
 
+class LogLastStep(TrainerCallback):
+    """Logs the last step too, whatever --logging_steps is, so that no step is missing from curves and results."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step >= state.max_steps
+
+
 class SpeechTrainer(Trainer):
     """Trainer of `Qwen2MTPForCausalLM`; takes `SpeechTrainingArguments`.
 
@@ -79,6 +86,7 @@ class SpeechTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._meter = DepthMeter()
         self._clock: float | None = None  # when the last log entry was made
+        self.add_callback(LogLastStep)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(CompactProgress)
