@@ -57,14 +57,15 @@ def build_report(modes: Mapping[str, Part], round_trip: Part, answer: Part, stag
     }
 
 
-def write_markdown(report: Part, modes: Mapping[str, Part], answer: Part) -> str:
-    """Return the content of report.md."""
+def write_markdown(report: Part, modes: Mapping[str, Part], answer: Part, note: str = "") -> str:
+    """Return the content of report.md; `note` stands at its head."""
     first = next(iter(modes.values()))
     num_asr, num_tts, num_qa = (sum(row["task"] == task for row in first["answers"]) for task in TASKS)
     trained = " ".join(map(str, first["trained_ratio"]))
     lines = [
         "# Report",
         "",
+        *([note, ""] if note else []),
         f"Held-out speech, greedy decoding, speech judged by {first['judge']}; trained with ratio {trained}.",
         f"Per mode {num_asr} clips to recognise, {num_tts} texts to speak, {num_qa} spoken questions.",
         "",
@@ -166,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--evaluation", required=True, type=Path, help="folder of evaluation.demo")
     parser.add_argument("--stages", required=True, nargs="+", type=Path, help="folders of the training stages")
     parser.add_argument("--output", required=True, type=Path, help="folder for report.json, report.md and the pictures")
+    parser.add_argument("--note", default="", help="what a reader must know first")
     options = parser.parse_args(arguments)
     modes = {name: read_part(options.evaluation, name) for name in MODES}
     round_trip, answer = (read_part(options.evaluation, name) for name in (ROUND_TRIP, ANSWER))
@@ -180,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "answer": (Path(answer["wav"]), answer["text"]),
     }
     draw_spectrograms(sounds, options.output / "answer.png")
-    markdown = write_markdown(report, modes, answer)
+    markdown = write_markdown(report, modes, answer, options.note)
     (options.output / "report.md").write_text(markdown, encoding="utf-8")
     write_json(options.output / "report.json", report)
     print(markdown)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# From nothing to a spoken answer: environment, demo corpus, four training stages, evaluation, report.
+# The same command again continues what was stopped. Options: --fresh, --long, --ci, --output DIR (see --help).
+#   PYTHON, VENV                              as in setup_env.sh
+#   AUDIO_TOKENIZER_PATH, AUDIO_DECODER_PATH  folders of another speech tokenizer and decoder (default: the embedded ones)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$root/scripts/setup_env.sh"
+cd "$root"
+venv=${VENV:-$root/.venv}
+export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions} # where DeepSpeed builds its extension, once
+exec python tools/quickstart.py "$@"
