@@ -35,22 +35,24 @@ def _is_module_loss(name: str) -> bool:
 
 def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw errors of every task over the tokens that a backbone pass yields, one point a mode."""
-    figure, (axis,) = _figure(1, height=4.8, width=7.5)
-    curves = {
-        "recognition: words wrong": lambda scores: scores["asr_wer"],
-        "synthesis: words wrong": lambda scores: scores["tts_wer"],
-        "questions: text wrong": lambda scores: 1 - scores["qa_text_accuracy"],
-        "questions: speech wrong": lambda scores: 1 - scores["qa_speech_accuracy"],
-    }
     ordered = sorted(modes.items(), key=lambda item: -item[1]["backbone_passes_per_token"])
     speeds = [1 / scores["backbone_passes_per_token"] for _, scores in ordered]
-    for label, error in curves.items():
-        axis.plot(speeds, [100 * error(scores) for _, scores in ordered], marker="o", label=label)
-    for speed, (mode, scores) in zip(speeds, ordered, strict=True):
-        text = f"{mode}\n{scores['tokens_per_second']:.0f} tokens/s"
-        axis.annotate(text, (speed, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize="small")
+    errors = {
+        "recognition: words wrong": [scores["asr_wer"] for _, scores in ordered],
+        "synthesis: words wrong": [scores["tts_wer"] for _, scores in ordered],
+        "questions: text wrong": [1 - scores["qa_text_accuracy"] for _, scores in ordered],
+        "questions: speech wrong": [1 - scores["qa_speech_accuracy"] for _, scores in ordered],
+    }
+    figure, (axis,) = _figure(1, height=5, width=7.5)
+    for label, values in errors.items():
+        axis.plot(speeds, [100 * value for value in values], marker="o", label=label)
+    for index, (speed, (mode, scores)) in enumerate(zip(speeds, ordered, strict=True)):
+        text = f"{mode}, {scores['tokens_per_second']:.0f} tokens/s"
+        height = 1.02 + 0.05 * (len(ordered) - 1 - index)  # one line each: modes may lie close together
+        axis.annotate(text, (speed, height), xycoords=("data", "axes fraction"), ha="center", fontsize="small")
         axis.axvline(speed, color="grey", alpha=0.2)
-    axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, None))
+    highest = max(max(values) for values in errors.values())
+    axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, 105 * min(max(highest, 0.05), 1)))
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -26,6 +26,7 @@ STAGE_SCRIPTS = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
 TEXT_MODEL = Path("vita_audio/assets/tiny_text_lm")
 MARK = "quickstart.json"  # in a folder that is ours, with the settings it was made with
 STOPPED_BY_USER = 130
+LOG_ENTRIES = 75  # of a stage, for its curves
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,23 @@ class Stage:
     name: str
     script: str
     num_modules: int
-    data: str
+    data: str  # mixture of the demo corpus
     flags: str
 
 
 STAGES = (
-    Stage("stage1", "finetune_glm4voice_stage1.sh", 0, "stage1.yaml", "--learning_rate 1.2e-3"),
+    # So small a model learns to listen much faster when it has to predict the user's speech too.
+    Stage(
+        "stage1",
+        "finetune_glm4voice_stage1.sh",
+        0,
+        "stage1.yaml",
+        "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3",
+    ),
     Stage("stage2", "finetune_glm4voice_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 1e-3"),
     Stage("stage3", "finetune_glm4voice_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3"),
     Stage("stage4", "finetune_glm4voice_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4"),
 )
-USER_AUDIO_LOSS_WEIGHT = 0.3  # in stage 1: so small a model learns to listen much faster when it predicts speech too
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,7 @@ class Form:
     steps: tuple[int, int, int, int]  # of the four stages
     batch_size: int  # packs of `seq_length` tokens
     seq_length: int
-    num_asr: int  # held-out items in each of four modes
-    num_tts: int
-    num_qa: int
-    num_roundtrip: int
+    num_heldout: Mapping[str, int]  # items of each task, in each of four modes; clips for the codec's round trip
     minutes: Mapping[str, float]
     note: str = ""  # for the report
 
@@ -72,10 +76,7 @@ FORMS = {
         steps=(1500, 150, 200, 150),
         batch_size=3,
         seq_length=512,
-        num_asr=60,
-        num_tts=30,
-        num_qa=60,
-        num_roundtrip=40,
+        num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
         minutes={"corpus": 3, "codes": 1, "stage1": 6, "stage2": 1, "stage3": 3, "stage4": 2, "evaluation": 4},
     ),
     "long": Form(
@@ -84,10 +85,7 @@ FORMS = {
         steps=(20000, 1500, 3000, 2000),
         batch_size=4,
         seq_length=512,
-        num_asr=180,
-        num_tts=120,
-        num_qa=126,
-        num_roundtrip=120,
+        num_heldout={"asr": 180, "tts": 120, "qa": 126, "roundtrip": 120},
         minutes={"corpus": 30, "codes": 10, "stage1": 110, "stage2": 8, "stage3": 45, "stage4": 35, "evaluation": 12},
     ),
     "ci": Form(
@@ -96,11 +94,16 @@ FORMS = {
         steps=(4, 2, 2, 2),
         batch_size=1,
         seq_length=512,
-        num_asr=2,
-        num_tts=2,
-        num_qa=2,
-        num_roundtrip=2,
-        minutes=dict.fromkeys(("corpus", "codes", "stage1", "stage2", "stage3", "stage4", "evaluation"), 0.3),
+        num_heldout={"asr": 2, "tts": 2, "qa": 2, "roundtrip": 2},
+        minutes={
+            "corpus": 0.3,
+            "codes": 0.3,
+            "stage1": 1.2,
+            "stage2": 0.2,
+            "stage3": 0.3,
+            "stage4": 0.3,
+            "evaluation": 0.3,
+        },
         note="A few training steps only: this shows that the path works and says nothing about quality.",
     ),
 }
@@ -108,79 +111,102 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One command; `environment` is added to the environment."""
+    """One command; it leaves `product` behind, and `environment` is added to the environment."""
 
     name: str
     title: str
+    product: Path
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan_steps(form: Form, folder: Path, tokenizer_path: str | None, decoder_path: str | None) -> list[Step]:
+@dataclass(frozen=True)
+class Run:
+    """What is to be done where; paths of None mean the embedded speech tokenizer and decoder."""
+
+    form: Form
+    folder: Path
+    tokenizer_path: str | None = None
+    decoder_path: str | None = None
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus"
+
+    @property
+    def codes(self) -> Path:
+        return self.folder / "codes"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / STAGES[-1].name
+
+    def audio_flags(self, *, decoder: bool = True) -> list[str]:
+        """Return the flags that choose another speech tokenizer and decoder."""
+        flags = ["--audio-tokenizer-path", self.tokenizer_path] if self.tokenizer_path else []
+        return flags + (["--audio-decoder-path", self.decoder_path] if decoder and self.decoder_path else [])
+
+
+def plan_steps(run: Run) -> list[Step]:
     """List what is to be done, in order."""
-    corpus, codes = folder / "corpus", folder / "codes"
-    num_cores = str(os.cpu_count() or 1)
-    tokenizer = ["--audio-tokenizer-path", tokenizer_path] if tokenizer_path else []
-    decoder = ["--audio-decoder-path", decoder_path] if decoder_path else []
-    yamls = [str(corpus / name) for name in dict.fromkeys(stage.data for stage in STAGES)]
-    steps = [
-        _python(
-            "corpus", "make the demo corpus", "tools/make_demo_corpus.py", "--out", corpus, "--size", form.corpus_size
-        ),
-        _python(
-            *("codes", "turn its speech into audio codes", "tools/extract_audio_codes.py"),
-            *("--data", *yamls, "--codes", codes, "--processes", num_cores, *tokenizer),
-        ),
+    starts = [TEXT_MODEL, *(run.folder / stage.name for stage in STAGES)]
+    stages = [
+        _stage_step(run, stage, num_steps, start)
+        for stage, num_steps, start in zip(STAGES, run.form.steps, starts, strict=False)
     ]
-    start = TEXT_MODEL
-    for number, stage in enumerate(STAGES):
-        steps.append(_stage_step(form, folder, stage, form.steps[number], start, tokenizer_path))
-        start = folder / stage.name
-    counts = {"asr": form.num_asr, "tts": form.num_tts, "qa": form.num_qa, "roundtrip": form.num_roundtrip}
-    sizes = [part for name, count in counts.items() for part in (f"--num-{name}", count)]
-    results, stages = folder / "evaluation", [folder / stage.name for stage in STAGES]
-    note = ["--note", form.note] if form.note else []
-    return [
-        *steps,
-        _python(
-            *("evaluation", "evaluate on held-out speech", "-m", "evaluation.demo", "--model", start),
-            *("--corpus", corpus, "--codes", codes, "--output", results, *sizes, *tokenizer, *decoder),
-        ),
-        _python(
-            *("report", "write the report", "-m", "evaluation.report", "--evaluation", results),
-            *("--stages", *stages, "--output", folder, *note),
-        ),
-    ]
+    return [_corpus_step(run), _codes_step(run), *stages, _evaluation_step(run), _report_step(run)]
 
 
-def _python(name: str, title: str, *arguments: object) -> Step:
-    return Step(name, title, ["python", *map(str, arguments)])
+def _corpus_step(run: Run) -> Step:
+    command = ["python", "tools/make_demo_corpus.py", "--out", str(run.corpus), "--size", run.form.corpus_size]
+    return Step("corpus", "make the demo corpus", run.corpus / STAGES[-1].data, command)
 
 
-def _stage_step(
-    form: Form, folder: Path, stage: Stage, num_steps: int, start: Path, tokenizer_path: str | None
-) -> Step:
-    user_audio = ["--user_audio_loss_weight", str(USER_AUDIO_LOSS_WEIGHT)] if stage is STAGES[0] else []
+def _codes_step(run: Run) -> Step:
+    mixtures = [str(run.corpus / data) for data in dict.fromkeys(stage.data for stage in STAGES)]
+    command = ["python", "tools/extract_audio_codes.py", "--data", *mixtures, "--codes", str(run.codes)]
+    command += ["--processes", str(os.cpu_count() or 1), *run.audio_flags(decoder=False)]
+    return Step("codes", "turn its speech into audio codes", run.codes, command)
+
+
+def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
+    output = run.folder / stage.name
+    script = (STAGE_SCRIPTS / stage.script).relative_to(ROOT)
     flags = {
-        "output_dir": folder / stage.name,
+        "output_dir": output,
         "max_steps": num_steps,
-        "per_device_train_batch_size": form.batch_size,
+        "per_device_train_batch_size": run.form.batch_size,
         "gradient_accumulation_steps": 1,
-        "logging_steps": max(num_steps // 75, 1),
+        "logging_steps": max(num_steps // LOG_ENTRIES, 1),
         "save_steps": 0.25,
     }
-    command = ["bash", str((STAGE_SCRIPTS / stage.script).relative_to(ROOT)), str(form.seq_length), "run"]
-    command += [*shlex.split(stage.flags), *user_audio]
+    command = ["bash", str(script), str(run.form.seq_length), "run", *shlex.split(stage.flags)]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     environment = {
         "MODEL_NAME_OR_PATH": str(start),
         "CONFIG_NAME": f"configs/models/tiny_mtp{stage.num_modules}.json",
-        "DATA": str(folder / "corpus" / stage.data),
-        "OUTPUT_ROOT": str(folder),
-        "AUDIO_CODE_DIR": str(folder / "codes"),
-        "AUDIO_TOKENIZER_PATH": tokenizer_path or "embedded",
+        "DATA": str(run.corpus / stage.data),
+        "OUTPUT_ROOT": str(run.folder),
+        "AUDIO_CODE_DIR": str(run.codes),
+        "AUDIO_TOKENIZER_PATH": run.tokenizer_path or "embedded",
     }
-    return Step(stage.name, f"train {stage.name} ({stage.script})", command, environment)
+    return Step(stage.name, f"train {stage.name}", output / "train_results.json", command, environment)
+
+
+def _evaluation_step(run: Run) -> Step:
+    output = run.folder / "evaluation"
+    paths = {"model": run.model, "corpus": run.corpus, "codes": run.codes, "output": output}
+    command = ["python", "-m", "evaluation.demo"]
+    command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    command += [part for task, count in run.form.num_heldout.items() for part in (f"--num-{task}", str(count))]
+    return Step("evaluation", "evaluate on held-out speech", output / "answer.json", command + run.audio_flags())
+
+
+def _report_step(run: Run) -> Step:
+    stages = [str(run.folder / stage.name) for stage in STAGES]
+    command = ["python", "-m", "evaluation.report", "--evaluation", str(run.folder / "evaluation")]
+    command += ["--stages", *stages, "--output", str(run.folder), *(["--note", run.form.note] if run.form.note else [])]
+    return Step("report", "write the report", run.folder / "report.json", command)
 
 
 class Progress:
@@ -190,7 +216,7 @@ class Progress:
         self._folder = folder
 
     def is_done(self, step: Step) -> bool:
-        return self._path(step).exists()
+        return self._path(step).exists() and step.product.exists()
 
     def mark(self, step: Step, minutes: float) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -244,23 +270,19 @@ def run_steps(steps: Sequence[Step], progress: Progress, outlook: Mapping[str, f
         progress.mark(step, (time.monotonic() - start) / 60)
 
 
-def print_result(folder: Path, tokenizer_path: str | None, decoder_path: str | None) -> None:
+def print_result(run: Run) -> None:
     """Say what came out and where it lies."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    answer = report["answer"]
-    question = answer["question_wav"]
-    more = [("--audio-tokenizer-path", tokenizer_path), ("--audio-decoder-path", decoder_path)]
-    options = " ".join(f"{name} {value}" for name, value in more if value)
+    answer = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))["answer"]
+    flags = ["--model", str(run.model), "--task", "sts", "--audio", answer["question_wav"], *run.audio_flags()]
     rows = {
-        "question": question,
+        "question": answer["question_wav"],
         "answer": answer["wav"],
         "its text": answer["text"],
-        "as heard": f"{answer['transcript']} (transcript of the answer by a speech recogniser)",
-        "report": f"{folder / 'report.md'} and {folder / 'report.json'}",
-        "pictures": ", ".join(str(path) for path in sorted(folder.glob("*.png"))),
-        "model": folder / STAGES[-1].name,
-        "ask more": f"python tools/inference_sts.py --model {folder / STAGES[-1].name} --task sts --audio {question} "
-        f"--output answer.wav {options}".rstrip(),
+        "as heard": answer["transcript"] or "(nothing)",
+        "report": f"{run.folder / 'report.md'} and report.json",
+        "pictures": ", ".join(str(path) for path in sorted(run.folder.glob("*.png"))),
+        "model": str(run.model),
+        "ask more": shlex.join(["python", "tools/inference_sts.py", *flags]),
     }
     print()
     for name, value in rows.items():
@@ -284,15 +306,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     os.chdir(ROOT)
     form = FORMS[options.form]
-    folder = options.output or Path(form.folder)
-    paths = (os.environ.get("AUDIO_TOKENIZER_PATH") or None, os.environ.get("AUDIO_DECODER_PATH") or None)
-    settings = asdict(form) | {"stages": [asdict(stage) for stage in STAGES], "audio_paths": list(paths)}
+    audio_paths = [os.environ.get(name) or None for name in ("AUDIO_TOKENIZER_PATH", "AUDIO_DECODER_PATH")]
+    run = Run(form, options.output or Path(form.folder), *audio_paths)
+    settings = {name: value for name, value in asdict(form).items() if name not in ("minutes", "note")}
+    settings |= {"stages": [asdict(stage) for stage in STAGES], "audio_paths": audio_paths}
     try:
-        open_folder(folder, json.loads(json.dumps(settings)), options.fresh)
+        open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)
     except ValueError as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 2
-    steps, progress = plan_steps(form, folder, *paths), Progress(folder / "done")
+    steps, progress = plan_steps(run), Progress(run.folder / "done")
     was_done = all(map(progress.is_done, steps))
     try:
         run_steps(steps, progress, form.minutes)
@@ -302,10 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         print("\nquickstart: a step failed, see above; once that is mended the same command continues", file=sys.stderr)
         return error.returncode if error.returncode > 0 else 1
-    print_result(folder, *paths)
+    print_result(run)
     minutes = progress.minutes(steps)
     if was_done:
-        print(f"\nEverything is done already (it took {minutes:.0f} minutes); --fresh starts over.")
+        print(f"\nEverything is done already (it took {minutes:.1f} minutes); --fresh starts over.")
     else:
         print(f"\nDone; the steps took {minutes:.1f} minutes.")
     return 0
