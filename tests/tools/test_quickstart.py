@@ -1,0 +1,162 @@
+"""The quick start: commands that their programs accept, marks, continuing, and folders that are not its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import extract_audio_codes
+import pytest
+import quickstart
+from quickstart import FORMS, ROOT, STAGES, Progress, Run, Step, open_folder, plan_steps, print_result, run_steps
+
+from evaluation import demo
+from vita_audio.training.arguments import parse_arguments
+
+STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(FORMS["quick"], tmp_path / "out", "my_tokenizer", "my_decoder")
+
+
+def by_name(steps: list[Step]) -> dict[str, Step]:
+    return {step.name: step for step in steps}
+
+
+def write_line(name: str, folder: Path, text: str, *, fails: bool = False) -> Step:
+    """A step whose command appends a line to its product, and may fail after that."""
+    product = folder / name
+    code = f"open({str(product)!r}, 'a').write({text!r} + '\\n'); raise SystemExit({int(fails)})"
+    return Step(name, name, product, [sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_all_steps_and_an_outlook_for_them(form, tmp_path):
+    steps = plan_steps(Run(FORMS[form], tmp_path))
+    assert [step.name for step in steps] == ["corpus", "codes", *STAGE_NAMES, "evaluation", "report"]
+    assert set(FORMS[form].minutes) == {step.name for step in steps} - {"report"}
+    assert (ROOT / quickstart.TEXT_MODEL / "config.json").is_file()
+    assert len({FORMS[name].folder for name in FORMS}) == len(FORMS)
+
+
+def test_each_stage_starts_from_the_one_before(run):
+    steps = by_name(plan_steps(run))
+    starts = [steps[name].environment["MODEL_NAME_OR_PATH"] for name in STAGE_NAMES]
+    assert starts == [str(quickstart.TEXT_MODEL), *(str(run.folder / name) for name in STAGE_NAMES[:-1])]
+    assert steps["evaluation"].command[steps["evaluation"].command.index("--model") + 1] == str(run.folder / "stage4")
+
+
+def test_stage_scripts_get_what_the_training_program_accepts(run, tmp_path):
+    torchrun = tmp_path / "bin" / "torchrun"
+    torchrun.parent.mkdir()
+    torchrun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    torchrun.chmod(0o755)
+    run.corpus.mkdir(parents=True)
+    for number, (stage, step) in enumerate(zip(STAGES, plan_steps(run)[2:6], strict=True)):
+        (run.corpus / stage.data).write_text("dataset: {}\n", encoding="utf-8")
+        variables = os.environ | step.environment | {"PATH": f"{torchrun.parent}:{os.environ['PATH']}"}
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "DEEPSPEED_CONFIG": "none"}
+        result = subprocess.run(step.command, env=variables, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = result.stdout.splitlines()
+        flags = lines[lines.index(str(ROOT / "tools" / "finetune_sts.py")) + 1 :]
+        place = flags.index("--ddp_backend")
+        model, data, training = parse_arguments(flags[:place] + flags[place + 2 :])
+        assert training.output_dir == str(run.folder / stage.name)
+        assert training.max_steps == run.form.steps[number]
+        assert step.product == run.folder / stage.name / "train_results.json"
+        assert model.audio_tokenizer_path == "my_tokenizer" and data.audio_code_dir == str(run.codes)
+        assert model.language_model_freeze == (stage.name in ("stage2", "stage3"))
+        assert data.user_audio_loss_weight == (0.3 if stage.name == "stage1" else 0)
+        assert training.mtp_model_lr_mult == (10 if stage.name == "stage4" else 1)
+        config = json.loads((ROOT / model.config_name).read_text(encoding="utf-8"))
+        assert config["num_nextn_predict_layers"] == stage.num_modules
+
+
+def test_the_other_programs_accept_their_commands(run):
+    steps = by_name(plan_steps(run))
+    codes = extract_audio_codes.parse_arguments(steps["codes"].command[2:])
+    assert codes.data == [run.corpus / name for name in ("stage1.yaml", "mtp.yaml", "stage4.yaml")]
+    assert (codes.codes, codes.audio_tokenizer_path) == (run.codes, "my_tokenizer")
+    options = demo.parse_arguments(steps["evaluation"].command[3:])
+    assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
+    assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
+    assert options.output / "answer.json" == steps["evaluation"].product
+
+
+def test_without_other_weights_no_flag_asks_for_them(tmp_path):
+    steps = by_name(plan_steps(Run(FORMS["ci"], tmp_path)))
+    assert not any(
+        "audio-tokenizer" in part or "audio-decoder" in part for step in steps.values() for part in step.command
+    )
+    assert steps["stage1"].environment["AUDIO_TOKENIZER_PATH"] == "embedded"
+    assert "--note" in steps["report"].command
+
+
+def test_a_failed_step_stops_the_run_and_the_next_run_continues_with_it(tmp_path, capfd):
+    progress = Progress(tmp_path / "done")
+    first, third = write_line("first", tmp_path, "1"), write_line("third", tmp_path, "3")
+    with pytest.raises(subprocess.CalledProcessError):
+        run_steps([first, write_line("second", tmp_path, "2", fails=True), third], progress, {"second": 2, "third": 3})
+    assert "Step 2 of 3: second; about 2 of 5 minutes left" in capfd.readouterr().out
+    steps = [first, write_line("second", tmp_path, "2"), third]
+    assert not all(map(progress.is_done, steps))
+    run_steps(steps, progress, {})
+    assert (tmp_path / "first").read_text() == "1\n"
+    assert (tmp_path / "second").read_text() == "2\n2\n"
+    assert all(map(progress.is_done, steps)) and progress.minutes(steps) > 0
+    run_steps(steps, progress, {})
+    assert (tmp_path / "third").read_text() == "3\n"
+
+
+def test_a_step_whose_product_is_gone_is_not_done(tmp_path):
+    progress = Progress(tmp_path / "done")
+    step = write_line("only", tmp_path, "1")
+    run_steps([step], progress, {})
+    step.product.unlink()
+    run_steps([step], progress, {})
+    assert step.product.read_text() == "1\n"
+
+
+def test_the_environment_of_a_step_is_added(tmp_path):
+    code = "import os; open(os.environ['PLACE'], 'w').write(os.environ['PATH'])"
+    step = Step("only", "only", tmp_path / "x", [sys.executable, "-c", code], {"PLACE": str(tmp_path / "x")})
+    run_steps([step], Progress(tmp_path / "done"), {})
+    assert step.product.read_text() == os.environ["PATH"]
+
+
+def test_fresh_deletes_only_folders_of_its_own(tmp_path):
+    ours, foreign = tmp_path / "ours", tmp_path / "foreign"
+    open_folder(ours, {"steps": [1]}, fresh=False)
+    (ours / "model").write_text("weights")
+    open_folder(ours, {"steps": [1]}, fresh=False)
+    assert (ours / "model").exists()
+    with pytest.raises(ValueError, match=r"other settings \(steps\); start over with --fresh"):
+        open_folder(ours, {"steps": [2]}, fresh=False)
+    open_folder(ours, {"steps": [2]}, fresh=True)
+    assert not (ours / "model").exists()
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="holds other files; choose another folder"):
+            open_folder(foreign, {}, fresh)
+    assert (foreign / "thesis.txt").exists()
+
+
+def test_a_foreign_folder_is_one_line_and_an_exit_code(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert quickstart.main(["--ci", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_end_says_where_things_lie(run, capsys):
+    run.folder.mkdir()
+    answer = {"question_wav": "q.wav", "wav": "a.wav", "text": "paris", "transcript": ""}
+    (run.folder / "report.json").write_text(json.dumps({"answer": answer}))
+    print_result(run)
+    lines = capsys.readouterr().out
+    for text in ("q.wav", "a.wav", "paris", "(nothing)", "report.md", f"--model {run.folder / 'stage4'} --task sts"):
+        assert text in lines
+    assert lines.rstrip().endswith("--audio-tokenizer-path my_tokenizer --audio-decoder-path my_decoder")
