@@ -6,5 +6,6 @@ venv=${VENV:-$root/.venv}
 bash "$root/scripts/setup_env.sh"
 cd "$root"
 export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions} # where DeepSpeed builds its extension, once
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 exec python -m pytest "$@"

@@ -190,7 +190,8 @@ def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
         "AUDIO_CODE_DIR": str(run.codes),
         "AUDIO_TOKENIZER_PATH": run.tokenizer_path or "embedded",
     }
-    return Step(stage.name, f"train {stage.name}", output / "train_results.json", command, environment)
+    title = f"train {stage.name}" + (", after DeepSpeed has built its extension" if stage is STAGES[0] else "")
+    return Step(stage.name, title, output / "train_results.json", command, environment)
 
 
 def _evaluation_step(run: Run) -> Step:
