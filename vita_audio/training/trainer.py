@@ -127,10 +127,6 @@ class SpeechTrainer(Trainer):
             self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def train(self, *args: Any, **kwargs: Any):
-        self._clock = None
-        return super().train(*args, **kwargs)
-
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         if self._clock is None:
             self._clock = time.monotonic()
