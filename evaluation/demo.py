@@ -38,7 +38,7 @@ from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.data.audio import load_audio
 from vita_audio.data.codes import AudioCodeStore
 from vita_audio.data.mixture import load_mixture, referenced_audio
-from vita_audio.inference.pipeline import SpeechLM
+from vita_audio.inference.pipeline import SpeechLM, resolve_device
 from vita_audio.interleave import MODES, InterleavePlan
 
 ROUND_TRIP, ANSWER = "roundtrip", "answer"
@@ -50,19 +50,20 @@ class DemoEvaluation:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        device = resolve_device("auto")
         self.audio_tokenizer: AudioTokenizer = get_audio_tokenizer(
-            options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path
+            options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
         )
-        self.speech_lm = SpeechLM.from_pretrained(
-            options.model, self.audio_tokenizer, device="cpu", dtype=torch.float32
-        )
+        self.speech_lm = SpeechLM.from_pretrained(options.model, self.audio_tokenizer, device, torch.float32)
         self.trained_plan = InterleavePlan.parse(self.speech_lm.model.generation_config.mtp_inference_mode)
         self.judge: Judge = get_judge(options.judge)
         counts = {"asr": options.num_asr, "tts": options.num_tts, "qa": options.num_qa}
         self.items = {task: load_items(options.corpus, task, count) for task, count in counts.items()}
 
     def make(self, part: str) -> Row:
-        return {ROUND_TRIP: self.round_trip, ANSWER: self.answer}.get(part, lambda: self.mode(part))()
+        if part == ROUND_TRIP:
+            return self.round_trip()
+        return self.answer() if part == ANSWER else self.mode(part)
 
     def mode(self, mode: str) -> Row:
         """Scores and answers of one mode. Only the backbone alone can follow a ratio it was not trained with."""
