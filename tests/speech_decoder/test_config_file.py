@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from vita_audio.speech_decoder.config import DecoderConfig, HiFTConfig
+from vita_audio.speech_decoder.config import DecoderConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
 from vita_audio.speech_decoder.config_file import read_config, write_config
 
 LLM_BLOCK = """
@@ -50,6 +50,16 @@ def test_released_layout_with_references_calls_and_llm_block(tiny_folder, tmp_pa
     assert config.flow.cfm.sigma_min == 1e-6  # YAML reads 1e-06 as text
     write_config(config, tmp_path / "again.yaml")
     assert read_config(tmp_path / "again.yaml") == config
+
+
+def test_temperature_is_written_only_where_it_differs_from_the_release(tmp_path):
+    path = tmp_path / "config.yaml"
+    config = DecoderConfig(flow=FlowConfig(cfm=FlowMatchingConfig(inference_temperature=0.25)))
+    write_config(config, path)
+    assert "inference_temperature: 0.25" in path.read_text(encoding="utf-8")
+    assert read_config(path) == config
+    with pytest.raises(ValueError, match=r"inference_temperature must be in \[0, 1\], got 2.0"):
+        _read_text(tmp_path, path.read_text(encoding="utf-8").replace("temperature: 0.25", "temperature: 2"))
 
 
 def test_nothing_in_the_file_runs(tiny_folder, tmp_path):

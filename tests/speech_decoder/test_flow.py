@@ -143,6 +143,7 @@ def test_losses_equal_their_definition():
         (m[:n] - mel[:n]).abs().flatten() for m, mel, n in zip(mu, batch["mel"], batch["mel_lengths"], strict=True)
     ]
     torch.testing.assert_close(losses["prior_loss"], torch.cat(distances).mean())
+    torch.testing.assert_close(flow.prior_loss(**batch), losses["prior_loss"])
 
 
 def test_perfect_velocity_leads_from_noise_to_mel():
@@ -152,6 +153,15 @@ def test_perfect_velocity_leads_from_noise_to_mel():
     matching.estimator.forward = lambda x, mask, mu, t, spks, cond: mel - (1 - 1e-6) * noise
     arrived = matching.solve(noise, mel, torch.zeros(1, 80), mel, num_steps=7)
     torch.testing.assert_close(arrived, mel, atol=1e-5, rtol=0)
+
+
+def test_temperature_scales_the_first_noise():
+    whole, half = (ConditionalCFM(FlowMatchingConfig(inference_temperature=t), TINY.estimator) for t in (1.0, 0.5))
+    half.load_state_dict(whole.state_dict())
+    noise, mu, cond = torch.randn(3, 1, 80, 10, generator=_generator())
+    cooler = half.solve(noise, mu, torch.zeros(1, 80), cond, num_steps=2)
+    torch.testing.assert_close(cooler, whole.solve(noise / 2, mu, torch.zeros(1, 80), cond, num_steps=2))
+    assert not torch.allclose(cooler, whole.solve(noise, mu, torch.zeros(1, 80), cond, num_steps=2))
 
 
 @pytest.mark.parametrize(("rate", "is_dropped"), [(0.0, False), (1 - 1e-9, True)])

@@ -53,7 +53,8 @@ def test_tokenizer_flow_and_vocoder_train_resume_and_export(corpus, tmp_path):
         "train_speech_decoder.py", "vocoder", *common, "--output", tmp_path / "vocoder", "--steps", 2, "--batch-size", 2
     )
     flow = ("--tokenizer", tmp_path / "tokenizer" / "tokenizer", "--joined", 2, "--frames-per-batch", 200)
-    run("train_speech_decoder.py", "flow", *common, *flow, "--output", tmp_path / "flow", "--steps", 2)
+    flow += ("--output", tmp_path / "flow", "--prior-steps", 1, "--steps", 2)
+    run("train_speech_decoder.py", "flow", *common, *flow)
     folders = ("--vocoder", tmp_path / "vocoder", "--flow", tmp_path / "flow", "--output", tmp_path / "decoder")
     run("train_speech_decoder.py", "export", *folders)
 

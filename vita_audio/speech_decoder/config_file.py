@@ -27,6 +27,7 @@ _ENCODER_FIXED = {
 _MATCHING_FIXED = {"solver": "euler", "reg_loss_type": "l1"}
 _ESTIMATOR_FIXED = {"act_fn": "gelu"}
 _F0_FIXED = {"num_class": 1}
+RELEASED_TEMPERATURE = 1.0  # the released file does not name it
 
 
 class _Reference(str):
@@ -87,6 +88,8 @@ def write_config(config: DecoderConfig, path: str | Path) -> None:
     flow, hift = asdict(config.flow), asdict(config.hift)
     encoder, matching, estimator = flow.pop("encoder"), flow.pop("cfm"), flow.pop("estimator")
     ratios, bands = flow.pop("sampling_ratios"), config.flow.output_size
+    if matching["inference_temperature"] == RELEASED_TEMPERATURE:
+        del matching["inference_temperature"]
     flow_block = _Block("cosyvoice.flow.flow.MaskedDiffWithXvec", flow | _FLOW_FIXED)
     flow_block["encoder"] = _Block("cosyvoice.transformer.encoder.BlockConformerEncoder", encoder | _ENCODER_FIXED)
     flow_block["length_regulator"] = _Block(
@@ -136,7 +139,7 @@ def _decoder_config(values: dict[str, Any]) -> DecoderConfig:
         raise ValueError("flow lacks output_size")
     bands = flow["output_size"]
     matching = _take_block(decoder, "cfm_params", "flow.decoder.")
-    matching = matching.get("content", matching)
+    matching = {"inference_temperature": RELEASED_TEMPERATURE} | matching.get("content", matching)
     estimator = _take_block(decoder, "estimator", "flow.decoder.")
     _check_fixed(decoder, {"n_spks": 1, "in_channels": 3 * bands, "spk_emb_dim": bands}, "flow.decoder")
     _check_fixed(regulator, {"channels": bands}, "flow.length_regulator")

@@ -104,6 +104,12 @@ class MaskedDiffWithXvec(nn.Module):
         flow_loss = self.decoder.loss(mel, mask, mu, self.speaker(embedding, len(mel)), cond, generator=generator)
         return {"flow_loss": flow_loss, "prior_loss": masked_mean((mu.float() - mel).abs(), mask)}
 
+    def prior_loss(self, codes: Tensor, code_lengths: Tensor, mel: Tensor, mel_lengths: Tensor) -> Tensor:
+        """Mean |mu - mel| over valid frames without running the flow; arguments as for `loss`, scalar, float32."""
+        mu = self.encode(codes, code_lengths, mel_lengths)
+        mel = mel[:, : mu.shape[2]].transpose(1, 2)
+        return masked_mean((mu.float() - mel).abs(), length_mask(mel_lengths, mu.shape[2]))
+
     def inference(
         self,
         codes: Tensor,

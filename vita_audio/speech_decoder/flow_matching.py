@@ -26,7 +26,7 @@ class ConditionalCFM(nn.Module):
         """Follow the flow from noise to mel in Euler steps.
 
         Args:
-            noise: Standard normal, (batch, bands, frames).
+            noise: Standard normal, (batch, bands, frames); scaled by the configured temperature.
             mu, cond: Prior and prompt mel, like `noise`; spks: (batch, bands).
             num_steps: Euler steps, each one call of the estimator on conditioned and unconditioned input together.
         Returns: Mel, like `noise`.
@@ -35,7 +35,7 @@ class ConditionalCFM(nn.Module):
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         times = self.schedule(torch.linspace(0, 1, num_steps + 1, device=noise.device))
-        x = noise
+        x = self.config.inference_temperature * noise
         for start, end in zip(times[:-1], times[1:], strict=True):
             x = x + (end - start) * self._guided_velocity(x, start, mu, spks, cond)
         return x
