@@ -1,5 +1,6 @@
 """Decoding with modules: reference ids, what `generate` offers, batches, continuation, concurrency."""
 
+import copy
 import queue
 import threading
 
@@ -317,6 +318,21 @@ def test_continuing_from_a_cache_equals_starting_anew(model, ids, first, second,
     assert continued.sequences.tolist() == anew.sequences.tolist()
     torch.testing.assert_close(continued.logits, anew.logits, atol=1e-4, rtol=1e-4)
     assert continued.past_key_values is cache
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_continuing_with_embeddings_of_what_is_new(model, ids, with_ids):
+    cache, prompt, arguments = continuation(model, ids, {}, {})
+    embeds = model.get_input_embeddings()(prompt) * 0.5
+    cached = cache.get_seq_length()
+    new = {"inputs_embeds": embeds[:, cached:], "attention_mask": torch.ones_like(prompt)}
+    anew = copy.deepcopy(cache)
+    expected = model.generate(prompt, inputs_embeds=embeds, past_key_values=anew, **arguments)
+    ids_given = {"input_ids": prompt[:, cached:]} if with_ids else {}
+    continued = model.generate(**ids_given, **new, past_key_values=cache, **arguments)
+    torch.testing.assert_close(continued.logits[0], expected.logits[0], atol=1e-4, rtol=1e-4)
+    if with_ids:
+        assert continued.sequences.tolist() == expected.sequences[:, cached:].tolist()
 
 
 def test_continuing_reads_only_what_is_new(model, ids):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models import Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceForCausalLM
 
 ASSETS = Path(__file__).parent.parent / "assets" / "model"
 
@@ -36,10 +36,12 @@ def load_model(folder: Path, attention: str = "sdpa") -> Qwen2MTPForCausalLM:
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
 
 
-def make_model(num_modules: int = 2, *, attention: str = "sdpa", seed: int = 0, **fields) -> Qwen2MTPForCausalLM:
+def make_model(
+    num_modules: int = 2, *, attention: str = "sdpa", seed: int = 0, model_class=Qwen2MTPForCausalLM, **fields
+) -> Qwen2MTPForCausalLM:
     """Make a toy model in eval mode whose weights are all random, norms and biases too."""
     fields = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4} | fields
-    config = Qwen2MTPConfig(
+    config = model_class.config_class(
         num_hidden_layers=2 + num_modules,
         num_nextn_predict_layers=num_modules,
         num_key_value_heads=2,
@@ -48,8 +50,20 @@ def make_model(num_modules: int = 2, *, attention: str = "sdpa", seed: int = 0, 
     )
     config._attn_implementation = attention
     torch.manual_seed(seed)
-    model = Qwen2MTPForCausalLM(config).eval()
+    model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
+
+
+def make_plus_model(num_modules: int = 2, **options) -> Qwen2MTPSenseVoiceForCausalLM:
+    """Make a toy model with a speech encoder in the same way."""
+    sizes = {"output_size": 16, "linear_units": 24, "num_blocks": 2, "tp_blocks": 1, "vocab_size": 20}
+    return make_model(num_modules, model_class=Qwen2MTPSenseVoiceForCausalLM, audio_config=sizes, **options)
+
+
+def random_audios(*lengths: int) -> list[torch.Tensor]:
+    """Make features of audios, (length, 560) each."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(length, 560, generator=generator) for length in lengths]

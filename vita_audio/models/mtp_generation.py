@@ -159,11 +159,14 @@ def begin_decoding(
         )
     hidden_size = model.config.hidden_size
     empty = model.lm_head.weight.new_empty((batch_size, 0, hidden_size))
+    backbone_prompt = inputs_embeds
+    if inputs_embeds is not None and num_before:  # what lies before is in the cache and never read again
+        backbone_prompt = torch.cat([inputs_embeds.new_zeros((batch_size, num_before, hidden_size)), inputs_embeds], 1)
     state = DecodeState(
         tokens=input_ids,
         position_ids=position_ids,
         attention_mask=attention_mask,
-        backbone_prompt=inputs_embeds,
+        backbone_prompt=backbone_prompt,
         module_prompt=inputs_embeds if num_ids == 0 else None,
         cache=past_key_values,
         pending=[empty] * num_modules,
@@ -173,7 +176,8 @@ def begin_decoding(
         if earlier is not None:
             state.pending = list(earlier.pending)
             if num_before:
-                state.module_prompt = earlier.embed(model, 0, num_before, earlier.module_prompt)
+                before = earlier.embed(model, 0, num_before, earlier.module_prompt)
+                state.module_prompt = before if num_ids else torch.cat([before, inputs_embeds], dim=1)
         elif num_before == 0:
             logger.info("the cache was not made with %d MTP modules: reading the prompt again", num_modules)
             past_key_values.reset()

@@ -34,6 +34,7 @@ class Qwen2MTPConfig(Qwen2Config):
     Args:
         num_nextn_predict_layers: Number of MTP modules; they are the last layers.
         mtp_loss_weight: Factor of the mean module loss in the training loss.
+        audio_tokenizer: Type and fingerprint of the audio tokenizer that made the codes trained on; None if unknown.
     """
 
     model_type = "qwen2_mtp"
@@ -41,6 +42,7 @@ class Qwen2MTPConfig(Qwen2Config):
 
     num_nextn_predict_layers: int = 0
     mtp_loss_weight: float = 1.0
+    audio_tokenizer: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs):
         if not 0 <= self.num_nextn_predict_layers < self.num_hidden_layers:
@@ -177,11 +179,12 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
     """Language model with MTP modules; parameter names are those of the released weights."""
 
     config_class = Qwen2MTPConfig
+    backbone_class = Qwen2MTPModel
 
     def __init__(self, config: Qwen2MTPConfig):
         super(Qwen2ForCausalLM, self).__init__(config)  # that class's own would build a second backbone
         num_modules, hidden_size = config.num_nextn_predict_layers, config.hidden_size
-        self.model = Qwen2MTPModel(config)
+        self.model = self.backbone_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(hidden_size, config.vocab_size, bias=False)
         self.mtp_projs = nn.ModuleList(nn.Linear(2 * hidden_size, hidden_size, bias=False) for _ in range(num_modules))

@@ -1,16 +1,19 @@
-"""Change a loaded model for the next training stage: initialise new MTP modules, choose what trains."""
+"""Change a loaded model for the next training stage: new MTP modules, a speech encoder, what trains."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from vita_audio.models.qwen2_mtp import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models.qwen2_mtp_sensevoice import Qwen2MTPSenseVoiceForCausalLM
+from vita_audio.models.sensevoice import read_weights
 
 MODULE_PARTS = ("mtp_projs", "mtp_embed_norms", "mtp_hidden_norms")
 
@@ -36,15 +39,17 @@ def match_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def set_trainable(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def set_trainable(model: nn.Module, patterns: Sequence[str], *, frozen: Sequence[str] = ()) -> list[str]:
     """Train the parameters that match a pattern and freeze the others.
 
     Args:
         patterns: Shell patterns of whole names: `model.layers.3.*` does not match layer 30, `*` matches everything.
+        frozen: Patterns of what is frozen all the same.
     Returns: Names of the parameters that train.
     Raises: ValueError if a pattern matches nothing.
     """
-    chosen = match_parameters(model, patterns)
+    kept = set(match_parameters(model, frozen))
+    chosen = [name for name in match_parameters(model, patterns) if name not in kept]
     model.requires_grad_(False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in chosen:
@@ -95,6 +100,26 @@ def _sources(model: Qwen2MTPForCausalLM, depth: int) -> Iterator[tuple[str, str 
         yield f"model.layers.{layer}.{name}", f"model.layers.{layer - 1}.{name}"
     for part in MODULE_PARTS:
         yield f"{part}.{depth}.weight", f"{part}.{depth - 1}.weight" if depth else None
+
+
+@torch.no_grad()
+def load_speech_encoder(model: Qwen2MTPSenseVoiceForCausalLM, folder: str | Path) -> None:
+    """Replace the weights of the speech encoder by those of a SenseVoiceSmall folder.
+
+    Raises: FileNotFoundError, ValueError for a folder without readable weights, or with those of another size.
+    """
+    weights = read_weights(folder)
+    parameters = dict(model.model.audio_model.model.named_parameters())
+    expected = {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in parameters.items()}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    if wrong := sorted(name for name in expected | shapes if expected.get(name) != shapes.get(name)):
+        raise ValueError(
+            f"the speech encoder in {folder} does not fit the model config: {wrong[0]} is {shapes.get(wrong[0])}, "
+            f"expected {expected.get(wrong[0])} ({len(wrong)} tensors in all); see audio_config in the model config"
+        )
+    for name, parameter in parameters.items():
+        with gathered([parameter]):
+            parameter.copy_(weights[name])
 
 
 @contextlib.contextmanager
