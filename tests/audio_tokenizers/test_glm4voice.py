@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import ASSETS, make_speech_decoder
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, glm4voice
-from vita_audio.audio_tokenizers.base import resample
 from vita_audio.audio_tokenizers.glm4voice import PIECES_PER_BATCH, GLM4VoiceTokenizer
 
 FOLDER = ASSETS / "vq_wav"
@@ -35,24 +34,11 @@ def case_waves(name):
     return list(waves), rates[0]
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("mono_22k05", "empty")])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "empty"])
 def test_codes_match_reference(tokenizer, name):
     waves, rate = case_waves(name)
     assert [wave.shape[1] for wave in waves] == CASES[name]["num_samples"]
     assert tokenizer.encode_batch(waves, rate) == CASES[name]["tokens"]
-
-
-def test_resampled_codes_match_reference(tokenizer):
-    """The reference resamples with another filter: nine in ten codes must agree, and the waves nearly."""
-    (wave,), rate = case_waves("mono_22k05")
-    codes, expected = tokenizer.encode(wave, rate), CASES["mono_22k05"]["tokens"][0]
-    assert len(codes) == len(expected)
-    assert sum(a == b for a, b in zip(codes, expected, strict=True)) >= 0.9 * len(expected)
-    reference = TENSORS["mono_22k05.resampled_16k"][0]
-    resampled = resample(wave[0], rate, 16000)
-    assert abs(len(resampled) - len(reference)) <= 1
-    assert (resampled - reference[: len(resampled)]).norm() < 0.05 * reference.norm()  # almost all of it above 6 kHz
-    assert tokenizer.encode(reference, 16000) == expected
 
 
 def test_no_samples_are_an_error_here(tokenizer):

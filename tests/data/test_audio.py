@@ -46,7 +46,8 @@ def test_short_and_long_audio(tmp_path, seconds):
 
 def test_one_sample_survives_downsampling(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.array([0.25]), 48_000, subtype="FLOAT")
-    assert load_audio(tmp_path / "a.wav", RATE).tolist() == [0.25]
+    wave = load_audio(tmp_path / "a.wav", RATE)
+    assert wave.shape == (1,) and wave[0] > 0
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.mp3"])

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from operator import index
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
+
+from vita_audio.resample import resample
 
 
 class AudioStream(ABC):
@@ -102,19 +103,6 @@ def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) 
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")
     return resample(wave, sample_rate, target_rate)
-
-
-def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
-    """Resample (samples,) float32, with soxr; at least one sample stays.
-
-    The public tokenizers use torchaudio's windowed sinc instead; at 16 kHz the two differ above 6 kHz only.
-    """
-    if sample_rate <= 0:
-        raise ValueError(f"sample_rate must be positive, got {sample_rate}")
-    if sample_rate == target_rate:
-        return wave
-    resampled = torch.from_numpy(soxr.resample(wave.numpy(), sample_rate, target_rate))
-    return resampled if len(resampled) else wave[:1]
 
 
 def check_codes(codes: Sequence[int], vocab_size: int) -> list[int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
+from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.decoder import SpeechDecoder, SpeechDecoderState
 
 from .base import AudioStream, AudioTokenizer, check_codes
@@ -151,7 +152,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        settings = [getattr(self.encoder.config, name) for name in _ENCODER_SETTINGS]
+        settings = [RESAMPLING_RULE, *(getattr(self.encoder.config, name) for name in _ENCODER_SETTINGS)]
         settings += [getattr(self.feature_extractor, name) for name in _FEATURE_SETTINGS]
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
         for name, value in sorted(self.encoder.state_dict().items()):

@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 import soundfile
-import soxr
 import torch
 from torch import Tensor
+
+from vita_audio.resample import resample
 
 Channel = Literal["first", "mean"]
 
@@ -40,10 +41,7 @@ def load_audio(path: str | Path, sample_rate: int, *, channel: Channel = "first"
     if not np.isfinite(wave).all():
         count = int((~np.isfinite(wave)).sum())
         raise AudioError(f"{path}: {count} of {len(wave)} samples are NaN or infinite; write the file again")
-    if file_rate != sample_rate:
-        resampled = soxr.resample(wave, file_rate, sample_rate)
-        wave = resampled if len(resampled) else wave[:1]
-    return torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
+    return resample(torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)), file_rate, sample_rate)
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:
