@@ -62,9 +62,15 @@ def prepare(argv: Sequence[str] | None) -> tuple[SpeechTrainer | None, str | Non
     set_seed(training_arguments.seed)
 
     with whole_models(training_arguments):
-        tokenizer, packs = load_tokenizer_and_packs(model_arguments, data_arguments, training_arguments)
+        tokenizer, packs, audio_tokenizer = load_tokenizer_and_packs(
+            model_arguments, data_arguments, training_arguments
+        )
     model = load_stage_model(
-        model_arguments, tokenizer, dtype=weight_dtype(training_arguments), seed=training_arguments.seed
+        model_arguments,
+        tokenizer,
+        dtype=weight_dtype(training_arguments),
+        seed=training_arguments.seed,
+        audio_tokenizer=audio_tokenizer,
     )
     trainer = SpeechTrainer(
         model=model,

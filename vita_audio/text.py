@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from vita_audio.checkpoints.files import check_whole, find_checkpoint
 from vita_audio.constants import (
     AUDIO_CODE_FORMAT,
     AUDIO_TAG,
@@ -90,8 +91,12 @@ class TextTokenizer:
             folder: Local folder or hub name; a plain Qwen2 tokenizer or one saved by `save_pretrained`.
             num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None to keep what the folder has.
             continuous_input: Add the placeholder for continuous speech input.
+        Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
-        base = AutoTokenizer.from_pretrained(folder)
+        folder = find_checkpoint(folder)
+        for path in tokenizer_files(folder):
+            check_whole(path)
+        base = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if num_audio_codes is None:
             num_audio_codes = count_audio_codes(base.get_vocab())
         return cls(base, num_audio_codes, continuous_input=continuous_input)
@@ -156,6 +161,15 @@ class TextTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.base.save_pretrained(folder)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """List the files a text tokenizer is read from: the tokenizers library's one file, or vocabulary and merges."""
+    names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else ["vocab.json", "merges.txt"]
+    if not any((folder / name).exists() for name in names):
+        raise FileNotFoundError(f"no text tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
+    more = [path for path in [folder / "tokenizer_config.json"] if path.exists()]
+    return [folder / name for name in names] + more
 
 
 def count_audio_codes(vocabulary: dict[str, int]) -> int:

@@ -189,7 +189,7 @@ def test_bad_audio(run, capsys, tmp_path, name, message):
         (("--task", "tts", "--text", "say <|audio|>"), "one audio per <|audio|> tag, got 1 tags, 0 audios"),
         (("--task", "tts", "--text", "x" * 600), "512 positions"),
         (("--task", "tts", "--text", "x", "--max-new-tokens", "9999"), "512 positions"),
-        (("--task", "tts", "--text", "x", "--model", "nowhere"), "no config.json in nowhere"),
+        (("--task", "tts", "--text", "x", "--model", "nowhere"), "no folder nowhere"),
         (("--task", "tts", "--text", "x", "--audio-tokenizer-type", "mp3"), "unknown audio tokenizer 'mp3'"),
         (("--task", "tts", "--text", "x", "--device", "cuda:77"), "device must be auto, cpu or a GPU that is here"),
         (("--task", "tts", "--text", "x", "--do-sample", "--temperature", "-1"), "temperature"),

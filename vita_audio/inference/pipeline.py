@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from vita_audio.audio_tokenizers import AudioTokenizer
+from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
+from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.data.audio import load_audio
 from vita_audio.data.chat import encode_prompt
 from vita_audio.inference.streaming import IdQueue, StopRequest, TextStream, generate_in_thread
 from vita_audio.inference.tasks import Audio
 from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
-from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM
 from vita_audio.text import TextTokenizer
 
 MAX_NEW_TOKENS = 2048  # where neither the caller nor the checkpoint says otherwise
@@ -115,38 +118,43 @@ class SpeechLM:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        name_or_path: str | Path,
         audio_tokenizer: AudioTokenizer,
         device: str = "auto",
         dtype: torch.dtype | None = None,
+        *,
+        offline: bool = False,
+        any_audio_tokenizer: bool = False,
         **options,
     ) -> SpeechLM:
-        """Load a checkpoint folder with its text tokenizer.
+        """Load a checkpoint with its text tokenizer and generation defaults.
 
         Args:
-            device: "auto" is the GPU if there is one.
+            name_or_path: Folder, or name on the hub.
+            device: "auto" is the GPU if there is one. Without effect if `device_map` is given.
             dtype: Of the weights. None: bfloat16 on a GPU, float32 elsewhere.
-            options: Of the model's `from_pretrained`, such as `attn_implementation`.
-        Raises: FileNotFoundError; ValueError if it is no such model, lacks weights, or has another audio vocabulary.
+            offline: Do not ask the hub; take what was downloaded earlier.
+            any_audio_tokenizer: Also take an audio tokenizer that the model was not trained with.
+            options: Of the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
+        Raises: FileNotFoundError, ValueError naming the file that is missing, damaged, or of another kind of model, the
+            weights that do not fit, or the audio tokenizer that is another one.
         """
-        if not (Path(folder) / "config.json").is_file():
-            raise FileNotFoundError(f"no config.json in {folder}; give the folder of a trained model")
-        config = AutoConfig.from_pretrained(folder)
-        if not isinstance(config, Qwen2MTPConfig):
-            raise ValueError(
-                f"{folder}: model_type must be {Qwen2MTPConfig.model_type}, got {config.model_type}; "
-                "tools/finetune_sts.py makes such a model of a Qwen2"
-            )
+        folder = find_checkpoint(name_or_path, offline=offline)
+        config = read_config(folder, SPEECH_CONFIGS)
+        if config.audio_tokenizer and not any_audio_tokenizer:
+            check_audio_tokenizer(config.audio_tokenizer, describe_audio_tokenizer(audio_tokenizer), folder)
         tokenizer = TextTokenizer.from_pretrained(folder)
         device = resolve_device(device)
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        model, report = Qwen2MTPForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, **options
-        )
-        if problems := {name: sorted(map(str, keys))[:5] for name, keys in report.items() if keys}:
-            raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
-        return cls(model.to(device), tokenizer, audio_tokenizer)
+        options.setdefault("device_map", device)
+        model, missing = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, **options)
+        if missing:
+            raise ValueError(
+                f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "
+                f"({len(missing)} in all); get the folder again, or train what is new with tools/finetune_sts.py"
+            )
+        return cls(model, tokenizer, audio_tokenizer)
 
     def respond(
         self, conversation: Mapping[str, Any], plan: Plan | None = None, *, decode_audio: bool = True, **generation
@@ -173,7 +181,8 @@ class SpeechLM:
             return []
         num_prompt = max(map(len, prompts))
         options = self._generation_options(num_prompt, plan, generation)
-        padded = [[self.tokenizer.pad_id] * (num_prompt - len(prompt)) + prompt for prompt in prompts]
+        # a repetition penalty counts padding too, so it repeats a token that the prompt has anyway
+        padded = [prompt[:1] * (num_prompt - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (num_prompt - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         encoded = perf_counter()
         output = self.model.generate(

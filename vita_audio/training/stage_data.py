@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
@@ -24,8 +25,8 @@ def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioToken
 
 def load_tokenizer_and_packs(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: SpeechTrainingArguments
-) -> tuple[TextTokenizer, Dataset]:
-    """Return the text tokenizer with its audio codes and the packs of a stage.
+) -> tuple[TextTokenizer, Dataset, dict[str, str]]:
+    """Return the text tokenizer with its audio codes, the packs of a stage, and the audio tokenizer's description.
 
     The main process of each machine makes the packs while the others wait.
 
@@ -61,7 +62,7 @@ def load_tokenizer_and_packs(
             raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     if training_arguments.process_index == 0:
         logger.info("%s", report.summary())
-    return tokenizer, packs
+    return tokenizer, packs, describe_audio_tokenizer(audio_tokenizer)
 
 
 def extraction_command(model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path) -> str:

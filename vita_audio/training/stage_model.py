@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, Qwen2Config, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_flash_attn_2_available
-from transformers.utils import logging as transformers_logging
 
+from vita_audio.audio_tokenizers.identity import check_audio_tokenizer
+from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.constants import structural_tokens
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalLM
 from vita_audio.models.surgery import gathered, init_missing_mtp, mtp_parameter_patterns, set_trainable
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import ModelArguments
+from vita_audio.training.speech_input import check_speech_input, frozen_speech_patterns, prepare_speech_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +52,20 @@ def whole_models(training_arguments: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(training_arguments.hf_deepspeed_config)
 
 
-def read_config(name_or_path: str) -> Qwen2MTPConfig:
-    """Read a model config; that of a plain Qwen2 becomes one without MTP modules.
+def read_stage_config(path: str | Path) -> Qwen2MTPConfig:
+    """Read a model config, folder or file; that of a plain Qwen2 becomes one without MTP modules.
 
-    Raises: ValueError for another kind of model.
+    Raises: FileNotFoundError; ValueError for another kind of model.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
-    if type(config) not in (Qwen2Config, Qwen2MTPConfig):
-        raise ValueError(f"{name_or_path}: model_type must be qwen2 or qwen2_mtp, got {config.model_type}")
+    config = read_config(path, (Qwen2Config, *SPEECH_CONFIGS))
     if isinstance(config, Qwen2MTPConfig):
         return config
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
     return Qwen2MTPConfig(**values)
 
 
-def is_plain_qwen2(name_or_path: str) -> bool:
-    return type(AutoConfig.from_pretrained(name_or_path)) is Qwen2Config
+def is_plain_qwen2(path: str | Path) -> bool:
+    return type(read_config(path, (Qwen2Config, *SPEECH_CONFIGS))) is Qwen2Config
 
 
 def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tuple[str, str]) -> None:
@@ -73,6 +75,9 @@ def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tup
     """
     settings = {key: (getattr(config, key), getattr(checkpoint, key)) for key in SHARED_SETTINGS}
     settings["number of backbone layers"] = (config.num_backbone_layers, checkpoint.num_backbone_layers)
+    encoders = [getattr(each, "sensevoice", None) for each in (config, checkpoint)]
+    if encoders[1] is not None:
+        settings["speech encoder"] = tuple(encoders)
     wrong = [f"{key} {ours} != {theirs}" for key, (ours, theirs) in settings.items() if ours != theirs]
     if config.num_nextn_predict_layers < checkpoint.num_nextn_predict_layers:
         wrong.append(f"MTP modules {config.num_nextn_predict_layers} < {checkpoint.num_nextn_predict_layers}")
@@ -81,7 +86,12 @@ def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tup
 
 
 def load_stage_model(
-    arguments: ModelArguments, tokenizer: TextTokenizer, *, dtype: torch.dtype, seed: int
+    arguments: ModelArguments,
+    tokenizer: TextTokenizer,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    audio_tokenizer: dict[str, str] | None = None,
 ) -> Qwen2MTPForCausalLM:
     """Load the model of a stage, ready to train: vocabulary, new MTP modules, what trains, generation defaults.
 
@@ -89,10 +99,12 @@ def load_stage_model(
         tokenizer: Text tokenizer with the audio codes.
         dtype: Of the weights.
         seed: For the embeddings of new tokens.
-    Raises: ValueError if config, checkpoint, tokenizer and pack length do not fit each other.
+        audio_tokenizer: Description of what makes the codes, see `audio_tokenizers.identity`; the model remembers it.
+    Raises: FileNotFoundError; ValueError if a file is damaged, or if config, checkpoint, tokenizers and pack length do
+        not fit each other.
     """
-    name = arguments.model_name_or_path
-    config = read_config(arguments.config_name or name)
+    name = arguments.model_name_or_path and find_checkpoint(arguments.model_name_or_path)
+    config = read_stage_config(arguments.config_name or name)
     if arguments.model_max_length > config.max_position_embeddings:
         raise ValueError(
             f"--model_max_length {arguments.model_max_length} exceeds the positions the model knows, "
@@ -102,43 +114,43 @@ def load_stage_model(
         config.mtp_loss_weight = arguments.mtp_loss_weight
     if arguments.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
+    check_speech_input(config, tokenizer, arguments)
     attention = resolve_attention(arguments.attn_implementation)
     if name is None:
         config.vocab_size = tokenizer.padded_size
-        model = Qwen2MTPForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        prepare_speech_encoder(model, dict(model.named_parameters()), arguments)
     else:
-        model = _load_checkpoint(config, arguments, tokenizer, dtype=dtype, attn_implementation=attention)
+        checkpoint = read_stage_config(name)
+        check_configs(config, checkpoint, (arguments.config_name or name, name))
+        if checkpoint.audio_tokenizer and audio_tokenizer:
+            check_audio_tokenizer(checkpoint.audio_tokenizer, audio_tokenizer, name)
+        config.vocab_size = checkpoint.vocab_size
+        model = _load_checkpoint(name, config, arguments, tokenizer, dtype=dtype, attn_implementation=attention)
         if is_plain_qwen2(name):
             add_tokens(model, tokenizer, seed)
-    trained = set_trainable(model, mtp_parameter_patterns(config) if arguments.language_model_freeze else ["*"])
+    patterns = mtp_parameter_patterns(config) if arguments.language_model_freeze else ["*"]
+    trained = set_trainable(model, patterns, frozen=frozen_speech_patterns(config, arguments))
     num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     logger.info("%d parameters in %d tensors train", num_trained, len(trained))
     model.generation_config = generation_config(arguments.plan, tokenizer)
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.im_end_id, tokenizer.pad_id
+    model.config.audio_tokenizer = audio_tokenizer
     return model
 
 
 def _load_checkpoint(
-    config: Qwen2MTPConfig, arguments: ModelArguments, tokenizer: TextTokenizer, **options
+    folder: Path, config: Qwen2MTPConfig, arguments: ModelArguments, tokenizer: TextTokenizer, **options
 ) -> Qwen2MTPForCausalLM:
-    name = arguments.model_name_or_path
-    checkpoint = read_config(name)
-    check_configs(config, checkpoint, (arguments.config_name or name, name))
-    if not is_plain_qwen2(name) and checkpoint.vocab_size != tokenizer.padded_size:
+    if not is_plain_qwen2(folder) and config.vocab_size != tokenizer.padded_size:
         raise ValueError(
-            f"checkpoint {name} has a vocabulary of {checkpoint.vocab_size}, text and audio tokenizer make "
+            f"checkpoint {folder} has a vocabulary of {config.vocab_size}, text and audio tokenizer make "
             f"{tokenizer.padded_size}; use the tokenizers it was trained with"
         )
-    config.vocab_size = checkpoint.vocab_size
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of missing keys; what may be missing is checked below
-    model, info = Qwen2MTPForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **options)
-    transformers_logging.set_verbosity(verbosity)
-    if info["unexpected_keys"]:
-        raise ValueError(f"checkpoint {name} has weights the model lacks: {sorted(info['unexpected_keys'])[:5]}")
-    initialised = init_missing_mtp(model, info["missing_keys"])
+    model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
+    initialised = init_missing_mtp(model, prepare_speech_encoder(model, missing, arguments))
     if initialised:
-        logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), name)
+        logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
     return model
 
 

@@ -1,0 +1,197 @@
+"""The files of a checkpoint: found by folder or hub name, and whole before anything is loaded from them.
+
+Layouts are those of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and of torch (`.pt`).
+Only the heads of weight files are read here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFIG_FILE = "config.json"
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # what is read first comes first
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
+_POINTER = b"version https://git-lfs"  # first bytes of the text that stands for a file in a clone without Git LFS
+_DTYPES = {  # of the safetensors format
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the head of a weight file says of one tensor. `dtype`: as torch calls it, such as `bfloat16`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+
+
+def find_checkpoint(name_or_path: str | Path, *, offline: bool = False, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint: the folder itself, or the local copy of a repository on the hub.
+
+    A repository is downloaded where it is not here yet; Python files in it never are, and `.bin` files only if it has
+    no safetensors.
+
+    Args:
+        name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
+        offline: Use what was downloaded earlier; the environment variable HF_HUB_OFFLINE=1 does the same.
+        revision: Branch, tag or commit on the hub.
+    Raises: FileNotFoundError, NotADirectoryError, that say what to do.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"a checkpoint must be a folder, got the file {path}")
+    if not _HUB_NAME.fullmatch(str(name_or_path)):
+        raise FileNotFoundError(
+            f"no folder {path}; give the folder of a checkpoint, or its name on the hub (owner/name)"
+        )
+    return _find_on_hub(str(name_or_path), offline, revision)
+
+
+def _find_on_hub(name: str, offline: bool, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    offline = offline or constants.HF_HUB_OFFLINE
+    try:
+        if offline:  # whether all files are there is for those who read them to say
+            return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
+        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=[*_NEVER_DOWNLOADED, "*.bin"]))
+        if not any(path.suffix in (".safetensors", ".pt") for path in folder.iterdir()):
+            folder = Path(snapshot_download(name, revision=revision, ignore_patterns=list(_NEVER_DOWNLOADED)))
+        return folder
+    except OSError as error:
+        reason = "offline, and no earlier download of it is here" if offline else str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{name} is no folder here and cannot be had from the hub ({reason}); where there is a network run hf "
+            f"download {name} --local-dir DIR, and give that folder"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises: FileNotFoundError; ValueError naming the file and what is wrong with it."""
+    check_whole(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); it may be cut off, get it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; it is not of a checkpoint")
+    return values
+
+
+def check_whole(path: Path) -> None:
+    """Check that a file is there, is no Git LFS pointer, and has all of its bytes as far as its kind tells.
+
+    Raises: FileNotFoundError; ValueError naming the file, what is wrong, and what to do.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; get the folder again")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; get it again")
+    with path.open("rb") as file:
+        head = file.read(200)
+    if head.startswith(_POINTER):
+        size = re.search(rb"size (\d+)", head)
+        real = f"of {int(size[1]):,} bytes " if size else ""
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the file {real}it stands for; run git lfs pull in its folder, or "
+            "download the folder with hf download"
+        )
+    if path.suffix == ".safetensors":
+        read_header(path)
+    elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off after {path.stat().st_size:,} bytes; get it again")
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Read what a safetensors file holds, without the values. Raises: ValueError if it is damaged or cut off."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        num_header = int.from_bytes(file.read(8), "little")
+        header = file.read(num_header) if num_header <= _MAX_HEADER else b""
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        tensors = {
+            name: StoredTensor(tuple(entry["shape"]), _DTYPES.get(entry["dtype"], entry["dtype"]), end - start)
+            for name, entry in entries.items()
+            for start, end in [entry["data_offsets"]]
+        }
+        expected = 8 + num_header + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no safetensors file, or its head is cut off; get it again") from error
+    if size != expected:
+        what = "is cut off" if size < expected else "has bytes too many"
+        raise ValueError(f"{path} {what}: {size:,} of {expected:,} bytes; get it again")
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the weight files of a transformers checkpoint: safetensors before `.bin`, one file or shards with an index.
+
+    Raises: FileNotFoundError naming the files that are missing; ValueError if the index is damaged.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f"{name}.index.json").is_file():
+            return list(_shards(folder / f"{name}.index.json"))
+    stray = sorted(path.name for path in folder.glob("*-of-*") if path.suffix in (".safetensors", ".bin"))
+    if stray:
+        raise FileNotFoundError(
+            f"{folder / WEIGHT_NAMES[0]}.index.json is missing, and without it {', '.join(stray[:3])} cannot be read; "
+            "get it again"
+        )
+    raise FileNotFoundError(f"no weights in {folder}: neither {' nor '.join(WEIGHT_NAMES)}, nor shards of them")
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """List the weight files as `weight_files` does, each of them whole and with the tensors that the index says."""
+    files = weight_files(folder)
+    for path in files:
+        check_whole(path)
+    index = folder / f"{WEIGHT_NAMES[0]}.index.json"
+    if files[0].suffix == ".safetensors" and files != [folder / WEIGHT_NAMES[0]]:
+        for path, names in _shards(index).items():
+            if lost := sorted(names - read_header(path).keys()):
+                raise ValueError(
+                    f"{path} lacks {', '.join(lost[:3])} ({len(lost)} tensors), which {index.name} says it holds; the "
+                    "files are of different checkpoints, get the folder again"
+                )
+    return files
+
+
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """Return the shards that an index names, sorted, with the tensors in each."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map; get it again")
+    if outside := [name for name in places.values() if Path(str(name)).name != name]:
+        raise ValueError(f"{index} must name files beside it, got {outside[0]!r}; do not use this checkpoint")
+    shards = {index.parent / name: set() for name in sorted(set(places.values()))}
+    if missing := [path.name for path in shards if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{index.parent / missing[0]} is missing ({len(missing)} of {len(shards)} shards in {index.name} are: "
+            f"{', '.join(missing[:4])}); get the missing files"
+        )
+    for tensor, name in places.items():
+        shards[index.parent / name].add(tensor)
+    return shards
