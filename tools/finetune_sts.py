@@ -29,7 +29,7 @@ from vita_audio.training.run_folder import (
     inspect_run_folder,
     last_checkpoint,
 )
-from vita_audio.training.stage_data import load_tokenizer_and_packs
+from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer
 
@@ -62,22 +62,21 @@ def prepare(argv: Sequence[str] | None) -> tuple[SpeechTrainer | None, str | Non
     set_seed(training_arguments.seed)
 
     with whole_models(training_arguments):
-        tokenizer, packs, audio_tokenizer = load_tokenizer_and_packs(
-            model_arguments, data_arguments, training_arguments
-        )
+        data = load_stage_data(model_arguments, data_arguments, training_arguments)
     model = load_stage_model(
         model_arguments,
-        tokenizer,
+        data.tokenizer,
         dtype=weight_dtype(training_arguments),
         seed=training_arguments.seed,
-        audio_tokenizer=audio_tokenizer,
+        audio_tokenizer=data.audio_tokenizer,
     )
     trainer = SpeechTrainer(
         model=model,
         args=training_arguments,
-        train_dataset=packs,
-        data_collator=PackCollator(tokenizer.pad_id),
-        processing_class=tokenizer.base,
+        train_dataset=data.packs,
+        data_collator=PackCollator(data.tokenizer.pad_id, data.front_end),
+        processing_class=data.tokenizer.base,
+        front_end=data.front_end,
     )
     return trainer, str(checkpoint) if checkpoint else None
 

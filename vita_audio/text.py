@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -29,6 +29,11 @@ from vita_audio.constants import (
 
 ROLES = ("system", "user", "assistant")
 
+# How the audio of a role enters the model: as codes, as rows of a speech encoder, or as rows and then codes.
+DISCRETE, CONTINUOUS, BOTH = "discrete", "continuous", "both"
+DISCRETE_INPUT = dict.fromkeys(ROLES, DISCRETE)
+CONTINUOUS_INPUT = {"system": CONTINUOUS, "user": CONTINUOUS, "assistant": DISCRETE}  # of the released Plus models
+
 ASR_PROMPT = "Convert the speech to text."
 TTS_PROMPT = "Convert the text to speech.\n"
 INTERLEAVED_SYSTEM = "Respond in a text-audio interleaved manner."
@@ -43,15 +48,28 @@ class TextTokenizer:
     Attributes:
         base: The Hugging Face tokenizer, with all tokens added.
         num_audio_codes: Size of the audio codebook; 0 for a text-only vocabulary.
+        audio_input: For each role, how its audio enters the model; kept in `tokenizer_config.json`.
         first_audio_id: Token id of audio code 0; code c is `first_audio_id + c`.
         begin_of_audio_id, end_of_audio_id: Markers around audio.
         context_of_audio_id: Placeholder of one frame of continuous speech input; None without continuous input.
     """
 
-    def __init__(self, base: PreTrainedTokenizerBase, num_audio_codes: int, *, continuous_input: bool = False):
+    def __init__(
+        self,
+        base: PreTrainedTokenizerBase,
+        num_audio_codes: int,
+        *,
+        continuous_input: bool = False,
+        audio_input: Mapping[str, str] | None = None,
+    ):
         """Add the missing tokens to `base`, which is changed.
 
-        Raises: ValueError if `base` lacks ChatML tokens or already has another number of audio codes.
+        Args:
+            continuous_input: Where `base` does not say how audio enters the model, it does as in the released Plus
+                models; otherwise as codes.
+            audio_input: For some roles, how it does, whatever `base` says: discrete, continuous or both.
+        Raises: ValueError if `base` lacks ChatML tokens or already has another number of audio codes, or for an
+            impossible `audio_input`.
         """
         vocabulary = base.get_vocab()
         missing = [token for token in (IM_START, IM_END, END_OF_TEXT) if token not in vocabulary]
@@ -64,11 +82,14 @@ class TextTokenizer:
                 f"{num_audio_codes}; use the audio tokenizer it was made with, or a text tokenizer without audio codes"
             )
         has_audio = num_audio_codes > 0
-        base.add_tokens(
-            list(structural_tokens(audio=has_audio, continuous_input=continuous_input)), special_tokens=True
-        )
+        continuous_input = continuous_input or CONTEXT_OF_AUDIO in vocabulary
+        configured = base.init_kwargs.get("audio_input") or (CONTINUOUS_INPUT if continuous_input else DISCRETE_INPUT)
+        self.audio_input = check_audio_input({**configured, **(audio_input or {})})
+        needs_context = any(how != DISCRETE for how in self.audio_input.values())
+        base.add_tokens(list(structural_tokens(audio=has_audio, continuous_input=needs_context)), special_tokens=True)
         base.add_tokens([AUDIO_CODE_FORMAT.format(code) for code in range(num_audio_codes)])
         vocabulary = base.get_vocab()
+        base.init_kwargs["audio_input"] = self.audio_input
         self.base = base
         self.num_audio_codes = num_audio_codes
         self.first_audio_id = vocabulary[AUDIO_CODE_FORMAT.format(0)] if has_audio else len(base)
@@ -83,14 +104,19 @@ class TextTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, num_audio_codes: int | None = None, *, continuous_input: bool = False
+        cls,
+        folder: str | Path,
+        num_audio_codes: int | None = None,
+        *,
+        continuous_input: bool = False,
+        audio_input: Mapping[str, str] | None = None,
     ) -> TextTokenizer:
         """Load a text tokenizer and add what it lacks.
 
         Args:
             folder: Local folder or hub name; a plain Qwen2 tokenizer or one saved by `save_pretrained`.
             num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None to keep what the folder has.
-            continuous_input: Add the placeholder for continuous speech input.
+            continuous_input, audio_input: As above.
         Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
         folder = find_checkpoint(folder)
@@ -99,7 +125,7 @@ class TextTokenizer:
         base = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if num_audio_codes is None:
             num_audio_codes = count_audio_codes(base.get_vocab())
-        return cls(base, num_audio_codes, continuous_input=continuous_input)
+        return cls(base, num_audio_codes, continuous_input=continuous_input, audio_input=audio_input)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -115,7 +141,18 @@ class TextTokenizer:
         rules = json.loads(self.base.backend_tokenizer.to_str())
         for changed_by_use in ("truncation", "padding"):
             rules.pop(changed_by_use, None)
+        rules["audio_input"] = self.audio_input
         return hashlib.blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @property
+    def continuous_roles(self) -> list[str]:
+        """Roles whose audio passes the speech encoder."""
+        return [role for role, how in self.audio_input.items() if how != DISCRETE]
+
+    @property
+    def discrete_roles(self) -> list[str]:
+        """Roles whose audio needs codes."""
+        return [role for role, how in self.audio_input.items() if how != CONTINUOUS]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; special tokens and audio codes written in it become their ids."""
@@ -170,6 +207,20 @@ def tokenizer_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"no text tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
     more = [path for path in [folder / "tokenizer_config.json"] if path.exists()]
     return [folder / name for name in names] + more
+
+
+def check_audio_input(audio_input: Mapping[str, str]) -> dict[str, str]:
+    """Return how audio of each role enters the model.
+
+    Raises: ValueError for an unknown role or way, or if the model could not speak.
+    """
+    if set(audio_input) != set(ROLES) or not set(audio_input.values()) <= {DISCRETE, CONTINUOUS, BOTH}:
+        raise ValueError(
+            f"audio_input must say {DISCRETE}, {CONTINUOUS} or {BOTH} for {', '.join(ROLES)}, got {dict(audio_input)}"
+        )
+    if audio_input["assistant"] != DISCRETE:
+        raise ValueError(f"audio of the assistant must be {DISCRETE}: a model speaks codes, got {dict(audio_input)}")
+    return dict(audio_input)
 
 
 def count_audio_codes(vocabulary: dict[str, int]) -> int:

@@ -200,8 +200,9 @@ def test_prompt_is_the_beginning_of_the_training_document(tokenizer):
     chat = sample("<|audio|>", "Yes.<|audio|>", "And <|audio|>?", "No.<|audio|>", audios=[3, 20, 4, 5])
     document = encode_conversation(chat, tokenizer, lambda count, role: tokenizer.audio_ids([1] * count), BOOST)
     asked = {"messages": chat["messages"][:-1], "audios": chat["audios"][:-1]}
-    prompt = encode_prompt(asked, tokenizer, lambda count, role: tokenizer.audio_ids([1] * count), BOOST)
+    prompt, spans = encode_prompt(asked, tokenizer, lambda count, role: tokenizer.audio_ids([1] * count), BOOST)
     assert document.input_ids[: len(prompt)] == prompt
+    assert spans == document.audio_spans[:-1] and len(spans) == 3
     assert document.labels[len(prompt) :] == document.input_ids[len(prompt) :]
     with pytest.raises(SampleError, match="must not end with an assistant turn"):
         encode_prompt(chat, tokenizer, lambda count, role: [7] * count, BOOST)

@@ -24,7 +24,7 @@ def tokenizer():
 
 def prompt_ids(conversation, tokenizer):
     plan = InterleavePlan.parse("boost")
-    return encode_prompt(conversation, tokenizer, lambda codes, role: tokenizer.audio_ids(codes), plan)
+    return encode_prompt(conversation, tokenizer, lambda codes, role: tokenizer.audio_ids(codes), plan)[0]
 
 
 @pytest.mark.parametrize(

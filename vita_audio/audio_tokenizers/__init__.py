@@ -5,9 +5,19 @@ from pathlib import Path
 
 from .base import AudioStream, AudioTokenizer
 
-__all__ = ["AUDIO_TOKENIZERS", "AudioStream", "AudioTokenizer", "get_audio_tokenizer"]
+__all__ = ["AUDIO_TOKENIZERS", "TYPES", "AudioStream", "AudioTokenizer", "get_audio_tokenizer", "is_continuous"]
 
 AUDIO_TOKENIZERS = {"glm4voice": "glm4voice:GLM4VoiceTokenizer"}  # name -> module:class, imported when asked for
+
+
+# Before the name of an audio tokenizer: what the model hears enters it as features of SenseVoice, answers as codes.
+CONTINUOUS_PREFIX = "sensevoice_"
+TYPES = (*AUDIO_TOKENIZERS, *(CONTINUOUS_PREFIX + name for name in AUDIO_TOKENIZERS))
+
+
+def is_continuous(audio_tokenizer_type: str) -> bool:
+    """Say whether a type, one of `TYPES`, means continuous input beside codes."""
+    return audio_tokenizer_type.startswith(CONTINUOUS_PREFIX)
 
 
 def get_audio_tokenizer(
@@ -21,13 +31,14 @@ def get_audio_tokenizer(
     """Load an audio tokenizer.
 
     Args:
-        name: A key of `AUDIO_TOKENIZERS`.
+        name: One of `TYPES`. How audio enters the model makes no difference here, see `TextTokenizer.audio_input`.
         path: Folder of the weights that make codes; None or "embedded": the small ones in this package.
         decoder_path: Folder of the weights that make waves. None: the embedded ones with the embedded tokenizer,
             otherwise none, and only `encode` works.
         options: Of the class's `from_pretrained`.
     Raises: ValueError for an unknown name or weights that do not fit; FileNotFoundError.
     """
+    name = name.removeprefix(CONTINUOUS_PREFIX)
     if name not in AUDIO_TOKENIZERS:
         raise ValueError(f"unknown audio tokenizer {name!r}; known are {', '.join(AUDIO_TOKENIZERS)}")
     module_name, class_name = AUDIO_TOKENIZERS[name].split(":")

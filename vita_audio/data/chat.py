@@ -65,6 +65,11 @@ class Conversation:
             )
         return cls(turns, audios)
 
+    @property
+    def audio_roles(self) -> list[str]:
+        """Who speaks in each of `audios`."""
+        return [turn.role for turn in self.turns for _ in range(turn.content.count(AUDIO_TAG))]
+
 
 def _parse_turn(message: Any) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
@@ -83,13 +88,21 @@ def _parse_turn(message: Any) -> Turn:
 
 @dataclass(frozen=True)
 class AudioSpan:
-    """Where an audio lies in the ids of a conversation: `start` is its first marker, `stop` one past its last."""
+    """Where an audio lies in the ids of a conversation.
+
+    Args:
+        start: Place of its first marker.
+        stop: One past its last marker.
+        num_ids: Ids between the markers.
+        num_rows: How many of them, from the first on, are placeholders of continuous input.
+    """
 
     audio: Any
     role: str
     start: int
     stop: int
     num_ids: int
+    num_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,8 +135,7 @@ def encode_conversation(
     weights: list[float] = []
     spans: list[AudioSpan] = []
     for turn, header, body, turn_spans in _encode_turns(Conversation.parse(sample), tokenizer, audio_ids, plan):
-        offset = len(input_ids) + len(header)
-        spans += [replace(span, start=offset + span.start, stop=offset + span.stop) for span in turn_spans]
+        spans += _moved(turn_spans, len(input_ids) + len(header))
         if turn.role == "assistant":
             body_labels, body_weights = body, [1.0] * len(body)
         else:
@@ -138,19 +150,23 @@ def encode_conversation(
 
 def encode_prompt(
     sample: Mapping[str, Any], tokenizer: TextTokenizer, audio_ids: AudioIds, plan: InterleavePlan
-) -> list[int]:
+) -> tuple[list[int], list[AudioSpan]]:
     """Encode a conversation that waits for an answer: its turns and the header of the assistant turn to come.
 
     Args:
         plan: How earlier answers with text and audio are laid out.
+    Returns: Ids, and where the audios are in them.
     Raises: SampleError, also when the last turn is the assistant's.
     """
     conversation = Conversation.parse(sample)
     if conversation.turns[-1].role == "assistant":
         raise SampleError("a prompt must not end with an assistant turn; leave the answer out")
-    turns = _encode_turns(conversation, tokenizer, audio_ids, plan)
-    ids = [token_id for _, header, body, _ in turns for token_id in header + body]
-    return ids + tokenizer.header("assistant")
+    ids: list[int] = []
+    spans: list[AudioSpan] = []
+    for _, header, body, turn_spans in _encode_turns(conversation, tokenizer, audio_ids, plan):
+        spans += _moved(turn_spans, len(ids) + len(header))
+        ids += header + body
+    return ids + tokenizer.header("assistant"), spans
 
 
 def _encode_turns(
@@ -163,6 +179,10 @@ def _encode_turns(
         if turn.role == "assistant":
             content, spans = _lay_out_answer(content, spans, tokenizer, plan)
         yield turn, tokenizer.header(turn.role), content + tokenizer.footer(), spans
+
+
+def _moved(spans: list[AudioSpan], offset: int) -> list[AudioSpan]:
+    return [replace(span, start=offset + span.start, stop=offset + span.stop) for span in spans]
 
 
 def _with_spoken_text(turns: Iterable[Turn]) -> Iterator[Turn]:
@@ -194,7 +214,8 @@ def _content_ids(
         inner = audio_ids(audio, turn.role)
         start = len(ids)
         ids += [tokenizer.begin_of_audio_id, *inner, tokenizer.end_of_audio_id]
-        spans.append(AudioSpan(audio, turn.role, start, len(ids), len(inner)))
+        num_rows = inner.count(tokenizer.context_of_audio_id)
+        spans.append(AudioSpan(audio, turn.role, start, len(ids), len(inner), num_rows))
         ids += tokenizer.encode(text)
     return ids, spans
 

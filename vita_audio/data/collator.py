@@ -3,6 +3,8 @@
 transformers keeps the documents of a row apart in every attention back end when `position_ids` restart, no
 `attention_mask` is given and `use_cache` is false; with an all-ones mask it silently lets them see each other. So a
 batch never has a mask, and padding is a document of its own.
+
+Audio of continuous input is read here, in the loader's processes: packs hold paths and places only.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import torch
 from torch import Tensor
 
 from vita_audio.constants import IGNORE_INDEX
+from vita_audio.data.audio import AudioError, load_audio
+from vita_audio.models.sensevoice import QUERIES, SenseVoiceFrontEnd
 
+_AUDIO_COLUMNS = ("audio_paths", "audio_starts", "audio_rows")
 _COLUMNS = {"input_ids": torch.int64, "labels": torch.int64, "position_ids": torch.int64, "loss_weights": torch.float32}
 
 
@@ -25,14 +30,19 @@ class PackCollator:
 
     Attributes:
         pad_id: Token id of the padding.
+        front_end: Makes the features of continuous input.
     """
 
     pad_id: int
+    front_end: SenseVoiceFrontEnd | None = None
 
-    def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `input_ids`, `labels`, `position_ids` (batch, time), int64, and `loss_weights`, float32, if given.
 
-        Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns.
+        Packs with continuous input also give `audios` and `audio_indices`, as the Plus models take them.
+
+        Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns; FileNotFoundError,
+            AudioError for audio that has changed since the packs were made.
         """
         names = set(packs[0])
         if any(set(pack) != names for pack in packs):
@@ -40,7 +50,27 @@ class PackCollator:
         if "attention_mask" in names:
             raise ValueError("packs must not carry an attention_mask: with one, their documents see each other")
         length = max(len(pack["input_ids"]) for pack in packs)
-        return {name: self._stack(packs, name, length) for name in _COLUMNS if name in names}
+        batch: dict[str, Any] = {name: self._stack(packs, name, length) for name in _COLUMNS if name in names}
+        if "audio_paths" in names:
+            batch["audios"], batch["audio_indices"] = [], []
+            for row, pack in enumerate(packs):
+                for path, start, num_rows in zip(*(pack[name] for name in _AUDIO_COLUMNS), strict=True):
+                    places = torch.arange(int(start), int(start) + int(num_rows))
+                    batch["audios"].append(self._features(str(path), int(num_rows)))
+                    batch["audio_indices"].append(torch.stack([torch.full_like(places, row), places])[:, None])
+        return batch
+
+    def _features(self, path: str, num_rows: int) -> Tensor:
+        """Return the features of an audio file that has so many placeholders, (rows, 560)."""
+        if self.front_end is None:
+            raise ValueError("these packs have continuous input; give the collator a front_end")
+        features = self.front_end(load_audio(path, self.front_end.sample_rate, channel="mean"))
+        if len(features) + len(QUERIES) != num_rows:
+            raise AudioError(
+                f"{path} has changed since it was packed: {len(features)} rows of features, expected "
+                f"{num_rows - len(QUERIES)}; delete the folder of packs"
+            )
+        return features
 
     def _stack(self, packs: Sequence[Mapping[str, Any]], name: str, length: int) -> Tensor:
         fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX}.get(name, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import yaml
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from vita_audio.data.chat import Conversation, SampleError
+from vita_audio.text import ROLES
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DATA_SUFFIXES = (".json", ".jsonl")
@@ -104,16 +105,22 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
     return Mixture(rows, sources, problems)
 
 
-def referenced_audio(mixture: Mixture) -> list[Path]:
-    """Return the audio files that the rows of a mixture name, each once; malformed rows are passed over."""
+def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Path]:
+    """Return the audio files that the rows of a mixture name, each once; malformed rows are passed over.
+
+    Args:
+        roles: Whose audio counts.
+    """
     paths: dict[Path, None] = {}
     for row in mixture.rows:
         try:
-            audios = Conversation.parse(json.loads(row["sample"])).audios
+            conversation = Conversation.parse(json.loads(row["sample"]))
         except SampleError:
             continue
         folder = Path(mixture.sources[row["source"]].file).parent
-        paths |= dict.fromkeys(resolve(audio, folder) for audio in audios if isinstance(audio, str))
+        for audio, role in zip(conversation.audios, conversation.audio_roles, strict=True):
+            if isinstance(audio, str) and role in roles:
+                paths[resolve(audio, folder)] = None
     return list(paths)
 
 

@@ -24,19 +24,29 @@ import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
-from vita_audio.constants import IGNORE_INDEX
-from vita_audio.data.audio import AudioError
-from vita_audio.data.chat import SampleError, encode_conversation
+from vita_audio.constants import IGNORE_INDEX, INPUT_RATE
+from vita_audio.data.audio import AudioError, load_audio
+from vita_audio.data.chat import EncodedConversation, SampleError, encode_conversation
 from vita_audio.data.codes import AudioCodeStore, hash_file
 from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
 from vita_audio.data.parallel import map_ordered
 from vita_audio.interleave import InterleavePlan
-from vita_audio.text import TextTokenizer
+from vita_audio.models.sensevoice import num_encoder_rows
+from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
 NUM_OPEN_PACKS = 256  # packs a document can choose from; more fill better and stray further from the mixture's order
 _LAYOUT = 1  # part of the cache key; raise it when the same inputs give other packs
 _PACKS_PER_WRITE = 64
 _PROBLEMS_SHOWN = 10  # of each kind, in a summary
+
+
+@dataclass(frozen=True)
+class PackedAudio:
+    """An audio file of continuous input, and the placeholders that its encoder rows will replace."""
+
+    path: str
+    start: int
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Document:
     input_ids: np.ndarray
     labels: np.ndarray
     loss_weights: np.ndarray | None = None
+    audios: tuple[PackedAudio, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -122,8 +133,9 @@ class PackRecipe:
         Raises: MissingCodesError if an audio file has not been extracted.
         """
         file = sources[row["source"]].file
+        folder = Path(file).parent
         problem = partial(Problem, file, row["line"])
-        audio_ids = partial(stored_audio_ids, self.tokenizer, self.store, Path(file).parent)
+        audio_ids = partial(stored_audio_ids, self.tokenizer, self.store, folder)
         weight = self.user_audio_loss_weight
         try:
             encoded = encode_conversation(
@@ -139,7 +151,8 @@ class PackRecipe:
         input_ids, labels = (np.asarray(ids, dtype=np.int32) for ids in (encoded.input_ids, encoded.labels))
         if (labels == IGNORE_INDEX).all():
             return problem("nothing to learn", "no token has a label; a sample needs an assistant turn")
-        return Document(input_ids, labels, np.asarray(encoded.loss_weights, dtype=np.float32) if weight else None)
+        weights = np.asarray(encoded.loss_weights, dtype=np.float32) if weight else None
+        return Document(input_ids, labels, weights, tuple(_continuous_audio(encoded, folder)))
 
     def encode_all(self, mixture: Mixture, report: PackReport, num_workers: int, progress: bool) -> Iterator[Document]:
         """Yield the documents of a mixture in its order and fill `report`."""
@@ -162,11 +175,13 @@ class PackRecipe:
         mixture = load_mixture(self.mixture, self.seed)
         report = PackReport(self.max_length, mixture.sources, list(mixture.problems))
         documents = self.encode_all(mixture, report, num_workers, progress)
-        schema = _schema(with_weights=self.user_audio_loss_weight > 0)
+        with_audio = bool(self.tokenizer.continuous_roles)
+        schema = _schema(with_weights=self.user_audio_loss_weight > 0, with_audio=with_audio)
         with pa.ipc.new_stream(sink, schema) as writer:
             for packs in _batches(pack_documents(documents, self.max_length), _PACKS_PER_WRITE):
                 report.num_packs += len(packs)
-                writer.write_batch(pa.RecordBatch.from_pylist([_join(members) for members in packs], schema=schema))
+                rows = [_join(members, with_audio) for members in packs]
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
         if not report.num_packs:
             raise ValueError(f"{self.mixture}: no usable sample\n{report.summary()}")
         return report
@@ -190,10 +205,26 @@ def _encoder_of_rank(
 
 
 def stored_audio_ids(tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path, audio: str, role: str) -> list[int]:
-    """Return the token ids of an audio file named in a data file that lies in `folder`."""
+    """Return the token ids of an audio file named in a data file that lies in `folder`.
+
+    For continuous input these are placeholders, one for each row the speech encoder will make. How many that are only
+    the samples tell, since headers may lie, so the file is read.
+    """
     if not isinstance(audio, str) or "\0" in audio:
         raise SampleError(f"audios must hold file names, got {audio!r}")
-    return tokenizer.audio_ids(store.codes(resolve(audio, folder)))
+    path, how, ids = resolve(audio, folder), tokenizer.audio_input[role], []
+    if how != DISCRETE:
+        num_rows = num_encoder_rows(len(load_audio(path, INPUT_RATE, channel="mean")))
+        ids += [tokenizer.context_of_audio_id] * num_rows
+    if how != CONTINUOUS:
+        ids += tokenizer.audio_ids(store.codes(path))
+    return ids
+
+
+def _continuous_audio(encoded: EncodedConversation, folder: Path) -> Iterator[PackedAudio]:
+    for span in encoded.audio_spans:
+        if span.num_rows:
+            yield PackedAudio(str(resolve(span.audio, folder).absolute()), span.start + 1, span.num_rows)
 
 
 def pack_documents(
@@ -221,7 +252,7 @@ def pack_documents(
     yield from (members for _, _, members in sorted(unfinished, key=lambda pack: pack[1]))
 
 
-def _join(members: list[Document]) -> dict[str, np.ndarray]:
+def _join(members: list[Document], with_audio: bool) -> dict[str, Any]:
     pack = {
         "input_ids": np.concatenate([member.input_ids for member in members]),
         "labels": np.concatenate([member.labels for member in members]),
@@ -229,12 +260,23 @@ def _join(members: list[Document]) -> dict[str, np.ndarray]:
     }
     if members[0].loss_weights is not None:
         pack["loss_weights"] = np.concatenate([member.loss_weights for member in members])
+    if with_audio:
+        offsets = np.cumsum([0] + [len(member) for member in members[:-1]]).tolist()
+        audios = [(offset, audio) for offset, member in zip(offsets, members, strict=True) for audio in member.audios]
+        pack["audio_paths"] = [audio.path for _, audio in audios]
+        pack["audio_starts"] = [offset + audio.start for offset, audio in audios]
+        pack["audio_rows"] = [audio.num_rows for _, audio in audios]
     return pack
 
 
-def _schema(with_weights: bool) -> pa.Schema:
+def _schema(with_weights: bool, with_audio: bool) -> pa.Schema:
     columns = {name: pa.list_(pa.int32()) for name in ("input_ids", "labels", "position_ids")}
-    return pa.schema({**columns, "loss_weights": pa.list_(pa.float32())} if with_weights else columns)
+    if with_weights:
+        columns["loss_weights"] = pa.list_(pa.float32())
+    if with_audio:
+        columns |= {"audio_paths": pa.list_(pa.string())}
+        columns |= {name: pa.list_(pa.int32()) for name in ("audio_starts", "audio_rows")}
+    return pa.schema(columns)
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -281,13 +323,16 @@ def build_packs(
 
     Args:
         mixture: The data yaml.
-        store: Codes of its audio files; fill it with tools/extract_audio_codes.py.
+        store: Codes of its audio files, as far as the tokenizer has audio of their role as codes; fill it with
+            tools/extract_audio_codes.py.
         max_length: Tokens in a pack; a longer sample is left out and reported.
         cache_dir: Folder that keeps the packs as Arrow files and finds them again for the same inputs; None keeps them
             in memory.
         user_audio_loss_weight: When positive, the packs have `loss_weights` and user audio is learnt with this weight.
         num_workers: Processes that encode; 0 encodes in this one.
-    Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report.
+    Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report. With
+        continuous input they also have `audio_paths`, `audio_starts` (place of the first placeholder in the pack) and
+        `audio_rows` (number of placeholders); features are made when a pack is loaded.
     Raises: FileNotFoundError or ValueError for the yaml and its files, MissingCodesError for audio without codes,
         ValueError if no sample is usable.
     """

@@ -239,7 +239,7 @@ class SpeechLM:
 
         Raises: SampleError (a ValueError), AudioError, FileNotFoundError; ValueError if the audio alone is too long.
         """
-        return encode_prompt(conversation, self.tokenizer, self._audio_ids, self._layout_plan())
+        return encode_prompt(conversation, self.tokenizer, self._audio_ids, self._layout_plan())[0]
 
     def _audio_ids(self, audio: Audio, role: str) -> list[int]:
         """Return the ids of one audio, whoever speaks."""

@@ -30,8 +30,19 @@ class ModelArguments:
     )
     config_name: str | None = option("Model config (json file or folder); default: that of the checkpoint")
     tokenizer_name: str | None = option("Text tokenizer; default: that of the checkpoint")
-    audio_tokenizer_type: str = option("Name of the audio tokenizer", "glm4voice")
+    audio_tokenizer_type: str = option(
+        "Name of the audio tokenizer; with sensevoice_ before it, audio of user and system is continuous input",
+        "glm4voice",
+    )
     audio_tokenizer_path: str | None = option("Its weights; default: the small ones in this package")
+    audio_input: list[str] | None = option(
+        "How audio of a role is read, such as user=both: discrete, continuous, or both; default: as the checkpoint's "
+        "tokenizer says, or else as the type of the audio tokenizer"
+    )
+    audio_model_name_or_path: str | None = option(
+        "Folder of a SenseVoiceSmall to take the speech encoder from; default: that of the checkpoint"
+    )
+    audio_model_freeze: bool = option("Do not train the speech encoder", False)
     text_audio_interval_ratio: list[int] = option(
         "Text tokens, audio tokens, text tokens, ...; the last pair repeats", list(MODES["boost"])
     )
@@ -50,6 +61,9 @@ class ModelArguments:
         if self.mtp_loss_weight is not None and self.mtp_loss_weight < 0:
             raise ValueError(f"--mtp_loss_weight must be 0 or more, got {self.mtp_loss_weight}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
+        if wrong := [pair for pair in self.audio_input or () if pair.count("=") != 1]:
+            raise ValueError(f"--audio_input must be pairs such as user=continuous, got {wrong[0]!r}")
+        self.audio_input_roles = dict(pair.split("=") for pair in self.audio_input or ())
 
 
 @dataclass
@@ -83,6 +97,7 @@ class SpeechTrainingArguments(TrainingArguments):
         "Start anew in a used folder; checkpoints of earlier runs in it are deleted", False
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
+    remove_unused_columns: bool = option("Leave columns out of the packs that the model does not take", False)
     report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
     ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data", 6 * 3600)
 

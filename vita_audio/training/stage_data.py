@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
 
-from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer, is_continuous
 from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
+from vita_audio.models.sensevoice import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechTrainingArguments
+from vita_audio.training.speech_input import load_front_end
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage reads.
+
+    Args:
+        tokenizer: With the audio codes.
+        front_end: Makes the features of continuous input; None without.
+        audio_tokenizer: Description of what made the codes, see `audio_tokenizers.identity`.
+    """
+
+    tokenizer: TextTokenizer
+    packs: Dataset
+    front_end: SenseVoiceFrontEnd | None
+    audio_tokenizer: dict[str, str]
 
 
 def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioTokenizer:
     return get_audio_tokenizer(name, path, device=device)
 
 
-def load_tokenizer_and_packs(
+def load_stage_data(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: SpeechTrainingArguments
-) -> tuple[TextTokenizer, Dataset, dict[str, str]]:
-    """Return the text tokenizer with its audio codes, the packs of a stage, and the audio tokenizer's description.
+) -> StageData:
+    """Load the tokenizers and make the packs of a stage.
 
     The main process of each machine makes the packs while the others wait.
 
@@ -36,14 +55,20 @@ def load_tokenizer_and_packs(
         model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path, "cpu"
     )
     text_tokenizer = model_arguments.tokenizer_name or model_arguments.model_name_or_path
-    tokenizer = TextTokenizer.from_pretrained(text_tokenizer, audio_tokenizer.vocab_size)
+    tokenizer = TextTokenizer.from_pretrained(
+        text_tokenizer,
+        audio_tokenizer.vocab_size,
+        continuous_input=is_continuous(model_arguments.audio_tokenizer_type),
+        audio_input=model_arguments.audio_input_roles,
+    )
+    front_end = load_front_end(model_arguments, tokenizer)
     output_dir = Path(training_arguments.output_dir)
     code_dir = Path(data_arguments.audio_code_dir or output_dir / "audio_codes")
     with training_arguments.main_process_first(local=True, desc="packing"):
         is_main = training_arguments.local_process_index == 0
         store = AudioCodeStore(code_dir, audio_tokenizer.fingerprint)
         if data_arguments.extract_codes and is_main:
-            _extract(model_arguments, data_arguments, training_arguments, store)
+            _extract(model_arguments, data_arguments, training_arguments, tokenizer, store)
         try:
             packs, report = build_packs(
                 data_arguments.dataset_name,
@@ -62,7 +87,7 @@ def load_tokenizer_and_packs(
             raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     if training_arguments.process_index == 0:
         logger.info("%s", report.summary())
-    return tokenizer, packs, describe_audio_tokenizer(audio_tokenizer)
+    return StageData(tokenizer, packs, front_end, describe_audio_tokenizer(audio_tokenizer))
 
 
 def extraction_command(model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path) -> str:
@@ -78,11 +103,12 @@ def _extract(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: SpeechTrainingArguments,
+    tokenizer: TextTokenizer,
     store: AudioCodeStore,
 ) -> None:
     make_tokenizer = partial(
         load_audio_tokenizer, model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path
     )
-    paths = referenced_audio(load_mixture(data_arguments.dataset_name))
+    paths = referenced_audio(load_mixture(data_arguments.dataset_name), tokenizer.discrete_roles)
     report = extract_codes(paths, store, make_tokenizer, devices=[str(training_arguments.device)], progress=True)
     logger.info("%s", report.summary())

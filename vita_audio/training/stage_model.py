@@ -22,6 +22,7 @@ from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalL
 from vita_audio.models.surgery import gathered, init_missing_mtp, mtp_parameter_patterns, set_trainable
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import ModelArguments
+from vita_audio.training.speech_input import check_speech_input, frozen_speech_patterns, prepare_speech_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -113,20 +114,23 @@ def load_stage_model(
         config.mtp_loss_weight = arguments.mtp_loss_weight
     if arguments.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
+    check_speech_input(config, tokenizer, arguments)
     attention = resolve_attention(arguments.attn_implementation)
     if name is None:
         config.vocab_size = tokenizer.padded_size
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        prepare_speech_encoder(model, dict(model.named_parameters()), arguments)
     else:
         checkpoint = read_stage_config(name)
         check_configs(config, checkpoint, (arguments.config_name or name, name))
         if checkpoint.audio_tokenizer and audio_tokenizer:
             check_audio_tokenizer(checkpoint.audio_tokenizer, audio_tokenizer, name)
         config.vocab_size = checkpoint.vocab_size
-        model = _load_checkpoint(name, config, tokenizer, dtype=dtype, attn_implementation=attention)
+        model = _load_checkpoint(name, config, arguments, tokenizer, dtype=dtype, attn_implementation=attention)
         if is_plain_qwen2(name):
             add_tokens(model, tokenizer, seed)
-    trained = set_trainable(model, mtp_parameter_patterns(config) if arguments.language_model_freeze else ["*"])
+    patterns = mtp_parameter_patterns(config) if arguments.language_model_freeze else ["*"]
+    trained = set_trainable(model, patterns, frozen=frozen_speech_patterns(config, arguments))
     num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     logger.info("%d parameters in %d tensors train", num_trained, len(trained))
     model.generation_config = generation_config(arguments.plan, tokenizer)
@@ -135,14 +139,16 @@ def load_stage_model(
     return model
 
 
-def _load_checkpoint(folder: Path, config: Qwen2MTPConfig, tokenizer: TextTokenizer, **options) -> Qwen2MTPForCausalLM:
+def _load_checkpoint(
+    folder: Path, config: Qwen2MTPConfig, arguments: ModelArguments, tokenizer: TextTokenizer, **options
+) -> Qwen2MTPForCausalLM:
     if not is_plain_qwen2(folder) and config.vocab_size != tokenizer.padded_size:
         raise ValueError(
             f"checkpoint {folder} has a vocabulary of {config.vocab_size}, text and audio tokenizer make "
             f"{tokenizer.padded_size}; use the tokenizers it was trained with"
         )
     model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
-    initialised = init_missing_mtp(model, missing)
+    initialised = init_missing_mtp(model, prepare_speech_encoder(model, missing, arguments))
     if initialised:
         logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
     return model

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from vita_audio.models.mtp_loss import MTPOutput
+from vita_audio.models.sensevoice import SenseVoiceFrontEnd
 from vita_audio.models.surgery import mtp_parameter_patterns
 
 MAIN = "main"
@@ -82,8 +83,10 @@ class SpeechTrainer(Trainer):
     `minutes` of training, those before a resumption included.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
+        """Make a trainer; `front_end` is saved with the model, whose continuous input it makes."""
         super().__init__(*args, **kwargs)
+        self.front_end = front_end
         self._meter = DepthMeter()
         self._clock: float | None = None  # when the last log entry was made
         self.add_callback(LogLastStep)
@@ -138,6 +141,8 @@ class SpeechTrainer(Trainer):
                 name: value for name, value in state_dict.items() if name not in self.model.all_tied_weights_keys
             }
         super()._save(output_dir, state_dict)
+        if self.front_end is not None:
+            self.front_end.save_pretrained(output_dir or self.args.output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

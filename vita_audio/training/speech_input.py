@@ -1,0 +1,91 @@
+"""Continuous speech input in a stage: the features, the encoder's weights, and what of the encoder trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
+from vita_audio.models.sensevoice import CMVN_FILE, SenseVoiceFrontEnd
+from vita_audio.models.surgery import load_speech_encoder
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_front_end(arguments: ModelArguments, tokenizer: TextTokenizer) -> SenseVoiceFrontEnd | None:
+    """Load what makes features, from the speech encoder's folder or else the checkpoint; None without such input.
+
+    Raises: FileNotFoundError that says what to give; ValueError for a damaged file.
+    """
+    if not tokenizer.continuous_roles:
+        return None
+    name = arguments.audio_model_name_or_path or arguments.model_name_or_path
+    folder = name and find_checkpoint(name)
+    if folder is None or not (folder / CMVN_FILE).is_file():
+        raise FileNotFoundError(
+            f"audio of {', '.join(tokenizer.continuous_roles)} is continuous input, whose normalisation ({CMVN_FILE}) "
+            f"is not in {folder}; give --audio_model_name_or_path, the folder of a SenseVoiceSmall"
+        )
+    return SenseVoiceFrontEnd.from_pretrained(folder)
+
+
+def check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, arguments: ModelArguments) -> None:
+    """Check that the model hears what the tokenizer has as continuous input.
+
+    Raises: ValueError if only one of them has it, or for arguments that need a speech encoder.
+    """
+    has_encoder, roles = isinstance(config, Qwen2MTPSenseVoiceConfig), tokenizer.continuous_roles
+    if roles and not has_encoder:
+        raise ValueError(
+            f"audio of {', '.join(roles)} is continuous input, but the model ({config.model_type}) has no speech "
+            f"encoder; set --config_name to a {Qwen2MTPSenseVoiceConfig.model_type} one, or --audio_tokenizer_type to "
+            "one without sensevoice_"
+        )
+    if has_encoder and not roles:
+        raise ValueError(
+            "the model has a speech encoder, but audio of no role is continuous input; set --audio_tokenizer_type to "
+            "one with sensevoice_, or --audio_input"
+        )
+    if not has_encoder and (arguments.audio_model_freeze or arguments.audio_model_name_or_path):
+        raise ValueError(
+            f"--audio_model_freeze and --audio_model_name_or_path need a model with a speech encoder, got "
+            f"{config.model_type}; leave them out or set --config_name"
+        )
+
+
+def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], arguments: ModelArguments) -> set[str]:
+    """Give a loaded model its speech encoder.
+
+    Args:
+        missing: Parameters that the checkpoint lacked.
+    Returns: Those of them that have nothing to do with speech input.
+    Raises: FileNotFoundError, ValueError for a folder whose weights do not fit, and if a frozen encoder has none.
+    """
+    missing = set(missing)
+    encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
+    projection = {name for name in missing if name.startswith(f"{AUDIO_PROJECTION}.")}
+    if arguments.audio_model_name_or_path:
+        folder = find_checkpoint(arguments.audio_model_name_or_path)
+        load_speech_encoder(model, folder)
+        logger.info("speech encoder from %s", folder)
+    elif encoder and arguments.audio_model_freeze:
+        raise ValueError(
+            "the checkpoint has no speech encoder, and a frozen one at random hears nothing; give "
+            "--audio_model_name_or_path, the folder of a SenseVoiceSmall"
+        )
+    elif encoder:
+        logger.warning("the speech encoder starts at random; --audio_model_name_or_path gives it weights")
+    if projection:
+        logger.info("the projection of the speech encoder starts at random")
+    return missing - encoder - projection
+
+
+def frozen_speech_patterns(config: Qwen2MTPConfig, arguments: ModelArguments) -> list[str]:
+    """Return patterns, for `set_trainable`, of what never trains: the encoder if frozen, else its unused CTC head."""
+    if not isinstance(config, Qwen2MTPSenseVoiceConfig):
+        return []
+    return [f"{AUDIO_ENCODER}.*" if arguments.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
