@@ -376,6 +376,19 @@ def test_continuing_a_left_padded_batch_twice(model, ids):
         mask = torch.cat([mask, torch.ones_like(tokens[:, mask.shape[1] :])], dim=1)
 
 
+@pytest.mark.parametrize("given_as", ["ids", "embeddings"])
+@pytest.mark.parametrize("num_tokens, num_kept", [(7, 5), (9, 7), (9, 8), (12, 10)])
+def test_continuing_with_other_tokens_equals_starting_anew(model, ids, num_tokens, num_kept, given_as):
+    """Modules have read tokens that the backbone has not cached; the caller may take those back, and cached ones."""
+    arguments = GREEDY | {"mtp_inference_mode": [1, 2], "return_dict_in_generate": True, "output_logits": True}
+    earlier = model.generate(ids, **arguments | {"max_new_tokens": num_tokens})
+    prompt = torch.cat([earlier.sequences[:, : 12 + num_kept], ids[:, :5]], dim=1)
+    cache = earlier.past_key_values
+    given = {"input_ids": prompt} if given_as == "ids" else {"inputs_embeds": model.get_input_embeddings()(prompt)}
+    continued = model.generate(**given, past_key_values=cache, **arguments)
+    torch.testing.assert_close(continued.logits, model.generate(prompt, **arguments).logits, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("how", ["forward", "cropped", "extended", "own"])
 def test_a_cache_without_module_states_is_filled_again(model, ids, how):
     if how == "forward":
@@ -399,6 +412,11 @@ def test_a_cache_that_cannot_be_continued_is_an_error(model, ids):
     mask = torch.ones(2, 15, dtype=torch.long)
     with pytest.raises(ValueError, match="not made by generate with 2 MTP modules"):
         model.generate(ids[:, :3], attention_mask=mask, past_key_values=cache, **GREEDY)
+    earlier = model.generate(ids, **GREEDY | {"max_new_tokens": 3}, return_dict_in_generate=True)
+    other_ids = torch.cat([earlier.sequences[:, 12:14] - 1, ids[:, :3]], dim=1)  # modules have read what was there
+    with pytest.raises(ValueError, match="with 2 MTP modules and these tokens; give all ids"):
+        more = {"attention_mask": torch.ones(2, 17), "past_key_values": earlier.past_key_values}
+        model.generate(other_ids, **more, **GREEDY)
     with pytest.raises(ValueError, match="with 12 tokens in the cache"):
         model.generate(ids, past_key_values=cache, **GREEDY)
     with pytest.raises(ValueError, match="with 12 tokens in the cache"):

@@ -137,8 +137,8 @@ def begin_decoding(
 ) -> DecodeState:
     """Make the state for a prompt, which may go on from the cache of an earlier call.
 
-    A cache that `mtp_decode` left carries what the modules have not read. Any other cache lacks their part, so it is
-    emptied and the prompt read again.
+    A cache that `mtp_decode` left carries what the modules have not read. Any other cache lacks their part, and one of
+    other tokens has a wrong part, for modules read ahead of the backbone. Both are emptied and the prompt read again.
 
     Args:
         num_modules: Modules that will take part.
@@ -173,18 +173,18 @@ def begin_decoding(
     )
     if num_cached and num_modules:
         earlier = _earlier_state(past_key_values, batch_size, num_modules)
-        if earlier is not None:
+        if earlier is not None and num_before:
+            before = earlier.embed(model, 0, num_before, earlier.module_prompt)
+            state.module_prompt = before if num_ids else torch.cat([before, inputs_embeds], dim=1)
+        if earlier is not None and _goes_on(model, state, earlier, num_before):
             state.pending = list(earlier.pending)
-            if num_before:
-                before = earlier.embed(model, 0, num_before, earlier.module_prompt)
-                state.module_prompt = before if num_ids else torch.cat([before, inputs_embeds], dim=1)
         elif num_before == 0:
-            logger.info("the cache was not made with %d MTP modules: reading the prompt again", num_modules)
+            logger.info("the cache is not that of these tokens and %d MTP modules: reading all again", num_modules)
             past_key_values.reset()
         else:
             raise ValueError(
-                f"the cache was not made by generate with {num_modules} MTP modules; give all ids, not only those that "
-                "follow it"
+                f"the cache was not made by generate with {num_modules} MTP modules and these tokens; give all ids, "
+                "not only those that follow it"
             )
     return state
 
@@ -199,6 +199,15 @@ def _earlier_state(cache: Cache, batch_size: int, num_modules: int) -> DecodeSta
     if earlier is None or lengths != _cache_lengths(cache):
         return None
     return earlier if (len(earlier.pending), earlier.tokens.shape[0]) == (num_modules, batch_size) else None
+
+
+def _goes_on(model: Qwen2MTPForCausalLM, state: DecodeState, earlier: DecodeState, start: int) -> bool:
+    """Tell whether a stream repeats from `start` on what modules may have read of the earlier one: all but its end."""
+    end = earlier.length - 1
+    if state.length < end:
+        return False
+    given = state.embed(model, start, end, state.module_prompt)
+    return bool((given == earlier.embed(model, start, end, earlier.module_prompt)).all())
 
 
 def _check_supported(generation_config: GenerationConfig) -> None:
