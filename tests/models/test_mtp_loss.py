@@ -151,10 +151,11 @@ def test_short_documents_have_a_loss_and_gradients(ids, length, frozen, num_item
         assert not parameter.requires_grad or parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_masked_labels_give_zero_loss_and_zero_gradients(ids, frozen):
+def test_masked_labels_give_zero_loss_and_zero_gradients(ids, frozen, num_items):
     model = freeze(make_model(2).train(), frozen)
-    output = model(input_ids=ids, labels=torch.full_like(ids, IGNORE_INDEX))
+    output = model(input_ids=ids, labels=torch.full_like(ids, IGNORE_INDEX), num_items_in_batch=num_items)
     output.loss.backward()
     assert output.loss.item() == 0.0
     assert output.accuracies.tolist() == [0.0, 0.0, 0.0]
@@ -162,22 +163,27 @@ def test_masked_labels_give_zero_loss_and_zero_gradients(ids, frozen):
         assert not parameter.requires_grad or not parameter.grad.any()
 
 
-def test_weights_of_targets_count_in_the_backbone_loss_only(ids):
+def test_weights_of_targets_count_in_the_loss_of_every_depth(ids):
     model = make_model(2)
     weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2))
     labels = ids.clone()
     labels[0, :5] = IGNORE_INDEX
     output = model(input_ids=ids, labels=labels, loss_weights=weights)
-    plain = model(input_ids=ids, labels=labels)
-    entropies = F.cross_entropy(plain.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-    chosen = weights[:, 1:].flatten() * (labels[:, 1:].flatten() != IGNORE_INDEX)
-    torch.testing.assert_close(output.main_loss, (entropies * chosen).sum() / chosen.sum())
-    torch.testing.assert_close(output.mtp_losses, plain.mtp_losses)
     per_item = model(input_ids=ids, labels=labels, loss_weights=weights, num_items_in_batch=torch.tensor(10))
-    torch.testing.assert_close(per_item.main_loss, (entropies * chosen).sum() / 10)
+    hidden = model.model(input_ids=ids).last_hidden_state
+    states = [hidden, *model.mtp_chain(model.model.embed_tokens(ids), hidden, torch.arange(12)[None])]
+    for depth, depth_states in enumerate(states):
+        targets = labels[:, depth + 1 :]
+        logits = model.lm_head(depth_states[:, : -depth - 1]).transpose(1, 2)
+        entropies = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
+        chosen = weights[:, depth + 1 :] * (targets != IGNORE_INDEX)
+        for result, divisor in ((output, chosen.sum()), (per_item, 10)):
+            loss = torch.cat([result.main_loss[None], result.mtp_losses])[depth]
+            torch.testing.assert_close(loss, (entropies * chosen).sum() / divisor)
     ones = model(input_ids=ids, labels=labels, loss_weights=torch.ones_like(weights))
-    torch.testing.assert_close(ones.loss, plain.loss)
-    assert model(input_ids=ids, labels=labels, loss_weights=torch.zeros_like(weights)).main_loss == 0.0
+    torch.testing.assert_close(ones.loss, model(input_ids=ids, labels=labels).loss)
+    zeros = model(input_ids=ids, labels=labels, loss_weights=torch.zeros_like(weights))
+    assert zeros.main_loss == 0.0 and not zeros.mtp_losses.any()
 
 
 def test_accuracies_count_the_most_likely_token(ids):

@@ -92,21 +92,23 @@ def mtp_losses(
         head: The shared output layer.
         hidden_states: Final-normed output of the backbone, of module 0 and so on, (batch, time, hidden) each.
         labels: (batch, time); depth d, counting the backbone as 0, predicts the label d + 1 tokens to the right.
-        loss_weights: Factor of each label in the backbone's loss, (batch, time).
+        loss_weights: Factor of each label in the loss of every depth, (batch, time).
         num_items_in_batch: Divisor of every sum; None means the number of targets (the sum of their weights) of each.
+            Where it is 0, the sums are 0 too, and so are the losses.
     Returns: `loss` and the logging fields of `MTPOutput`.
     """
     losses, num_correct, num_targets = [], [], []
     for depth, depth_states in enumerate(hidden_states):
         targets = shift_within_documents(labels, depth + 1, position_ids, IGNORE_INDEX)
         weights = None
-        if depth == 0 and loss_weights is not None:
-            weights = shift_within_documents(loss_weights, 1, position_ids, 0) * (targets != IGNORE_INDEX)
+        if loss_weights is not None:
+            weights = shift_within_documents(loss_weights, depth + 1, position_ids, 0) * (targets != IGNORE_INDEX)
         loss, correct, count = score_targets(head, depth_states, targets, weights=weights)
         divisor = num_items_in_batch
         if divisor is None:
             divisor = count if weights is None else weights.sum()
-            divisor = torch.where(divisor > 0, divisor, 1)
+        divisor = torch.as_tensor(divisor, device=loss.device)
+        divisor = torch.where(divisor > 0, divisor, 1)
         losses.append(loss / divisor)
         num_correct.append(correct)
         num_targets.append(count)

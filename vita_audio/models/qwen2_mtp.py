@@ -264,7 +264,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
                 embeddings of `input_ids` if both are given.
             labels: (batch, time), IGNORE_INDEX for no target. A frozen head means a frozen backbone: its loss is only
                 reported, and the modules' inputs are detached.
-            loss_weights: Factor of each label in the backbone's loss, (batch, time).
+            loss_weights: Factor of each label in the loss of every depth, (batch, time).
             num_items_in_batch: Divisor of every summed loss; None means the number of targets (the sum of their
                 weights) of each.
         Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
