@@ -20,6 +20,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, type=Path, help="data yaml files")
     parser.add_argument("--codes", required=True, type=Path, help="folder of the code store")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of the training run: chooses the rows of a source with ratio or num"
+    )
     parser.add_argument("--audio-tokenizer-type", default="glm4voice", choices=sorted(AUDIO_TOKENIZERS))
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--processes", type=int, default=0, help="processes that encode; 0: this one")
@@ -39,7 +42,7 @@ def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioToken
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     make_tokenizer = partial(load_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
-    paths = {path: None for data in options.data for path in referenced_audio(load_mixture(data))}
+    paths = {path: None for data in options.data for path in referenced_audio(load_mixture(data, options.seed))}
     store = AudioCodeStore(options.codes, make_tokenizer("cpu").fingerprint)
     report = extract_codes(
         paths, store, make_tokenizer, devices=options.devices, num_workers=options.processes, progress=True

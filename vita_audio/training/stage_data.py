@@ -83,18 +83,20 @@ def load_stage_data(
                 progress=is_main,
             )
         except MissingCodesError as error:
-            command = extraction_command(model_arguments, data_arguments, code_dir)
+            command = extraction_command(model_arguments, data_arguments, code_dir, seed=training_arguments.seed)
             raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     if training_arguments.process_index == 0:
         logger.info("%s", report.summary())
     return StageData(tokenizer, packs, front_end, describe_audio_tokenizer(audio_tokenizer))
 
 
-def extraction_command(model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path) -> str:
-    """Return the command that makes the codes of a data yaml."""
+def extraction_command(
+    model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path, *, seed: int
+) -> str:
+    """Return the command that makes the codes of a data yaml; the seed decides which of its rows are used."""
     path = model_arguments.audio_tokenizer_path
     return (
-        f"python tools/extract_audio_codes.py --data {data_arguments.dataset_name} --codes {code_dir} "
+        f"python tools/extract_audio_codes.py --data {data_arguments.dataset_name} --codes {code_dir} --seed {seed} "
         f"--audio-tokenizer-type {model_arguments.audio_tokenizer_type}"
     ) + (f" --audio-tokenizer-path {path}" if path else "")
 
@@ -109,6 +111,7 @@ def _extract(
     make_tokenizer = partial(
         load_audio_tokenizer, model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path
     )
-    paths = referenced_audio(load_mixture(data_arguments.dataset_name), tokenizer.discrete_roles)
+    mixture = load_mixture(data_arguments.dataset_name, training_arguments.seed)
+    paths = referenced_audio(mixture, tokenizer.discrete_roles)
     report = extract_codes(paths, store, make_tokenizer, devices=[str(training_arguments.device)], progress=True)
     logger.info("%s", report.summary())
