@@ -1,5 +1,6 @@
 """The code store and its filling: what is kept, what is found again, what happens to bad and interrupted work."""
 
+import json
 import os
 import pickle
 import shutil
@@ -12,6 +13,9 @@ from toy_codec import ToyCodec, make_toy_codec, write_codes
 
 from vita_audio.data.audio import AudioError
 from vita_audio.data.codes import AudioCodeStore, Extraction, FileState, MissingCodesError, extract_codes
+from vita_audio.data.mixture import load_mixture, referenced_audio
+
+MESSAGE = {"role": "user", "content": "<|audio|>"}
 
 
 def test_codes_come_back(tmp_path, store):
@@ -107,6 +111,17 @@ def test_bad_files_are_counted_named_and_tried_again(tmp_path, store):
     write_codes(bad, [5])
     assert extract_codes([bad], store, make_toy_codec).num_encoded == 1
     assert store.codes(bad) == [5]
+
+
+@pytest.mark.parametrize("name", ["a\0.wav", "a" * 300 + ".wav", "a/" * 3000 + ".wav", "\ud800.wav"])
+def test_a_name_that_no_file_can_have_is_counted_and_the_rest_encoded(tmp_path, store, write_mixture, name):
+    write_codes(tmp_path / "good.wav", [1])
+    mixture = load_mixture(
+        write_mixture([json.dumps({"messages": [MESSAGE], "audios": [audio]}) for audio in (name, "good.wav")])
+    )
+    report = extract_codes(referenced_audio(mixture), store, make_toy_codec)
+    assert (report.num_encoded, len(report.failures)) == (1, 1)
+    assert b"no such audio file" in report.summary().encode("utf-8")
 
 
 def test_tokenizers_never_share_codes(tmp_path, store):

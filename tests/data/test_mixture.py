@@ -87,6 +87,23 @@ def test_json_broken_at_line_three_is_counted_and_the_rest_used(tmp_path, broken
     assert str(problem).startswith(f"{tmp_path}/a.jsonl:3: not JSON")
 
 
+def test_a_line_nested_too_deeply_is_counted_and_the_rest_used(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n' + "[" * 100_000 + "\n" + '{"a": 2}\n')
+    (tmp_path / "b.jsonl").write_text('{"a": ' + "[" * 100_000 + "\n" + '{"a": 2}\n')
+    mixture = load_mixture(write_yaml(tmp_path, "dataset: {x: {data_paths: [a.jsonl, b.jsonl]}}"))
+    assert sorted(mixture.rows["line"]) == [1, 2, 3]
+    reasons = [f"{tmp_path}/{place}: not JSON: brackets are nested too deeply" for place in ("a.jsonl:2", "b.jsonl:1")]
+    assert [str(problem) for problem in mixture.problems] == reasons
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("text", ['{"messages": []}\n{"messages": []}\n', '[{"messages": []}]'])
+def test_a_file_that_is_not_utf8_is_named(tmp_path, encoding, text):
+    (tmp_path / "a.jsonl").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"a\.jsonl(:1: not JSON|: not a JSON list)"):
+        load_mixture(write_yaml(tmp_path, "dataset: {x: {data_paths: [a.jsonl]}}"))
+
+
 def test_json_list_broken_at_line_three_names_the_place(tmp_path):
     (tmp_path / "a.json").write_text('[\n{"messages": []},\n{oops}\n]')
     with pytest.raises(ValueError, match=r"a\.json: not a JSON list: .*line 3 column 2.*repair the file"):

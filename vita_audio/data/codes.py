@@ -7,6 +7,7 @@ size and time of each file are remembered too, which saves reading it again.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -44,10 +45,11 @@ class FileState:
 
     @classmethod
     def of(cls, path: str | Path) -> FileState:
-        """Raises: FileNotFoundError if there is no such file."""
+        """Raises: FileNotFoundError if there is no such file, whatever its name is."""
+        if not os.path.isfile(path):  # unlike the method, of names that are too long or hold NUL too
+            name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+            raise FileNotFoundError(f"{name}: no such audio file")
         resolved = Path(path).resolve()
-        if not resolved.is_file():
-            raise FileNotFoundError(f"{path}: no such audio file")
         stat = resolved.stat()
         return cls(str(resolved), stat.st_size, stat.st_mtime_ns)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,8 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
             first += len(texts)
     order = np.concatenate(chosen) if chosen else np.arange(0)
     if not len(order):
-        raise ValueError(f"{path}: no rows in {len(sources)} data files; check ratio, num and data_paths")
+        broken = f" ({len(problems)} lines are broken, {problems[0]})" if problems else ""
+        raise ValueError(f"{path}: no rows in {len(sources)} data files{broken}; check ratio, num and data_paths")
     rows = concatenate_datasets(parts).select(order[shuffled(len(order), seed)])
     return Mixture(rows, sources, problems)
 
@@ -180,7 +182,7 @@ def _data_files(yaml_path: Path, where: str, data_path: str) -> list[Path]:
 def resolve(path: str | Path, folder: Path) -> Path:
     """Return `path` counted from `folder` if it is there, else as it is (absolute, or from the current folder)."""
     inside = folder / path
-    return inside if inside.exists() else Path(path)
+    return inside if os.path.exists(inside) else Path(path)  # unlike the method, of names that are too long too
 
 
 def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -197,7 +199,7 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
         file.seek(0)
         if start.startswith(b"["):
             try:
-                samples = json.loads(file.read())
+                samples = _parse_json(file.read())
             except ValueError as error:
                 raise ValueError(f"{path}: not a JSON list: {error}; repair the file") from error
             yield from ((number, json.dumps(sample)) for number, sample in enumerate(samples, 1))
@@ -207,9 +209,21 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
             if not line:
                 continue
             try:
-                json.loads(line)
-            except ValueError as error:  # broken JSON or broken UTF-8
+                _parse_json(line)
+            except ValueError as error:
                 where = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 problems.append(Problem(str(path), number, "not JSON", f"not JSON: {where}"))
                 continue
             yield number, line.decode("utf-8")
+
+
+def _parse_json(content: bytes) -> Any:
+    """Parse JSON in UTF-8, which `json.loads` would not insist on.
+
+    Raises: ValueError for broken JSON, another encoding, or brackets nested deeper than Python can parse.
+    """
+    text = content.decode("utf-8-sig")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("brackets are nested too deeply") from error
