@@ -1,4 +1,4 @@
-"""Change of a wave's sample rate by the windowed sinc of the public tokenizers, so that codes and features equal theirs.
+"""Change of a wave's sample rate by the windowed sinc of the public tokenizers, so that codes and features are theirs.
 
 The rule is that of `torchaudio.transforms.Resample` with its default settings: a low-pass of six zero crossings under a
 Hann window, at 0.99 of the lower of the two rates.

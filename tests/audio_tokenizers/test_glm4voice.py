@@ -1,6 +1,7 @@
 """Waves to codes against the public tokenizer, pieces of 30 s, memory, and folders of weights."""
 
 import json
+import shutil
 
 import pytest
 import soundfile
@@ -149,9 +150,89 @@ def test_embedded_weights_are_the_default(folders, monkeypatch):
     assert all(torch.equal(wave, waves[0]) for wave in waves)
 
 
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no config.json in {tmp_path}"):
-        get_audio_tokenizer("glm4voice", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "config.json is missing"),
+        ("preprocessor_config.json", None, "preprocessor_config.json is missing"),
+        ("preprocessor_config.json", b'{"feature_size": 1', "preprocessor_config.json is not JSON"),
+        ("model.safetensors", None, "no weights in"),
+        (
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "model.safetensors is a Git LFS pointer",
+        ),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{", "model.safetensors is no safetensors file, or its head is cut"),
+    ],
+)
+def test_missing_and_damaged_files_are_named(folders, tmp_path, name, content, message):
+    shutil.copytree(folders["glm4voice"][0], tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    if content is not None:
+        (tmp_path / "copy" / name).write_bytes(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        get_audio_tokenizer("glm4voice", tmp_path / "copy")
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nowhere"):
+        get_audio_tokenizer("glm4voice", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="somebody/glm-4-voice-tokenizer is no folder here .*offline"):
+        get_audio_tokenizer("glm4voice", "somebody/glm-4-voice-tokenizer", offline=True)
+
+
+def test_many_files_of_any_rate_and_length_equal_single_ones(tokenizer):
+    """More pieces than fit into a batch, with pieces of several files in one."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (100, 480_001, 24_000, 1280, 960_000, 1, 77_777, 5_000, 61_003, 12_801)
+    waves = [0.1 * torch.randn(length, generator=generator) for length in lengths]
+    together = tokenizer.encode_batch(waves, 16_000)
+    assert sum(-(-length // 480_000) for length in lengths) > PIECES_PER_BATCH
+    assert together == [tokenizer.encode(wave, 16_000) for wave in waves]
+    assert [len(codes) for codes in together] == [
+        sum(-(-len(piece) // 1280) for piece in wave.split(480_000)) for wave in waves
+    ]
+
+
+def test_voice_prompt_is_heard_but_not_repeated(folders):
+    tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], num_steps=1, stream_chunks=(10,))
+    codes, sample = list(range(20)), torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    voice = tokenizer.make_voice(sample, 16_000)
+    assert voice.codes == tokenizer.encode(sample, 16_000) and voice.mel.shape == (80, 107)
+    stream = tokenizer.stream(voice)
+    waves = [tokenizer.decode(codes), tokenizer.decode(codes, voice), torch.cat([stream.push(codes), stream.flush()])]
+    assert abs(len(waves[0]) - len(waves[1])) <= 256 and len(waves[1]) == len(waves[2])
+    assert not torch.allclose(waves[0][:5000], waves[1][:5000])
+    embedded = tokenizer.decode(codes, glm4voice.Voice(embedding=torch.ones(8)))
+    assert not torch.allclose(waves[0], embedded)
+
+
+def test_steps_of_a_stream_may_grow(folders, monkeypatch):
+    tokenizer = get_audio_tokenizer(
+        "glm4voice", *folders["glm4voice"], num_steps=4, stream_chunks=(10,), stream_steps=(1, 3)
+    )
+    used, solve = [], tokenizer.decoder.flow.inference
+
+    def count(*arguments, num_steps, **options):
+        used.append(num_steps)
+        return solve(*arguments, num_steps=num_steps, **options)
+
+    monkeypatch.setattr(tokenizer.decoder.flow, "inference", count)
+    stream = tokenizer.stream()
+    stream.push(range(35))
+    stream.flush()
+    tokenizer.decode(range(5))
+    assert used == [1, 3, 3, 3, 4]
+    with pytest.raises(ValueError, match="stream_steps must be at least 1, got 10 and \\(0,\\)"):
+        GLM4VoiceTokenizer(tokenizer.encoder, tokenizer.feature_extractor, stream_steps=(0,))
+
+
+def test_released_noise_gives_another_wave_of_the_same_codes(folders):
+    waves = [
+        get_audio_tokenizer("glm4voice", *folders["glm4voice"], num_steps=1, released_noise=released).decode([1, 2, 3])
+        for released in (False, True, True)
+    ]
+    assert torch.equal(waves[1], waves[2]) and not torch.equal(waves[0], waves[1])
 
 
 def test_incomplete_weights_are_named(tokenizer, tmp_path):

@@ -15,6 +15,21 @@ llm: !new:cosyvoice.llm.llm.TransformerLM
 """
 
 
+UNUSED_IN_THE_RELEASED_FILE = """
+__set_seed4: !apply:torch.cuda.manual_seed_all [1986]
+text_encoder_input_size: 512
+llm_input_size: 1024
+llm_output_size: 1024
+llm: !new:cosyvoice.llm.llm.TransformerLM
+    text_encoder_input_size: !ref <text_encoder_input_size>
+    text_encoder: !new:cosyvoice.transformer.encoder.ConformerEncoder
+        input_size: !ref <text_encoder_input_size>
+        static_chunk_size: 1
+    llm: !new:cosyvoice.transformer.encoder.TransformerEncoder
+        input_size: !ref <llm_input_size>
+"""
+
+
 def _plain(value):
     """Without class names, as the facts file has them."""
     if isinstance(value, dict):
@@ -60,6 +75,15 @@ def test_temperature_is_written_only_where_it_differs_from_the_release(tmp_path)
     assert read_config(path) == config
     with pytest.raises(ValueError, match=r"inference_temperature must be in \[0, 1\], got 2.0"):
         _read_text(tmp_path, path.read_text(encoding="utf-8").replace("temperature: 0.25", "temperature: 2"))
+
+
+def test_released_file_of_full_size(tmp_path, facts):
+    """Seeds, unused sizes and the `llm` block of the released file, around the blocks that count."""
+    write_config(DecoderConfig(), tmp_path / "config.yaml")
+    blocks = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    blocks = "".join(line for line in blocks.splitlines(True) if "inference_temperature" not in line)
+    blocks = blocks.replace("sampling_rate: 22050", "sampling_rate: !ref <sample_rate>")
+    assert _read_text(tmp_path, UNUSED_IN_THE_RELEASED_FILE + blocks) == DecoderConfig()
 
 
 def test_nothing_in_the_file_runs(tiny_folder, tmp_path):

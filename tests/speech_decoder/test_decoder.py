@@ -1,5 +1,6 @@
 """Codes to wave: the reference's numbers, and streaming that stays close to whole decoding and loses nothing."""
 
+import os
 import shutil
 
 import pytest
@@ -52,6 +53,40 @@ def test_reference_whole_decoding(decoder, golden, has_noise):
     assert _relative_error(wave, expected) < 5e-3  # the golden case's tolerance: phase is a sum over all samples
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "num_steps"),
+    [
+        ("token2wav", "full.37.10", 10),
+        ("token2wav_more", "full.10.10", 10),
+        ("token2wav_more", "full.37.1", 1),
+    ],
+)
+def test_reference_whole_decoding_with_its_own_noise(decoder, golden, file, name, num_steps):
+    """One call of `decode` gives the released wave: default seed, and the global generator as it was."""
+    tensors, before = golden(file), torch.get_rng_state()
+    wave = decoder.decode(tensors[f"{name}.token"][0].tolist(), num_steps=num_steps, released_noise=True)
+    assert _relative_error(wave[None], tensors[f"{name}.wav_seed42"]) < 5e-3
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("index", [0, 1, 4, 10])  # ten steps and one, the last two with a speaker embedding
+def test_reference_mels_from_codes_alone(decoder, golden, facts, index):
+    tensors, case = golden("flow"), next(case for case in facts("flow")["cases"] if case["index"] == index)
+    codes, embedding = tensors[f"{index}.token"][0].tolist(), tensors.get(f"{index}.embedding")
+    state = decoder.start(num_steps=case["option_steps"], embedding=None if embedding is None else embedding[0])
+    decoder._draw_as_released(state, decoder.flow.num_frames(len(codes)), 42)
+    decoder.decode_chunk(state, codes, final=True)
+    torch.testing.assert_close(state.mel, tensors[f"{index}.mel"], atol=1e-4, rtol=0)
+
+
+def test_released_noise_also_serves_a_voice_prompt_and_long_sequences(decoder, monkeypatch):
+    monkeypatch.setattr("vita_audio.speech_decoder.decoder.MAX_WHOLE_CODES", 15)
+    prompt = {"prompt_codes": _codes(12, seed=9), "prompt_mel": torch.randn(80, 82)}
+    waves = [decoder.decode(_codes(40), num_steps=1, released_noise=True, **settings) for settings in ({}, prompt)]
+    assert len(waves[0]) == decoder.flow.num_frames(40) * 256
+    assert len(waves[1]) == (decoder.flow.num_frames(52) - decoder.flow.num_frames(12)) * 256
+
+
 @pytest.mark.parametrize("name", ["stream_zero", "stream_seed42"])
 def test_reference_streams(decoder, golden, facts, name):
     tensors = golden("token2wav")
@@ -72,6 +107,17 @@ def test_reference_streams(decoder, golden, facts, name):
     # Where the reference comes out short, ours does not.
     ours = sum(len(wave) for wave in _stream(decoder, tensors[f"{name}.token"][0].tolist(), case["chunks"]))
     assert case["total_samples"] < ours == case["samples_if_decoded_at_once"]
+
+
+def test_reference_stream_in_blocks_of_the_encoder(decoder, golden):
+    """The loop of the released GLM-4-Voice demo: a block of codes at a time, all earlier ones as a prompt."""
+    tensors, stream = golden("token2wav_more"), ReleasedStream()
+    blocks = tensors["stream_inference.token"].split(10, dim=1)
+    waves = [
+        released_chunk(decoder, stream, codes, final=index == len(blocks) - 1, num_steps=10, has_noise=False)[1]
+        for index, codes in enumerate(blocks)
+    ]
+    assert _relative_error(torch.cat(waves, dim=1), tensors["stream_inference.wav"].reshape(1, -1)) < 5e-3
 
 
 def test_reference_decoding_from_the_beginning_for_every_chunk(decoder, golden, facts):
@@ -286,13 +332,35 @@ def test_wrong_weights_are_named(tiny_folder, tmp_path):
         SpeechDecoder.from_pretrained(tmp_path)
     for part in ("missing: encoder_proj.bias (1)", "unexpected: another", "another shape: encoder_proj.weight"):
         assert part in str(error.value)
-    (tmp_path / "flow.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="flow.safetensors cannot be read as weights"):
-        SpeechDecoder.from_pretrained(tmp_path)
+    whole = (tmp_path / "flow.safetensors").read_bytes()
+    for damaged, message in (
+        (whole[:5000], "flow.safetensors is no safetensors file, or its head is cut off"),
+        (whole[:-5000], "flow.safetensors is cut off"),
+        (b"version https://git-lfs.github.com/spec/v1\nsize 5\n", "flow.safetensors is a Git LFS pointer"),
+    ):
+        (tmp_path / "flow.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            SpeechDecoder.from_pretrained(tmp_path)
     (tmp_path / "flow.safetensors").unlink()
     torch.save([1, 2], tmp_path / "flow.pt")
     with pytest.raises(ValueError, match="flow.pt cannot be read as weights: it holds a list, not a state dict"):
         SpeechDecoder.from_pretrained(tmp_path)
+
+
+class _Attack:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_nothing_in_pickled_weights_runs(tiny_folder, tmp_path):
+    shutil.copy(tiny_folder / "config.yaml", tmp_path)
+    torch.save({"weight": _Attack(tmp_path / "made")}, tmp_path / "flow.pt")
+    with pytest.raises(ValueError, match="flow.pt cannot be read as weights"):
+        SpeechDecoder.from_pretrained(tmp_path)
+    assert not (tmp_path / "made").exists()
 
 
 def test_frame_noise_depends_on_position_alone():
@@ -304,5 +372,9 @@ def test_frame_noise_depends_on_position_alone():
     assert torch.equal(pieces.read(5, 20), whole[5:])
     with pytest.raises(ValueError, match="noise before frame 5 is gone, asked for frame 4"):
         pieces.read(4, 6)
+    drawn = FrameNoise(16, None, whole[:6])
+    assert torch.equal(drawn.read(2, 6), whole[2:6])
+    with pytest.raises(ValueError, match="noise was drawn for 6 frames, asked for 7"):
+        drawn.read(3, 7)
     with pytest.raises(ValueError, match="multiple of 16, got 9"):
         FrameNoise(9, torch.Generator())

@@ -1,8 +1,11 @@
 """The contract of every audio tokenizer: wave to codes, codes to wave, whole or as a stream."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +38,8 @@ class AudioTokenizer(ABC):
         output_rate: Of the waves from `decode`, Hz.
         frame_rate: Codes per second.
         vocab_size: Codes are 0..vocab_size - 1.
+        codes_per_group: Codes come in groups of so many; an incomplete last group is completed in decoding.
+        needs_voice: Codes alone do not say who speaks, so decoding must be given a voice.
     """
 
     name: str
@@ -42,6 +47,8 @@ class AudioTokenizer(ABC):
     output_rate: int
     frame_rate: float
     vocab_size: int
+    codes_per_group: int = 1
+    needs_voice: bool = False
 
     @property
     @abstractmethod
@@ -49,16 +56,26 @@ class AudioTokenizer(ABC):
         """Name and hash of all that decides which codes a wave gets, for stores of codes."""
 
     @abstractmethod
-    def stream(self) -> AudioStream:
-        """Begin decoding one stream of codes."""
+    def stream(self, voice: Any = None) -> AudioStream:
+        """Begin decoding one stream of codes; `voice` as in `decode`."""
 
     @abstractmethod
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         """Encode waves, (samples,) float32 at `sample_rate`, none of them empty."""
 
     @abstractmethod
-    def _decode(self, codes: list[int]) -> Tensor:
+    def _decode(self, codes: list[int], voice: Any) -> Tensor:
         """Decode codes, one or more, all in the vocabulary."""
+
+    def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Any:
+        """Return what `decode` and `stream` of this tokenizer need to speak with the voice of a wave.
+
+        Arguments as in `encode`. Raises: ValueError where `encode` does, and if this codec has no voices.
+        """
+        return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
+
+    def _make_voice(self, wave: Tensor) -> Any:
+        raise ValueError(f"{self.name} has no voices to choose, its codes say how they sound; decode without a voice")
 
     def encode(self, wave: Tensor | np.ndarray, sample_rate: int) -> list[int]:
         """Return the codes of a wave of any length.
@@ -74,13 +91,15 @@ class AudioTokenizer(ABC):
         """Return the codes of each wave, the same as `encode` gives one by one."""
         return self._encode([prepare_wave(wave, sample_rate, self.sample_rate) for wave in waves])
 
-    def decode(self, codes: Sequence[int]) -> Tensor:
+    def decode(self, codes: Sequence[int], voice: Any = None) -> Tensor:
         """Return the wave of codes: (samples,), float32 in [-1, 1], at `output_rate`; no codes give no samples.
 
-        Raises: ValueError for a code outside the vocabulary.
+        Args:
+            voice: From `make_voice`; None: the voice that the tokenizer was loaded with, or the one of the weights.
+        Raises: ValueError for a code outside the vocabulary, or without a voice where `needs_voice`.
         """
         codes = check_codes(codes, self.vocab_size)
-        return self._decode(codes) if codes else torch.zeros(0)
+        return self._decode(codes, voice) if codes else torch.zeros(0)
 
 
 def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) -> Tensor:
@@ -114,3 +133,15 @@ def check_codes(codes: Sequence[int], vocab_size: int) -> list[int]:
     if wrong := [code for code in codes if not 0 <= code < vocab_size]:
         raise ValueError(f"audio codes must be in 0..{vocab_size - 1}, got {len(wrong)} others such as {wrong[:5]}")
     return codes
+
+
+def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:
+    """Hash what decides the codes of a wave: `name`, a hyphen, and 16 hexadecimal digits.
+
+    Args:
+        settings: What JSON can hold and the weights do not show, in a fixed order.
+    """
+    digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
+    for key, value in sorted(weights.items()):
+        digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return f"{name}-{digest.hexdigest()}"

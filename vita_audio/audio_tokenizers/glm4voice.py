@@ -5,21 +5,24 @@ nothing of each other, one code per 1280 samples begun. One thing differs: a pie
 samples before its features are made, not to the longest piece of the call, so codes never depend on the company.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
+from vita_audio.checkpoints.files import check_weights, find_checkpoint, read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
+from vita_audio.resample import resample
 from vita_audio.speech_decoder.decoder import SpeechDecoder, SpeechDecoderState
+from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, check_codes
+from .base import AudioStream, AudioTokenizer, check_codes, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -47,13 +50,32 @@ _ENCODER_SETTINGS = (
 _FEATURE_SETTINGS = ("dither", "hop_length", "n_fft", "n_samples", "sampling_rate")
 
 
+@dataclass(frozen=True)
+class Voice:
+    """Who speaks: a sample as codes and log-mel (bands, frames), both or neither, and an embedding (size,), or not."""
+
+    codes: Sequence[int] | None = None
+    mel: Tensor | None = None
+    embedding: Tensor | None = None
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The arguments of `SpeechDecoder.start` and `decode`."""
+        return {"prompt_codes": self.codes, "prompt_mel": self.mel, "embedding": self.embedding}
+
+
 class GLM4VoiceStream(AudioStream):
     """Decodes in chunks of fixed sizes, so the wave does not depend on how the codes come in."""
 
-    def __init__(self, decoder: SpeechDecoder, state: SpeechDecoderState, chunk_sizes: Sequence[int]):
-        """`chunk_sizes`: codes of the first chunk, the second, ...; the last size repeats."""
+    def __init__(
+        self,
+        decoder: SpeechDecoder,
+        state: SpeechDecoderState,
+        chunk_sizes: Sequence[int],
+        chunk_steps: Sequence[int],
+    ):
+        """Codes and Euler steps of the first chunk, the second, ...; of both the last one repeats."""
         self._decoder, self._state = decoder, state
-        self._sizes = list(chunk_sizes)
+        self._sizes, self._steps = list(chunk_sizes), list(chunk_steps)
         self._pending: list[int] = []
 
     def push(self, codes: Sequence[int]) -> Tensor:
@@ -62,14 +84,14 @@ class GLM4VoiceStream(AudioStream):
         self._pending += check_codes(codes, self._decoder.vocab_size)
         waves = [torch.zeros(0)]
         while len(self._pending) >= self._sizes[0]:
-            size = self._sizes[0]
+            size, self._state.num_steps = self._sizes[0], self._steps[0]
             waves.append(self._decoder.decode_chunk(self._state, self._pending[:size]))
             self._pending = self._pending[size:]
-            if len(self._sizes) > 1:
-                self._sizes.pop(0)
+            self._sizes, self._steps = self._sizes[1:] or self._sizes, self._steps[1:] or self._steps
         return torch.cat(waves)
 
     def flush(self) -> Tensor:
+        self._state.num_steps = self._steps[0]
         wave = self._decoder.decode_chunk(self._state, self._pending, final=True)
         self._pending = []
         return wave
@@ -90,14 +112,19 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         num_steps: int = 10,
         seed: int = 42,
         stream_chunks: Sequence[int] = STREAM_CHUNKS,
+        stream_steps: Sequence[int] | None = None,
+        released_noise: bool = False,
     ):
         """Put the parts together.
 
         Args:
             decoder: None if waves are never wanted.
-            num_steps: Euler steps of the flow.
+            num_steps: Euler steps of the flow, `option_steps` in the release.
             seed: Of the flow's noise; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
+            stream_steps: Euler steps of the first, second, ... chunk of a stream; the last one repeats. None:
+                `num_steps` always. The released web demo has (1, 3, 5, 7, 9, 10).
+            released_noise: `decode` draws its noise as the release does, see `SpeechDecoder.decode`.
         Raises: ValueError if encoder, features and decoder do not belong together.
         """
         config = encoder.config
@@ -113,10 +140,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
             )
         if not stream_chunks or min(stream_chunks) < 1:
             raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
+        if min((num_steps, *(stream_steps or ()))) < 1:
+            raise ValueError(f"num_steps and stream_steps must be at least 1, got {num_steps} and {stream_steps}")
         self.encoder = encoder.eval().requires_grad_(False)
         self.feature_extractor = feature_extractor
         self.decoder = decoder
-        self.num_steps, self.seed, self.stream_chunks = num_steps, seed, tuple(stream_chunks)
+        self.num_steps, self.seed, self.released_noise = num_steps, seed, released_noise
+        self.stream_chunks, self.stream_steps = tuple(stream_chunks), tuple(stream_steps or (num_steps,))
         self.sample_rate = feature_extractor.sampling_rate
         self.samples_per_code = feature_extractor.hop_length * config.frames_per_code
         self.samples_per_piece = min(
@@ -133,15 +163,21 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         decoder_path: str | Path | None = None,
         *,
         device: str = "cpu",
+        offline: bool = False,
         **options,
     ) -> "GLM4VoiceTokenizer":
-        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder; arguments as in `get_audio_tokenizer`."""
+        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder; arguments as in `get_audio_tokenizer`.
+
+        Both may be names on the hub; with `offline` only what was downloaded earlier is taken.
+        """
         if path in (None, EMBEDDED):
             path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
         if decoder_path == EMBEDDED:
             decoder_path = EMBEDDED_DECODER
-        encoder, feature_extractor = _load_encoder(Path(path))
-        decoder = None if decoder_path is None else SpeechDecoder.from_pretrained(decoder_path, device)
+        encoder, feature_extractor = _load_encoder(find_checkpoint(path, offline=offline))
+        decoder = None
+        if decoder_path is not None:
+            decoder = SpeechDecoder.from_pretrained(find_checkpoint(decoder_path, offline=offline), device)
         return cls(encoder.to(device), feature_extractor, decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -154,11 +190,8 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     def fingerprint(self) -> str:
         settings = [RESAMPLING_RULE, *(getattr(self.encoder.config, name) for name in _ENCODER_SETTINGS)]
         settings += [getattr(self.feature_extractor, name) for name in _FEATURE_SETTINGS]
-        digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
-        for name, value in sorted(self.encoder.state_dict().items()):
-            if not name.startswith("ema_"):
-                digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        return f"{self.name}-{digest.hexdigest()}"
+        weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
+        return fingerprint(self.name, settings, weights)
 
     def log_mel(self, wave: Tensor) -> Tensor:
         """Features of a piece, (samples,) at `sample_rate`: (mel bins, frames), frames for whole codes."""
@@ -171,13 +204,23 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         )
         return features["input_features"][0]
 
-    def stream(self) -> GLM4VoiceStream:
+    def stream(self, voice: Voice | None = None) -> GLM4VoiceStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed)
-        return GLM4VoiceStream(decoder, state, self.stream_chunks)
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
+        return GLM4VoiceStream(decoder, state, self.stream_chunks, self.stream_steps)
 
-    def _decode(self, codes: list[int]) -> Tensor:
-        return self._need_decoder().decode(codes, num_steps=self.num_steps, seed=self.seed)
+    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+        return self._need_decoder().decode(
+            codes,
+            num_steps=self.num_steps,
+            seed=self.seed,
+            released_noise=self.released_noise,
+            **(voice or Voice()).as_prompt(),
+        )
+
+    def _make_voice(self, wave: Tensor) -> Voice:
+        mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]
+        return Voice(codes=self._encode([wave])[0], mel=mel)
 
     def _need_decoder(self) -> SpeechDecoder:
         if self.decoder is None:
@@ -206,10 +249,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
 
 def _load_encoder(folder: Path) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
-    """Load encoder and features, as float32. Raises: FileNotFoundError; ValueError naming weights that do not fit."""
+    """Load encoder and features, as float32.
+
+    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
+    """
     for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}; give the folder of a glm-4-voice-tokenizer")
+        read_json(folder / name)
+    check_weights(folder)
     encoder, report = WhisperVQEncoder.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")

@@ -9,8 +9,9 @@ Whole decoding is a stream of one chunk, so both run the same code. What a strea
   back, made again with the next chunk, and cross-faded.
 * The work per chunk is bounded by its size and the context; no sample is lost: chunks add up to the whole length.
 
-Differences from the released decoder, which draws noise for the whole utterance at once and leaves dropout on: noise is
-drawn frame by frame on the CPU from the stream's own generators, and modules are always in evaluation mode.
+Differences from the released decoder, which seeds the global generator for every call, draws noise for the whole
+utterance at once and leaves dropout on: noise is drawn frame by frame on the CPU from the stream's own generators, and
+modules are always in evaluation mode. With `released_noise` whole decoding draws the same numbers as the release.
 """
 
 import math
@@ -21,6 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from vita_audio.checkpoints.files import check_whole
 
 from .config import DecoderConfig
 from .config_file import read_config, write_config
@@ -113,14 +116,21 @@ class SpeechDecoder:
         prompt_codes: Sequence[int] | None = None,
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
+        released_noise: bool = False,
     ) -> Tensor:
         """Wave of all codes, (samples,), float32 in [-1, 1], on the CPU; arguments as in `start`.
 
         Time and memory grow with the square of what is decoded at once, so more than a minute is decoded as a stream.
+
+        Args:
+            released_noise: Draw the noise as the release does on a CPU, all at once in its order, which gives its wave;
+                otherwise as streams of the same seed draw it.
         """
         state = self.start(
             num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
         )
+        if released_noise:
+            self._draw_as_released(state, self.flow.num_frames(len(state.codes) + len(codes)), seed)
         pieces = [codes[first : first + MAX_WHOLE_CODES] for first in range(0, len(codes), MAX_WHOLE_CODES)]
         waves = [self.decode_chunk(state, piece) for piece in pieces[:-1]]
         return torch.cat([*waves, self.decode_chunk(state, pieces[-1] if pieces else [], final=True)])
@@ -240,6 +250,16 @@ class SpeechDecoder:
         state.source = source[:, :, first * HOP_LENGTH : end * HOP_LENGTH]
         return wave
 
+    def _draw_as_released(self, state: SpeechDecoderState, num_frames: int, seed: int) -> None:
+        """Give a fresh stream the noise of all its frames, prompt included: the flow's first, then the vocoder's."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, NUM_BANDS, num_frames, generator=generator)
+        source = self.hift.draw_noise(1, num_frames - state.position, generator=generator)
+        state.mel_noise = FrameNoise(NUM_BANDS, None, noise[0].T)
+        state.vocoder.phase = source.phase.to(self.device)
+        rows = source.noise[0].T.reshape(num_frames - state.position, -1)  # (frames, samples * harmonics)
+        state.vocoder.noise = FrameNoise(rows.shape[1], None, rows)
+
     def _prompt(self, codes: Sequence[int] | None, mel: Tensor | None) -> tuple[list[int], Tensor]:
         """Voice prompt as codes and (1, bands, frames) that end together, at the last whole code of both."""
         if (codes is None) != (mel is None):
@@ -307,6 +327,7 @@ def _load_weights(module: nn.Module, folder: Path, name: str) -> None:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"no speech decoder weights at {paths[0]} or {paths[1]}")
+    check_whole(path)
     try:
         weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not isinstance(weights, dict):

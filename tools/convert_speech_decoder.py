@@ -1,0 +1,38 @@
+"""Write the folder of a speech decoder anew with safetensors weights, which load faster and hold no program.
+
+    python tools/convert_speech_decoder.py glm-4-voice-decoder outputs/decoder --dtype float16
+
+Reads `config.yaml`, `flow.pt` and `hift.pt` (or `.safetensors`) as they were released, and runs nothing in them.
+"""
+
+import argparse
+from pathlib import Path
+
+from command_line import DTYPES, OneLineParser, one_line_errors
+
+from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.speech_decoder.decoder import SpeechDecoder
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="folder of the decoder, or its name on the hub")
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("convert_speech_decoder.py"):
+        if options.output.exists() and any(options.output.iterdir()):
+            raise FileExistsError(f"{options.output} is not empty; give another folder")
+        SpeechDecoder.from_pretrained(find_checkpoint(options.source)).save_pretrained(
+            options.output, DTYPES[options.dtype]
+        )
+    for path in sorted(options.output.iterdir()):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
