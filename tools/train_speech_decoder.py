@@ -151,23 +151,41 @@ class FlowTraining(nn.Module):
         return {**losses, "total": losses["flow_loss"] + losses["prior_loss"]}
 
 
+def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
+    """The same words at the same times as another speaker would say them: Praat moves formants and pitch.
+
+    Codes of disguised speech with the mel of the true voice teach the decoder to answer every voice in its own.
+    """
+    import parselmouth
+
+    formants, pitch, melody = rng.uniform(0.88, 1.22), rng.uniform(85, 230), rng.uniform(0.7, 1.4)
+    sound = parselmouth.Sound(wave, SAMPLE_RATE)
+    changed = parselmouth.praat.call(sound, "Change gender", 60, 400, formants, pitch, melody, 1.0)
+    return changed.values[0].astype(np.float32)
+
+
 class CodeMelPairs:
-    """Codes and mel of single recordings and of several in a row, encoded once."""
+    """Codes and mel of single recordings, of several in a row and of disguised ones, encoded once."""
 
     def __init__(
         self,
         utterances: list[Utterance],
         tokenizer: AudioTokenizer,
-        joined: int,
         num_frames_of: Callable[[int], int],
         rng: random.Random,
+        *,
+        joined: int = 0,
+        disguised: int = 0,
     ):
         groups = [[utterance] for utterance in utterances]
         groups += [rng.choices(utterances, k=rng.randint(2, 4)) for _ in range(joined)]
+        first_disguised = len(groups)
+        groups += [rng.choices(utterances, k=rng.randint(1, 2)) for _ in range(disguised)]
         self.items = []
-        for group in tqdm(groups, desc="encoding", unit="piece"):
+        for index, group in enumerate(tqdm(groups, desc="encoding", unit="piece")):
             wave = np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in group])
-            codes = tokenizer.encode(torch.from_numpy(wave), SAMPLE_RATE)
+            heard = disguise(wave, rng) if index >= first_disguised else wave
+            codes = tokenizer.encode(torch.from_numpy(heard), SAMPLE_RATE)
             num_frames = num_frames_of(len(codes))
             wave = np.pad(wave, (0, max(0, (num_frames + 1) * HOP_LENGTH - len(wave))))
             mel = mel_spectrogram(torch.from_numpy(wave)[None])[0, :, :num_frames].T
@@ -203,8 +221,8 @@ def train_flow(args: argparse.Namespace) -> None:
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
     train_set, validation_set = hold_out(utterances, args.held_out)
-    held_out = CodeMelPairs(validation_set, tokenizer, 0, num_frames, rng)
-    pairs = CodeMelPairs(train_set, tokenizer, args.joined, num_frames, rng)
+    held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
+    pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, joined=args.joined, disguised=args.disguised)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
@@ -256,6 +274,7 @@ def main() -> None:
     flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train the prior alone")
     flow.add_argument("--frames-per-batch", type=int, default=2600)
     flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
+    flow.add_argument("--disguised", type=int, default=3000, help="pieces whose codes are of a changed voice")
     for command in (vocoder, flow):
         command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
         command.add_argument("--voice", required=True)
