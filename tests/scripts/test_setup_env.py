@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from packaging.requirements import Requirement
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REQUIREMENTS = SCRIPTS / "requirements_quickstart.txt"
+NO_GPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has an NVIDIA driver")
 
 
 def set_up(**variables) -> subprocess.CompletedProcess:
@@ -72,6 +74,39 @@ def test_an_interrupted_installation_is_taken_up_and_torch_with_a_gpu_is_kept(tm
     assert (tmp_path / "torch_version.txt").read_text() == "torch==2.9.1+cu130\n"
     assert f"--constraint {tmp_path}/torch_version.txt --requirement {REQUIREMENTS}" in calls
     assert (tmp_path / ".installed").read_text() == stamp()
+
+
+WITHOUT_GPU = ["torch==2.13.0+cpu", "--extra-index-url", "https://download.pytorch.org/whl/cpu"]
+
+
+@pytest.mark.parametrize(
+    "has_gpu, offered, expected",
+    [
+        pytest.param(False, "2.14.1+cpu, 2.13.0+cpu", WITHOUT_GPU, marks=NO_GPU),
+        pytest.param(False, "2.14.1+cpu", ["torch==2.13.0"], marks=NO_GPU),
+        pytest.param(False, None, ["torch==2.13.0"], marks=NO_GPU),
+        (True, "2.13.0+cpu", ["torch==2.13.0"]),
+    ],
+)
+def test_torch_for_cpu_only_where_there_is_no_gpu_and_it_can_be_had(tmp_path, has_gpu, offered, expected):
+    """The environment's Python writes down what it is asked for, and `offered` is what an index of CPU builds has."""
+    (tmp_path / "bin").mkdir()
+    make_program(
+        tmp_path / "bin" / "python",
+        f'echo "$*" >> {tmp_path}/calls',
+        '[ "$1" = -c ] && [[ $2 == *cuda* ]] && exit 1',
+        f'[[ "$*" == *"index versions"* ]] && {f"echo {offered}" if offered else "exit 1"}',
+        "exit 0",
+    )
+    (tmp_path / "programs").mkdir()
+    if has_gpu:
+        make_program(tmp_path / "programs" / "nvidia-smi")
+    result = set_up(VENV=tmp_path, PATH=f"{tmp_path / 'programs'}:{os.environ['PATH']}")
+    assert result.returncode == 0, result.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    installed = next(call for call in calls if " install " in call).split(f"--constraint {REQUIREMENTS} ")[1]
+    assert installed.split() == expected
+    assert ("out of reach" in result.stdout) == (not has_gpu and expected != WITHOUT_GPU)
 
 
 def test_every_version_is_pinned_once_for_each_python():
