@@ -46,6 +46,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
     parser.add_argument(
+        "--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks its am.mvn"
+    )
+    parser.add_argument(
         "--stream-chunks", type=int, nargs="+", help="codes in the first, second, ... piece of streamed audio"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
@@ -64,7 +67,13 @@ def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
 
 
 def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer) -> SpeechLM:
-    return SpeechLM.from_pretrained(options.model, audio_tokenizer, options.device, DTYPES.get(options.dtype))
+    return SpeechLM.from_pretrained(
+        options.model,
+        audio_tokenizer,
+        options.device,
+        DTYPES.get(options.dtype),
+        audio_model=options.audio_model_path,
+    )
 
 
 def check_model_folder(folder: Path) -> None:

@@ -11,9 +11,17 @@ from pathlib import Path
 
 import torch
 
-from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
+from vita_audio.audio_tokenizers import TYPES, AudioTokenizer, get_audio_tokenizer, is_continuous
 from vita_audio.data.codes import AudioCodeStore, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
+from vita_audio.text import (
+    CONTINUOUS_INPUT,
+    DISCRETE,
+    DISCRETE_INPUT,
+    check_audio_input,
+    parse_audio_input,
+    roles_with,
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +31,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=42, help="of the training run: chooses the rows of a source with ratio or num"
     )
-    parser.add_argument("--audio-tokenizer-type", default="glm4voice", choices=sorted(AUDIO_TOKENIZERS))
+    parser.add_argument("--audio-tokenizer-type", default="glm4voice", choices=sorted(TYPES))
+    parser.add_argument(
+        "--audio-input",
+        nargs="+",
+        default=[],
+        metavar="ROLE=HOW",
+        help="which roles need codes: discrete or both, and which do not: continuous (default: as the type says)",
+    )
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--processes", type=int, default=0, help="processes that encode; 0: this one")
     parser.add_argument(
@@ -42,7 +57,10 @@ def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioToken
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     make_tokenizer = partial(load_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
-    paths = {path: None for data in options.data for path in referenced_audio(load_mixture(data, options.seed))}
+    by_type = CONTINUOUS_INPUT if is_continuous(options.audio_tokenizer_type) else DISCRETE_INPUT
+    roles = roles_with(check_audio_input({**by_type, **parse_audio_input(options.audio_input)}), DISCRETE)
+    mixtures = [load_mixture(data, options.seed) for data in options.data]
+    paths = {path: None for mixture in mixtures for path in referenced_audio(mixture, roles)}
     store = AudioCodeStore(options.codes, make_tokenizer("cpu").fingerprint)
     report = extract_codes(
         paths, store, make_tokenizer, devices=options.devices, num_workers=options.processes, progress=True

@@ -29,7 +29,6 @@ from command_line import (
     quieten_transformers,
 )
 
-from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.data.audio import load_audio
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import SPEAKING_TASKS, SYSTEMS, TASKS, Conversation, make_conversation
@@ -82,7 +81,8 @@ def answer(options: argparse.Namespace) -> None:
     check_model_folder(options.model)
     quieten_transformers()
     audio_tokenizer = load_audio_tokenizer(options)
-    conversation["audios"] = [read_audio(path, audio_tokenizer) for path in conversation["audios"]]
+    for path in conversation["audios"]:
+        load_audio(path, audio_tokenizer.sample_rate)  # wrong files are named before a large model is loaded
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
     values = {name: getattr(options, name) for name in GENERATION_OPTIONS}
@@ -106,10 +106,6 @@ def check_output(path: Path) -> None:
         raise OSError(f"--output {path} cannot be written: {error}") from error
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PermissionError(f"--output {path} cannot be written; choose another place")
-
-
-def read_audio(path: Path, audio_tokenizer: AudioTokenizer) -> tuple[torch.Tensor, int]:
-    return load_audio(path, audio_tokenizer.sample_rate), audio_tokenizer.sample_rate
 
 
 def whole_answer(speech_lm: SpeechLM, conversation: Conversation, output: Path | None, **generation: Any) -> None:

@@ -2,11 +2,13 @@
 
     python tools/inspect_data.py --data data/demo/stage1.yaml --tokenizer outputs/tokenizer --codes outputs/codes
 
-Green text and magenta audio are learnt; grey text and blue audio are not. With --json one JSON object is printed.
+Green text and magenta audio are learnt; grey text and blue audio are not, nor is cyan audio, which enters a Plus model
+as rows of its speech encoder. With --json one JSON object is printed.
 """
 
 import argparse
 import json
+import math
 import sys
 from functools import partial
 from itertools import groupby
@@ -15,7 +17,7 @@ from typing import Any
 
 import soundfile
 
-from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, get_audio_tokenizer
+from vita_audio.audio_tokenizers import TYPES, get_audio_tokenizer, is_continuous
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.audio import AudioError
 from vita_audio.data.chat import EncodedConversation, SampleError, encode_conversation
@@ -23,9 +25,15 @@ from vita_audio.data.codes import AudioCodeStore
 from vita_audio.data.mixture import load_mixture, resolve
 from vita_audio.data.packing import build_packs, stored_audio_ids
 from vita_audio.interleave import InterleavePlan
-from vita_audio.text import TextTokenizer
+from vita_audio.text import TextTokenizer, parse_audio_input
 
-COLORS = {("text", True): 32, ("audio", True): 35, ("text", False): 90, ("audio", False): 34}  # ANSI foreground
+COLORS = {  # ANSI foreground
+    ("text", True): 32,
+    ("audio", True): 35,
+    ("text", False): 90,
+    ("audio", False): 34,
+    ("rows", False): 36,
+}
 CODES_SHOWN = 6  # of an audio chunk
 
 
@@ -34,7 +42,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="data yaml")
     parser.add_argument("--tokenizer", required=True, help="text tokenizer: a folder or hub name")
     parser.add_argument("--codes", required=True, type=Path, help="folder of the code store")
-    parser.add_argument("--audio-tokenizer-type", default="glm4voice", choices=sorted(AUDIO_TOKENIZERS))
+    parser.add_argument("--audio-tokenizer-type", default="glm4voice", choices=sorted(TYPES))
+    parser.add_argument(
+        "--audio-input",
+        nargs="+",
+        default=[],
+        metavar="ROLE=HOW",
+        help="how audio of a role enters: discrete, continuous or both (default: as text tokenizer or type say)",
+    )
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--ratio", default="boost", help="text/audio ratio: a name, or numbers such as 1,10,4,10")
     parser.add_argument("--max-length", type=int, default=8192, help="tokens in a pack")
@@ -49,13 +64,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def find_chunks(encoded: EncodedConversation, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
     """Cut a document where text and audio, or what is learnt and what is not, change."""
     kinds = ["audio" if tokenizer.is_audio(token_id) else "text" for token_id in encoded.input_ids]
+    for span in encoded.audio_spans:
+        kinds[span.start + 1 : span.start + 1 + span.num_rows] = ["rows"] * span.num_rows
     learnt = [label != IGNORE_INDEX for label in encoded.labels]
     chunks, start = [], 0
     for (kind, is_learnt), group in groupby(zip(kinds, learnt, strict=True)):
         stop = start + len(list(group))
         ids = encoded.input_ids[start:stop]
         chunk = {"kind": kind, "learnt": is_learnt, "start": start, "stop": stop}
-        chunk |= {"codes": tokenizer.split(ids)[1]} if kind == "audio" else {"text": tokenizer.base.decode(ids)}
+        if kind == "text":
+            chunk["text"] = tokenizer.base.decode(ids)
+        elif kind == "audio":
+            chunk["codes"] = tokenizer.split(ids)[1]
         chunks.append(chunk)
         start = stop
     return chunks
@@ -72,7 +92,8 @@ def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str,
                 "seconds": round(info.duration, 3),
                 "sample_rate": info.samplerate,
                 "channels": info.channels,
-                "num_codes": span.num_ids,
+                "num_codes": span.num_ids - span.num_rows,
+                "num_rows": span.num_rows,
                 "start": span.start,
                 "stop": span.stop,
             }
@@ -114,10 +135,12 @@ def format_sample(sample: dict[str, Any], color: bool) -> str:
         return f"{lines[0]}: left out: {sample['error']}"
     lines[0] += f"  {sample['num_tokens']} tokens, {sample['num_targets']} learnt"
     for audio in sample["audios"]:
-        rate = audio["num_codes"] / audio["seconds"] if audio["seconds"] else 0.0
+        seconds = audio["seconds"] or math.inf
+        counts = {name: audio[f"num_{name}"] for name in ("rows", "codes")}
+        amounts = [f"{count} {name} ({count / seconds:.1f}/s)" for name, count in counts.items() if count]
         lines.append(
             f"  {audio['role']:9} {audio['seconds']:7.2f} s  {audio['sample_rate']} Hz  {audio['channels']} channel  "
-            f"{audio['num_codes']} codes ({rate:.1f}/s)  {audio['file']}"
+            f"{', '.join(amounts)}  {audio['file']}"
         )
     parts = []
     for chunk in sample["chunks"]:
@@ -126,6 +149,8 @@ def format_sample(sample: dict[str, Any], color: bool) -> str:
             codes = chunk["codes"]
             dots = " ..." if len(codes) > CODES_SHOWN else ""
             text = f"[{len(codes)} codes: {' '.join(map(str, codes[:CODES_SHOWN]))}{dots}]"
+        elif chunk["kind"] == "rows":
+            text = f"[{chunk['stop'] - chunk['start']} rows]"
         code = COLORS[chunk["kind"], chunk["learnt"]]
         parts.append(f"\033[{code}m{text}\033[0m" if color else text)
     return "\n".join([*lines, "", "".join(parts)])
@@ -134,7 +159,12 @@ def format_sample(sample: dict[str, Any], color: bool) -> str:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     audio_tokenizer = get_audio_tokenizer(options.audio_tokenizer_type, options.audio_tokenizer_path)
-    tokenizer = TextTokenizer.from_pretrained(options.tokenizer, audio_tokenizer.vocab_size)
+    tokenizer = TextTokenizer.from_pretrained(
+        options.tokenizer,
+        audio_tokenizer.vocab_size,
+        continuous_input=is_continuous(options.audio_tokenizer_type),
+        audio_input=parse_audio_input(options.audio_input),
+    )
     store = AudioCodeStore(options.codes, audio_tokenizer.fingerprint)
     mixture = load_mixture(options.data, options.seed)
     shown = mixture.rows.select(range(min(options.num_samples, len(mixture.rows))))

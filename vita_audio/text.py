@@ -147,12 +147,12 @@ class TextTokenizer:
     @property
     def continuous_roles(self) -> list[str]:
         """Roles whose audio passes the speech encoder."""
-        return [role for role, how in self.audio_input.items() if how != DISCRETE]
+        return roles_with(self.audio_input, CONTINUOUS)
 
     @property
     def discrete_roles(self) -> list[str]:
         """Roles whose audio needs codes."""
-        return [role for role, how in self.audio_input.items() if how != CONTINUOUS]
+        return roles_with(self.audio_input, DISCRETE)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; special tokens and audio codes written in it become their ids."""
@@ -207,6 +207,22 @@ def tokenizer_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"no text tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
     more = [path for path in [folder / "tokenizer_config.json"] if path.exists()]
     return [folder / name for name in names] + more
+
+
+def roles_with(audio_input: Mapping[str, str], way: str) -> list[str]:
+    """List the roles whose audio enters the model in a way, DISCRETE or CONTINUOUS."""
+    return [role for role, how in audio_input.items() if how in (way, BOTH)]
+
+
+def parse_audio_input(pairs: Iterable[str]) -> dict[str, str]:
+    """Return a dict for `audio_input` from command-line values such as `user=continuous`.
+
+    Raises: ValueError for what is no such pair.
+    """
+    pairs = list(pairs)
+    if wrong := [pair for pair in pairs if pair.count("=") != 1]:
+        raise ValueError(f"audio input must be pairs such as user=continuous, got {wrong[0]!r}")
+    return dict(pair.split("=") for pair in pairs)
 
 
 def check_audio_input(audio_input: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@
 #   AUDIO_TOKENIZER_PATH  folder of the audio tokenizer, or "embedded" for the small one in the package
 #   OUTPUT_ROOT           where runs, audio codes and packed data go
 # Optional: DATA (data yaml), CONFIG_NAME, TOKENIZER_NAME, AUDIO_TOKENIZER_TYPE, AUDIO_CODE_DIR, PACK_CACHE_DIR,
+#   AUDIO_MODEL_NAME_OR_PATH (SenseVoiceSmall, whose encoder the model takes; the first sensevoice stage needs it),
 #   DEEPSPEED_CONFIG (a json file, or "none" for plain data parallel), EXTRA_ARGS (more flags, split at spaces),
 #   NPROC_PER_NODE, OMP_NUM_THREADS; several machines: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
 # Flags given later override earlier ones: the stage's, then those after the two arguments, then EXTRA_ARGS.
@@ -73,6 +74,7 @@ exec torchrun "${rendezvous[@]}" --nproc_per_node "$nproc" "$root/tools/finetune
     ${TOKENIZER_NAME:+--tokenizer_name "$TOKENIZER_NAME"} \
     --audio_tokenizer_type "${AUDIO_TOKENIZER_TYPE:-glm4voice}" \
     --audio_tokenizer_path "$AUDIO_TOKENIZER_PATH" \
+    ${AUDIO_MODEL_NAME_OR_PATH:+--audio_model_name_or_path "$AUDIO_MODEL_NAME_OR_PATH"} \
     --audio_code_dir "${AUDIO_CODE_DIR:-$OUTPUT_ROOT/audio_codes}" \
     --pack_cache_dir "${PACK_CACHE_DIR:-$OUTPUT_ROOT/packs}" \
     --output_dir "$OUTPUT_ROOT/$name/$timestamp" \

@@ -103,6 +103,21 @@ def test_extract_and_inspect(corpus, speech_tokenizer, tmp_path, capsys):
     assert result["packs"]["num_documents"] == 4 and 0 < result["packs"]["fill"] < 1
 
 
+def test_continuous_input_needs_codes_of_answers_only(corpus, speech_tokenizer, tmp_path, capsys):
+    flags = ["--codes", tmp_path / "codes", "--audio-tokenizer-path", speech_tokenizer, "--data", corpus]
+    flags += ["--audio-tokenizer-type", "sensevoice_glm4voice"]
+    done = run_tool_here(capsys, "extract_audio_codes.py", *flags, "--devices", "cpu")
+    assert "1 audio files: 0 had codes, 1 encoded, 0 failed" in done
+    shown = run_tool_here(capsys, "inspect_data.py", *flags, "--tokenizer", TINY_TOKENIZER, "--num-samples", 5)
+    assert "1.00 s  44100 Hz  1 channel  21 rows (21.0/s)" in shown and "[21 rows]" in shown
+    assert "25 codes (12.5/s)" in shown and "bad.wav: file is empty" in shown
+    flags += ["--audio-input", "user=both"]
+    done = run_tool_here(capsys, "extract_audio_codes.py", *flags, "--devices", "cpu")
+    assert "3 audio files: 1 had codes, 1 encoded, 1 failed" in done
+    shown = run_tool_here(capsys, "inspect_data.py", *flags, "--tokenizer", TINY_TOKENIZER, "--num-samples", 5)
+    assert "21 rows (21.0/s), 13 codes (13.0/s)" in shown
+
+
 def test_inspect_without_codes_says_what_to_run(corpus, speech_tokenizer, tmp_path, capsys):
     flags = ["--data", corpus, "--tokenizer", TINY_TOKENIZER, "--codes", tmp_path / "codes"]
     with pytest.raises(LookupError, match=r"no codes for .*; run tools/extract_audio_codes\.py"):

@@ -19,12 +19,16 @@ from vita_audio.training.run_folder import RESULTS_FILE, last_checkpoint
 SCRIPTS = sorted(path.name for path in STAGES.glob("*.sh"))
 DEEPSPEED = ROOT / "scripts" / "deepspeed"
 CONFIGS = sorted(path.stem.removeprefix("ds_config_") for path in DEEPSPEED.glob("ds_config_*.json"))
-# name -> (learning rate, weight decay, steps, frozen language model, MTP multiplier, modules)
+# name -> (learning rate, weight decay, steps, frozen language model, MTP multiplier, model config)
 STAGE_SETTINGS = {
     "finetune_glm4voice_stage1": (6e-5, 0.0, 8000, False, 1.0, None),
-    "finetune_glm4voice_mtp1_stage1": (1e-3, 0.0, 4000, True, 1.0, 1),
-    "finetune_glm4voice_mtp10_stage1": (1e-3, 0.0, 8000, True, 1.0, 10),
-    "finetune_glm4voice_mtp10_stage2": (5e-5, 0.1, 4000, False, 10.0, 10),
+    "finetune_glm4voice_mtp1_stage1": (1e-3, 0.0, 4000, True, 1.0, "qwen2_7b_mtp1"),
+    "finetune_glm4voice_mtp10_stage1": (1e-3, 0.0, 8000, True, 1.0, "qwen2_7b_mtp10"),
+    "finetune_glm4voice_mtp10_stage2": (5e-5, 0.1, 4000, False, 10.0, "qwen2_7b_mtp10"),
+    "finetune_sensevoice_glm4voice_stage1": (6e-5, 0.0, 8000, False, 1.0, "qwen2_7b_sensevoice_mtp0"),
+    "finetune_sensevoice_glm4voice_mtp1_stage1": (1e-3, 0.0, 4000, True, 1.0, "qwen2_7b_sensevoice_mtp1"),
+    "finetune_sensevoice_glm4voice_mtp10_stage1": (1e-3, 0.0, 8000, True, 1.0, "qwen2_7b_sensevoice_mtp10"),
+    "finetune_sensevoice_glm4voice_mtp10_stage2": (5e-5, 0.1, 4000, False, 10.0, "qwen2_7b_sensevoice_mtp10"),
 }
 ONE_STEP = "--max_steps 1 --bf16 false --lr_scheduler_type constant --warmup_steps 0 --logging_steps 1 --weight_decay 0"
 
@@ -70,10 +74,13 @@ def test_stages_pass_the_settings_of_the_paper(pass_on, toy_run, script):
     _, argv = pass_on(script, 128, "first")
     model, data, training = parse_alone(argv)
     name = script.removesuffix(".sh")
-    rate, decay, steps, frozen, multiplier, num_modules = STAGE_SETTINGS[name]
+    rate, decay, steps, frozen, multiplier, config_name = STAGE_SETTINGS[name]
     assert (training.learning_rate, training.weight_decay, training.max_steps) == (rate, decay, steps)
     assert (model.language_model_freeze, training.mtp_model_lr_mult) == (frozen, multiplier)
-    assert model.config_name == (num_modules and f"{STAGES}/../../../configs/models/qwen2_7b_mtp{num_modules}.json")
+    assert model.config_name == (config_name and f"{STAGES}/../../../configs/models/{config_name}.json")
+    assert config_name is None or Path(model.config_name).is_file()
+    is_plus = "sensevoice" in name
+    assert (model.audio_tokenizer_type, model.audio_model_freeze) == ("sensevoice_" * is_plus + "glm4voice", is_plus)
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 16)
     assert (training.adam_beta1, training.adam_beta2, training.max_grad_norm) == (0.9, 0.95, 1.0)
     assert (training.warmup_steps, training.lr_scheduler_kwargs) == (0.03, {"min_lr_rate": 0.1})
@@ -83,7 +90,7 @@ def test_stages_pass_the_settings_of_the_paper(pass_on, toy_run, script):
     assert data.dataset_name == str(toy_run.data)
     config = json.loads(Path(argv[argv.index("--deepspeed") + 1]).read_text(encoding="utf-8"))
     assert config["zero_optimization"]["stage"] == 2
-    assert ("optimizer" in config) == (name != "finetune_glm4voice_mtp10_stage2")
+    assert ("optimizer" in config) == (not name.endswith("mtp10_stage2"))
 
 
 def test_all_stages_are_tested():
@@ -94,7 +101,7 @@ def test_all_stages_are_tested():
 def test_stages_have_a_data_yaml_of_their_own(pass_on, script):
     _, argv = pass_on(script, 128, "first", DATA=None)
     path = os.path.normpath(argv[argv.index("--dataset_name") + 1])
-    stage = "stage2" if script == "finetune_glm4voice_mtp10_stage2.sh" else "stage1"
+    stage = "stage2" if script.endswith("mtp10_stage2.sh") else "stage1"
     assert path == str(ROOT / "configs" / f"sts_finetune_{stage}.yaml") and os.path.isfile(path)
 
 
@@ -105,6 +112,13 @@ def test_flags_override_in_the_order_stage_arguments_variable(pass_on, toy_run):
     model, _, training = parse_alone(argv)
     assert (training.learning_rate, training.max_steps, model.plan.ratio) == (0.2, 7, (1, 4))
     assert model.config_name == str(toy_run.config(1)) and "--deepspeed" not in argv
+
+
+def test_the_folder_of_the_speech_encoder_is_passed_on(pass_on):
+    script = "finetune_sensevoice_glm4voice_stage1.sh"
+    _, argv = pass_on(script, 64, "x", AUDIO_MODEL_NAME_OR_PATH="folder of SenseVoiceSmall")
+    assert parse_alone(argv)[0].audio_model_name_or_path == "folder of SenseVoiceSmall"
+    assert parse_alone(pass_on(script, 64, "x")[1])[0].audio_model_name_or_path is None
 
 
 def test_defaults_are_one_process_and_a_free_port(pass_on):

@@ -16,7 +16,8 @@ import torch
 from audio_tokenizers.tiny_folders import make_glm4voice_folders
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from vita_audio.models import Qwen2MTPConfig
+from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
@@ -31,6 +32,8 @@ SETTINGS = dict(
     tie_word_embeddings=True,
 )
 NUM_BACKBONE_LAYERS = 2
+ENCODER_SIZES = {"output_size": 8, "attention_heads": 2, "linear_units": 12, "num_blocks": 2, "tp_blocks": 1}
+ENCODER_SIZES |= {"vocab_size": 10}
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,17 @@ class ToyRun:
     folder: Path
     text_model: Path
     audio_tokenizer: Path
+    speech_encoder: Path
     data: Path
 
-    def config(self, num_modules: int, **changes) -> Path:
-        """Write the model config of a stage."""
+    def config(self, num_modules: int, *, plus: bool = False, **changes) -> Path:
+        """Write the model config of a stage; `plus`: with a speech encoder."""
         settings = {"num_hidden_layers": NUM_BACKBONE_LAYERS + num_modules, "vocab_size": NUM_TEXT_ROWS, **SETTINGS}
-        config = Qwen2MTPConfig(num_nextn_predict_layers=num_modules, **(settings | changes))
-        folder = self.folder / "-".join(["config", str(num_modules), *changes])
+        if plus:
+            settings["audio_config"] = ENCODER_SIZES
+        config_class = Qwen2MTPSenseVoiceConfig if plus else Qwen2MTPConfig
+        config = config_class(num_nextn_predict_layers=num_modules, **(settings | changes))
+        folder = self.folder / "-".join(["config", config.model_type, str(num_modules), *changes])
         config.save_pretrained(folder)
         return folder / "config.json"
 
@@ -72,9 +79,10 @@ class ToyRun:
 
 
 def make_toy_run(folder: Path) -> ToyRun:
-    """Write everything: 12 spoken samples, 4 text samples, a plain Qwen2 model."""
+    """Write everything: 12 spoken samples, 4 text samples, a plain Qwen2 model, a speech encoder."""
     torch.manual_seed(0)
     audio_tokenizer, _ = make_glm4voice_folders(folder)
+    speech_encoder = make_speech_encoder(folder / "speech_encoder")
     config = Qwen2Config(num_hidden_layers=NUM_BACKBONE_LAYERS, vocab_size=NUM_TEXT_ROWS, **SETTINGS)
     Qwen2ForCausalLM(config).save_pretrained(folder / "text_model")
     AutoTokenizer.from_pretrained(TINY_TOKENIZER).save_pretrained(folder / "text_model")
@@ -92,7 +100,15 @@ def make_toy_run(folder: Path) -> ToyRun:
         samples.append(json.dumps(sample))
     (folder / "data.jsonl").write_text("\n".join(samples), encoding="utf-8")
     (folder / "data.yaml").write_text("dataset:\n  toy:\n    data_paths: [data.jsonl]\n", encoding="utf-8")
-    return ToyRun(folder, folder / "text_model", audio_tokenizer, folder / "data.yaml")
+    return ToyRun(folder, folder / "text_model", audio_tokenizer, speech_encoder, folder / "data.yaml")
+
+
+def make_speech_encoder(folder: Path) -> Path:
+    """Write a folder like SenseVoiceSmall, with random weights."""
+    folder.mkdir()
+    torch.save(SenseVoiceSmall(SenseVoiceConfig(**ENCODER_SIZES)).state_dict(), folder / "model.pt")
+    SenseVoiceFrontEnd(torch.full((560,), -8.0), torch.full((560,), 0.2)).save_pretrained(folder)
+    return folder
 
 
 def stage_command(script: str, run: ToyRun, *arguments: object, bin_folder: Path | None = None, **variables: object):

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, StoppingCriteriaList
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
 from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.checkpoints.loading import load_weights, read_config
-from vita_audio.data.audio import load_audio
-from vita_audio.data.chat import encode_prompt
+from vita_audio.inference.prompts import Prompt, PromptEncoder, generate_inputs
 from vita_audio.inference.streaming import IdQueue, StopRequest, TextStream, generate_in_thread
-from vita_audio.inference.tasks import Audio
 from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.sensevoice import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
 MAX_NEW_TOKENS = 2048  # where neither the caller nor the checkpoint says otherwise
@@ -96,10 +96,16 @@ class SpeechLM:
     `InterleavePlan`, by default the checkpoint's. Keyword arguments beyond those named go to `generate`.
     """
 
-    def __init__(self, model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, audio_tokenizer: AudioTokenizer):
-        """Put the parts together.
+    def __init__(
+        self,
+        model: Qwen2MTPForCausalLM,
+        tokenizer: TextTokenizer,
+        audio_tokenizer: AudioTokenizer,
+        front_end: SenseVoiceFrontEnd | None = None,
+    ):
+        """Put the parts together; `front_end` is for models that hear continuous input.
 
-        Raises: ValueError if their vocabularies do not fit.
+        Raises: ValueError if their vocabularies do not fit, or if only some of them have continuous input.
         """
         if tokenizer.num_audio_codes != audio_tokenizer.vocab_size:
             raise ValueError(
@@ -111,9 +117,17 @@ class SpeechLM:
                 f"the model knows {model.config.vocab_size} tokens, its text tokenizer has {len(tokenizer)}; use the "
                 "tokenizer the model was trained with"
             )
+        has_encoder = isinstance(model.config, Qwen2MTPSenseVoiceConfig)
+        if tokenizer.continuous_roles and not (has_encoder and front_end):
+            raise ValueError(
+                f"the text tokenizer has audio of {', '.join(tokenizer.continuous_roles)} as continuous input, which "
+                f"needs a model with a speech encoder and a front end, got {model.config.model_type} and {front_end}"
+            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.audio_tokenizer = audio_tokenizer
+        num_positions = model.config.max_position_embeddings
+        self.prompt_encoder = PromptEncoder(tokenizer, audio_tokenizer, front_end, num_positions)
 
     @classmethod
     def from_pretrained(
@@ -123,6 +137,7 @@ class SpeechLM:
         device: str = "auto",
         dtype: torch.dtype | None = None,
         *,
+        audio_model: str | Path | None = None,
         offline: bool = False,
         any_audio_tokenizer: bool = False,
         **options,
@@ -133,6 +148,8 @@ class SpeechLM:
             name_or_path: Folder, or name on the hub.
             device: "auto" is the GPU if there is one. Without effect if `device_map` is given.
             dtype: Of the weights. None: bfloat16 on a GPU, float32 elsewhere.
+            audio_model: SenseVoiceSmall, folder or hub name, for a model with continuous input whose folder lacks the
+                normalisation of features (`am.mvn`), as the released ones do.
             offline: Do not ask the hub; take what was downloaded earlier.
             any_audio_tokenizer: Also take an audio tokenizer that the model was not trained with.
             options: Of the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
@@ -144,6 +161,7 @@ class SpeechLM:
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_audio_tokenizer(config.audio_tokenizer, describe_audio_tokenizer(audio_tokenizer), folder)
         tokenizer = TextTokenizer.from_pretrained(folder)
+        front_end = load_front_end(tokenizer, folder, audio_model)
         device = resolve_device(device)
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
@@ -154,7 +172,7 @@ class SpeechLM:
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "
                 f"({len(missing)} in all); get the folder again, or train what is new with tools/finetune_sts.py"
             )
-        return cls(model, tokenizer, audio_tokenizer)
+        return cls(model, tokenizer, audio_tokenizer, front_end)
 
     def respond(
         self, conversation: Mapping[str, Any], plan: Plan | None = None, *, decode_audio: bool = True, **generation
@@ -176,20 +194,14 @@ class SpeechLM:
             decode_audio: Make waves of the codes.
         """
         start = perf_counter()
-        prompts = [self.prompt_ids(conversation) for conversation in conversations]
+        prompts = [self._encode(conversation) for conversation in conversations]
         if not prompts:
             return []
         num_prompt = max(map(len, prompts))
         options = self._generation_options(num_prompt, plan, generation)
-        # a repetition penalty counts padding too, so it repeats a token that the prompt has anyway
-        padded = [prompt[:1] * (num_prompt - len(prompt)) + prompt for prompt in prompts]
-        mask = [[0] * (num_prompt - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        inputs = generate_inputs(prompts, self.model.device)
         encoded = perf_counter()
-        output = self.model.generate(
-            torch.tensor(padded, device=self.model.device),
-            attention_mask=torch.tensor(mask, device=self.model.device),
-            **options | {"return_dict_in_generate": True},
-        )
+        output = self.model.generate(**inputs, **options | {"return_dict_in_generate": True})
         rows = output.sequences[:, num_prompt:].tolist()
         generated = perf_counter()
         answers = [_until_end(row, options["eos_token_id"]) for row in rows]
@@ -218,15 +230,13 @@ class SpeechLM:
         audio codes ends. Wrong input raises here; what goes wrong while generating is raised by `next`. Closing or
         dropping the iterator ends the generation.
         """
-        prompt = self.prompt_ids(conversation)
+        prompt = self._encode(conversation)
         options = self._generation_options(len(prompt), plan, generation)
         criteria = options.pop("stopping_criteria", [])
 
         def generate(ids: IdQueue, stop: StopRequest) -> None:
-            input_ids = torch.tensor([prompt], device=self.model.device)
             self.model.generate(
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
+                **generate_inputs([prompt], self.model.device),
                 streamer=ids,
                 stopping_criteria=StoppingCriteriaList([*criteria, stop]),
                 **options,
@@ -239,24 +249,10 @@ class SpeechLM:
 
         Raises: SampleError (a ValueError), AudioError, FileNotFoundError; ValueError if the audio alone is too long.
         """
-        return encode_prompt(conversation, self.tokenizer, self._audio_ids, self._layout_plan())[0]
+        return self._encode(conversation).ids
 
-    def _audio_ids(self, audio: Audio, role: str) -> list[int]:
-        """Return the ids of one audio, whoever speaks."""
-        if isinstance(audio, list):
-            if not audio:
-                raise ValueError("a list of audio codes must not be empty, got []; leave the audio out")
-            return self.tokenizer.audio_ids(audio)
-        rate = self.audio_tokenizer.sample_rate
-        wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate), rate)
-        seconds = wave.shape[-1] / rate
-        max_seconds = self.model.config.max_position_embeddings / self.audio_tokenizer.frame_rate
-        if seconds > max_seconds:
-            name = "audio" if isinstance(audio, tuple) else audio
-            raise ValueError(
-                f"{name}: too long, the model reads at most {max_seconds:.0f} s, got {seconds:.0f} s; cut it into parts"
-            )
-        return self.tokenizer.audio_ids(self.audio_tokenizer.encode(wave, rate))
+    def _encode(self, conversation: Mapping[str, Any]) -> Prompt:
+        return self.prompt_encoder.encode(conversation, self._layout_plan())
 
     def _layout_plan(self) -> InterleavePlan:
         """Return how earlier spoken answers are laid out: as the checkpoint was trained."""

@@ -137,7 +137,7 @@ class Qwen2MTPSenseVoiceForCausalLM(Qwen2MTPForCausalLM):
 
     config_class = Qwen2MTPSenseVoiceConfig
     backbone_class = Qwen2MTPSenseVoiceModel
-    _no_split_modules = ["Qwen2DecoderLayer", "SenseVoiceLayer"]
+    _no_split_modules = ["Qwen2DecoderLayer", "AudioModel"]
 
     def mtp_chain(self, inputs_embeds: Tensor, hidden_states: Tensor, *args, **kwargs) -> Iterator[Tensor]:
         return super().mtp_chain(inputs_embeds.detach(), hidden_states.detach(), *args, **kwargs)

@@ -33,7 +33,8 @@ NUM_MELS = 80
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms
 STACKED_FRAMES = 7  # in a row of features
-STACK_STEP = 6  # frames between two rows: one row for 60 ms
+STACK_STEP = 6  # frames between two rows
+ROWS_PER_SECOND = INPUT_RATE / (HOP * STACK_STEP)
 FEATURE_SIZE = NUM_MELS * STACKED_FRAMES
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 
 from vita_audio.interleave import MODES, InterleavePlan
+from vita_audio.text import parse_audio_input
 
 
 def option(help: str, default: object = None) -> object:
@@ -61,9 +62,7 @@ class ModelArguments:
         if self.mtp_loss_weight is not None and self.mtp_loss_weight < 0:
             raise ValueError(f"--mtp_loss_weight must be 0 or more, got {self.mtp_loss_weight}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
-        if wrong := [pair for pair in self.audio_input or () if pair.count("=") != 1]:
-            raise ValueError(f"--audio_input must be pairs such as user=continuous, got {wrong[0]!r}")
-        self.audio_input_roles = dict(pair.split("=") for pair in self.audio_input or ())
+        self.audio_input_roles = parse_audio_input(self.audio_input or ())
 
 
 @dataclass

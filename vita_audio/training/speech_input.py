@@ -1,4 +1,4 @@
-"""Continuous speech input in a stage: the features, the encoder's weights, and what of the encoder trains."""
+"""Continuous speech input in a stage: that model and tokenizer agree, the encoder's weights, what of it trains."""
 
 from __future__ import annotations
 
@@ -8,29 +8,11 @@ from collections.abc import Iterable
 from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
-from vita_audio.models.sensevoice import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.models.surgery import load_speech_encoder
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import ModelArguments
 
 logger = logging.getLogger(__name__)
-
-
-def load_front_end(arguments: ModelArguments, tokenizer: TextTokenizer) -> SenseVoiceFrontEnd | None:
-    """Load what makes features, from the speech encoder's folder or else the checkpoint; None without such input.
-
-    Raises: FileNotFoundError that says what to give; ValueError for a damaged file.
-    """
-    if not tokenizer.continuous_roles:
-        return None
-    name = arguments.audio_model_name_or_path or arguments.model_name_or_path
-    folder = name and find_checkpoint(name)
-    if folder is None or not (folder / CMVN_FILE).is_file():
-        raise FileNotFoundError(
-            f"audio of {', '.join(tokenizer.continuous_roles)} is continuous input, whose normalisation ({CMVN_FILE}) "
-            f"is not in {folder}; give --audio_model_name_or_path, the folder of a SenseVoiceSmall"
-        )
-    return SenseVoiceFrontEnd.from_pretrained(folder)
 
 
 def check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, arguments: ModelArguments) -> None:
@@ -63,7 +45,7 @@ def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], a
     Args:
         missing: Parameters that the checkpoint lacked.
     Returns: Those of them that have nothing to do with speech input.
-    Raises: FileNotFoundError, ValueError for a folder whose weights do not fit, and if a frozen encoder has none.
+    Raises: FileNotFoundError, ValueError for a folder whose weights do not fit, or if there is no encoder anywhere.
     """
     missing = set(missing)
     encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
@@ -72,13 +54,11 @@ def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], a
         folder = find_checkpoint(arguments.audio_model_name_or_path)
         load_speech_encoder(model, folder)
         logger.info("speech encoder from %s", folder)
-    elif encoder and arguments.audio_model_freeze:
+    elif encoder:
         raise ValueError(
-            "the checkpoint has no speech encoder, and a frozen one at random hears nothing; give "
+            f"the checkpoint lacks the speech encoder ({len(encoder)} tensors such as {min(encoder)}); give "
             "--audio_model_name_or_path, the folder of a SenseVoiceSmall"
         )
-    elif encoder:
-        logger.warning("the speech encoder starts at random; --audio_model_name_or_path gives it weights")
     if projection:
         logger.info("the projection of the speech encoder starts at random")
     return missing - encoder - projection

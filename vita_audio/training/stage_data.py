@@ -11,13 +11,13 @@ from datasets import Dataset
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer, is_continuous
 from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
+from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
 from vita_audio.models.sensevoice import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechTrainingArguments
-from vita_audio.training.speech_input import load_front_end
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def load_stage_data(
         continuous_input=is_continuous(model_arguments.audio_tokenizer_type),
         audio_input=model_arguments.audio_input_roles,
     )
-    front_end = load_front_end(model_arguments, tokenizer)
+    front_end = load_front_end(tokenizer, model_arguments.model_name_or_path, model_arguments.audio_model_name_or_path)
     output_dir = Path(training_arguments.output_dir)
     code_dir = Path(data_arguments.audio_code_dir or output_dir / "audio_codes")
     with training_arguments.main_process_first(local=True, desc="packing"):
@@ -83,7 +83,9 @@ def load_stage_data(
                 progress=is_main,
             )
         except MissingCodesError as error:
-            command = extraction_command(model_arguments, data_arguments, code_dir, seed=training_arguments.seed)
+            command = extraction_command(
+                model_arguments, data_arguments, tokenizer, code_dir, seed=training_arguments.seed
+            )
             raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     if training_arguments.process_index == 0:
         logger.info("%s", report.summary())
@@ -91,13 +93,19 @@ def load_stage_data(
 
 
 def extraction_command(
-    model_arguments: ModelArguments, data_arguments: DataArguments, code_dir: Path, *, seed: int
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    tokenizer: TextTokenizer,
+    code_dir: Path,
+    *,
+    seed: int,
 ) -> str:
     """Return the command that makes the codes of a data yaml; the seed decides which of its rows are used."""
     path = model_arguments.audio_tokenizer_path
+    roles = " ".join(f"{role}={how}" for role, how in tokenizer.audio_input.items())
     return (
         f"python tools/extract_audio_codes.py --data {data_arguments.dataset_name} --codes {code_dir} --seed {seed} "
-        f"--audio-tokenizer-type {model_arguments.audio_tokenizer_type}"
+        f"--audio-tokenizer-type {model_arguments.audio_tokenizer_type} --audio-input {roles}"
     ) + (f" --audio-tokenizer-path {path}" if path else "")
 
 
