@@ -74,7 +74,12 @@ def prepare(argv: Sequence[str] | None) -> tuple[SpeechTrainer | None, str | Non
         model=model,
         args=training_arguments,
         train_dataset=data.packs,
-        data_collator=PackCollator(data.tokenizer.pad_id, data.front_end),
+        data_collator=PackCollator(
+            data.tokenizer.pad_id,
+            data.front_end,
+            code_noise=data_arguments.audio_code_noise,
+            code_ids=data.tokenizer.code_ids,
+        ),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
     )

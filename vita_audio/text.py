@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -46,7 +47,7 @@ class TextTokenizer:
     """A Hugging Face tokenizer that also knows audio codes and ChatML turns.
 
     Attributes:
-        base: The Hugging Face tokenizer, with all tokens added.
+        base: The Hugging Face tokenizer, with all tokens and the chat template added.
         num_audio_codes: Size of the audio codebook; 0 for a text-only vocabulary.
         audio_input: For each role, how its audio enters the model; kept in `tokenizer_config.json`.
         first_audio_id: Token id of audio code 0; code c is `first_audio_id + c`.
@@ -90,6 +91,7 @@ class TextTokenizer:
         base.add_tokens([AUDIO_CODE_FORMAT.format(code) for code in range(num_audio_codes)])
         vocabulary = base.get_vocab()
         base.init_kwargs["audio_input"] = self.audio_input
+        base.chat_template = chat_template()
         self.base = base
         self.num_audio_codes = num_audio_codes
         self.first_audio_id = vocabulary[AUDIO_CODE_FORMAT.format(0)] if has_audio else len(base)
@@ -163,6 +165,11 @@ class TextTokenizer:
         text_ids, _ = self.split(ids)
         return self.base.decode(text_ids, skip_special_tokens=True)
 
+    @property
+    def code_ids(self) -> range:
+        """Token ids of the audio codes."""
+        return range(self.first_audio_id, self.first_audio_id + self.num_audio_codes)
+
     def is_audio(self, token_id: int) -> bool:
         return self.first_audio_id <= token_id < self.first_audio_id + self.num_audio_codes
 
@@ -198,6 +205,12 @@ class TextTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.base.save_pretrained(folder)
+
+
+@lru_cache
+def chat_template() -> str:
+    """Return the turns of a conversation as a jinja template, for `apply_chat_template` of transformers."""
+    return (Path(__file__).parent / "assets" / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

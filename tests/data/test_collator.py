@@ -66,6 +66,17 @@ def model(request):
     return Qwen2ForCausalLM(config).eval()
 
 
+def test_code_noise_changes_only_what_is_read_of_the_codes():
+    clean, codes = PackCollator(PAD)([pack([50, 150])]), range(5, 30)
+    torch.manual_seed(0)
+    noisy = PackCollator(PAD, code_noise=0.5, code_ids=codes)([pack([50, 150])])
+    assert all(torch.equal(noisy[name], clean[name]) for name in clean if name != "input_ids")
+    was_code = (clean["input_ids"] >= 5) & (clean["input_ids"] < 30)
+    changed = noisy["input_ids"] != clean["input_ids"]
+    assert not changed[~was_code].any() and 0.3 < changed[was_code].float().mean() < 0.6
+    assert set(noisy["input_ids"][changed].tolist()) <= set(codes)
+
+
 @torch.no_grad()
 def test_packed_logits_equal_separate_logits(model):
     packs = [pack([1, 5, 2, 7]), pack([4, 1], seed=1)]

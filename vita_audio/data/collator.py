@@ -31,10 +31,15 @@ class PackCollator:
     Attributes:
         pad_id: Token id of the padding.
         front_end: Makes the features of continuous input.
+        code_noise: Share of the audio codes that the model reads as random other codes; labels stay true. Keeps a small
+            model from learning recordings by heart. Drawn from torch's global generator.
+        code_ids: Token ids of the audio codes.
     """
 
     pad_id: int
     front_end: SenseVoiceFrontEnd | None = None
+    code_noise: float = 0.0
+    code_ids: range = range(0)
 
     def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `input_ids`, `labels`, `position_ids` (batch, time), int64, and `loss_weights`, float32, if given.
@@ -51,6 +56,8 @@ class PackCollator:
             raise ValueError("packs must not carry an attention_mask: with one, their documents see each other")
         length = max(len(pack["input_ids"]) for pack in packs)
         batch: dict[str, Any] = {name: self._stack(packs, name, length) for name in _COLUMNS if name in names}
+        if self.code_noise:
+            self._disturb(batch["input_ids"])
         if "audio_paths" in names:
             batch["audios"], batch["audio_indices"] = [], []
             for row, pack in enumerate(packs):
@@ -59,6 +66,11 @@ class PackCollator:
                     batch["audios"].append(self._features(str(path), int(num_rows)))
                     batch["audio_indices"].append(torch.stack([torch.full_like(places, row), places])[:, None])
         return batch
+
+    def _disturb(self, input_ids: Tensor) -> None:
+        is_code = (input_ids >= self.code_ids.start) & (input_ids < self.code_ids.stop)
+        is_hit = is_code & (torch.rand(input_ids.shape) < self.code_noise)
+        input_ids[is_hit] = torch.randint(self.code_ids.start, self.code_ids.stop, (int(is_hit.sum()),))
 
     def _features(self, path: str, num_rows: int) -> Tensor:
         """Return the features of an audio file that has so many placeholders, (rows, 560)."""

@@ -77,6 +77,7 @@ class DataArguments:
     extract_codes: bool = option("Encode audio that has no codes yet before training", False)
     preprocessing_num_workers: int = option("Processes that pack the data; 0: the main one", 0)
     user_audio_loss_weight: float = option("Also learn the codes of user speech, with this loss weight", 0.0)
+    audio_code_noise: float = option("Share of audio codes that are read as random ones, against overfitting", 0.0)
 
     def __post_init__(self):
         if self.dataset_name is None:
@@ -85,6 +86,8 @@ class DataArguments:
             raise FileNotFoundError(f"--dataset_name: no such data yaml: {self.dataset_name}")
         if self.user_audio_loss_weight < 0:
             raise ValueError(f"--user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
+        if not 0 <= self.audio_code_noise < 1:
+            raise ValueError(f"--audio_code_noise must be in [0, 1), got {self.audio_code_noise}")
 
 
 @dataclass
