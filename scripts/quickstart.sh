@@ -6,8 +6,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/scripts/setup_env.sh"
-cd "$root"
-venv=${VENV:-$root/.venv}
+venv=$(cd "${VENV:-$root/.venv}" && pwd)
 export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions} # where DeepSpeed builds its extension, once
-exec python tools/quickstart.py "$@"
+exec python "$root/tools/quickstart.py" "$@"

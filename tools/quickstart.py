@@ -10,6 +10,7 @@ outputs/quickstart_long and outputs/quickstart_ci.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -23,7 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE_SCRIPTS = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
-TEXT_MODEL = Path("vita_audio/assets/tiny_text_lm")
+ASSETS = Path("vita_audio/assets")
+TEXT_MODEL = ASSETS / "tiny_text_lm"
+EMBEDDED = "embedded"  # as a path: the speech tokenizer or decoder in ASSETS
 MARK = "quickstart.json"  # in a folder that is ours, with the settings it was made with
 STOPPED_BY_USER = 130
 LOG_ENTRIES = 75  # of a stage, for its curves
@@ -147,6 +150,28 @@ class Run:
         return flags + (["--audio-decoder-path", self.decoder_path] if decoder and self.decoder_path else [])
 
 
+def fingerprints(run: Run) -> dict[str, str]:
+    """Return hashes of the weights that everything is made with; where they have no folder here, their name."""
+    parts = {"speech_tokenizer": run.tokenizer_path, "speech_decoder": run.decoder_path}
+    parts = {name: ASSETS / name if path in (None, EMBEDDED) else path for name, path in parts.items()}
+    parts["text_model"] = TEXT_MODEL
+    return {name: _hash_folder(ROOT / path) if (ROOT / path).is_dir() else str(path) for name, path in parts.items()}
+
+
+def _hash_folder(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(hashlib.blake2b(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def seen_from_root(path: str | Path) -> Path:
+    """Return a path of the folder we are in as one of the repository's root, where all commands run."""
+    path = Path(path).absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def plan_steps(run: Run) -> list[Step]:
     """List what is to be done, in order."""
     starts = [TEXT_MODEL, *(run.folder / stage.name for stage in STAGES)]
@@ -188,7 +213,7 @@ def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
         "DATA": str(run.corpus / stage.data),
         "OUTPUT_ROOT": str(run.folder),
         "AUDIO_CODE_DIR": str(run.codes),
-        "AUDIO_TOKENIZER_PATH": run.tokenizer_path or "embedded",
+        "AUDIO_TOKENIZER_PATH": run.tokenizer_path or EMBEDDED,
     }
     title = f"train {stage.name}" + (", after DeepSpeed has built its extension" if stage is STAGES[0] else "")
     return Step(stage.name, title, output / "train_results.json", command, environment)
@@ -271,8 +296,8 @@ def run_steps(steps: Sequence[Step], progress: Progress, outlook: Mapping[str, f
         progress.mark(step, (time.monotonic() - start) / 60)
 
 
-def print_result(run: Run) -> None:
-    """Say what came out and where it lies."""
+def print_result(run: Run, caller: Path) -> None:
+    """Say what came out and where it lies, to somebody in the folder `caller`."""
     answer = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))["answer"]
     flags = ["--model", str(run.model), "--task", "sts", "--audio", answer["question_wav"], *run.audio_flags()]
     rows = {
@@ -283,9 +308,9 @@ def print_result(run: Run) -> None:
         "report": f"{run.folder / 'report.md'} and report.json",
         "pictures": ", ".join(str(path) for path in sorted(run.folder.glob("*.png"))),
         "model": str(run.model),
-        "ask more": shlex.join(["python", "tools/inference_sts.py", *flags]),
+        "ask more": shlex.join([str(seen_from_root(sys.executable)), "tools/inference_sts.py", *flags]),
     }
-    print()
+    print("" if caller == ROOT else f"\nIn {ROOT}:")
     for name, value in rows.items():
         print(f"{name:>9}: {value}")
 
@@ -303,14 +328,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+def read_path(variable: str) -> str | None:
+    """Return a path from the environment; what is no path here may be a name that programs know."""
+    value = os.environ.get(variable)
+    return str(seen_from_root(value)) if value and Path(value).exists() else value or None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    os.chdir(ROOT)
     form = FORMS[options.form]
-    audio_paths = [os.environ.get(name) or None for name in ("AUDIO_TOKENIZER_PATH", "AUDIO_DECODER_PATH")]
-    run = Run(form, options.output or Path(form.folder), *audio_paths)
+    audio_paths = [read_path(name) for name in ("AUDIO_TOKENIZER_PATH", "AUDIO_DECODER_PATH")]
+    run = Run(form, seen_from_root(options.output) if options.output else Path(form.folder), *audio_paths)
+    caller = Path.cwd()
+    os.chdir(ROOT)
     settings = {name: value for name, value in asdict(form).items() if name not in ("minutes", "note")}
-    settings |= {"stages": [asdict(stage) for stage in STAGES], "audio_paths": audio_paths}
+    settings |= {"stages": [asdict(stage) for stage in STAGES], **fingerprints(run)}
     try:
         open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)
     except ValueError as error:
@@ -326,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:
         print("\nquickstart: a step failed, see above; once that is mended the same command continues", file=sys.stderr)
         return error.returncode if error.returncode > 0 else 1
-    print_result(run)
+    print_result(run, caller)
     minutes = progress.minutes(steps)
     if was_done:
         print(f"\nEverything is done already (it took {minutes:.1f} minutes); --fresh starts over.")

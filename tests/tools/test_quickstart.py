@@ -145,6 +145,86 @@ def test_fresh_deletes_only_folders_of_its_own(tmp_path):
     assert (foreign / "thesis.txt").exists()
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """The folder the user is in; the working folder is put back after the test."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[Run]:
+    """Runs that the program began; none of their steps is run."""
+    seen = []
+    monkeypatch.setattr(quickstart, "plan_steps", lambda run: seen.append(run) or [])
+    monkeypatch.setattr(quickstart, "print_result", lambda run, caller: None)
+    return seen
+
+
+@pytest.mark.parametrize("changed", ["speech_tokenizer", "speech_decoder"])
+def test_other_weights_than_those_of_a_folder_are_one_line_and_start_over_with_fresh(
+    elsewhere, runs, monkeypatch, capsys, changed
+):
+    weights = {"speech_tokenizer": "tokenizer", "speech_decoder": "decoder"}
+    for name, folder in weights.items():
+        (elsewhere / folder).mkdir()
+        (elsewhere / folder / "model.safetensors").write_text("weights")
+        monkeypatch.setenv(f"AUDIO_{name.removeprefix('speech_').upper()}_PATH", folder)
+
+    def start(*more: str) -> int:
+        os.chdir(elsewhere)
+        return quickstart.main(["--ci", "--output", "out", *more])
+
+    assert start() == start() == 0
+    (elsewhere / weights[changed] / "model.safetensors").write_text("other weights")
+    assert start() == 2
+    error = capsys.readouterr().err
+    assert f"made with other settings ({changed}); start over with --fresh" in error and error.count("\n") == 1
+    assert start("--fresh") == start() == 0
+
+
+def test_the_embedded_weights_are_part_of_the_settings(elsewhere, runs, monkeypatch):
+    plain = quickstart.fingerprints(Run(FORMS["ci"], elsewhere))
+    assert set(plain) == {"speech_tokenizer", "speech_decoder", "text_model"} and len(set(plain.values())) == 3
+    assert quickstart.fingerprints(Run(FORMS["ci"], elsewhere, "embedded", "embedded")) == plain
+    monkeypatch.setattr(quickstart, "ASSETS", elsewhere)
+    (elsewhere / "speech_decoder").mkdir()
+    assert quickstart.fingerprints(Run(FORMS["ci"], elsewhere))["speech_decoder"] != plain["speech_decoder"]
+
+
+def test_paths_count_from_the_folder_of_the_user(elsewhere, runs, monkeypatch):
+    (elsewhere / "mine").mkdir()
+    monkeypatch.setenv("AUDIO_TOKENIZER_PATH", "mine")
+    monkeypatch.setenv("AUDIO_DECODER_PATH", "embedded")
+    assert quickstart.main(["--ci", "--output", "../out"]) == 0
+    assert Path.cwd() == ROOT
+    assert runs == [Run(FORMS["ci"], elsewhere / ".." / "out", str(elsewhere / "mine"), "embedded")]
+    assert (elsewhere.parent / "out" / quickstart.MARK).is_file()
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_scripts_start_in_any_folder_with_the_environment_named_from_there(elsewhere, script):
+    """A finished environment whose Python writes down where it was started and with what."""
+    scripts = elsewhere.parent / "repository" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "setup_env.sh").write_text("")
+    (scripts / script).write_text((ROOT / "scripts" / script).read_text())
+    python = elsewhere / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/usr/bin/env bash\necho "$PWD $*"\n')
+    python.chmod(0o755)
+    command = ["bash", str(scripts / script), "--output", "mine"]
+    environment = os.environ | {"VENV": "venv"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    started = {
+        "quickstart.sh": f"{elsewhere} {scripts.parent}/tools/quickstart.py --output mine",
+        "test.sh": f"{scripts.parent} -m pytest --output mine",
+    }
+    assert result.stdout.strip() == started[script]
+
+
 def test_a_foreign_folder_is_one_line_and_an_exit_code(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert quickstart.main(["--ci", "--output", str(tmp_path)]) == 2
@@ -155,8 +235,11 @@ def test_the_end_says_where_things_lie(run, capsys):
     run.folder.mkdir()
     answer = {"question_wav": "q.wav", "wav": "a.wav", "text": "paris", "transcript": ""}
     (run.folder / "report.json").write_text(json.dumps({"answer": answer}))
-    print_result(run)
+    print_result(run, ROOT)
     lines = capsys.readouterr().out
+    assert f"In {ROOT}:" not in lines and f"ask more: {sys.executable} tools/inference_sts.py" in lines
     for text in ("q.wav", "a.wav", "paris", "(nothing)", "report.md", f"--model {run.folder / 'stage4'} --task sts"):
         assert text in lines
     assert lines.rstrip().endswith("--audio-tokenizer-path my_tokenizer --audio-decoder-path my_decoder")
+    print_result(run, run.folder)
+    assert capsys.readouterr().out.startswith(f"\nIn {ROOT}:\n")
