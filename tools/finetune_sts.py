@@ -4,7 +4,7 @@
     python tools/finetune_sts.py arguments.json
 
 The output folder gets the model, its tokenizer, curves.png and train_results.json. The same command again continues a
-run that was stopped, and does nothing when it is done.
+run that was stopped, and does nothing when it is done; with another model, data or learning rate it is refused.
 """
 
 import json
@@ -23,8 +23,10 @@ from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, ar
 from vita_audio.training.curves import draw_curves, summarise
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,
+    NUM_PROCESSES,
     RESULTS_FILE,
     RunState,
+    check_arguments,
     clear_run,
     inspect_run_folder,
     last_checkpoint,
@@ -98,12 +100,15 @@ def start_logging(training_arguments: SpeechTrainingArguments) -> None:
 def open_run(arguments: Arguments) -> bool:
     """Look at the output folder and mark it as that of this run; return False if the run is done.
 
-    Raises: FileExistsError if the folder holds something else.
+    Raises: FileExistsError if the folder holds something else or a run with other arguments.
     """
     training_arguments = arguments[2]
+    values = argument_values(arguments) | {NUM_PROCESSES: training_arguments.world_size}
     folder = Path(training_arguments.output_dir)
     overwrite = training_arguments.overwrite_output_dir
     state = RunState.NEW if overwrite else inspect_run_folder(folder)
+    if state is not RunState.NEW:
+        check_arguments(folder, values, state)
     training_arguments.distributed_state.wait_for_everyone()  # all have looked before one writes
     if state is RunState.FINISHED:
         return False
@@ -111,7 +116,7 @@ def open_run(arguments: Arguments) -> bool:
         if overwrite:
             clear_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ARGUMENTS_FILE).write_text(json.dumps(argument_values(arguments), indent=2) + "\n", encoding="utf-8")
+        (folder / ARGUMENTS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         logger.info("arguments: %s", json.dumps(argument_values(arguments, changed_only=True)))
     training_arguments.distributed_state.wait_for_everyone()
     return True

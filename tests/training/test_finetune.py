@@ -71,6 +71,15 @@ def test_a_finished_run_is_left_alone(stages, toy_run):
     assert (stages[0] / RESULTS_FILE).stat().st_mtime_ns == before
 
 
+def test_a_finished_run_is_not_taken_for_one_with_other_arguments(stages, toy_run, capsys):
+    before = (stages[0] / ARGUMENTS_FILE).read_bytes()
+    with pytest.raises(SystemExit):
+        train(toy_run.flags(stages[0], max_steps=2, learning_rate=2e-3, model_name_or_path=stages[1]))
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"finished run .*learning_rate 0\.001, now 0\.002; model_name_or_path .*--overwrite_outp", message)
+    assert (stages[0] / ARGUMENTS_FILE).read_bytes() == before
+
+
 def test_a_killed_run_continues_as_if_nothing_had_happened(stages, toy_run, tmp_path):
     def flags(output_dir):
         return toy_run.flags(

@@ -1,10 +1,14 @@
+import json
+
 import pytest
 
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,
+    NUM_PROCESSES,
     RESULTS_FILE,
     STATE_FILE,
     RunState,
+    check_arguments,
     clear_run,
     inspect_run_folder,
     last_checkpoint,
@@ -60,3 +64,50 @@ def test_clearing_leaves_what_is_not_of_the_run(tmp_path):
         (tmp_path / name).touch()
     clear_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+ARGUMENTS = {
+    "model_name_or_path": "models/a",
+    "dataset_name": "a.yaml",
+    "learning_rate": 1e-3,
+    "max_steps": 100,
+    "per_device_train_batch_size": 4,
+    "audio_code_dir": "codes",
+    "logging_steps": 10,
+    NUM_PROCESSES: 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "states"),
+    [
+        ({}, "started finished"),
+        ({"audio_code_dir": "elsewhere", "logging_steps": 1}, "started finished"),
+        ({"model_name_or_path": "./models/../models/a"}, "started finished"),
+        ({"max_steps": 200}, "started"),
+        ({"max_steps": 50}, ""),
+        ({"per_device_train_batch_size": 8, NUM_PROCESSES: 1}, "started finished"),
+        ({"per_device_train_batch_size": 8}, ""),
+        ({"model_name_or_path": "models/b"}, ""),
+        ({"dataset_name": "b.yaml"}, ""),
+        ({"learning_rate": 1e-4}, ""),
+    ],
+)
+def test_a_run_goes_on_with_arguments_that_mean_the_same(tmp_path, changes, states):
+    (tmp_path / ARGUMENTS_FILE).write_text(json.dumps(ARGUMENTS))
+    for state in (RunState.STARTED, RunState.FINISHED):
+        if state.value in states:
+            check_arguments(tmp_path, ARGUMENTS | changes, state)
+        else:
+            name = next(iter(changes))
+            message = (
+                f"a {state.value} run with other arguments .{name} .*, now {changes[name]!r}.; .*--overwrite_output"
+            )
+            with pytest.raises(FileExistsError, match=message):
+                check_arguments(tmp_path, ARGUMENTS | changes, state)
+
+
+def test_a_damaged_arguments_file_is_named(tmp_path):
+    (tmp_path / ARGUMENTS_FILE).write_text("{")
+    with pytest.raises(FileExistsError, match=f"{ARGUMENTS_FILE} is damaged .*--overwrite_output_dir"):
+        check_arguments(tmp_path, ARGUMENTS, RunState.STARTED)

@@ -5,13 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
+from typing import Any
+
+from vita_audio.training.arguments import DataArguments, ModelArguments
 
 ARGUMENTS_FILE = "run_arguments.json"  # written first: marks a folder as one of ours
 RESULTS_FILE = "train_results.json"  # written last: marks a finished run
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint
 
+NUM_PROCESSES = "num_processes"  # in the arguments file, beside the arguments
+
+# What a run learns: all about model and data except where results are kept and how they are computed, and these.
+_LEARNING = frozenset(
+    ("max_steps", "num_train_epochs", "learning_rate", "mtp_model_lr_mult", "lr_scheduler_type", "lr_scheduler_kwargs")
+    + ("warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
+    + ("max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
+)
+_BATCH = frozenset(("per_device_train_batch_size", "gradient_accumulation_steps"))
+_FREE = frozenset(
+    ("audio_code_dir", "pack_cache_dir", "extract_codes", "preprocessing_num_workers", "attn_implementation")
+)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -38,6 +55,43 @@ def inspect_run_folder(folder: str | Path) -> RunState:
             "choose another folder, or pass --overwrite_output_dir to write into this one"
         )
     return RunState.FINISHED if RESULTS_FILE in names else RunState.STARTED
+
+
+def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunState) -> None:
+    """Check that a started or finished run had the same arguments, as far as they decide what is learnt.
+
+    A run that is not finished may get more `max_steps`, and another batch on another number of processes.
+
+    Args:
+        values: Arguments by name and `NUM_PROCESSES`, as they are in `ARGUMENTS_FILE`.
+    Raises: FileExistsError that names the differences.
+    """
+    advice = "choose another folder, or pass --overwrite_output_dir true to start anew in this one"
+    try:
+        stored = json.loads((Path(folder) / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileExistsError(f"--output_dir {folder}: {ARGUMENTS_FILE} is damaged ({error}); {advice}") from error
+    compared = {item.name for part in (ModelArguments, DataArguments) for item in fields(part)} - _FREE | _LEARNING
+    if stored.get(NUM_PROCESSES) == values[NUM_PROCESSES]:
+        compared |= _BATCH
+    if state is RunState.STARTED and 0 < stored.get("max_steps", 0) < values["max_steps"]:
+        compared -= {"max_steps"}
+    differences = [
+        f"{name} {stored[name]!r}, now {values[name]!r}"
+        for name in sorted(compared & stored.keys() & values.keys())
+        if not _same(stored[name], values[name])
+    ]
+    if differences:
+        raise FileExistsError(
+            f"--output_dir {folder} holds a {state.value} run with other arguments ({'; '.join(differences)}); {advice}"
+        )
+
+
+def _same(stored: Any, given: Any) -> bool:
+    """Compare values of an argument; a file may be written in several ways."""
+    if isinstance(stored, str) and isinstance(given, str):
+        return Path(stored).resolve() == Path(given).resolve()
+    return stored == given
 
 
 def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
