@@ -127,7 +127,7 @@ def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(toy_run.flags(tmp_path / "run", audio_code_dir=tmp_path / "none", pack_cache_dir=tmp_path / "packs"))
     message = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"no codes for .*extract_audio_codes.py --data .*data.yaml --codes .*none --audio", message)
+    assert re.search(r"no codes for .*extract_audio_codes.py --data .*data.yaml --codes .*none --seed 42 --audio", message)
 
 
 def test_a_json_file_is_enough(stages, toy_run, tmp_path):
