@@ -210,7 +210,7 @@ class CorpusSize:
 
 SIZES = {
     "ci": CorpusSize(4, 2, 4, 4, 2, 1, 1, 1),
-    "quick": CorpusSize(210, 140, 350, 63, 20, 2, 2, 3),
+    "quick": CorpusSize(420, 280, 700, 63, 20, 1, 2, 3),
     "long": CorpusSize(1500, 600, 2200, 63, 60, 4, 8, 16),
 }
 

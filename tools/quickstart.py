@@ -50,9 +50,9 @@ STAGES = (
         "finetune_glm4voice_stage1.sh",
         0,
         "stage1.yaml",
-        "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3",
+        "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.1",
     ),
-    Stage("stage2", "finetune_glm4voice_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 1e-3"),
+    Stage("stage2", "finetune_glm4voice_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3"),
     Stage("stage3", "finetune_glm4voice_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3"),
     Stage("stage4", "finetune_glm4voice_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4"),
 )
@@ -76,11 +76,11 @@ FORMS = {
     "quick": Form(
         folder="outputs/quickstart",
         corpus_size="quick",
-        steps=(1500, 150, 200, 150),
+        steps=(4000, 1500, 400, 250),
         batch_size=3,
         seq_length=512,
         num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes={"corpus": 3, "codes": 1, "stage1": 6, "stage2": 1, "stage3": 3, "stage4": 2, "evaluation": 4},
+        minutes={"corpus": 4, "codes": 0.5, "stage1": 9, "stage2": 2, "stage3": 3, "stage4": 2.5, "evaluation": 4},
     ),
     "long": Form(
         folder="outputs/quickstart_long",

@@ -24,7 +24,14 @@ from training_loop import TrainingLoop, add_loop_arguments
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.base import AudioTokenizer
-from vita_audio.speech_decoder.config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, HiFTConfig
+from vita_audio.speech_decoder.config import (
+    DecoderConfig,
+    EncoderConfig,
+    EstimatorConfig,
+    FlowConfig,
+    FlowMatchingConfig,
+    HiFTConfig,
+)
 from vita_audio.speech_decoder.decoder import SpeechDecoder
 from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
@@ -33,6 +40,8 @@ from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogr
 SMALL_FLOW = FlowConfig(
     input_size=192,
     vocab_size=512,
+    # So small a flow is clearer near the most likely mel than where the noise is as strong as in training.
+    cfm=FlowMatchingConfig(inference_temperature=0.3),
     # Eight smoothing convolutions see a whole code (7 frames) and its neighbours; four do not.
     sampling_ratios=(1,) * 8,
     encoder=EncoderConfig(input_size=192, output_size=192, attention_heads=4, linear_units=384, num_blocks=2),
