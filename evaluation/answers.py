@@ -55,9 +55,14 @@ class Answer:
 
 
 def load_items(corpus: Path, task: str, count: int) -> list[Row]:
-    """Return `count` held-out rows, or all there are, drawn with a fixed seed; audio paths are resolved."""
-    lines = (corpus / f"heldout_{task}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    """Return `count` held-out rows, or all there are, drawn with a fixed seed; audio paths are resolved.
+
+    Raises: FileNotFoundError; ValueError if there is none.
+    """
+    path = corpus / f"heldout_{task}.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not rows:
+        raise ValueError(f"{path} must have a row, got none; make the corpus again with tools/make_demo_corpus.py")
     chosen = sorted(random.Random(0).sample(range(len(rows)), min(count, len(rows))))
     return [rows[index] | {"audio": str(resolve(rows[index]["audio"], corpus))} for index in chosen]
 

@@ -4,7 +4,8 @@
         --codes outputs/quickstart/codes --output outputs/quickstart/evaluation
 
 Speech is judged by a recogniser that nobody here trained. Each part (a mode, the codec, one answer to keep) is a file
-written when it is done, so a stopped evaluation continues; `evaluation.report` makes the report of them.
+written when it is done, with what it was made with, so a stopped evaluation continues and results of two models never
+mix; `evaluation.report` makes the report of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +45,7 @@ from vita_audio.interleave import MODES, InterleavePlan
 
 ROUND_TRIP, ANSWER = "roundtrip", "answer"
 PARTS = (*MODES, ROUND_TRIP, ANSWER)
+OTHER_OPTIONS = ("output", "codes", "batch_size")  # those that change no figure
 
 
 class DemoEvaluation:
@@ -127,8 +130,9 @@ class DemoEvaluation:
         }
 
     def answer(self) -> Row:
-        """Answer the first question in a phrasing that training never met, and keep question and answer."""
-        row = next(row for row in self.items["qa"] if row["unseen"] == "phrasing")
+        """Answer the first question, if possible in a phrasing that training never met; keep question and answer."""
+        questions = self.items["qa"]
+        row = next((row for row in questions if row["unseen"] == "phrasing"), questions[0])
         rate, folder = self.audio_tokenizer.output_rate, self.options.output / ANSWER
         options = {"max_new_tokens": self.options.max_new_tokens, **GREEDY}
         response = self.speech_lm.respond(conversation_of(row), self.trained_plan, **options)
@@ -159,12 +163,36 @@ def read_part(folder: Path, part: str) -> Row:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def settings_of(options: argparse.Namespace) -> Row:
+    """Return what decides the figures, as JSON values; weights are known by their files."""
+    options = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
+    files = sorted(options["model"].glob("*.safetensors"))
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return settings | {"weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]}
+
+
+def check_part(folder: Path, part: str, settings: Row) -> None:
+    """Raise ValueError if a finished part was made with other settings."""
+    earlier = read_part(folder, part).get("settings", {})
+    if changed := [name for name in settings if settings[name] != earlier.get(name)]:
+        raise ValueError(
+            f"{folder / part}.json was made with other settings ({', '.join(changed)}); choose another --output, or "
+            "delete what is there"
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all: what is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -177,12 +205,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
     parser.add_argument("--judge", default="whisper_tiny_en", help="name of a judge, or folder of a Whisper model")
-    parser.add_argument("--num-asr", type=int, default=60, help="held-out items (default: %(default)s)")
-    parser.add_argument("--num-tts", type=int, default=30)
-    parser.add_argument("--num-qa", type=int, default=60)
-    parser.add_argument("--num-roundtrip", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="longest answer that is waited for")
+    parser.add_argument("--num-asr", type=at_least_one, default=60, help="held-out items (default: %(default)s)")
+    parser.add_argument("--num-tts", type=at_least_one, default=30)
+    parser.add_argument("--num-qa", type=at_least_one, default=60)
+    parser.add_argument("--num-roundtrip", type=at_least_one, default=40)
+    parser.add_argument("--batch-size", type=at_least_one, default=20)
+    parser.add_argument("--max-new-tokens", type=at_least_one, default=200, help="longest answer that is waited for")
     return parser.parse_args(arguments)
 
 
@@ -191,12 +219,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     missing = [part for part in PARTS if not (options.output / f"{part}.json").exists()]
+    settings = settings_of(options)
+    try:
+        for part in sorted({*PARTS} - {*missing}):
+            check_part(options.output, part, settings)
+    except ValueError as error:
+        sys.exit(f"evaluation.demo: {error}")
     if not missing:
         print(f"evaluated already: {options.output}")
         return
     evaluation = DemoEvaluation(options)
     for part in missing:
-        write_json(options.output / f"{part}.json", evaluation.make(part))
+        write_json(options.output / f"{part}.json", evaluation.make(part) | {"settings": settings})
 
 
 if __name__ == "__main__":

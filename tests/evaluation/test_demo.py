@@ -96,6 +96,21 @@ def test_answers_are_greedy_whatever_the_checkpoint_says(toy_folders, corpus, tm
     assert answer_items(speech_lm, LengthJudge(), rows, "boost", tmp_path, **options) == expected
 
 
+def test_held_out_files_without_rows_are_named(corpus, tmp_path):
+    (tmp_path / "heldout_qa.jsonl").write_text("")
+    with pytest.raises(ValueError, match="heldout_qa.jsonl must have a row, got none"):
+        load_items(tmp_path, "qa", 3)
+
+
+@pytest.mark.parametrize("option", ["num-asr", "num-tts", "num-qa", "num-roundtrip", "batch-size", "max-new-tokens"])
+def test_a_count_of_nothing_is_refused_at_once(results, option, capsys):
+    options = json.loads((results / "options.json").read_text())
+    options[options.index(f"--{option}") + 1] = "0"
+    with pytest.raises(SystemExit):
+        demo.main(options)
+    assert f"--{option}: must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_every_mode_answers_every_item_and_speech_is_judged_from_its_file(results):
     for mode in MODES:
         part = json.loads((results / "evaluation" / f"{mode}.json").read_text())
@@ -134,6 +149,52 @@ def test_a_finished_evaluation_is_not_repeated_and_a_lost_part_is_made_again(res
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json") if path.name in before} | {
         "answer.json": before["answer.json"]
     } == before
+
+
+@pytest.fixture
+def unfinished(results, tmp_path) -> tuple[Path, list[str]]:
+    """A copy of the finished evaluation without its kept answer, and the options that continue it."""
+    options = json.loads((results / "options.json").read_text())
+    folder = shutil.copytree(results / "evaluation", tmp_path / "evaluation")
+    options[options.index("--output") + 1] = str(folder)
+    (folder / "answer.json").unlink()
+    return folder, options
+
+
+@pytest.mark.parametrize(
+    "option, value, named",
+    [("judge", "other", "judge"), ("num-asr", "2", "num_asr"), ("max-new-tokens", "9", "max_new_tokens")],
+)
+def test_parts_made_with_other_settings_are_refused(unfinished, capsys, option, value, named):
+    folder, options = unfinished
+    options[options.index(f"--{option}") + 1] = value
+    with pytest.raises(SystemExit, match=rf"evaluation.demo: .*\.json was made with other settings \({named}\)"):
+        demo.main(options)
+    assert not (folder / "answer.json").exists()
+
+
+def test_parts_of_another_model_are_refused(unfinished, toy_folders, tmp_path):
+    """Of a copy in another folder, and of one that was trained again in the same folder."""
+    folder, options = unfinished
+    model = shutil.copytree(toy_folders.model, tmp_path / "model")
+    options[options.index("--model") + 1] = str(model)
+    with pytest.raises(SystemExit, match=r"other settings \(model\)"):
+        demo.main(options)
+    settings = demo.settings_of(demo.parse_arguments(options))
+    demo.write_json(folder / "boost.json", demo.read_part(folder, "boost") | {"settings": settings})
+    demo.check_part(folder, "boost", settings)
+    (model / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"boost.json was made with other settings \(weights\)"):
+        demo.check_part(folder, "boost", demo.settings_of(demo.parse_arguments(options)))
+
+
+def test_without_a_new_phrasing_the_first_question_is_kept(toy_folders, monkeypatch, tmp_path):
+    corpus = make_toy_corpus(tmp_path)
+    lines = (corpus / "heldout_qa.jsonl").read_text().splitlines(keepends=True)
+    (corpus / "heldout_qa.jsonl").write_text("".join(line for line in lines if '"phrasing"' not in line))
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    options = demo.parse_arguments(demo_options(toy_folders, corpus, tmp_path))
+    assert demo.DemoEvaluation(options).make("answer")["question_text"] == json.loads(lines[0])["text"]
 
 
 def write_stage(folder: Path, num_modules: int) -> Path:
