@@ -249,7 +249,7 @@ def check_audio_input(audio_input: Mapping[str, str]) -> dict[str, str]:
         )
     if audio_input["assistant"] != DISCRETE:
         raise ValueError(f"audio of the assistant must be {DISCRETE}: a model speaks codes, got {dict(audio_input)}")
-    return dict(audio_input)
+    return {role: audio_input[role] for role in ROLES}
 
 
 def count_audio_codes(vocabulary: dict[str, int]) -> int:

@@ -2,12 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ASSETS
 from test_packing import documents_of, reference_documents
 from toy_codec import make_toy_codec, write_codes
 
@@ -20,6 +20,7 @@ from vita_audio.interleave import InterleavePlan
 from vita_audio.models.sensevoice import FEATURE_SIZE, SenseVoiceFrontEnd, num_encoder_rows
 from vita_audio.text import TTS_PROMPT, VOICE_PROMPT_SYSTEM, TextTokenizer
 
+ASSETS = Path(__file__).parents[1] / "assets"
 PIPELINE = json.loads((ASSETS / "data/pipeline_sensevoice.json").read_text(encoding="utf-8"))
 BOOST = InterleavePlan.parse("boost")
 
@@ -32,6 +33,22 @@ def plus_tokenizer():
 @pytest.fixture(scope="module")
 def front_end():
     return SenseVoiceFrontEnd.from_pretrained(ASSETS / "sensevoice" / "front_end")
+
+
+def test_how_audio_enters_is_kept_with_the_tokenizer(tmp_path, plus_tokenizer):
+    def load(folder=ASSETS / "tiny_tokenizer", **options):
+        return TextTokenizer.from_pretrained(folder, 16384, **options)
+
+    assert load().audio_input == dict.fromkeys(("system", "user", "assistant"), "discrete")
+    assert plus_tokenizer.audio_input == {"system": "continuous", "user": "continuous", "assistant": "discrete"}
+    mixed = load(audio_input={"user": "both"})
+    mixed.save_pretrained(tmp_path)
+    again = load(tmp_path, continuous_input=True)  # what the folder says counts, not the type of the audio tokenizer
+    assert again.audio_input == mixed.audio_input and again.fingerprint == mixed.fingerprint
+    assert again.fingerprint != plus_tokenizer.fingerprint
+    other = load(tmp_path, audio_input={"user": "continuous"})
+    assert (other.continuous_roles, other.discrete_roles) == (["user"], ["system", "assistant"])
+    assert len(load(audio_input={"user": "discrete"})) == len(load()) == len(mixed) - 1
 
 
 @pytest.mark.parametrize("run", PIPELINE["runs"], ids=lambda run: str(run["ratio"]))

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from test_mtp_loss import check_gradients, check_losses
+from test_mtp_loss import check_gradients, check_losses, single_process_group
+from torch.nn.parallel import DistributedDataParallel
 from toy_models import ASSETS, load_case, make_plus_model, random_audios
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -238,6 +239,27 @@ def test_documents_without_targets_or_audio_train_without_harm(ids):
     assert output.loss.item() == 0.0
     unused = [name for name, p in model.named_parameters() if p.grad is None]
     assert all(name.startswith("model.audio_model.model.ctc.") for name in unused)
+
+
+@pytest.mark.parametrize("frozen", ["model.audio_model.*", "model.audio_model.model.ctc.*"])
+def test_distributed_training_leaves_no_parameter_unused(tmp_path, ids, frozen):
+    """Also in steps without audio. An unused parameter makes the next step raise."""
+    model = make_plus_model(2).train()
+    set_trainable(model, ["*"], frozen=[frozen])
+    with single_process_group(tmp_path):
+        wrapped = DistributedDataParallel(model)
+        for audio in ({"audios": random_audios(3), "audio_indices": [places(1, 2, 7)]}, {}, {"audios": []}, {}):
+            wrapped(input_ids=ids, labels=ids, **audio).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_autocast_stays_close_to_full_precision(ids):
+    model = make_plus_model(2).train()
+    audio = {"audios": random_audios(3), "audio_indices": [places(0, 2, 7)]}
+    expected = model(ids, labels=ids, **audio).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(ids, labels=ids, **audio).loss
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.0)
 
 
 @pytest.mark.parametrize("num_modules", [0, 1, 10])

@@ -60,7 +60,7 @@ def make_model(
 def make_plus_model(num_modules: int = 2, **options) -> Qwen2MTPSenseVoiceForCausalLM:
     """Make a toy model with a speech encoder in the same way."""
     sizes = {"output_size": 16, "linear_units": 24, "num_blocks": 2, "tp_blocks": 1, "vocab_size": 20}
-    return make_model(num_modules, model_class=Qwen2MTPSenseVoiceForCausalLM, audio_config=sizes, **options)
+    return make_model(num_modules, model_class=Qwen2MTPSenseVoiceForCausalLM, **{"audio_config": sizes, **options})
 
 
 def random_audios(*lengths: int) -> list[torch.Tensor]:

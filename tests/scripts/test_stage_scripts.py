@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from finetune_sts import main as train
 from safetensors.torch import load_file
 from training.toy_run import ROOT, STAGES, logged, run_stage, stage_command
 
+from vita_audio.models.sensevoice import read_weights
 from vita_audio.training.arguments import parse_arguments
 from vita_audio.training.run_folder import RESULTS_FILE, last_checkpoint
 
@@ -226,3 +228,29 @@ def test_a_killed_deepspeed_run_continues_as_if_nothing_had_happened(toy_run, st
     for key in ("loss", "mtp_2_loss", "learning_rate", "num_tokens"):
         assert logged(killed, key) == pytest.approx(logged(straight, key), rel=1e-6), key
     assert len(logged(killed)) == 12
+
+
+@pytest.mark.slow
+def test_plus_stages_train_alike_with_every_way_of_splitting(toy_run):
+    """Two processes, of which one at times has a pack without audio."""
+    script = "finetune_sensevoice_glm4voice_stage1.sh"
+    variables = {
+        "CONFIG_NAME": toy_run.config(0, plus=True),
+        "AUDIO_MODEL_NAME_OR_PATH": toy_run.speech_encoder,
+        "AUDIO_CODE_DIR": toy_run.folder / "plus_codes",
+        "NPROC_PER_NODE": 2,
+    }
+    flags = "--max_steps 4 --bf16 false --logging_steps 1 --gradient_accumulation_steps 1 --extract_codes true".split()
+    losses, encoders = {}, []
+    for config in ("none", "zero2", "zero3"):
+        path = config if config == "none" else DEEPSPEED / f"ds_config_{config}.json"
+        result = run_stage(script, toy_run, 64, config, *flags, DEEPSPEED_CONFIG=path, **variables)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        folder = toy_run.folder / "outputs" / script.removesuffix(".sh") / config
+        losses[config] = logged(folder)
+        weights = load_file(folder / "model.safetensors")
+        encoders.append({name: value for name, value in weights.items() if name.startswith("model.audio_model.")})
+    assert len(losses["none"]) == 4 and losses["zero2"] == pytest.approx(losses["none"], rel=1e-4)
+    assert losses["zero3"] == pytest.approx(losses["none"], rel=1e-4)
+    for name, value in read_weights(toy_run.speech_encoder).items():
+        assert all(torch.equal(encoder[f"model.audio_model.model.{name}"], value) for encoder in encoders), name

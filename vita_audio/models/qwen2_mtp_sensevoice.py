@@ -113,6 +113,7 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
+        *,
         inputs_embeds: Tensor | None = None,
         audios: Sequence[Tensor] | None = None,
         audio_indices: Sequence[Tensor] | None = None,
