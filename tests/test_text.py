@@ -1,9 +1,11 @@
 """Vocabulary and encodings of the extended text tokenizer, against the reference."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from checkpoints.broken_folders import make_pointer
 from transformers import AutoTokenizer
 
 from vita_audio.text import TextTokenizer
@@ -11,6 +13,7 @@ from vita_audio.text import TextTokenizer
 ASSETS = Path(__file__).parent / "assets"
 TINY = ASSETS / "tiny_tokenizer"
 CASES = json.loads((ASSETS / "data/tokenizer_encodings.json").read_text(encoding="utf-8"))["cases"]
+TEMPLATES = json.loads((ASSETS / "prompts/chat_templates.json").read_text(encoding="utf-8"))["cases"]
 
 
 def load(name):
@@ -78,3 +81,44 @@ def test_generated_ids_split_into_text_and_codes():
 def test_code_outside_the_codebook_is_refused(codes):
     with pytest.raises(ValueError, match=r"audio codes must be in 0\.\.31"):
         TextTokenizer.from_pretrained(TINY, 32).audio_ids(codes)
+
+
+@pytest.mark.parametrize("case", TEMPLATES, ids=lambda case: f"{case['conversation']}-{case['add_generation_prompt']}")
+def test_chat_template_equals_reference(case):
+    base = TextTokenizer.from_pretrained(TINY, 4).base
+    options = {"tools": case["tools"], "add_generation_prompt": case["add_generation_prompt"]}
+    assert base.apply_chat_template(case["messages"], tokenize=False, **options) == case["rendered"]
+
+
+def test_chat_template_with_tools_needs_no_system_turn():
+    base = TextTokenizer.from_pretrained(TINY, 4).base
+    tools = [{"type": "function", "function": {"name": "w", "parameters": {}}}]
+    text = base.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, tools=tools)
+    assert text.startswith("<|im_start|>system\n# Tools\n\n") and text.endswith("<|im_start|>user\nhi<|im_end|>\n")
+
+
+def test_older_files_of_a_tokenizer_give_the_same_ids(tmp_path):
+    """Vocabulary and merges in files of their own, as slow tokenizers are saved."""
+    whole = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"] for token in whole["added_tokens"]}
+    vocabulary = {token: i for token, i in whole["model"]["vocab"].items() if token not in special}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    shutil.copy(TINY / "tokenizer_config.json", tmp_path)
+    older, tokenizer = TextTokenizer.from_pretrained(tmp_path, 16384), TextTokenizer.from_pretrained(TINY, 16384)
+    assert older.base.get_vocab() == tokenizer.base.get_vocab()
+    for encoding in CASES["tiny_tokenizer/glm4voice"]["encodings"]:
+        assert older.encode(encoding["text"]) == encoding["ids"]
+
+
+def test_missing_and_damaged_tokenizer_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no text tokenizer in {tmp_path}: neither tokenizer.json nor"):
+        TextTokenizer.from_pretrained(tmp_path)
+    make_pointer(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="tokenizer.json is a Git LFS pointer"):
+        TextTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="merges.txt is missing"):
+        TextTokenizer.from_pretrained(tmp_path)

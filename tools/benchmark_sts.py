@@ -280,7 +280,9 @@ def benchmark(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     quieten_transformers()
     torch.manual_seed(options.seed)
-    load = random_audio_tokenizer if options.audio_decoder_path == RANDOM else load_audio_tokenizer
+    load = load_audio_tokenizer
+    if options.audio_decoder_path == RANDOM:
+        load, options.any_audio_tokenizer = random_audio_tokenizer, True
     if options.random_weights is None:
         check_model_folder(options.model)
         speech_lm = load_speech_lm(options, load(options))

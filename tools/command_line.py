@@ -40,8 +40,9 @@ def one_line_errors(program: str) -> Iterator[None]:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", type=Path, default=DEFAULT_MODEL, help="folder of a trained model (default: %(default)s)"
+        "--model", type=Path, default=DEFAULT_MODEL, help="folder of a model, or hub name (default: %(default)s)"
     )
+    parser.add_argument("--offline", action="store_true", help="take what has a hub name from earlier downloads")
     parser.add_argument("--audio-tokenizer-type", default="glm4voice", help="default: %(default)s")
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
@@ -49,9 +50,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks its am.mvn"
     )
     parser.add_argument(
+        "--any-audio-tokenizer", action="store_true", help="also one that the model was not trained with"
+    )
+    parser.add_argument(
         "--stream-chunks", type=int, nargs="+", help="codes in the first, second, ... piece of streamed audio"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument("--device-map", help="auto: spread the model over GPUs and memory, in place of --device")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
 
 
@@ -62,17 +67,22 @@ def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
         options.audio_tokenizer_path,
         options.audio_decoder_path,
         device=resolve_device(options.device),
+        offline=options.offline,
         **more,
     )
 
 
 def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer) -> SpeechLM:
+    placement = {"device_map": options.device_map} if options.device_map else {}
     return SpeechLM.from_pretrained(
         options.model,
         audio_tokenizer,
         options.device,
         DTYPES.get(options.dtype),
         audio_model=options.audio_model_path,
+        offline=options.offline,
+        any_audio_tokenizer=options.any_audio_tokenizer,
+        **placement,
     )
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from toy_run import logged
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.training.run_folder import ARGUMENTS_FILE, RESULTS_FILE
 
 
@@ -36,9 +38,11 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_each_stage_leaves_a_model_that_loads(stages):
+def test_each_stage_leaves_a_model_that_loads(stages, toy_run):
+    audio_tokenizer = describe_audio_tokenizer(get_audio_tokenizer("glm4voice", toy_run.audio_tokenizer))
     for folder, num_modules in zip(stages, (0, 1, 3, 3), strict=True):
         model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.audio_tokenizer == audio_tokenizer
         assert model.config.num_nextn_predict_layers == num_modules
         assert model.config.use_cache
         assert model.generation_config.mtp_inference_mode == [1, 10, 4, 10]
@@ -127,7 +131,9 @@ def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(toy_run.flags(tmp_path / "run", audio_code_dir=tmp_path / "none", pack_cache_dir=tmp_path / "packs"))
     message = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"no codes for .*extract_audio_codes.py --data .*data.yaml --codes .*none --seed 42 --audio", message)
+    assert re.search(
+        r"no codes for .*extract_audio_codes.py --data .*data.yaml --codes .*none --seed 42 --audio", message
+    )
 
 
 def test_a_json_file_is_enough(stages, toy_run, tmp_path):

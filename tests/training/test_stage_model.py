@@ -21,9 +21,10 @@ def tokenizer():
 
 @pytest.fixture
 def load(toy_run, tokenizer):
-    def load_model(**changes):
+    def load_model(audio_tokenizer=None, **changes):
         values = {"model_name_or_path": str(toy_run.text_model), "model_max_length": 128} | changes
-        return load_stage_model(ModelArguments(**values), tokenizer, dtype=torch.float32, seed=0)
+        options = {"dtype": torch.float32, "seed": 0, "audio_tokenizer": audio_tokenizer}
+        return load_stage_model(ModelArguments(**values), tokenizer, **options)
 
     return load_model
 
@@ -178,3 +179,13 @@ def test_a_frozen_language_model_needs_modules(load):
 def test_a_named_attention_is_taken_as_it_is():
     assert resolve_attention("eager") == "eager"
     assert resolve_attention("auto") in ("sdpa", "flash_attention_2")
+
+
+def test_a_model_remembers_its_audio_tokenizer(load, tmp_path, checkpoint):
+    mine, other = ({"type": "glm4voice", "fingerprint": f"glm4voice-{name}"} for name in ("1", "2"))
+    load(audio_tokenizer=mine).save_pretrained(tmp_path / "mine")
+    model = load(audio_tokenizer=mine, model_name_or_path=str(tmp_path / "mine"))
+    assert model.config.audio_tokenizer == mine
+    with pytest.raises(ValueError, match="mine was trained on codes of .* glm4voice-1, got glm4voice-2"):
+        load(audio_tokenizer=other, model_name_or_path=str(tmp_path / "mine"))
+    assert load(audio_tokenizer=other, model_name_or_path=checkpoint).config.audio_tokenizer == other

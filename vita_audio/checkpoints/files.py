@@ -87,7 +87,7 @@ def _find_on_hub(name: str, offline: bool, revision: str | None) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises: FileNotFoundError; ValueError naming the file and what is wrong with it."""
-    check_whole(path)
+    _check_head(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -102,12 +102,23 @@ def check_whole(path: Path) -> None:
 
     Raises: FileNotFoundError; ValueError naming the file, what is wrong, and what to do.
     """
+    head = _check_head(path)
+    if path.suffix == ".json":
+        read_json(path)
+    elif path.suffix == ".safetensors":
+        read_header(path)
+    elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off after {path.stat().st_size:,} bytes; get it again")
+
+
+def _check_head(path: Path) -> bytes:
+    """Return the first bytes of a file that is there and no pointer."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; get the folder again")
-    if not path.stat().st_size:
-        raise ValueError(f"{path} is empty; get it again")
     with path.open("rb") as file:
         head = file.read(200)
+    if not head:
+        raise ValueError(f"{path} is empty; get it again")
     if head.startswith(_POINTER):
         size = re.search(rb"size (\d+)", head)
         real = f"of {int(size[1]):,} bytes " if size else ""
@@ -115,10 +126,7 @@ def check_whole(path: Path) -> None:
             f"{path} is a Git LFS pointer, not the file {real}it stands for; run git lfs pull in its folder, or "
             "download the folder with hf download"
         )
-    if path.suffix == ".safetensors":
-        read_header(path)
-    elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off after {path.stat().st_size:,} bytes; get it again")
+    return head
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

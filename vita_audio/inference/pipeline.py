@@ -161,11 +161,10 @@ class SpeechLM:
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_audio_tokenizer(config.audio_tokenizer, describe_audio_tokenizer(audio_tokenizer), folder)
         tokenizer = TextTokenizer.from_pretrained(folder)
-        front_end = load_front_end(tokenizer, folder, audio_model)
+        front_end = load_front_end(tokenizer, folder, audio_model, offline=offline)
         device = resolve_device(device)
-        if dtype is None:
-            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         options.setdefault("device_map", device)
+        dtype = dtype or default_dtype(device)
         model, missing = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, **options)
         if missing:
             raise ValueError(
@@ -318,6 +317,11 @@ def resolve_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise ValueError(f"device must be auto, cpu or a GPU that is here, got {device!r}: {error}") from error
     return device
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """Return what weights are loaded as unless asked otherwise: float32 on a CPU, bfloat16 elsewhere."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def _until_end(ids: list[int], end_ids: int | list[int]) -> list[int]:

@@ -1,0 +1,46 @@
+"""The real Qwen2.5 tokenizer grows as in the released models: same ids, same encodings."""
+
+import json
+import lzma
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vita_audio.text import TextTokenizer
+
+ASSETS = Path(__file__).parent / "assets" / "qwen2_tokenizer"
+CASES = json.loads((ASSETS / "encodings.json").read_text(encoding="utf-8"))["cases"]
+NUM_CODES = {"None": 0, "glm4voice": 16384, "sensevoice_glm4voice": 16384}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen2")
+    (folder / "tokenizer.json").write_bytes(lzma.decompress((ASSETS / "tokenizer.json.xz").read_bytes()))
+    shutil.copy(ASSETS / "tokenizer_config.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", NUM_CODES)
+def test_vocabulary_and_encodings_equal_reference(folder, name):
+    case = CASES[name]
+    tokenizer = TextTokenizer.from_pretrained(folder, NUM_CODES[name], continuous_input=name.startswith("sensevoice"))
+    assert len(tokenizer) == case["len"]
+    vocabulary = tokenizer.base.get_vocab()
+    assert {token: vocabulary.get(token) for token in case["added_token_ids"]} == case["added_token_ids"]
+    assert (tokenizer.im_end_id, tokenizer.pad_id) == (case["eos"], case["pad"]) == (151645, 151643)
+    for encoding in case["encodings"]:
+        assert tokenizer.encode(encoding["text"]) == encoding["ids"]
+        assert tokenizer.base.decode(encoding["ids"]) == encoding["decoded"]
+        assert tokenizer.base.decode(encoding["ids"], skip_special_tokens=True) == encoding["decoded_skip_special"]
+
+
+def test_a_trained_model_keeps_its_168069_tokens(folder, tmp_path):
+    tokenizer = TextTokenizer.from_pretrained(folder, 16384)
+    assert (len(tokenizer), tokenizer.padded_size) == (168069, 168072)
+    tokenizer.save_pretrained(tmp_path)
+    again = TextTokenizer.from_pretrained(tmp_path)
+    assert (again.num_audio_codes, again.first_audio_id, len(again)) == (16384, 151685, 168069)
+    texts = [encoding["text"] for encoding in CASES["glm4voice"]["encodings"]]
+    assert [again.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]

@@ -1,0 +1,67 @@
+"""The commands of the README's section on released weights, run on toy folders in place of the downloads."""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_speech_lm import make_toy_folders
+
+from vita_audio.text import CONTINUOUS_INPUT
+
+ROOT = Path(__file__).parents[2]
+SECTION = re.search(r"## Use the released weights\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+LINES = "\n".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)).replace("\\\n", " ").splitlines()
+DOWNLOADS = [line.split() for line in LINES if line.startswith("hf download")]
+COMMANDS = [line for line in LINES if line.startswith("python")]
+
+
+@pytest.fixture(scope="module")
+def weights(toy_folders, tmp_path_factory):
+    """Folders as the README's downloads would leave them; the Plus model without `am.mvn`, like the released ones."""
+    folder = tmp_path_factory.mktemp("released")
+    plus = make_toy_folders(tmp_path_factory.mktemp("plus"), audio_input=CONTINUOUS_INPUT)
+    sources = {
+        "VITA-Audio-Boost": toy_folders.model,
+        "VITA-Audio-Plus-Boost": plus.model,
+        "glm-4-voice-tokenizer": toy_folders.audio_tokenizer,
+        "glm-4-voice-decoder": toy_folders.audio_decoder,
+    }
+    for name, source in sources.items():
+        shutil.copytree(source, folder / "weights" / name)
+    (folder / "weights" / "SenseVoiceSmall").mkdir()
+    shutil.move(folder / "weights" / "VITA-Audio-Plus-Boost" / "am.mvn", folder / "weights" / "SenseVoiceSmall")
+    soundfile.write(folder / "question.wav", 0.1 * np.sin(np.arange(8000) / 9), 16_000)
+    for model in ("VITA-Audio-Boost", "VITA-Audio-Plus-Boost"):  # short answers
+        path = folder / "weights" / model / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 24}))
+    return folder
+
+
+def test_every_folder_is_downloaded_before_it_is_used():
+    places = [words[-1] for words in DOWNLOADS]
+    assert len(DOWNLOADS) >= 5 and all(words[2].split("/")[1] == Path(words[-1]).name for words in DOWNLOADS)
+    assert set(re.findall(r"weights/[\w.-]+", "\n".join(COMMANDS))) == set(places)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.search(r"weights/(\S+)", command)[1])
+def test_commands_answer(command, weights, monkeypatch, capsys):
+    monkeypatch.chdir(weights)
+    _, program, *arguments = shlex.split(command)
+    importlib.import_module(Path(program).stem).main(arguments)
+    assert "answer.wav: " in capsys.readouterr().out
+    assert soundfile.info(weights / "answer.wav").frames > 0
+    (weights / "answer.wav").unlink()
+
+
+def test_folders_pass_the_check(weights, monkeypatch, capsys):
+    assert "for folder in weights/*; do python tools/check_checkpoint.py $folder; done" in "\n".join(LINES)
+    monkeypatch.chdir(weights)
+    for name in ("VITA-Audio-Boost", "VITA-Audio-Plus-Boost", "glm-4-voice-tokenizer", "glm-4-voice-decoder"):
+        importlib.import_module("check_checkpoint").main([f"weights/{name}"])
+        assert capsys.readouterr().out.endswith("loads\n")

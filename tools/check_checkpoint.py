@@ -1,0 +1,105 @@
+"""Say what a checkpoint folder is and whether everything in it fits, without loading it.
+
+    python tools/check_checkpoint.py VITA-Audio-Boost
+    python tools/check_checkpoint.py Qwen2.5-7B-Instruct --config configs/models/qwen2_7b_mtp10.json --json
+    python tools/check_checkpoint.py VITA-Audio-Boost --load --dtype bfloat16
+
+Knows speech models (with and without SenseVoice input), plain Qwen2, glm-4-voice-tokenizer, glm-4-voice-decoder,
+SenseVoiceSmall and text tokenizers. Names and shapes of all weights are compared with our classes, which then run once
+on tensors without values: no weight is read, so a folder of any size takes seconds. With --load a language model is
+really loaded, which gives time and memory. Exit code: 0 if the folder loads, 1 if it does not, 2 for wrong
+arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from collections import Counter
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from command_line import DTYPES, OneLineParser, one_line_errors, quieten_transformers
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.checkpoints.inspection import LANGUAGE_MODELS, Part, Report, inspect_checkpoint
+from vita_audio.checkpoints.loading import load_weights, read_config
+from vita_audio.inference.pipeline import default_dtype, resolve_device
+from vita_audio.models import SPEECH_CONFIGS
+
+DOES_NOT_FIT = 1  # exit code
+UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+BYTES_PER_NUMBER = {"bfloat16": 2, "float32": 4}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="check_checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder, or the name of a downloaded repository of the hub")
+    parser.add_argument("--config", type=Path, help="model config of a training stage that would start from DIR")
+    parser.add_argument("--load", action="store_true", help="load a language model and measure time and memory")
+    parser.add_argument("--device", default="auto", help="for --load (default: the GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="for --load (default: bfloat16 on a GPU, else float32)")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    quieten_transformers()
+    with one_line_errors("check_checkpoint"):
+        folder = find_checkpoint(options.folder, offline=True)
+        report = inspect_checkpoint(folder, options.config)
+        if options.load and report.kind in LANGUAGE_MODELS and not report.problems:
+            report.facts["loaded"] = measure_loading(folder, resolve_device(options.device), DTYPES.get(options.dtype))
+    print(json.dumps(report.values(), indent=2) if options.json else render(report))
+    if report.problems:
+        raise SystemExit(DOES_NOT_FIT)
+
+
+def measure_loading(folder: Path, device: str, dtype: torch.dtype | None) -> str:
+    """Load the weights of a language model; say how long it took and how much memory this process held at most."""
+    config, dtype = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)), dtype or default_dtype(device)
+    start = perf_counter()
+    load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, device_map=device)
+    seconds = perf_counter() - start
+    peak = f"{short(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}B"
+    if device.startswith("cuda"):
+        peak += f" and {short(torch.cuda.max_memory_allocated(device))}B on the GPU"
+    return f"in {seconds:.1f} s on {device} as {str(dtype).removeprefix('torch.')}, peak memory {peak}"
+
+
+def render(report: Report) -> str:
+    """Return the report as lines to read."""
+    rows = []
+    for part in report.parts:
+        rows += [(part.name, summary(part))] + [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
+        ways = Counter(part.initialised.values())
+        rows += [("", f"{count} new tensors begin {way}") for way, count in ways.items()]
+        rows += [("dry run", part.dry_run)] if part.dry_run else []
+    if report.num_parameters:
+        sizes = [f"{short(report.num_parameters * size)}B as {name}" for name, size in BYTES_PER_NUMBER.items()]
+        rows.append(("memory", ", ".join(sizes)))
+    rows += list(report.facts.items())
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [f"{report.folder}: {report.title}"] + [f"  {name.ljust(width)}  {text}" for name, text in rows]
+    lines += [f"  PROBLEM: {problem}" for problem in report.problems]
+    return "\n".join([*lines, "does not load" if report.problems else "loads"])
+
+
+def summary(part: Part) -> str:
+    dtypes = " and ".join(sorted(part.parameters))
+    return f"{part.num_tensors} tensors, {short(sum(part.parameters.values()))} parameters as {dtypes}"
+
+
+def short(number: float) -> str:
+    """Write a number with a unit, such as 7.99 G."""
+    return next((f"{number / size:.3g} {unit}" for unit, size in UNITS if number >= size), f"{number:.0f} ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Write a trained model as a folder that the public VITA-Audio code loads, with transformers 4.48.
+
+    python tools/export_checkpoint.py outputs/7b/stage4 exported
+
+The public code reads model classes from the folder or the hub. Without --code the folder points to a released
+repository on the hub; with it, the Python files are copied, from a download of that repository or from
+vita_audio/models/qwen2_mtp_v4_48_3 of the public code.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from command_line import OneLineParser, one_line_errors, quieten_transformers
+
+from vita_audio.checkpoints.export import export_checkpoint
+from vita_audio.checkpoints.files import find_checkpoint
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = OneLineParser(
+        prog="export_checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder of a speech model")
+    parser.add_argument("output", type=Path, help="new folder")
+    parser.add_argument("--code", type=Path, help="folder with the Python files of the public model class")
+    options = parser.parse_args(arguments)
+    quieten_transformers()
+    with one_line_errors("export_checkpoint"):
+        export_checkpoint(find_checkpoint(options.model, offline=True), options.output, options.code)
+    print(f"{options.output}: load it with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)")
+
+
+if __name__ == "__main__":
+    main()

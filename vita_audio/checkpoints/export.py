@@ -1,0 +1,172 @@
+"""Write a checkpoint as the public VITA-Audio code reads it, with transformers 4.48.
+
+Names and values of weights are the same here and there, so weight files are taken over as they are; the configurations
+are written in the older form. That code loads a model by the Python files that `auto_map` in config.json names, which
+are not ours to give: they come from a folder of the caller's, or from a released repository on the hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from vita_audio.checkpoints.files import CONFIG_FILE, WEIGHT_NAMES, check_weights, read_json
+from vita_audio.checkpoints.loading import read_config
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.sensevoice import CMVN_FILE
+from vita_audio.text import TextTokenizer, chat_template
+
+GENERATION_FILE = "generation_config.json"
+CODE_FILES = ("configuration_qwen2", "modeling_qwen2")  # of the public classes
+
+# model_type -> class names there, and a repository that has their code
+PUBLIC_CLASSES = {
+    "qwen2_mtp": ("Qwen2MTPConfig", "Qwen2MTPForCausalLM", "VITA-MLLM/VITA-Audio-Boost"),
+    "qwen2_mtp_sensevoice": (
+        "Qwen2MTPSenseVoiceConfig",
+        "Qwen2MTPSenseVoiceForCausalLM",
+        "VITA-MLLM/VITA-Audio-Plus-Boost",
+    ),
+}
+# Fields of config.json there. All are written: its defaults are not ours.
+PUBLIC_FIELDS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "max_window_layers",
+    "model_type",
+    "mtp_loss_weight",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_nextn_predict_layers",
+    "pad_token_id",
+    "rms_norm_eps",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_cache",
+    "use_sliding_window",
+    "vocab_size",
+    "audio_tokenizer",  # ours; carried along
+)
+
+
+def export_checkpoint(folder: Path, output: Path, code: Path | None = None) -> None:
+    """Write a folder that the public code loads, and ours as well.
+
+    Args:
+        folder: Checkpoint of a speech model.
+        output: New or empty folder. Weights are linked where the file system can, else copied.
+        code: Folder with the Python files of the public model class, which are copied. None: the public code fetches
+            them from a released repository when it loads the model.
+    Raises: FileNotFoundError, ValueError for a folder that does not load, FileExistsError for an output in use.
+    """
+    weights = check_weights(folder)
+    config = read_config(folder, SPEECH_CONFIGS)
+    tokenizer = TextTokenizer.from_pretrained(folder)
+    values = public_config(config, from_hub=code is None)
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is in use; give a new folder")
+    sources = [] if code is None else _code_files(code)
+    output.mkdir(parents=True, exist_ok=True)
+    index = [folder / f"{name}.index.json" for name in WEIGHT_NAMES if (folder / f"{name}.index.json").exists()]
+    for path in [*weights, *index] if len(weights) > 1 else weights:
+        _link(path, output / path.name)
+    for path in [*sources, folder / CMVN_FILE]:
+        if path.exists():
+            shutil.copyfile(path, output / path.name)
+    _write(output / CONFIG_FILE, values)
+    if (folder / GENERATION_FILE).exists():
+        _write(output / GENERATION_FILE, public_generation_config(folder))
+    tokenizer.base.backend_tokenizer.save(str(output / "tokenizer.json"))
+    _write(output / "tokenizer_config.json", public_tokenizer_config(tokenizer))
+
+
+def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
+    """Return the values of config.json in the public form.
+
+    Raises: ValueError for what the public classes do not have: position scaling, another speech encoder.
+    """
+    config_class, model_class, repository = PUBLIC_CLASSES[config.model_type]
+    rope = dict(config.rope_parameters)
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(f"only plain rotary positions can be exported, got rope_parameters {rope}")
+    if isinstance(config, Qwen2MTPSenseVoiceConfig) and config.audio_config:
+        raise ValueError(f"the public code has no speech encoder but SenseVoiceSmall, got {config.audio_config}")
+    place = f"{repository}--" if from_hub else ""
+    values = {name: getattr(config, name, None) for name in PUBLIC_FIELDS}
+    values |= {
+        "architectures": [model_class],
+        "auto_map": {
+            "AutoConfig": f"{place}{CODE_FILES[0]}.{config_class}",
+            "AutoModelForCausalLM": f"{place}{CODE_FILES[1]}.{model_class}",
+        },
+        "rope_scaling": None,
+        "rope_theta": rope["rope_theta"],
+        "torch_dtype": str(config.dtype or "float32").removeprefix("torch."),
+    }
+    optional = ("audio_tokenizer", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: value for name, value in sorted(values.items()) if value is not None or name not in optional}
+
+
+def public_generation_config(folder: Path) -> dict[str, Any]:
+    """Return the values of generation_config.json that mean the same there."""
+    known = GenerationConfig().to_dict().keys() | {"mtp_inference_mode"}
+    values = read_json(folder / GENERATION_FILE)
+    return {
+        name: value
+        for name, value in sorted(values.items())
+        if name in known and value is not None and not name.startswith(("_", "transformers"))
+    }
+
+
+def public_tokenizer_config(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Return the values of tokenizer_config.json in the public form."""
+    added = json.loads(tokenizer.base.backend_tokenizer.to_str())["added_tokens"]
+    special = [token["content"] for token in added if token["special"]]
+    return {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in added
+        },
+        "additional_special_tokens": special,
+        "audio_input": tokenizer.audio_input,  # ours; carried along
+        "bos_token": None,
+        "chat_template": chat_template(),
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.base.eos_token,
+        "errors": "replace",
+        "model_max_length": min(tokenizer.base.model_max_length, 10**6),
+        "pad_token": tokenizer.base.pad_token,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+
+
+def _code_files(code: Path) -> list[Path]:
+    for name in CODE_FILES:
+        if not (code / f"{name}.py").is_file():
+            raise FileNotFoundError(f"{code / name}.py is missing; give the folder of the public model class")
+    return sorted(path for path in code.glob("*.py") if path.name != "__init__.py")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

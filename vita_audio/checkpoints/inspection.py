@@ -1,0 +1,344 @@
+"""What a checkpoint folder is and whether its files and weights are those that our classes would load.
+
+Nothing is loaded: weights are compared by name and shape, and modules run on tensors without values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, Qwen2Config
+
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
+from vita_audio.checkpoints.files import (
+    CONFIG_FILE,
+    TORCH_SUFFIXES,
+    StoredTensor,
+    check_weights,
+    check_whole,
+    read_header,
+    read_json,
+)
+from vita_audio.checkpoints.loading import read_config
+from vita_audio.interleave import InterleavePlan
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.sensevoice import CMVN_FILE, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.surgery import mtp_parameter_patterns
+from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
+from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
+from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.text import TextTokenizer, tokenizer_files
+
+DECODER_CONFIG = "config.yaml"
+CHECKED_SUFFIXES = (".json", ".safetensors", ".txt", ".yaml", ".mvn", *TORCH_SUFFIXES)
+GIB = 2**30
+
+
+@dataclass
+class Part:
+    """One set of weights against the module it is for.
+
+    Args:
+        files: Name -> bytes.
+        parameters: Numbers in the module, by dtype in the files.
+        missing: Tensors of the module that the files lack; each would start at random, or as `initialised` says.
+        unexpected: Tensors in the files that the module lacks. misshapen: Name -> shape in the files and in the module.
+        initialised: Those of `missing` that a training stage begins in its own way -> how.
+        dry_run: What went in and came out of the module without values.
+    """
+
+    name: str
+    files: dict[str, int]
+    num_tensors: int = 0
+    parameters: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    initialised: dict[str, str] = field(default_factory=dict)
+    dry_run: str | None = None
+
+
+@dataclass
+class Report:
+    """What is in a folder. `kind`: a key of `KINDS`, or `unknown`; `facts`: what is good to know; `problems`: why it
+    does not load."""
+
+    folder: str
+    kind: str
+    title: str
+    parts: list[Part] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(sum(part.parameters.values()) for part in self.parts)
+
+    def values(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {"fits": not self.problems, "num_parameters": self.num_parameters} | asdict(self)
+
+
+def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
+    """Say what a folder is and whether it loads.
+
+    Args:
+        config: For a language model, the configuration of a training stage that would start from it; what that adds is
+            then no problem.
+    Raises: NotADirectoryError.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; give the folder of a checkpoint")
+    kind = identify(folder)
+    report = Report(str(folder), kind, KINDS[kind][0] if kind in KINDS else "no checkpoint of a known kind")
+    for path in sorted(folder.iterdir()):
+        if path.suffix in CHECKED_SUFFIXES and path.is_file():
+            _try(report, check_whole, path)
+    if kind not in KINDS:
+        names = sorted(path.name for path in folder.iterdir())
+        inside = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
+        hint = f"; look into {', '.join(inside[:3])}" if inside else f"; known are {', '.join(KINDS)}"
+        report.problems.append(f"{folder} is of no known kind, it holds {', '.join(names[:8]) or 'nothing'}{hint}")
+    elif not report.problems:
+        _try(report, KINDS[kind][1], folder, report, *([config] if kind in LANGUAGE_MODELS else []))
+    return report
+
+
+def identify(folder: Path) -> str:
+    """Return the kind of a folder by its configuration, a key of `KINDS` or "unknown"."""
+    try:
+        values = read_json(folder / CONFIG_FILE)
+    except (OSError, ValueError):
+        values = {}
+    model_type = values.get("model_type")
+    if model_type in LANGUAGE_MODELS:
+        return model_type
+    if "quantize_vocab_size" in values:
+        return "glm-4-voice-tokenizer"
+    text = _read_text(folder / DECODER_CONFIG)
+    if re.search(r"^flow:", text, re.MULTILINE) and re.search(r"^hift:", text, re.MULTILINE):
+        return "glm-4-voice-decoder"
+    if "SenseVoiceEncoderSmall" in text or (folder / CMVN_FILE).exists() and not values:
+        return "sensevoice-small"
+    if not values and any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return "text-tokenizer"
+    return "unknown"
+
+
+def _inspect_language_model(folder: Path, report: Report, config_path: Path | None) -> None:
+    own = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS))
+    config = own if config_path is None else read_config(config_path, SPEECH_CONFIGS)
+    if config is not own:
+        config.vocab_size = own.vocab_size
+        report.facts["as the start of"] = str(config_path)
+    files = check_weights(folder)
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        part = _compare("model", files, model, report)
+        part.dry_run = _run_language_model(model)
+    if config is not own:
+        part.initialised = _stage_initialisation(config, part.missing)
+    _judge(part, report)
+    _inspect_text(folder, own, report)
+    _inspect_generation(folder, report)
+    if isinstance(config, Qwen2MTPConfig):
+        report.facts["layers"] = f"{config.num_backbone_layers} and {config.num_nextn_predict_layers} MTP modules"
+    if getattr(own, "audio_tokenizer", None):
+        report.facts["audio codes of"] = own.audio_tokenizer["fingerprint"]
+
+
+def _stage_initialisation(config: Qwen2MTPConfig, missing: Iterable[str]) -> dict[str, str]:
+    patterns = mtp_parameter_patterns(config)
+    ways = {}
+    for name in missing:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            ways[name] = "as the MTP module or layer before it"
+        elif name.startswith("model.audio_model."):
+            ways[name] = "from the folder in --audio_model_name_or_path"
+        elif name.startswith("model.audio_projection."):
+            ways[name] = "at random"
+    return ways
+
+
+def _run_language_model(model: nn.Module) -> str:
+    config, length = model.config, 16
+    ids, positions = torch.zeros(1, length, dtype=torch.int64), torch.arange(length)[None]
+    masks = dict.fromkeys(config.layer_types)  # causal
+    output = model(input_ids=ids, attention_mask=masks, position_ids=positions, use_cache=False, return_dict=True)
+    result = f"{length} tokens to logits {tuple(output.logits.shape)}"
+    if isinstance(config, Qwen2MTPSenseVoiceConfig):
+        features = torch.zeros(10, config.sensevoice.input_size, dtype=model.dtype)
+        result = f"{len(features)} rows of features to {len(model.model.encode_audio([features])[0])} places, {result}"
+    if isinstance(config, Qwen2MTPConfig):
+        embeds = model.model.embed_tokens(ids)
+        depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks)]
+        result += f", {len(depths)} MTP modules"
+    return result
+
+
+def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> None:
+    tokenizer_files(folder)
+    num_tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    tokenizer = TextTokenizer.from_pretrained(folder)
+    report.facts["text"] = f"{num_tokens:,} tokens for {config.vocab_size:,} rows"
+    if num_tokens > config.vocab_size:
+        report.problems.append(f"the text tokenizer in {folder} has more tokens than the model: {report.facts['text']}")
+    if tokenizer.num_audio_codes:
+        codes = f", {tokenizer.num_audio_codes:,} audio codes from id {tokenizer.first_audio_id:,}"
+        report.facts["text"] += codes
+    elif isinstance(config, Qwen2MTPConfig):
+        report.problems.append(f"the text tokenizer in {folder} has no audio codes; take that of the trained model")
+
+
+def _inspect_generation(folder: Path, report: Report) -> None:
+    if not (folder / "generation_config.json").exists():
+        report.facts["generation"] = "no generation_config.json: greedy, ends at <|im_end|> or <|endoftext|>"
+        return
+    config = GenerationConfig.from_pretrained(folder)
+    facts = [f"ends at {config.eos_token_id}"]
+    if config.do_sample:
+        facts.append(f"temperature {config.temperature}, top_k {config.top_k}, top_p {config.top_p}")
+    if config.repetition_penalty:
+        facts.append(f"repetition penalty {config.repetition_penalty}")
+    if mode := getattr(config, "mtp_inference_mode", None):
+        facts.append(f"plan {' '.join(map(str, InterleavePlan.parse(mode).ratio))}")
+    report.facts["generation"] = ", ".join(facts)
+
+
+def _inspect_glm_tokenizer(folder: Path, report: Report) -> None:
+    config = read_config(folder, (WhisperVQConfig,))
+    files = check_weights(folder)
+    with FakeTensorMode():
+        encoder = WhisperVQEncoder(config)
+        part = _compare("encoder", files, encoder, report)
+        mel = torch.zeros(1, config.num_mel_bins, 10 * config.frames_per_code)
+        part.dry_run = f"{mel.shape[2]} mel frames to {encoder(mel).quantized_token_ids.shape[1]} codes"
+    _judge(part, report)
+    features = read_json(folder / "preprocessor_config.json")
+    if features.get("feature_size") != config.num_mel_bins:
+        report.problems.append(
+            f"{folder / 'preprocessor_config.json'} must have feature_size {config.num_mel_bins} like {CONFIG_FILE}'s "
+            f"num_mel_bins, got {features.get('feature_size')}"
+        )
+    report.facts["codes"] = f"{config.quantize_vocab_size:,}"
+
+
+def _inspect_glm_decoder(folder: Path, report: Report) -> None:
+    config = read_decoder_config(folder / DECODER_CONFIG)
+    with torch.device("meta"):
+        modules = {"flow": MaskedDiffWithXvec(config.flow), "hift": HiFTGenerator(config.hift)}
+    for name, module in modules.items():
+        _judge(_compare(name, [_find_file(folder, f"{name}.safetensors", f"{name}.pt")], module, report), report)
+    report.facts["codes"] = f"{config.flow.vocab_size:,}"
+
+
+def _inspect_sensevoice(folder: Path, report: Report) -> None:
+    settings = yaml.safe_load(_read_text(folder / DECODER_CONFIG)) or {}
+    names = SenseVoiceConfig.__dataclass_fields__.keys()
+    sizes = {name: value for name, value in settings.get("encoder_conf", {}).items() if name in names}
+    with torch.device("meta"):
+        module = SenseVoiceSmall(SenseVoiceConfig(**sizes))
+    _judge(_compare("encoder", [_find_file(folder, "model.safetensors", "model.pt")], module, report), report)
+    SenseVoiceFrontEnd.from_pretrained(folder)
+
+
+def _inspect_text_tokenizer(folder: Path, report: Report) -> None:
+    tokenizer = TextTokenizer.from_pretrained(folder)
+    report.facts["text"] = f"{len(tokenizer):,} tokens with {tokenizer.num_audio_codes:,} audio codes"
+
+
+LANGUAGE_MODELS = {
+    "qwen2": "plain Qwen2 text model, what stage 1 starts from",
+    "qwen2_mtp": "VITA-Audio speech model",
+    "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, which hears by a SenseVoice encoder",
+}
+KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and what completes a report
+    **{name: (title, _inspect_language_model) for name, title in LANGUAGE_MODELS.items()},
+    "glm-4-voice-tokenizer": ("GLM-4-Voice speech tokenizer", _inspect_glm_tokenizer),
+    "glm-4-voice-decoder": ("GLM-4-Voice speech decoder", _inspect_glm_decoder),
+    "sensevoice-small": ("SenseVoiceSmall speech encoder", _inspect_sensevoice),
+    "text-tokenizer": ("text tokenizer without a model", _inspect_text_tokenizer),
+}
+
+
+def _compare(name: str, files: list[Path], module: nn.Module, report: Report) -> Part:
+    """Compare weight files with a module, by names and shapes."""
+    stored: dict[str, StoredTensor] = {}
+    for path in files:
+        stored |= _read_tensors(path)
+    expected = module.state_dict(keep_vars=True)
+    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    present = {id(value) for key, value in expected.items() if key in stored}  # a tied tensor needs one of its names
+    common = shapes.keys() & stored.keys()
+    parameters = Counter()
+    for key in common:
+        parameters[stored[key].dtype] += expected[key].numel()
+    part = Part(
+        name,
+        {path.name: path.stat().st_size for path in files},
+        num_tensors=len(stored),
+        parameters=dict(parameters),
+        missing=sorted(key for key, value in expected.items() if id(value) not in present),
+        unexpected=sorted(stored.keys() - shapes.keys()),
+        misshapen={key: (stored[key].shape, shapes[key]) for key in sorted(common) if stored[key].shape != shapes[key]},
+    )
+    report.parts.append(part)
+    return part
+
+
+def _judge(part: Part, report: Report) -> None:
+    random = [key for key in part.missing if key not in part.initialised]
+    shapes = [f"{key} {found} instead of {wanted}" for key, (found, wanted) in part.misshapen.items()]
+    for keys, what in (
+        (random, "are missing and would start at random"),
+        (part.unexpected, "have no place in the module"),
+        (shapes, "have another shape"),
+    ):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            report.problems.append(f"{part.name}: {len(keys)} tensors {what}: {', '.join(keys[:5])}{more}")
+
+
+def _read_tensors(path: Path) -> dict[str, StoredTensor]:
+    check_whole(path)
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    try:
+        values = torch.load(path, map_location="meta", weights_only=True)
+        values = values.get("state_dict", values)
+    except Exception as error:  # of pickle and zip, which share no class
+        raise ValueError(f"{path} cannot be read as weights ({error}); get it again") from error
+    return {
+        name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), value.nbytes)
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _find_file(folder: Path, *names: str) -> Path:
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder / names[-1]} is missing; get the folder again")
+    return path
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _try(report: Report, action: Callable[..., Any], *arguments: Any) -> None:
+    """Run a step and put what stops it among the problems."""
+    try:
+        action(*arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        report.problems.append(" ".join(str(error).split()))
