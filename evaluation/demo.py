@@ -119,7 +119,8 @@ class DemoEvaluation:
                 for wav, reference, transcript in zip(wavs, references, transcripts, strict=True)
             ]
         store = AudioCodeStore(self.options.codes, self.audio_tokenizer.fingerprint)
-        trained_on = referenced_audio(load_mixture(self.options.corpus / "stage1.yaml"))
+        roles = self.speech_lm.tokenizer.discrete_roles
+        trained_on = referenced_audio(load_mixture(self.options.corpus / "stage1.yaml"), roles)
         num_codes = self.audio_tokenizer.vocab_size
         return {
             "wer": rates[ROUND_TRIP],

@@ -141,7 +141,7 @@ class SpeechTrainer(Trainer):
                 name: value for name, value in state_dict.items() if name not in self.model.all_tied_weights_keys
             }
         super()._save(output_dir, state_dict)
-        if self.front_end is not None:
+        if self.front_end is not None and self.args.should_save:
             self.front_end.save_pretrained(output_dir or self.args.output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
