@@ -32,4 +32,9 @@ setup(
         "tqdm",
         "matplotlib",
     ],
+    extras_require={  # audio tokenizers beside GLM-4-Voice
+        "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime", "kaldi-native-fbank"],
+        "snac24khz": ["snac>=1.2,<2"],
+        "sparktts": ["spark-tts-lib>=0.2,<0.3"],
+    },
 )

@@ -2,74 +2,145 @@
 
     python -m evaluation.evaluate_codec --corpus domain=DIR --corpus digits=DIR --output DIR
 
-A corpus is a folder as `tools/make_speech_corpus.py` writes it (`manifest.jsonl` with `audio` and `text`). The decoded
-waves, `codec.json` and a picture of the first pair's mel spectrograms go to the output folder.
+A corpus is a folder of audio files. Texts come from `manifest.jsonl` (`audio` and `text`), as
+`tools/make_speech_corpus.py` writes it, or else from `NAME.txt` beside `NAME.wav`; where a clip has none, its text is
+what the judge hears in the original. The decoded waves, `codec.json` and a picture of the first pair's mel spectrograms
+go to the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.judges import Judge, get_judge
-from evaluation.metrics import codebook_perplexity, digit_error_rate, word_error_rate
+from evaluation.metrics import code_counts, codebook_perplexity, digit_error_rate, word_error_rate
+from evaluation.pictures import draw_spectrograms
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.data.audio import load_audio
-from vita_audio.speech_decoder.mel import SAMPLE_RATE, mel_spectrogram
+from vita_audio.resample import resample
+from vita_audio.speech_decoder.mel import FFT_SIZE, SAMPLE_RATE, mel_spectrogram
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+JUDGED_RATE = 16_000  # Hz, at which the judge hears the originals
 
 
-def read_corpus(folder: Path, max_clips: int | None) -> list[tuple[Path, str]]:
-    """Audio files and texts of a corpus folder.
+@dataclass(frozen=True)
+class Clip:
+    """An audio file, its name in the output, and what is said in it if that is known."""
 
-    Raises: FileNotFoundError without a manifest.
+    path: Path
+    name: str
+    text: str | None
+
+
+def read_corpus(folder: Path, max_clips: int | None = None) -> list[Clip]:
+    """Clips of a corpus folder.
+
+    Raises: FileNotFoundError if the folder is missing or holds no audio.
     """
     manifest = folder / "manifest.jsonl"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"no {manifest}; make a corpus with tools/make_speech_corpus.py")
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [(folder / row["audio"], row["text"]) for row in rows][:max_clips]
+    if manifest.is_file():
+        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+        clips = [Clip(folder / row["audio"], Path(row["audio"]).stem, row["text"]) for row in rows]
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        clips = [Clip(path, "-".join(path.relative_to(folder).with_suffix("").parts), _text(path)) for path in paths]
+    if not clips:
+        raise FileNotFoundError(f"no {', '.join(AUDIO_SUFFIXES)} files in {folder}; give a folder of speech")
+    return clips[:max_clips]
 
 
-def evaluate_corpus(clips: list[tuple[Path, str]], tokenizer: AudioTokenizer, judge: Judge, output: Path) -> dict:
-    """Figures of one corpus; the decoded waves are written to `output`."""
+def _text(path: Path) -> str | None:
+    file = path.with_suffix(".txt")
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def hear_originals(clips: Sequence[Clip], judge: Judge) -> list[str]:
+    """What the judge hears in the clips as they are."""
+    originals = [(load_audio(clip.path, JUDGED_RATE), JUDGED_RATE) for clip in clips]
+    return judge.transcribe(originals, progress="judging originals")
+
+
+def evaluate_corpus(
+    clips: Sequence[Clip], tokenizer: AudioTokenizer, judge: Judge | None, heard_originals: Sequence[str], output: Path
+) -> dict:
+    """Figures of one corpus; the decoded waves are written to `output`.
+
+    Args:
+        judge: None: nothing is judged.
+        heard_originals: From `hear_originals` with the same judge.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    originals, decoded, codes, seconds, cpu_seconds = [], [], [], 0.0, 0.0
-    for path, _ in tqdm(clips, desc=f"codec {output.name}", unit="clip"):
-        wave = load_audio(path, tokenizer.sample_rate)
-        codes.append(tokenizer.encode(wave, tokenizer.sample_rate))
+    decoded, codes, distances = [], [], []
+    seconds = encoding_seconds = decoding_seconds = 0.0
+    for clip in tqdm(clips, desc=f"codec {output.name}", unit="clip"):
+        wave = load_audio(clip.path, tokenizer.sample_rate)
         started = time.process_time()
-        made = tokenizer.decode(codes[-1])
-        cpu_seconds += time.process_time() - started
-        seconds += len(made) / tokenizer.output_rate
-        soundfile.write(output / f"{path.stem}.wav", made.numpy(), tokenizer.output_rate)
-        originals.append((wave, tokenizer.sample_rate))
+        codes.append(tokenizer.encode(wave, tokenizer.sample_rate))
+        encoding_seconds += time.process_time() - started
+        voice = tokenizer.make_voice(wave, tokenizer.sample_rate) if tokenizer.needs_voice else None
+        started = time.process_time()
+        made = tokenizer.decode(codes[-1], voice)
+        decoding_seconds += time.process_time() - started
+        seconds += len(wave) / tokenizer.sample_rate
+        distances.append(mel_distance((wave, tokenizer.sample_rate), (made, tokenizer.output_rate)))
+        soundfile.write(output / f"{clip.name}.wav", made.numpy(), tokenizer.output_rate)
         decoded.append((made, tokenizer.output_rate))
-    texts = [text for _, text in clips]
-    heard_originals = judge.transcribe(originals, progress="judging originals")
-    heard = judge.transcribe(decoded, progress="judging decoded")
     return {
         "clips": len(clips),
+        **code_figures(codes, tokenizer),
+        "mel_distance": float(np.mean(distances)),
+        "encoding_cpu_seconds_per_second": encoding_seconds / seconds,
+        "decoding_cpu_seconds_per_second": decoding_seconds / seconds,
+        **({} if judge is None else judged_figures(clips, judge, decoded, heard_originals)),
+    }
+
+
+def code_figures(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> dict[str, float]:
+    """How many bits per second codes may carry, how many they do by their frequencies, and how many codes occur."""
+    perplexity = codebook_perplexity(codes, tokenizer.vocab_size)
+    return {
+        "codes_per_second": tokenizer.frame_rate,
+        "bits_per_second": tokenizer.frame_rate * tokenizer.bits_per_code,
+        "bits_per_second_used": tokenizer.frame_rate * math.log2(perplexity / tokenizer.codes_per_group),
+        "codebook_size": tokenizer.vocab_size,
+        "codes_used": int((code_counts(codes, tokenizer.vocab_size) > 0).sum()),
+        "codebook_perplexity": perplexity,
+    }
+
+
+def judged_figures(
+    clips: Sequence[Clip], judge: Judge, decoded: Sequence[tuple[Tensor, int]], heard_originals: Sequence[str]
+) -> dict:
+    """Words understood before and after the codec."""
+    heard = judge.transcribe(decoded, progress="judging decoded")
+    texts = [
+        original if clip.text is None else clip.text for clip, original in zip(clips, heard_originals, strict=True)
+    ]
+    return {
         "wer": word_error_rate(texts, heard),
         "wer_original": word_error_rate(texts, heard_originals),
         **digit_figures(texts, heard, heard_originals),
-        "codebook_perplexity": codebook_perplexity(codes, tokenizer.vocab_size),
-        "codebook_size": tokenizer.vocab_size,
-        "decoding_cpu_seconds_per_second": cpu_seconds / seconds,
         "generated": [
-            {"wav": f"{path.stem}.wav", "reference_text": text, "transcript": transcript, "original": original}
-            for (path, text), transcript, original in zip(clips, heard, heard_originals, strict=True)
+            {"wav": f"{clip.name}.wav", "reference_text": text, "transcript": transcript, "original": original}
+            for clip, text, transcript, original in zip(clips, texts, heard, heard_originals, strict=True)
         ],
     }
 
 
-def digit_figures(texts: list[str], heard: list[str], heard_originals: list[str]) -> dict[str, float]:
+def digit_figures(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, float]:
     """Digit error rates, where the texts have digits."""
     try:
         rates = digit_error_rate(texts, heard), digit_error_rate(texts, heard_originals)
@@ -78,22 +149,18 @@ def digit_figures(texts: list[str], heard: list[str], heard_originals: list[str]
     return dict(zip(("digit_error", "digit_error_original"), rates, strict=True))
 
 
-def draw_mels(original: Path, decoded: Path, picture: Path) -> None:
-    """Mel spectrograms of an original and of what the codec made of it, one above the other."""
-    import matplotlib
+def mel_distance(original: tuple[Tensor, int], decoded: tuple[Tensor, int]) -> float:
+    """Mean difference of two waves' log-mels as far as both last, natural logarithm; each given with its rate."""
+    waves = [resample(wave, rate, SAMPLE_RATE) for wave, rate in (original, decoded)]
+    length = max(min(map(len, waves)), FFT_SIZE)
+    mels = [mel_spectrogram(torch.nn.functional.pad(wave, (0, length))[None, :length]) for wave in waves]
+    return float((mels[0] - mels[1]).abs().mean())
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
-    for axis, path, title in zip(axes, (original, decoded), ("original", "after the codec"), strict=True):
-        mel = mel_spectrogram(load_audio(path, SAMPLE_RATE)[None])[0]
-        span = (0, mel.shape[1] * 256 / SAMPLE_RATE, 0, 80)
-        axis.imshow(mel.numpy(), origin="lower", aspect="auto", extent=span)
-        axis.set(title=title, ylabel="mel band")
-    axes[-1].set_xlabel("seconds")
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
+def shown(figures: dict) -> dict:
+    """Figures for a line of output."""
+    numbers = {key: value for key, value in figures.items() if key != "generated"}
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
 
 
 def main() -> None:
@@ -115,11 +182,14 @@ def main() -> None:
         if not name or not folder:
             parser.error(f"--corpus must be NAME=DIR, got {entry!r}")
         clips = read_corpus(Path(folder), args.max_clips)
-        results[name] = evaluate_corpus(clips, tokenizer, judge, args.output / name)
+        results[name] = evaluate_corpus(clips, tokenizer, judge, hear_originals(clips, judge), args.output / name)
         if len(results) == 2:
-            draw_mels(clips[0][0], args.output / name / f"{clips[0][0].stem}.wav", args.output / "mel.png")
-        shown = {key: value for key, value in results[name].items() if key != "generated"}
-        print(name, json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in shown.items()}))
+            decoded = args.output / name / f"{clips[0].name}.wav"
+            text = clips[0].text or ""
+            draw_spectrograms(
+                {"original": (clips[0].path, text), "after the codec": (decoded, text)}, args.output / "mel.png"
+            )
+        print(name, json.dumps(shown(results[name])))
     perplexities = [value["codebook_perplexity"] for value in results.values() if isinstance(value, dict)]
     results["mean_codebook_perplexity"] = float(np.mean(perplexities))
     (args.output / "codec.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -67,16 +67,22 @@ def contains_answer(text: str, answer: str, within_words: int | None = None) -> 
     return any(words[start : start + len(wanted)] == wanted for start in range(len(words) - len(wanted) + 1))
 
 
-def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:
-    """Return how many codes are in use, counted as if all were equally frequent: exp of the entropy of the codes.
-
-    Raises: ValueError if there are no codes.
-    """
+def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> np.ndarray:
+    """Return how often each code occurs, (codebook_size,). Raises: ValueError if there are no codes."""
     counts = np.zeros(codebook_size)
     for codes in code_sequences:
         counts += np.bincount(np.asarray(codes, dtype=np.int64), minlength=codebook_size)
     if not counts.sum():
         raise ValueError("codebook perplexity needs codes, got none")
+    return counts
+
+
+def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:
+    """Return how many codes are in use, counted as if all were equally frequent: exp of the entropy of the codes.
+
+    Raises: ValueError if there are no codes.
+    """
+    counts = code_counts(code_sequences, codebook_size)
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 

@@ -58,6 +58,22 @@ def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Draw the words wrong after each codec over the bits per second of its codes, and those of the originals."""
+    figure, (axis,) = _figure(1, height=4.5, width=7)
+    for name, figures in codecs.items():
+        point = figures["bits_per_second"], 100 * figures["wer"]
+        axis.plot(*point, marker="o", linestyle="none")
+        axis.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize="small")
+    original = 100 * next(iter(codecs.values()))["wer_original"]
+    axis.axhline(original, color="grey", linestyle="--", label=f"originals, {original:.1f} %")
+    axis.set(xlabel="bits per second", ylabel="words wrong, %", xlim=(0, None), ylim=(0, None))
+    axis.margins(x=0.2)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def draw_spectrograms(sounds: Mapping[str, tuple[Path, str]], path: Path) -> None:
     """Draw the mel spectrograms of sounds, each given as (file, what is said in it)."""
     figure, axes = _figure(1, height=2.6 * len(sounds), width=9, rows=len(sounds))

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_folders import MAKE_FOLDERS
+from tiny_folders import CODES_LOST, MAKE_FOLDERS, OPTIONS
 
 from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
 
 
 @pytest.fixture(params=sorted(AUDIO_TOKENIZERS))
 def tokenizer(request, folders) -> AudioTokenizer:
-    return get_audio_tokenizer(request.param, *folders[request.param])
+    return get_audio_tokenizer(request.param, *folders[request.param], **OPTIONS.get(request.param, {}))
 
 
 def noise(seconds, rate):
@@ -20,12 +20,17 @@ def noise(seconds, rate):
     return 0.1 * torch.randn(int(seconds * rate), generator=generator)
 
 
+def num_codes(tokenizer, seconds):
+    """Codes of so many seconds, in whole groups."""
+    return math.ceil(seconds * tokenizer.frame_rate / tokenizer.codes_per_group) * tokenizer.codes_per_group
+
+
 def test_every_type_is_tested():
     assert MAKE_FOLDERS.keys() == AUDIO_TOKENIZERS.keys()
 
 
 def test_unknown_type_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown audio tokenizer 'glm5voice'; known are glm4voice"):
+    with pytest.raises(ValueError, match="unknown audio tokenizer 'glm5voice'; known are glm4voice, "):
         get_audio_tokenizer("glm5voice")
 
 
@@ -40,12 +45,13 @@ def test_properties(tokenizer):
 def test_codes_are_integers_in_range_at_the_frame_rate(tokenizer, seconds):
     codes = tokenizer.encode(noise(seconds, tokenizer.sample_rate), tokenizer.sample_rate)
     assert all(type(code) is int and 0 <= code < tokenizer.vocab_size for code in codes)
-    assert len(codes) == math.ceil(seconds * tokenizer.frame_rate)
+    assert 0 <= num_codes(tokenizer, seconds) - len(codes) <= CODES_LOST.get(tokenizer.name, 0)
 
 
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_any_rate_gives_the_same_number_of_codes(tokenizer, rate):
-    assert len(tokenizer.encode(noise(1, rate), rate)) == math.ceil(tokenizer.frame_rate)
+    expected = num_codes(tokenizer, 1)
+    assert expected - CODES_LOST.get(tokenizer.name, 0) <= len(tokenizer.encode(noise(1, rate), rate)) <= expected
 
 
 def test_array_tensor_and_first_channel_agree(tokenizer):
@@ -86,7 +92,7 @@ def test_bad_rate_is_refused(tokenizer):
 
 
 def test_decoded_wave(tokenizer):
-    codes = [code % tokenizer.vocab_size for code in range(25)]
+    codes = [code % tokenizer.vocab_size for code in range(28)]
     wave = tokenizer.decode(codes)
     assert wave.dim() == 1 and wave.dtype == torch.float32 and wave.device.type == "cpu"
     assert wave.isfinite().all() and wave.abs().max() <= 1
@@ -106,13 +112,28 @@ def test_bad_codes_are_refused(tokenizer):
 
 
 def test_stream_is_as_long_as_the_whole(tokenizer):
-    codes = [code * 5 % tokenizer.vocab_size for code in range(41)]
+    codes = [code * 5 % tokenizer.vocab_size for code in range(62)]
     stream = tokenizer.stream()
     parts = [stream.push(codes[start : start + 3]) for start in range(0, len(codes), 3)]
     wave = torch.cat([*parts, stream.flush()])
     assert wave.dtype == torch.float32 and wave.abs().max() <= 1
     assert len(wave) == len(tokenizer.decode(codes))
     assert len(torch.cat(parts)) > 0
+
+
+def test_voices_are_made_or_refused(tokenizer):
+    codes, sample = list(range(28)), noise(1.5, tokenizer.sample_rate)
+    if not tokenizer.has_voices:
+        with pytest.raises(ValueError, match=f"{tokenizer.name} has no voices"):
+            tokenizer.make_voice(sample, tokenizer.sample_rate)
+        for call in (lambda: tokenizer.decode(codes, "voice"), lambda: tokenizer.stream("voice")):
+            with pytest.raises(ValueError, match=f"{tokenizer.name} has no voices"):
+                call()
+        return
+    voice = tokenizer.make_voice(sample, tokenizer.sample_rate)
+    wave, stream = tokenizer.decode(codes, voice), tokenizer.stream(voice)
+    assert wave.isfinite().all() and not torch.allclose(wave[:5000], tokenizer.decode(codes)[:5000])
+    assert len(torch.cat([stream.push(codes), stream.flush()])) == len(wave)
 
 
 def test_stream_without_codes_is_silent(tokenizer):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vita_audio.speech_decoder.decoder import MAX_WHOLE_CODES, SpeechDecoder
 from vita_audio.speech_decoder.noise import FrameNoise
+from vita_audio.speech_decoder.vocoder import start_vocoder, vocode
 
 
 def _codes(number: int, seed: int = 0) -> list[int]:
@@ -140,7 +141,7 @@ def test_whole_decoding_is_flow_then_vocoder(decoder):
     num_frames = decoder.flow.num_frames(23)
     noise = FrameNoise(80, torch.Generator().manual_seed(5)).read(0, num_frames).T[None]
     mel = decoder.flow.inference(torch.tensor([codes]), noise, num_steps=3)
-    expected = decoder.vocode(decoder.start_vocoder(6), mel, num_frames)
+    expected = vocode(decoder.hift, start_vocoder(decoder.hift, 6), mel, num_frames)
     assert torch.equal(wave, expected)
     assert wave.dtype == torch.float32 and wave.shape == (num_frames * 256,) and wave.abs().max() <= 0.99
 
@@ -163,12 +164,12 @@ def test_chunks_add_up_to_the_whole_length(decoder, sizes, overlap_codes):
 def test_vocoder_stream_equals_whole(decoder):
     """Given the mel, chunked samples are the whole run's to rounding, however the frames are cut."""
     mel = torch.randn(1, 80, 130, generator=torch.Generator().manual_seed(0))
-    whole = decoder.vocode(decoder.start_vocoder(1), mel, 130)
+    whole = vocode(decoder.hift, start_vocoder(decoder.hift, 1), mel, 130)
     for sizes in ([40, 1, 49, 40], [26] * 5):
-        state, first, waves = decoder.start_vocoder(1), 0, []
+        state, first, waves = start_vocoder(decoder.hift, 1), 0, []
         for size in sizes:
             future = decoder.hift.receptive_frames + 5  # the F0 predictor looks five frames ahead
-            waves.append(decoder.vocode(state, mel[:, :, first : first + size + future], size))
+            waves.append(vocode(decoder.hift, state, mel[:, :, first : first + size + future], size))
             first += size
         torch.testing.assert_close(torch.cat(waves), whole, atol=2e-5, rtol=0)
 

@@ -7,7 +7,12 @@ from .base import AudioStream, AudioTokenizer
 
 __all__ = ["AUDIO_TOKENIZERS", "TYPES", "AudioStream", "AudioTokenizer", "get_audio_tokenizer", "is_continuous"]
 
-AUDIO_TOKENIZERS = {"glm4voice": "glm4voice:GLM4VoiceTokenizer"}  # name -> module:class, imported when asked for
+AUDIO_TOKENIZERS = {  # name -> module:class, imported when asked for
+    "glm4voice": "glm4voice:GLM4VoiceTokenizer",
+    "cosyvoice2": "cosyvoice2:CosyVoice2Tokenizer",
+    "snac24khz": "snac24khz:SNAC24kHzTokenizer",
+    "sparktts": "sparktts:SparkTTSTokenizer",
+}
 
 
 # Before the name of an audio tokenizer: what the model hears enters it as features of SenseVoice, answers as codes.

@@ -4,6 +4,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
 from operator import index
 from typing import Any
 
@@ -12,6 +14,24 @@ import torch
 from torch import Tensor
 
 from vita_audio.resample import resample
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who speaks, for flow decoders.
+
+    Args:
+        codes, mel: A sample, as codes and as log-mel (bands, frames); both or neither.
+        embedding: (size,), or None.
+    """
+
+    codes: Sequence[int] | None = None
+    mel: Tensor | None = None
+    embedding: Tensor | None = None
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The arguments that a decoder's `start` and `decode` take."""
+        return {"prompt_codes": self.codes, "prompt_mel": self.mel, "embedding": self.embedding}
 
 
 class AudioStream(ABC):
@@ -39,7 +59,8 @@ class AudioTokenizer(ABC):
         frame_rate: Codes per second.
         vocab_size: Codes are 0..vocab_size - 1.
         codes_per_group: Codes come in groups of so many; an incomplete last group is completed in decoding.
-        needs_voice: Codes alone do not say who speaks, so decoding must be given a voice.
+        has_voices: Waves can be made to speak with a voice of one's choice.
+        needs_voice: Codes do not say who speaks, and the tokenizer was loaded without a voice.
     """
 
     name: str
@@ -48,16 +69,18 @@ class AudioTokenizer(ABC):
     frame_rate: float
     vocab_size: int
     codes_per_group: int = 1
+    has_voices: bool = False
     needs_voice: bool = False
+
+    @property
+    def bits_per_code(self) -> float:
+        """Bits that one code carries at most; where codes come in groups, each has a codebook of its own."""
+        return log2(self.vocab_size / self.codes_per_group)
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
         """Name and hash of all that decides which codes a wave gets, for stores of codes."""
-
-    @abstractmethod
-    def stream(self, voice: Any = None) -> AudioStream:
-        """Begin decoding one stream of codes; `voice` as in `decode`."""
 
     @abstractmethod
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
@@ -67,15 +90,13 @@ class AudioTokenizer(ABC):
     def _decode(self, codes: list[int], voice: Any) -> Tensor:
         """Decode codes, one or more, all in the vocabulary."""
 
-    def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Any:
-        """Return what `decode` and `stream` of this tokenizer need to speak with the voice of a wave.
-
-        Arguments as in `encode`. Raises: ValueError where `encode` does, and if this codec has no voices.
-        """
-        return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
+    @abstractmethod
+    def _stream(self, voice: Any) -> AudioStream:
+        """Begin decoding a stream."""
 
     def _make_voice(self, wave: Tensor) -> Any:
-        raise ValueError(f"{self.name} has no voices to choose, its codes say how they sound; decode without a voice")
+        """Make a voice of a wave, (samples,) float32 at `sample_rate`; called only if the class `has_voices`."""
+        raise NotImplementedError
 
     def encode(self, wave: Tensor | np.ndarray, sample_rate: int) -> list[int]:
         """Return the codes of a wave of any length.
@@ -96,10 +117,29 @@ class AudioTokenizer(ABC):
 
         Args:
             voice: From `make_voice`; None: the voice that the tokenizer was loaded with, or the one of the weights.
-        Raises: ValueError for a code outside the vocabulary, or without a voice where `needs_voice`.
+        Raises: ValueError for a code outside the vocabulary, or for a voice where `has_voices` is false.
         """
         codes = check_codes(codes, self.vocab_size)
+        self._check_voice(voice)
         return self._decode(codes, voice) if codes else torch.zeros(0)
+
+    def stream(self, voice: Any = None) -> AudioStream:
+        """Begin decoding one stream of codes; `voice` and errors as in `decode`."""
+        self._check_voice(voice)
+        return self._stream(voice)
+
+    def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Any:
+        """Return what `decode` and `stream` of this tokenizer need to speak with the voice of a wave.
+
+        Arguments as in `encode`. Raises: ValueError where `encode` does, and if this codec has no voices.
+        """
+        if not self.has_voices:
+            raise ValueError(f"{self.name} has no voices, its codes say how they sound; decode without one")
+        return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
+
+    def _check_voice(self, voice: Any) -> None:
+        if voice is not None and not self.has_voices:
+            raise ValueError(f"{self.name} has no voices, its codes say how they sound; decode without one")
 
 
 def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) -> Tensor:

@@ -6,10 +6,8 @@ samples before its features are made, not to the longest piece of the call, so c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +20,7 @@ from vita_audio.resample import resample
 from vita_audio.speech_decoder.decoder import SpeechDecoder, SpeechDecoderState
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, check_codes, fingerprint
+from .base import AudioStream, AudioTokenizer, Voice, check_codes, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -48,19 +46,6 @@ _ENCODER_SETTINGS = (
     "quantize_position",
 )
 _FEATURE_SETTINGS = ("dither", "hop_length", "n_fft", "n_samples", "sampling_rate")
-
-
-@dataclass(frozen=True)
-class Voice:
-    """Who speaks: a sample as codes and log-mel (bands, frames), both or neither, and an embedding (size,), or not."""
-
-    codes: Sequence[int] | None = None
-    mel: Tensor | None = None
-    embedding: Tensor | None = None
-
-    def as_prompt(self) -> dict[str, Any]:
-        """The arguments of `SpeechDecoder.start` and `decode`."""
-        return {"prompt_codes": self.codes, "prompt_mel": self.mel, "embedding": self.embedding}
 
 
 class GLM4VoiceStream(AudioStream):
@@ -101,6 +86,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     """WhisperVQ encoder and speech decoder; float32 on any device."""
 
     name = "glm4voice"
+    has_voices = True
     output_rate = SpeechDecoder.sample_rate
 
     def __init__(
@@ -204,7 +190,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         )
         return features["input_features"][0]
 
-    def stream(self, voice: Voice | None = None) -> GLM4VoiceStream:
+    def _stream(self, voice: Voice | None) -> GLM4VoiceStream:
         decoder = self._need_decoder()
         state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
         return GLM4VoiceStream(decoder, state, self.stream_chunks, self.stream_steps)

@@ -83,6 +83,22 @@ def read_config(path: str | Path) -> DecoderConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
+def read_tagged(path: Path) -> dict[str, Any]:
+    """Read any HyperPyYAML file as plain data: blocks are their arguments; a reference that is not one name is None.
+
+    Raises: FileNotFoundError; ValueError if the file is no YAML mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no speech decoder configuration at {path}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings, got {type(values).__name__}; get it again")
+    return _look_up(values, values)
+
+
 def write_config(config: DecoderConfig, path: str | Path) -> None:
     """Write `config` in the released layout."""
     flow, hift = asdict(config.flow), asdict(config.hift)
@@ -115,6 +131,16 @@ def write_config(config: DecoderConfig, path: str | Path) -> None:
         "hift": _Block("cosyvoice.hifigan.generator.HiFTGenerator", hift),
     }
     Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+
+
+def _look_up(value: Any, names: dict[str, Any]) -> Any:
+    """Like `_resolve`, with None where that finds an error."""
+    if isinstance(value, _Reference):
+        found = names.get(value[1:-1])
+        return found if isinstance(found, int | float | str) and not isinstance(found, _Reference) else None
+    if isinstance(value, dict):
+        return {key: _look_up(item, names) for key, item in value.items()}
+    return [_look_up(item, names) for item in value] if isinstance(value, list) else value
 
 
 def _resolve(value: Any, names: dict[str, Any]) -> Any:

@@ -14,39 +14,26 @@ utterance at once and leaves dropout on: noise is drawn frame by frame on the CP
 modules are always in evaluation mode. With `released_noise` whole decoding draws the same numbers as the release.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from vita_audio.checkpoints.files import check_whole
+from safetensors.torch import save_file
+from torch import Tensor
 
 from .config import DecoderConfig
 from .config_file import read_config, write_config
 from .flow import MaskedDiffWithXvec
-from .hift import HiFTGenerator, SourceNoise
-from .mel import HOP_LENGTH, NUM_BANDS, SAMPLE_RATE
+from .hift import HiFTGenerator
+from .mel import NUM_BANDS, SAMPLE_RATE
 from .noise import FrameNoise
+from .vocoder import VocoderState, start_vocoder, vocode
+from .weights import load_weights
 
 # Frames by which a prompt's mel may differ from its codes: tokenizers round a clip's end up to a few codes.
 MAX_PROMPT_MISMATCH = 20
 MAX_WHOLE_CODES = 750
-
-
-@dataclass
-class VocoderState:
-    """What the vocoder remembers between chunks."""
-
-    phase: Tensor  # start phase of each harmonic, (1, harmonics, 1), radians
-    noise: FrameNoise
-    position: int  # frames finished
-    cycles: Tensor  # cycles the fundamental has run, (1,), float64
-    mel: Tensor  # last frames that became samples, (1, bands, at most receptive_frames)
-    source: Tensor  # their excitation, (1, 1, samples)
 
 
 @dataclass
@@ -94,8 +81,8 @@ class SpeechDecoder:
         config = read_config(folder / "config.yaml")
         with torch.device("meta"):
             flow, hift = MaskedDiffWithXvec(config.flow), HiFTGenerator(config.hift)
-        _load_weights(flow, folder, "flow")
-        _load_weights(hift, folder, "hift")
+        load_weights(flow, folder, "flow")
+        load_weights(hift, folder, "hift")
         return cls(config, flow.to(device), hift.to(device))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -176,7 +163,7 @@ class SpeechDecoder:
             condition_on_past=condition_on_past or prompt_mel is not None,
             embedding=None if embedding is None else embedding.float()[None].to(self.device),
             mel_noise=FrameNoise(NUM_BANDS, torch.Generator().manual_seed(seed)),
-            vocoder=self.start_vocoder(seed + 1),
+            vocoder=start_vocoder(self.hift, seed + 1),
             codes=codes,
             position=mel.shape[2],
             mel=mel.to(self.device),
@@ -202,53 +189,13 @@ class SpeechDecoder:
             state.codes, state.is_finished = window, final
             return torch.zeros(0)
         mel = self._continue_mel(state, window, num_frames)  # (1, bands, frames after state.position)
-        wave = self.vocode(state.vocoder, mel, num_new)
+        wave = vocode(self.hift, state.vocoder, mel, num_new)
         state.mel = torch.cat([state.mel, mel[:, :, :num_new]], dim=2)
         state.held_back = mel[:, :, num_new:]
         state.position += num_new
         state.codes, state.is_finished = window, final
         self._forget(state)
         return wave.cpu()
-
-    def start_vocoder(self, seed: int = 42) -> VocoderState:
-        """Begin a stream of mel frames to be made audible by `vocode`."""
-        num_harmonics = self.config.hift.nb_harmonics + 1
-        generator = torch.Generator().manual_seed(seed)
-        phase = (torch.rand(1, num_harmonics, 1, generator=generator) * 2 - 1) * math.pi
-        phase[:, 0] = 0
-        return VocoderState(
-            phase=phase.to(self.device),
-            noise=FrameNoise(num_harmonics * HOP_LENGTH, generator),
-            position=0,
-            cycles=torch.zeros(1, dtype=torch.float64, device=self.device),
-            mel=torch.zeros(1, NUM_BANDS, 0, device=self.device),
-            source=torch.zeros(1, 1, 0, device=self.device),
-        )
-
-    @torch.inference_mode()
-    def vocode(self, state: VocoderState, mel: Tensor, num_new: int) -> Tensor:
-        """Make the next frames of a stream audible.
-
-        Args:
-            mel: (1, bands, frames) that follow the frames finished before.
-            num_new: How many of them are finished; the vocoder only looks at the others, as their future.
-        Returns: (num_new * 256,), float32, on the decoder's device.
-        """
-        num_old, num_frames = state.mel.shape[2], mel.shape[2]
-        mel = torch.cat([state.mel, mel], dim=2)
-        f0 = self.hift.predict_f0(mel)[:, num_old:]
-        noise = state.noise.read(state.position, state.position + num_frames).to(self.device)
-        noise = noise.reshape(1, num_frames * HOP_LENGTH, -1).transpose(1, 2)  # (1, harmonics, samples)
-        source = self.hift.make_source(f0, SourceNoise(state.phase, noise), state.cycles)
-        source = torch.cat([state.source, source], dim=2)
-        wave = self.hift.synthesize(mel, source)[0, num_old * HOP_LENGTH : (num_old + num_new) * HOP_LENGTH]
-        end = num_old + num_new
-        first = max(0, end - self.hift.receptive_frames)
-        state.position += num_new
-        state.cycles = state.cycles + f0[:, :num_new].double().sum(dim=1) * HOP_LENGTH / SAMPLE_RATE
-        state.mel = mel[:, :, first:end]
-        state.source = source[:, :, first * HOP_LENGTH : end * HOP_LENGTH]
-        return wave
 
     def _draw_as_released(self, state: SpeechDecoderState, num_frames: int, seed: int) -> None:
         """Give a fresh stream the noise of all its frames, prompt included: the flow's first, then the vocoder's."""
@@ -319,30 +266,3 @@ class SpeechDecoder:
             state.codes = state.codes[first_code - state.first_code :]
             state.mel = state.mel[:, :, num_frames(first_code) - num_frames(state.first_code) :]
             state.first_code = first_code
-
-
-def _load_weights(module: nn.Module, folder: Path, name: str) -> None:
-    """Fill a module made on the meta device from `name.safetensors` or `name.pt`, as float32."""
-    paths = [folder / f"{name}.safetensors", folder / f"{name}.pt"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"no speech decoder weights at {paths[0]} or {paths[1]}")
-    check_whole(path)
-    try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        if not isinstance(weights, dict):
-            raise TypeError(f"it holds a {type(weights).__name__}, not a state dict")
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
-    expected = module.state_dict()
-    problems = {
-        "missing": sorted(expected.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - expected.keys()),
-        "of another shape": sorted(
-            key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape
-        ),
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{what}: {', '.join(keys[:5])} ({len(keys)})" for what, keys in problems.items() if keys)
-        raise ValueError(f"{path} does not fit {folder / 'config.yaml'}: {found}")
-    module.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .config import HiFTConfig
 
+STEADY_RATE = 22050  # Hz, at which the released vocoders hold the fundamental for a frame
+
 
 @dataclass(frozen=True)
 class SourceNoise:
@@ -120,35 +122,57 @@ class F0Predictor(nn.Module):
 
 
 class HarmonicSource(nn.Module):
-    """Sines at the fundamental and its harmonics where voiced, noise where not, merged to one channel."""
+    """Sines at the fundamental and its harmonics where voiced, noise where not, merged to one channel.
+
+    As released, the fundamental holds for a frame at 22,050 Hz, and glides from the middle of a frame to that of the
+    next at other rates, where the harmonics have no start phases of their own.
+    """
 
     def __init__(self, config: HiFTConfig):
         super().__init__()
         self.config = config
+        self.glides = config.sampling_rate != STEADY_RATE
         self.l_linear = nn.Linear(config.nb_harmonics + 1, 1)
 
     def forward(self, f0: Tensor, noise: SourceNoise, start_cycles: Tensor | None = None) -> Tensor:
         """Make the excitation signal; no gradient reaches `f0`.
 
         Args:
-            f0: Hz per sample, (batch, samples).
-            start_cycles: Cycles the fundamental has run before the first sample, (batch,), float64; zero when absent.
+            f0: Hz per frame, (batch, frames).
+            start_cycles: Cycles the fundamental has run before the first frame, (batch,), float64; None where no frame
+                comes before it.
         Returns: (batch, 1, samples), in (-1, 1).
         """
         config = self.config
         with torch.no_grad():
-            # float64: after a minute the harmonics have run 1e5 cycles, of which float32 would lose a hundredth.
-            cycles = torch.cumsum(f0.double() / config.sampling_rate, dim=1)
-            if start_cycles is not None:
-                cycles = cycles + start_cycles[:, None]
+            cycles = self._cycles(f0, start_cycles)
             orders = torch.arange(1, config.nb_harmonics + 2, device=f0.device)
-            angles = 2 * math.pi * (cycles[:, None] * orders[:, None] % 1).float() + noise.phase
-            voiced = (f0 > config.nsf_voiced_threshold).to(f0.dtype)[:, None]
+            angles = 2 * math.pi * (cycles[:, None] * orders[:, None] % 1).float()
+            if not self.glides:
+                angles = angles + noise.phase
+            is_voiced = f0.repeat_interleave(config.samples_per_frame, dim=1) > config.nsf_voiced_threshold
+            voiced = is_voiced.to(f0.dtype)[:, None]
             noise_scale = voiced * config.nsf_sigma + (1 - voiced) * config.nsf_alpha / 3
             harmonics = (
                 config.nsf_alpha * angles.sin() * voiced + noise_scale * noise.noise
             )  # (batch, harmonics, samples)
         return torch.tanh(self.l_linear(harmonics.transpose(1, 2))).transpose(1, 2)
+
+    def _cycles(self, f0: Tensor, start_cycles: Tensor | None) -> Tensor:
+        """Cycles the fundamental has run at each sample, (batch, samples), float64.
+
+        In float32 the harmonics, which have run 1e5 cycles after a minute, would lose a hundredth.
+        """
+        size, rate = self.config.samples_per_frame, self.config.sampling_rate
+        start = 0 if start_cycles is None else start_cycles[:, None]
+        if not self.glides:
+            return torch.cumsum(f0.double().repeat_interleave(size, dim=1) / rate, dim=1) + start
+        middle = torch.cumsum(f0.double() * size / rate, dim=1) + start  # at the middle of each frame
+        first = middle[:, :1] if start_cycles is None else start_cycles[:, None]
+        before, after = torch.cat([first, middle[:, :-1]], dim=1), torch.cat([middle[:, 1:], middle[:, -1:]], dim=1)
+        offset = (torch.arange(size, device=f0.device, dtype=torch.float64) + 0.5) / size - 0.5  # frames
+        slope = torch.where(offset < 0, (middle - before)[..., None], (after - middle)[..., None])
+        return (middle[..., None] + offset * slope).flatten(1)
 
 
 class HiFTGenerator(nn.Module):
@@ -243,9 +267,8 @@ class HiFTGenerator(nn.Module):
 
     def make_source(self, f0: Tensor, noise: SourceNoise, start_cycles: Tensor | None = None) -> Tensor:
         """Fundamental per frame (batch, frames) -> excitation (batch, 1, samples), float32 also under autocast."""
-        f0_samples = f0.detach().float().repeat_interleave(self.config.samples_per_frame, dim=1)
         with torch.autocast(f0.device.type, enabled=False):
-            return self.m_source(f0_samples, noise, start_cycles)
+            return self.m_source(f0.detach().float(), noise, start_cycles)
 
     def synthesize(self, mel: Tensor, source: Tensor) -> Tensor:
         """Filter the excitation: mel (batch, bands, frames), source (batch, 1, samples) -> wave (batch, samples)."""

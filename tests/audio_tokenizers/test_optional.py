@@ -1,0 +1,59 @@
+"""Packages that may be missing or need what is missing, and weight files that are damaged."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_folders import MAKE_FOLDERS, PACKAGES
+from torch import nn
+
+from vita_audio.audio_tokenizers.optional import import_optional, load_torch_weights, read_torch_weights
+
+
+def test_missing_packages_are_named_with_the_extra_that_brings_them():
+    with pytest.raises(ImportError, match=r"audio tokenizer snac24khz needs the package nowhere .*'vita-audio\[snac24"):
+        import_optional("nowhere.to_be_found", extra="snac24khz")
+
+
+def test_every_type_that_needs_a_package_has_an_extra():
+    text = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+    assert PACKAGES.keys() == MAKE_FOLDERS.keys() - {"glm4voice"}
+    assert [name for name in PACKAGES if f'"{name}": [' not in text] == []
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package that imports a module that is absent and one that is broken, and uses neither."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_reader.py").write_text("raise OSError('no such library')\n", encoding="utf-8")
+    (tmp_path / "toy_codec.py").write_text("import json, broken_reader, absent_reader\n", encoding="utf-8")
+    yield "toy_codec"
+    sys.modules.pop("toy_codec", None)
+
+
+def test_unused_imports_of_a_package_may_be_absent_or_broken(package):
+    with pytest.raises(OSError, match="no such library"):
+        import_optional(package, extra="snac24khz")
+    unused = ("absent_reader", "broken_reader", "json")
+    module = import_optional(package, extra="snac24khz", unused=unused)
+    assert module.json.dumps({}) == "{}"  # what works is not replaced
+    assert "absent_reader" not in sys.modules and "broken_reader" not in sys.modules and "json" in sys.modules
+
+
+def test_weights_are_read_as_float32_and_must_fit(tmp_path):
+    model = nn.Linear(2, 3)
+    weights = {name: value.half() for name, value in model.state_dict().items()}
+    for name, save in (("a.safetensors", save_file), ("a.pt", torch.save)):
+        save(weights, tmp_path / name)
+        loaded = read_torch_weights(tmp_path / name)
+        assert {value.dtype for value in loaded.values()} == {torch.float32}
+        load_torch_weights(model, loaded, tmp_path / name)
+    with pytest.raises(ValueError, match=r"(?s)a.pt does not fit the model: .*Missing key\(s\) in state_dict: \"bias\""):
+        load_torch_weights(model, {"weight": loaded["weight"]}, tmp_path / "a.pt")
+    torch.save([1], tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="b.pt cannot be read as weights"):
+        read_torch_weights(tmp_path / "b.pt")
+    with pytest.raises(FileNotFoundError, match="c.bin is missing"):
+        read_torch_weights(tmp_path / "c.bin")

@@ -1,0 +1,121 @@
+"""Figures of codecs, and the comparison of several on a folder of sounds."""
+
+import json
+import math
+
+import get_neural_audio_codecs
+import numpy as np
+import pytest
+import soundfile
+import torch
+from toy_corpus import LengthJudge
+
+from evaluation.evaluate_codec import code_figures, judged_figures, mel_distance, read_corpus
+from evaluation.judges import JUDGES
+
+RATE = 16_000
+
+
+def tone(seconds, frequency):
+    time = np.arange(round(seconds * RATE)) / RATE
+    return (0.3 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three tones in a tree of folders, one of them with a text."""
+    folder = tmp_path_factory.mktemp("sounds")
+    (folder / "more").mkdir()
+    soundfile.write(folder / "b.wav", tone(0.6, 300), RATE)
+    soundfile.write(folder / "more" / "a.flac", tone(0.5, 200), RATE)
+    soundfile.write(folder / "a.wav", tone(0.4, 440), RATE)
+    (folder / "a.txt").write_text("one two\n", encoding="utf-8")
+    return folder
+
+
+class Codec:
+    """What the figures need of an audio tokenizer."""
+
+    frame_rate, vocab_size, codes_per_group, bits_per_code = 10.0, 16, 2, 3.0
+
+
+def test_folders_are_read_in_order_with_their_texts(folder, tmp_path):
+    clips = read_corpus(folder)
+    assert [(clip.name, clip.text) for clip in clips] == [("a", "one two"), ("b", None), ("more-a", None)]
+    assert len(read_corpus(folder, 2)) == 2
+    with pytest.raises(FileNotFoundError, match=f"no .wav, .* files in {tmp_path}"):
+        read_corpus(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "x/c.wav", "text": "three"}\n', encoding="utf-8")
+    (clip,) = read_corpus(tmp_path)
+    assert (clip.path, clip.name, clip.text) == (tmp_path / "x/c.wav", "c", "three")
+
+
+def test_bits_are_those_of_the_codebooks_and_of_the_frequencies():
+    figures = code_figures([[0, 8, 1, 9], [0, 8, 1, 9]], Codec())
+    assert figures["codes_per_second"] == 10 and figures["bits_per_second"] == 30
+    assert figures["codes_used"] == 4 and figures["codebook_perplexity"] == pytest.approx(4)
+    assert figures["bits_per_second_used"] == pytest.approx(10)  # each slot has two codes, equally frequent
+    assert code_figures([[0, 8], [0, 8]], Codec())["bits_per_second_used"] == pytest.approx(0)
+
+
+def test_mel_distance_is_zero_for_the_same_sound_at_any_rate_and_length():
+    wave = torch.from_numpy(tone(1, 300))
+    assert mel_distance((wave, RATE), (wave, RATE)) == 0
+    assert mel_distance((wave, RATE), (wave[:8000], RATE)) < 0.3  # the shorter one ends abruptly
+    assert mel_distance((wave, RATE), (torch.zeros(RATE), RATE)) > 0.5
+    assert math.isfinite(mel_distance((wave, RATE), (torch.zeros(0), RATE)))
+
+
+def test_clips_without_a_text_are_compared_with_what_is_heard_in_them(folder):
+    clips, judge = read_corpus(folder), LengthJudge()
+    sounds = [(torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0]), RATE) for clip in clips]
+    heard = judge.transcribe(sounds)
+    figures = judged_figures(clips, judge, sounds, heard)
+    assert [row["reference_text"] for row in figures["generated"]] == ["one two", *heard[1:]]
+    assert figures["wer"] == figures["wer_original"] > 0
+
+
+def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    output = tmp_path / "codecs"
+    get_neural_audio_codecs.main(
+        f"--audio {folder} --output {output} --codec glm4voice --codec glm4voice=embedded,embedded --judge length "
+        "--max-clips 2 --device cpu".split()
+    )
+    summary = json.loads((output / "codecs.json").read_text(encoding="utf-8"))
+    assert summary["judge"] == "length" and summary["clips"] == 2
+    first, second = summary["codecs"]["glm4voice"], summary["codecs"]["glm4voice-2"]
+    for key in ("codes_per_second", "codes_used", "mel_distance", "wer", "generated"):
+        assert first[key] == second[key]
+    assert first["mel_distance"] > 0 and first["bits_per_second"] == 12.5 * math.log2(first["codebook_size"])
+    for name in ("glm4voice", "glm4voice-2"):
+        assert sorted(path.name for path in (output / name).iterdir()) == ["a.wav", "b.wav"]
+    assert soundfile.info(output / "glm4voice" / "b.wav").duration == pytest.approx(0.6, abs=0.1)
+    rows = [line for line in (output / "codecs.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and "mel distance" in rows[0] and rows[2].startswith("| glm4voice | 12.5 | ")
+    assert all((output / name).stat().st_size > 5000 for name in ("codecs.png", "spectrograms.png"))
+    assert "glm4voice-2 {" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--codec mp3", "unknown audio tokenizer 'mp3'; known are glm4voice"),
+        ("--codec glm4voice=nowhere", "no folder nowhere"),
+        ("--codec glm4voice --judge parrot", "judge must be one of"),
+    ],
+)
+def test_wrong_requests_are_one_line(folder, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        get_neural_audio_codecs.main([*f"--audio {folder} --output {tmp_path}".split(), *arguments.split()])
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_judge_there_are_no_errors_to_draw(folder, tmp_path):
+    get_neural_audio_codecs.main(
+        f"--audio {folder} --output {tmp_path} --codec glm4voice --judge none --max-clips 1 --device cpu".split()
+    )
+    figures = json.loads((tmp_path / "codecs.json").read_text(encoding="utf-8"))["codecs"]["glm4voice"]
+    assert "wer" not in figures and figures["clips"] == 1
+    assert "WER" not in (tmp_path / "codecs.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "codecs.png").exists() and (tmp_path / "spectrograms.png").exists()

@@ -1,0 +1,194 @@
+"""CosyVoice 2: S3 codes at 25 per second, flow and vocoder to 24 kHz.
+
+Codes come from the public `s3tokenizer` package with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are
+`speech_decoder.cosyvoice2_decoder`. All files are those of `CosyVoice2-0.5B`. Unlike the public VITA-Audio tokenizer,
+which mixes the channels and returns no codes at all where anything fails, such as for more than 30 s: the first channel
+counts, and longer audio is encoded by the package in windows of 30 s that overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vita_audio.checkpoints.files import check_whole, find_checkpoint
+from vita_audio.resample import RULE as RESAMPLING_RULE
+from vita_audio.resample import resample
+from vita_audio.speech_decoder.cosyvoice2_decoder import MEL, CosyVoice2Decoder, CosyVoice2State
+from vita_audio.speech_decoder.mel import mel_spectrogram
+
+from .base import AudioStream, AudioTokenizer, Voice, check_codes, fingerprint
+from .optional import import_optional, load_torch_weights, read_torch_weights
+
+NAME = "cosyvoice2"
+UNUSED = ("torchaudio",)  # s3tokenizer reads files with it, which we never ask for
+TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .onnx
+SPEAKER_FILE = "campplus.onnx"
+SAMPLES_PER_CODE = 640
+HEAD_SIZE = 64
+
+
+class CosyVoice2Stream(AudioStream):
+    """Decodes chunks of 25 codes when the three behind them are there."""
+
+    def __init__(self, decoder: CosyVoice2Decoder, state: CosyVoice2State):
+        self._decoder, self._state = decoder, state
+
+    def push(self, codes: Sequence[int]) -> Tensor:
+        if self._state.is_finished:
+            raise ValueError("this stream was flushed; begin another one with stream()")
+        return self._decoder.decode_chunk(self._state, check_codes(codes, self._decoder.vocab_size))
+
+    def flush(self) -> Tensor:
+        return self._decoder.decode_chunk(self._state, [], final=True)
+
+
+class SpeakerEncoder:
+    """CAM++: who speaks, as 192 numbers. Needs the packages onnxruntime and kaldi-native-fbank."""
+
+    def __init__(self, path: Path):
+        check_whole(path)
+        onnxruntime = import_optional("onnxruntime", extra=NAME)
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        """Embed a wave, (samples,) at 16 kHz: (192,)."""
+        fbank = import_optional("kaldi_native_fbank", extra=NAME)
+        options = fbank.FbankOptions()
+        options.frame_opts.dither = 0.0
+        options.mel_opts.num_bins = 80
+        extractor = fbank.OnlineFbank(options)
+        extractor.accept_waveform(16_000, wave.tolist())
+        extractor.input_finished()
+        frames = [torch.from_numpy(extractor.get_frame(index)) for index in range(extractor.num_frames_ready)]
+        features = torch.stack(frames)  # (frames, 80)
+        features = (features - features.mean(dim=0))[None].numpy()
+        (embedding,) = self._session.run(None, {self._session.get_inputs()[0].name: features})
+        return torch.from_numpy(embedding).flatten()
+
+
+class CosyVoice2Tokenizer(AudioTokenizer):
+    """S3 speech tokenizer and CosyVoice 2 decoder."""
+
+    name = NAME
+    has_voices = True
+    sample_rate = 16_000
+    output_rate = CosyVoice2Decoder.sample_rate
+    frame_rate = CosyVoice2Decoder.frame_rate
+
+    def __init__(
+        self,
+        speech_tokenizer: nn.Module,
+        decoder: CosyVoice2Decoder | None = None,
+        speaker_encoder: SpeakerEncoder | None = None,
+        *,
+        num_steps: int = 10,
+        seed: int = 42,
+    ):
+        """Put the parts together.
+
+        Args:
+            decoder: None if waves are never wanted.
+            speaker_encoder: None: voices are prompts without an embedding.
+            num_steps: Euler steps of the flow. seed: Of the vocoder's noise; the flow's is the released one.
+        Raises: ValueError if tokenizer and decoder do not belong together.
+        """
+        self.speech_tokenizer = speech_tokenizer.eval().requires_grad_(False)
+        self.vocab_size = speech_tokenizer.config.n_codebook_size
+        if decoder is not None and decoder.vocab_size != self.vocab_size:
+            raise ValueError(
+                f"the decoder must know the tokenizer's {self.vocab_size} codes, got one of {decoder.vocab_size}; take "
+                "both from one folder"
+            )
+        self.decoder, self.speaker_encoder = decoder, speaker_encoder
+        self.num_steps, self.seed = num_steps, seed
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        decoder_path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        offline: bool = False,
+        **options,
+    ) -> CosyVoice2Tokenizer:
+        """Load the folder `CosyVoice2-0.5B`; the same one as `decoder_path`, if waves are wanted.
+
+        Raises: ImportError without the package `s3tokenizer`; FileNotFoundError, ValueError naming what is missing or
+            wrong.
+        """
+        if path is None:
+            raise ValueError(f"{NAME} has no weights in this package; give the folder of CosyVoice2-0.5B as path")
+        speech_tokenizer = _load_speech_tokenizer(find_checkpoint(path, offline=offline)).to(device)
+        if decoder_path is None:
+            return cls(speech_tokenizer, **options)
+        folder = find_checkpoint(decoder_path, offline=offline)
+        speaker = SpeakerEncoder(folder / SPEAKER_FILE) if (folder / SPEAKER_FILE).is_file() else None
+        return cls(speech_tokenizer, CosyVoice2Decoder.from_pretrained(folder, device), speaker, **options)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.name, [RESAMPLING_RULE], self.speech_tokenizer.state_dict())
+
+    def _stream(self, voice: Voice | None) -> CosyVoice2Stream:
+        decoder = self._need_decoder()
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
+        return CosyVoice2Stream(decoder, state)
+
+    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+        return self._need_decoder().decode(
+            codes, num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt()
+        )
+
+    def _make_voice(self, wave: Tensor) -> Voice:
+        mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None], MEL)[0]
+        embedding = None if self.speaker_encoder is None else self.speaker_encoder(wave)
+        return Voice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
+
+    def _need_decoder(self) -> CosyVoice2Decoder:
+        if self.decoder is None:
+            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
+        return self.decoder
+
+    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
+        return [self._encode_one(wave) for wave in waves]
+
+    @torch.inference_mode()
+    def _encode_one(self, wave: Tensor) -> list[int]:
+        utils = import_optional("s3tokenizer.utils", extra=NAME, unused=UNUSED)
+        wave = nn.functional.pad(wave, (0, max(0, SAMPLES_PER_CODE - len(wave))))
+        mel = utils.log_mel_spectrogram(wave, self.speech_tokenizer.config.n_mels)  # (bands, frames)
+        device = self.speech_tokenizer.device
+        codes, lengths = self.speech_tokenizer.quantize(mel[None].to(device), torch.tensor([mel.shape[1]]).to(device))
+        return codes[0, : int(lengths[0])].tolist()
+
+
+def _load_speech_tokenizer(folder: Path) -> nn.Module:
+    """Make an `S3TokenizerV2` of the sizes of its weights and load them."""
+    model_v2 = import_optional("s3tokenizer.model_v2", extra=NAME, unused=UNUSED)
+    paths = [folder / f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no {paths[-1]}; hf download FunAudioLLM/CosyVoice2-0.5B --local-dir DIR, and give that folder"
+        )
+    check_whole(path)
+    weights = model_v2.onnx2torch(str(path)) if path.suffix == ".onnx" else read_torch_weights(path)
+    if "encoder.conv1.weight" not in weights:
+        raise ValueError(f"{path} holds no S3 tokenizer: encoder.conv1.weight is missing; get it again")
+    num_state, num_mels, _ = weights["encoder.conv1.weight"].shape
+    config = model_v2.ModelConfig(
+        n_mels=num_mels,
+        n_audio_state=num_state,
+        n_audio_head=num_state // HEAD_SIZE,
+        n_audio_layer=sum(name.endswith("attn_ln.weight") for name in weights),
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = model_v2.S3TokenizerV2(f"{TOKENIZER_FILE}_25hz", config)
+    load_torch_weights(model, weights, path)
+    return model

@@ -1,0 +1,188 @@
+"""SNAC at 24 kHz: three codebooks at 12, 23 and 47 Hz, flattened to 82 codes per second.
+
+The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). What is stated here:
+
+* The order of the codes, that of the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine
+  codes, and slot s counts from 4096 * s. The public vocabulary ends after slot 3; this one has all seven.
+* Waves of any length are encoded and decoded in pieces that read as much of their surroundings as the convolutions
+  reach, so pieces, streams and the whole are the same to rounding.
+* The noise that the decoder adds is drawn by position from generators of its own, not from the global one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vita_audio.checkpoints.files import find_checkpoint, read_json
+from vita_audio.resample import RULE as RESAMPLING_RULE
+from vita_audio.speech_decoder.noise import FrameNoise
+
+from .base import AudioTokenizer, fingerprint
+from .optional import import_optional, load_torch_weights, read_torch_weights
+from .windowed_stream import WindowedDecoder, WindowedStream
+
+NAME = "snac24khz"
+CODEBOOK_SIZE = 4096
+VQ_STRIDES = (4, 2, 1)  # of the coarse, the medium and the fine codes
+LEVEL_SIZES = tuple(VQ_STRIDES[0] // stride for stride in VQ_STRIDES)  # codes of each level in a group
+GROUP_SIZE = sum(LEVEL_SIZES)
+GROUPS_PER_PIECE = 352  # 30 s
+STREAM_CHUNKS = (7, 28)  # codes; a short first chunk for an early start
+
+_SLOT_OFFSETS = CODEBOOK_SIZE * torch.arange(GROUP_SIZE)
+
+
+def flatten(levels: Sequence[Tensor]) -> list[int]:
+    """Order the codes of n groups, coarse (1, n), medium (1, 2 n), fine (1, 4 n), as one list of 7 n."""
+    slots = torch.cat([level.reshape(-1, size) for level, size in zip(levels, LEVEL_SIZES, strict=True)], dim=1)
+    return (slots.cpu() + _SLOT_OFFSETS).flatten().tolist()
+
+
+def unflatten(codes: Sequence[int]) -> list[Tensor]:
+    """Undo `flatten` for any codes.
+
+    Like the public tokenizer: an incomplete last group is completed by its last code, and a code that belongs to
+    another slot becomes the nearest one of its own.
+    """
+    codes = list(codes)
+    while len(codes) % GROUP_SIZE:
+        codes.append(codes[-1] + CODEBOOK_SIZE)
+    slots = (torch.tensor(codes, dtype=torch.long).reshape(-1, GROUP_SIZE) - _SLOT_OFFSETS).clamp(0, CODEBOOK_SIZE - 1)
+    return [level.reshape(1, -1) for level in slots.split(LEVEL_SIZES, dim=1)]
+
+
+class SNAC24kHzTokenizer(AudioTokenizer):
+    """A `snac.SNAC` model of three codebooks, in evaluation mode."""
+
+    name = NAME
+    vocab_size = GROUP_SIZE * CODEBOOK_SIZE
+    codes_per_group = GROUP_SIZE
+
+    def __init__(self, model: nn.Module, *, seed: int = 42, stream_chunks: Sequence[int] = STREAM_CHUNKS):
+        """Take a model.
+
+        Args:
+            seed: Of the decoder's noise; the same codes always give the same wave.
+            stream_chunks: Codes in the first, second, ... chunk of a stream, in whole groups; the last size repeats.
+        Raises: ValueError if the model is no SNAC of this kind.
+        """
+        kind = {"codebook_size": CODEBOOK_SIZE, "vq_strides": list(VQ_STRIDES), "attn_window_size": None}
+        if unlike := {key: getattr(model, key) for key, value in kind.items() if getattr(model, key) != value}:
+            raise ValueError(f"{NAME} must be a SNAC with {kind}, got {unlike}; take hubertsiuzdak/snac_24khz")
+        if not stream_chunks or min(stream_chunks) < 1:
+            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
+        self.model = model.eval().requires_grad_(False)
+        self.seed, self.stream_chunks = seed, tuple(stream_chunks)
+        self.sample_rate = self.output_rate = model.sampling_rate
+        self.samples_per_group = int(model.hop_length) * VQ_STRIDES[0]
+        self.frame_rate = GROUP_SIZE * self.sample_rate / self.samples_per_group
+        self.context_groups = math.ceil(max(_reach(model, decoding=True), _reach(model, decoding=False)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        decoder_path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        offline: bool = False,
+        **options,
+    ) -> SNAC24kHzTokenizer:
+        """Load the folder of `hubertsiuzdak/snac_24khz` (`config.json`, `pytorch_model.bin`), or that hub name.
+
+        Raises: ImportError without the package `snac`; FileNotFoundError, ValueError naming what is missing or wrong.
+        """
+        snac = import_optional("snac", extra=NAME)
+        if path is None or decoder_path not in (None, path):
+            raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
+        folder = find_checkpoint(path, offline=offline)
+        with torch.device("meta"):
+            model = snac.SNAC(**read_json(folder / "config.json"))
+        weights = folder / "pytorch_model.bin"
+        load_torch_weights(model, read_torch_weights(weights), weights)
+        return cls(model.to(device), **options)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        weights = {key: value for key, value in self.model.state_dict().items() if not key.startswith("decoder.")}
+        return fingerprint(self.name, [RESAMPLING_RULE, self.model.encoder_rates], weights)
+
+    def start_noise(self) -> list[FrameNoise]:
+        """Noise of the decoder's stages, from the coarsest on, addressed by group."""
+        sizes, size = [], VQ_STRIDES[0]
+        for rate in self.model.decoder_rates:
+            size *= rate
+            sizes.append(size)
+        return [FrameNoise(size, torch.Generator().manual_seed(self.seed + stage)) for stage, size in enumerate(sizes)]
+
+    @torch.inference_mode()
+    def synthesize(self, levels: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
+        """Decode codes as `unflatten` gives them, with noise (groups, values) for each stage: (samples,), on a CPU."""
+        device = next(self.model.parameters()).device
+        hidden = self.model.quantizer.from_codes([level.to(device) for level in levels])
+        stages = iter(noises)
+        for layer in _layers(self.model.decoder.model):
+            if type(layer).__name__ == "NoiseBlock":
+                hidden = hidden + next(stages).reshape(1, 1, -1).to(hidden) * layer.linear(hidden)
+            else:
+                hidden = layer(hidden)
+        return hidden[0, 0].clamp(-1, 1).cpu()
+
+    def _stream(self, voice: None) -> WindowedStream:
+        return WindowedStream(self._windowed_decoder(), self.stream_chunks)
+
+    def _decode(self, codes: list[int], voice: None) -> Tensor:
+        stream = WindowedStream(self._windowed_decoder(), [GROUPS_PER_PIECE * GROUP_SIZE])
+        return torch.cat([stream.push(codes), stream.flush()])
+
+    def _windowed_decoder(self) -> WindowedDecoder:
+        noises = self.start_noise()
+
+        def decode(codes: list[int], first: int) -> Tensor:
+            levels = unflatten(codes)
+            return self.synthesize(levels, [noise.read(first, first + levels[0].shape[1]) for noise in noises])
+
+        return WindowedDecoder(decode, self.vocab_size, GROUP_SIZE, self.samples_per_group, self.context_groups)
+
+    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
+        return [self._encode_one(wave) for wave in waves]
+
+    @torch.inference_mode()
+    def _encode_one(self, wave: Tensor) -> list[int]:
+        size, codes = self.samples_per_group, []
+        num_groups = -(-len(wave) // size)
+        wave = nn.functional.pad(wave, (0, num_groups * size - len(wave)))
+        device = next(self.model.parameters()).device
+        for start in range(0, num_groups, GROUPS_PER_PIECE):
+            stop = min(start + GROUPS_PER_PIECE, num_groups)
+            first = max(0, start - self.context_groups)
+            piece = wave[first * size : (stop + self.context_groups) * size]
+            piece_codes = flatten(self.model.encode(piece[None, None].to(device)))
+            codes += piece_codes[(start - first) * GROUP_SIZE : (stop - first) * GROUP_SIZE]
+        return codes
+
+
+def _layers(block: nn.Module) -> Iterator[nn.Module]:
+    """Layers of a decoder in order, those of its upsampling blocks one by one."""
+    for layer in block:
+        yield from layer.block if type(layer).__name__ == "DecoderBlock" else [layer]
+
+
+def _reach(model: nn.Module, *, decoding: bool) -> float:
+    """Groups on either side that one sample, or one code, depends on; an upper bound.
+
+    Kernels are 7 wide and dilated 1, 3 and 9 in the residual units; a layer that changes the rate sees one more step.
+    """
+    rates = model.decoder_rates if decoding else model.encoder_rates[::-1]
+    reach, rate = 3.0, 1  # in steps of the coarsest rate
+    for factor in rates:
+        reach += 1 / rate
+        rate *= factor
+        reach += 3 * (1 + 3 + 9) / rate
+    return (reach + 3 / rate) / VQ_STRIDES[0]

@@ -1,0 +1,260 @@
+"""BiCodec of Spark-TTS: 50 semantic codes per second say what is said, 32 global codes say who speaks.
+
+The model is that of the package `spark-tts-lib` (arXiv 2503.01710), the folder that of `SparkAudio/Spark-TTS-0.5B` with
+`BiCodec` and `wav2vec2-large-xlsr-53` in it. Only semantic codes are tokens of a language model. The public VITA-Audio
+tokenizer throws the global ones away and decodes with 32 zeros; here they are a voice, and decoding must be given one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from vita_audio.checkpoints.files import check_whole, find_checkpoint, read_json
+from vita_audio.resample import RULE as RESAMPLING_RULE
+from vita_audio.speech_decoder.mel import MelSettings, mel_filters
+
+from .base import AudioTokenizer, check_codes, fingerprint
+from .optional import import_optional, load_torch_weights, read_torch_weights
+from .windowed_stream import WindowedDecoder, WindowedStream
+
+NAME = "sparktts"
+PACKAGE = "spark_tts_lib"
+SPEECH_MODEL = "wav2vec2-large-xlsr-53"
+SPEECH_LAYERS = (11, 14, 16)  # whose hidden states are averaged
+VOICE_SIZE = 32  # global codes
+VOICE_VOCAB_SIZE = 4096
+MIN_SAMPLES = 400  # what the speech model needs for its first code
+SECONDS_PER_PIECE = 60  # audio up to this long is encoded as a whole, as the package does; longer audio in pieces
+CODES_PER_PIECE = 1500  # 30 s
+STREAM_CHUNKS = (10, 50)  # codes
+
+Voice = Sequence[int]
+
+
+def make_bicodec(config: dict[str, Any]) -> nn.Module:
+    """Make a BiCodec with random weights from the `audio_tokenizer` block of its `config.yaml`.
+
+    Its own mel spectrogram, which needs torchaudio, is replaced by `_Mel`.
+    """
+    unused = ("torchaudio",)
+    names = {
+        "models.bicodec": ("BiCodec",),
+        "modules.encoder_decoder.feat_encoder": ("Encoder",),
+        "modules.encoder_decoder.feat_decoder": ("Decoder",),
+        "modules.encoder_decoder.wave_generator": ("WaveGenerator",),
+        "modules.vq.factorized_vector_quantize": ("FactorizedVectorQuantize",),
+        "modules.speaker.speaker_encoder": ("SpeakerEncoder",),
+    }
+    kinds = {
+        kind: getattr(import_optional(f"{PACKAGE}.{module}", extra=NAME, unused=unused), kind)
+        for module, (kind,) in names.items()
+    }
+
+    class BiCodec(kinds["BiCodec"]):
+        def init_mel_transformer(self, settings: dict[str, Any]) -> None:
+            self.mel_transformer = _Mel(settings)
+
+    return BiCodec(
+        mel_params=config["mel_params"],
+        encoder=kinds["Encoder"](**config["encoder"]),
+        quantizer=kinds["FactorizedVectorQuantize"](**config["quantizer"]),
+        prenet=kinds["Decoder"](**config["prenet"]),
+        postnet=kinds["Decoder"](**config["postnet"]),
+        decoder=kinds["WaveGenerator"](**config["decoder"]),
+        speaker_encoder=kinds["SpeakerEncoder"](**config["speaker_encoder"]),
+    )
+
+
+class _Mel(nn.Module):
+    """Mel spectrogram of magnitudes, (batch, samples) -> (batch, bands, samples // hop + 1); holds no weights."""
+
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__()
+        self.hop_length, self.window_size = settings["hop_length"], settings["win_length"]
+        self.settings = MelSettings(
+            sample_rate=settings["sample_rate"],
+            num_bands=settings["num_mels"],
+            fft_size=settings["n_fft"],
+            min_frequency=settings["mel_fmin"],
+            max_frequency=settings["mel_fmax"] or settings["sample_rate"] / 2,
+        )
+
+    def forward(self, wave: Tensor) -> Tensor:
+        window = torch.hann_window(self.window_size, device=wave.device)
+        size = self.settings.fft_size
+        spectrum = torch.stft(wave, size, self.hop_length, self.window_size, window, return_complex=True)
+        return mel_filters(self.settings).to(wave.device) @ spectrum.abs()
+
+
+class SparkTTSTokenizer(AudioTokenizer):
+    """BiCodec behind a wav2vec 2.0 model, in evaluation mode. A voice is a list of 32 codes in 0..4095."""
+
+    name = NAME
+    has_voices = True
+
+    def __init__(
+        self,
+        bicodec: nn.Module,
+        speech_model: Wav2Vec2Model,
+        feature_extractor: Wav2Vec2FeatureExtractor,
+        config: dict[str, Any],
+        *,
+        voice: Voice | None = None,
+        stream_chunks: Sequence[int] = STREAM_CHUNKS,
+    ):
+        """Put the parts together.
+
+        Args:
+            config: `config.yaml` of the whole folder.
+            voice: To decode with where none is given.
+            stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
+        Raises: ValueError for a voice that is none, or chunks that are not positive.
+        """
+        if not stream_chunks or min(stream_chunks) < 1:
+            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
+        self.bicodec = bicodec.eval().requires_grad_(False)
+        self.speech_model = speech_model.eval().requires_grad_(False)
+        self.feature_extractor, self.config = feature_extractor, config
+        self.voice = None if voice is None else check_voice(voice)
+        self.needs_voice = voice is None
+        self.stream_chunks = tuple(stream_chunks)
+        self.sample_rate = self.output_rate = config["sample_rate"]
+        self.samples_per_code = config["latent_hop_length"]
+        self.frame_rate = self.sample_rate / self.samples_per_code
+        self.vocab_size = bicodec.quantizer.codebook_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        decoder_path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        offline: bool = False,
+        **options,
+    ) -> SparkTTSTokenizer:
+        """Load the folder of `SparkAudio/Spark-TTS-0.5B`, or that hub name.
+
+        Raises: ImportError without the package `spark-tts-lib`; FileNotFoundError, ValueError naming what is missing
+            or wrong.
+        """
+        if path is None or decoder_path not in (None, path):
+            raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
+        folder = find_checkpoint(path, offline=offline)
+        with torch.random.fork_rng(devices=[]):  # models of other packages draw weights before they are loaded
+            bicodec = make_bicodec(_read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
+            weights = folder / "BiCodec" / "model.safetensors"
+            load_torch_weights(bicodec, read_torch_weights(weights), weights)
+            read_json(folder / SPEECH_MODEL / "config.json")
+            speech_model = Wav2Vec2Model.from_pretrained(folder / SPEECH_MODEL, dtype=torch.float32)
+        return cls(
+            bicodec.to(device),
+            speech_model.to(device),
+            Wav2Vec2FeatureExtractor.from_pretrained(folder / SPEECH_MODEL),
+            _read_yaml(folder / "config.yaml"),
+            **options,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        codec, speech = self.bicodec.state_dict(), self.speech_model.state_dict()
+        used = {name: value for name, value in codec.items() if name.startswith(("encoder.", "quantizer."))}
+        settings = [RESAMPLING_RULE, self.config["volume_normalize"], self.feature_extractor.do_normalize]
+        return fingerprint(self.name, settings, used | speech)
+
+    @cached_property
+    def context_codes(self) -> int:
+        """Codes on either side beyond which nothing changes a sample; an upper bound.
+
+        Each convolution is 7 wide; dilated 1, 3 and 9 in the residual units of the wave generator.
+        """
+        prenet, reach, rate = self.bicodec.prenet, 0.0, 1
+        for backbone in (prenet.vocos_backbone, *(block[1] for block in prenet.downsample)):
+            reach += 3 * (1 + len(backbone.convnext))
+        for block in self.bicodec.decoder.model:
+            for layer in getattr(block, "block", [block]):
+                if isinstance(layer, nn.ConvTranspose1d):
+                    reach += layer.kernel_size[0] / layer.stride[0] / rate
+                    rate *= layer.stride[0]
+                elif isinstance(layer, nn.Conv1d):
+                    reach += 3 / rate
+            if hasattr(block, "block"):
+                reach += 3 * (1 + 3 + 9) / rate
+        return math.ceil(reach)
+
+    def _stream(self, voice: Voice | None) -> WindowedStream:
+        return WindowedStream(self._windowed_decoder(voice), self.stream_chunks)
+
+    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+        stream = WindowedStream(self._windowed_decoder(voice), [CODES_PER_PIECE])
+        return torch.cat([stream.push(codes), stream.flush()])
+
+    def _windowed_decoder(self, voice: Voice | None) -> WindowedDecoder:
+        voice = self.voice if voice is None else check_voice(voice)
+        if voice is None:
+            raise ValueError(
+                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from somebody's speech, or "
+                "load the tokenizer with one"
+            )
+        device = self.speech_model.device
+        voice_codes = torch.tensor(voice, device=device)[None, None]  # (1, 1, 32)
+
+        @torch.inference_mode()
+        def decode(codes: list[int], first: int) -> Tensor:
+            return self.bicodec.detokenize(torch.tensor([codes], device=device), voice_codes)[0, 0].cpu()
+
+        return WindowedDecoder(decode, self.vocab_size, 1, self.samples_per_code, self.context_codes)
+
+    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
+        size = SECONDS_PER_PIECE * self.sample_rate
+        return [sum((self._encode_piece(piece) for piece in self._level(wave).split(size)), []) for wave in waves]
+
+    @torch.inference_mode()
+    def _encode_piece(self, wave: Tensor) -> list[int]:
+        wave = nn.functional.pad(wave, (0, max(0, MIN_SAMPLES - len(wave))))
+        values = self.feature_extractor(wave.numpy(), sampling_rate=self.sample_rate, return_tensors="pt").input_values
+        states = self.speech_model(values.to(self.speech_model.device), output_hidden_states=True).hidden_states
+        features = torch.stack([states[layer] for layer in SPEECH_LAYERS]).mean(dim=0)  # (1, codes, width)
+        return self.bicodec.quantizer.tokenize(self.bicodec.encoder(features.transpose(1, 2)))[0].tolist()
+
+    @torch.inference_mode()
+    def _make_voice(self, wave: Tensor) -> list[int]:
+        """Global codes of the first seconds of a wave, which is repeated if it is shorter."""
+        size = int(self.sample_rate * self.config["ref_segment_duration"])
+        size = size // self.samples_per_code * self.samples_per_code
+        wave = self._level(wave)
+        wave = wave.repeat(size // len(wave) + 1)[:size]
+        mel = self.bicodec.mel_transformer(wave[None].to(self.speech_model.device))  # (1, bands, frames)
+        return self.bicodec.speaker_encoder.tokenize(mel.transpose(1, 2)).flatten().tolist()
+
+    def _level(self, wave: Tensor) -> Tensor:
+        """Bring a wave to the usual volume, by the package's rule, if the folder asks for it."""
+        if not self.config["volume_normalize"]:
+            return wave
+        audio = import_optional(f"{PACKAGE}.utils.audio", extra=NAME, unused=("torchaudio",))
+        return torch.from_numpy(audio.audio_volume_normalize(wave.numpy())).float()
+
+
+def check_voice(voice: Voice) -> list[int]:
+    """Return a voice as a list of 32 codes. Raises: ValueError, TypeError if it is none."""
+    codes = check_codes(voice, VOICE_VOCAB_SIZE)
+    if len(codes) != VOICE_SIZE:
+        raise ValueError(f"a voice must have {VOICE_SIZE} codes, got {len(codes)}; make one with make_voice")
+    return codes
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    check_whole(path)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings, got {type(values).__name__}; get it again")
+    return values
