@@ -11,6 +11,7 @@ from vita_audio.text import TextTokenizer
 
 ASSETS = Path(__file__).parent / "assets" / "qwen2_tokenizer"
 CASES = json.loads((ASSETS / "encodings.json").read_text(encoding="utf-8"))["cases"]
+CHATS = json.loads((ASSETS / "chat_input_ids.json").read_text(encoding="utf-8"))["cases"]
 NUM_CODES = {"None": 0, "glm4voice": 16384, "sensevoice_glm4voice": 16384}
 
 
@@ -34,6 +35,13 @@ def test_vocabulary_and_encodings_equal_reference(folder, name):
         assert tokenizer.encode(encoding["text"]) == encoding["ids"]
         assert tokenizer.base.decode(encoding["ids"]) == encoding["decoded"]
         assert tokenizer.base.decode(encoding["ids"], skip_special_tokens=True) == encoding["decoded_skip_special"]
+    chats = [chat for chat in CHATS if chat["audio_tokenizer_type"] == name]
+    assert len(chats) == (0 if name == "None" else 19)
+    for chat in chats:
+        options = {"add_generation_prompt": True, "return_dict": False}
+        assert tokenizer.base.apply_chat_template(chat["messages"], **options) == chat["input_ids"], chat[
+            "conversation"
+        ]
 
 
 def test_a_trained_model_keeps_its_168069_tokens(folder, tmp_path):

@@ -109,6 +109,7 @@ def test_released_speech_encoder_fits_at_full_size(check, tmp_path):
     code, report = check(tmp_path)
     assert (code, report["problems"], report["kind"]) == (0, [], "sensevoice-small")
     assert report["num_parameters"] == 233_999_167
+    assert report["parts"][0]["dry_run"] == "10 rows of features to 14 rows"
     (tmp_path / "am.mvn").unlink()
     assert check(tmp_path)[1]["problems"][0].startswith(f"no am.mvn in {tmp_path}")
 
@@ -126,6 +127,7 @@ def test_released_speech_encoder_fits_at_full_size(check, tmp_path):
 def test_shipped_folders_load(check, folder, kind):
     code, report = check(folder)
     assert (code, report["problems"], report["kind"], report["fits"]) == (0, [], kind, True)
+    assert all(part["dry_run"] for part in report["parts"])
 
 
 def test_decoder_files_of_torch_are_compared_too(check, tmp_path):
@@ -148,7 +150,7 @@ def test_a_trained_model_in_words(toy_folders, capsys):
         "16 tokens to logits (1, 16, 808), 4 MTP modules",
         "804 tokens for 808 rows, 48 audio codes from id 756",
         "ends at [716, 714], plan 1 10 4 10",
-        " s on cpu as bfloat16, peak memory ",
+        " s, on cpu as bfloat16; peak memory ",
     ):
         assert line in text
     assert text.endswith("\nloads\n")

@@ -32,7 +32,7 @@ from vita_audio.checkpoints.files import (
 from vita_audio.checkpoints.loading import read_config
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
-from vita_audio.models.sensevoice import CMVN_FILE, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.sensevoice import CMVN_FILE, WEIGHT_FILES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
 from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
@@ -235,10 +235,16 @@ def _inspect_glm_tokenizer(folder: Path, report: Report) -> None:
 
 def _inspect_glm_decoder(folder: Path, report: Report) -> None:
     config = read_decoder_config(folder / DECODER_CONFIG)
-    with torch.device("meta"):
-        modules = {"flow": MaskedDiffWithXvec(config.flow), "hift": HiFTGenerator(config.hift)}
-    for name, module in modules.items():
-        _judge(_compare(name, [_find_file(folder, f"{name}.safetensors", f"{name}.pt")], module, report), report)
+    files = {name: [_find_file(folder, f"{name}.safetensors", f"{name}.pt")] for name in ("flow", "hift")}
+    with FakeTensorMode():
+        flow, hift = MaskedDiffWithXvec(config.flow).eval(), HiFTGenerator(config.hift).eval()
+        parts = [_compare("flow", files["flow"], flow, report), _compare("hift", files["hift"], hift, report)]
+        mel = torch.zeros(1, config.flow.output_size, 40)
+        mel = flow.decoder.solve(mel, mel, flow.speaker(None), mel, num_steps=1)
+        parts[0].dry_run = f"one step of the flow for {mel.shape[2]} mel frames"
+        parts[1].dry_run = f"{mel.shape[2]} mel frames to {hift.predict_f0(mel).shape[1]} of pitch"
+    for part in parts:
+        _judge(part, report)
     report.facts["codes"] = f"{config.flow.vocab_size:,}"
 
 
@@ -246,9 +252,13 @@ def _inspect_sensevoice(folder: Path, report: Report) -> None:
     settings = yaml.safe_load(_read_text(folder / DECODER_CONFIG)) or {}
     names = SenseVoiceConfig.__dataclass_fields__.keys()
     sizes = {name: value for name, value in settings.get("encoder_conf", {}).items() if name in names}
-    with torch.device("meta"):
+    file = _find_file(folder, *WEIGHT_FILES)
+    with FakeTensorMode():
         module = SenseVoiceSmall(SenseVoiceConfig(**sizes))
-    _judge(_compare("encoder", [_find_file(folder, "model.safetensors", "model.pt")], module, report), report)
+        part = _compare("encoder", [file], module, report)
+        features = torch.zeros(10, module.embed.embedding_dim)
+        part.dry_run = f"{len(features)} rows of features to {len(module([features])[0])} rows"
+    _judge(part, report)
     SenseVoiceFrontEnd.from_pretrained(folder)
 
 
