@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from command_line import one_line_errors
 
-from vita_audio.audio_tokenizers import TYPES, AudioTokenizer, get_audio_tokenizer, is_continuous
+from vita_audio.audio_tokenizers import TYPES, get_audio_tokenizer, is_continuous
 from vita_audio.data.codes import AudioCodeStore, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.text import (
@@ -50,23 +51,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioTokenizer:
-    return get_audio_tokenizer(name, path, device=device)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    make_tokenizer = partial(load_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
+def extract(options: argparse.Namespace) -> None:
+    make_tokenizer = partial(get_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
     by_type = CONTINUOUS_INPUT if is_continuous(options.audio_tokenizer_type) else DISCRETE_INPUT
     roles = roles_with(check_audio_input({**by_type, **parse_audio_input(options.audio_input)}), DISCRETE)
     mixtures = [load_mixture(data, options.seed) for data in options.data]
     paths = {path: None for mixture in mixtures for path in referenced_audio(mixture, roles)}
-    store = AudioCodeStore(options.codes, make_tokenizer("cpu").fingerprint)
+    store = AudioCodeStore(options.codes, make_tokenizer(device="cpu").fingerprint)
     report = extract_codes(
         paths, store, make_tokenizer, devices=options.devices, num_workers=options.processes, progress=True
     )
     print(report.summary())
     print(f"{len(store)} entries in {store.path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("extract_audio_codes.py"):
+        extract(options)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
+from command_line import one_line_errors
 
 from vita_audio.audio_tokenizers import TYPES, get_audio_tokenizer, is_continuous
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.audio import AudioError
 from vita_audio.data.chat import EncodedConversation, SampleError, encode_conversation
-from vita_audio.data.codes import AudioCodeStore
+from vita_audio.data.codes import AudioCodeStore, MissingCodesError
 from vita_audio.data.mixture import load_mixture, resolve
 from vita_audio.data.packing import build_packs, stored_audio_ids
 from vita_audio.interleave import InterleavePlan
@@ -102,7 +103,7 @@ def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str,
 
 
 def inspect_row(
-    row: dict[str, Any], file: str, tokenizer: TextTokenizer, store: AudioCodeStore, options: argparse.Namespace
+    row: dict[str, Any], file: str, options: argparse.Namespace, *, tokenizer: TextTokenizer, store: AudioCodeStore
 ) -> dict[str, Any]:
     folder = Path(file).parent
     place = {"file": file, "line": row["line"]}
@@ -110,11 +111,11 @@ def inspect_row(
         encoded = encode_conversation(
             json.loads(row["sample"]),
             tokenizer,
-            partial(stored_audio_ids, tokenizer, store, folder),
+            partial(stored_audio_ids, tokenizer=tokenizer, store=store, folder=folder),
             InterleavePlan.parse(options.ratio),
             user_audio_loss_weight=options.user_audio_loss_weight,
         )
-    except (SampleError, AudioError, OSError) as error:
+    except (SampleError, AudioError, MissingCodesError, OSError) as error:
         return {**place, "error": str(error)}
     return {
         **place,
@@ -156,8 +157,8 @@ def format_sample(sample: dict[str, Any], color: bool) -> str:
     return "\n".join([*lines, "", "".join(parts)])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
+def inspect(options: argparse.Namespace) -> None:
+    """Print the samples, then the packs; a sample or a mixture whose codes are missing only says so."""
     audio_tokenizer = get_audio_tokenizer(options.audio_tokenizer_type, options.audio_tokenizer_path)
     tokenizer = TextTokenizer.from_pretrained(
         options.tokenizer,
@@ -165,32 +166,42 @@ def main(arguments: list[str] | None = None) -> None:
         continuous_input=is_continuous(options.audio_tokenizer_type),
         audio_input=parse_audio_input(options.audio_input),
     )
-    store = AudioCodeStore(options.codes, audio_tokenizer.fingerprint)
+    store = AudioCodeStore(options.codes, audio_tokenizer.fingerprint, read_only=True)
     mixture = load_mixture(options.data, options.seed)
+    files = [source.file for source in mixture.sources]
     shown = mixture.rows.select(range(min(options.num_samples, len(mixture.rows))))
-    samples = [inspect_row(row, mixture.sources[row["source"]].file, tokenizer, store, options) for row in shown]
-    report = None
+    samples = [inspect_row(row, files[row["source"]], options, tokenizer=tokenizer, store=store) for row in shown]
+    if not options.json:
+        for sample in samples:
+            print(format_sample(sample, color=sys.stdout.isatty()), end="\n\n")
+        for source in mixture.sources:
+            print(f"{source.name}: {source.num_used} of {source.num_samples} samples from {source.file}")
+    report = problem = None
     if not options.no_packs:
-        _, report = build_packs(
-            options.data,
-            tokenizer,
-            store,
-            InterleavePlan.parse(options.ratio),
-            options.max_length,
-            user_audio_loss_weight=options.user_audio_loss_weight,
-            seed=options.seed,
-            progress=sys.stderr.isatty(),
-        )
+        try:
+            _, report = build_packs(
+                options.data,
+                tokenizer,
+                store,
+                InterleavePlan.parse(options.ratio),
+                options.max_length,
+                user_audio_loss_weight=options.user_audio_loss_weight,
+                seed=options.seed,
+                progress=sys.stderr.isatty(),
+            )
+        except MissingCodesError as error:
+            problem = str(error)
     if options.json:
-        result = {"samples": samples, "packs": report and report.to_json()}
-        print(json.dumps(result, ensure_ascii=False))
-        return
-    for sample in samples:
-        print(format_sample(sample, color=sys.stdout.isatty()), end="\n\n")
-    for source in mixture.sources:
-        print(f"{source.name}: {source.num_used} of {source.num_samples} samples from {source.file}")
-    if report:
-        print(report.summary())
+        packs = {"error": problem} if problem else report and report.to_json()
+        print(json.dumps({"samples": samples, "packs": packs}, ensure_ascii=False))
+    elif not options.no_packs:
+        print(f"no packs: {problem}" if problem else report.summary())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("inspect_data.py"):
+        inspect(options)
 
 
 if __name__ == "__main__":

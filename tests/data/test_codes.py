@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import sqlite3
 from dataclasses import replace
 
 import numpy as np
@@ -148,3 +149,15 @@ def test_store_travels_to_another_process(tmp_path, store):
     path = write_codes(tmp_path / "a.wav", [1])
     extract_codes([path], store, make_toy_codec)
     assert pickle.loads(pickle.dumps(store)).codes(path) == [1]
+
+
+def test_a_store_to_look_at_is_not_written(tmp_path, store):
+    path = write_codes(tmp_path / "a.wav", [1])
+    extract_codes([path], store, make_toy_codec)
+    reader = pickle.loads(pickle.dumps(AudioCodeStore(store.folder, store.tokenizer_id, read_only=True)))
+    assert reader.codes(path) == [1] and len(reader) == 1
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.add([Extraction(FileState.of(path), b"0" * 16, [2])])
+    with pytest.raises(FileNotFoundError, match=r"no .*gone/toy-0\.sqlite; run tools/extract_audio_codes\.py --codes"):
+        AudioCodeStore(tmp_path / "gone", store.tokenizer_id, read_only=True)
+    assert not (tmp_path / "gone").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 import subprocess
 import sys
@@ -118,7 +119,35 @@ def test_continuous_input_needs_codes_of_answers_only(corpus, speech_tokenizer, 
     assert "21 rows (21.0/s), 13 codes (13.0/s)" in shown
 
 
-def test_inspect_without_codes_says_what_to_run(corpus, speech_tokenizer, tmp_path, capsys):
-    flags = ["--data", corpus, "--tokenizer", TINY_TOKENIZER, "--codes", tmp_path / "codes"]
-    with pytest.raises(LookupError, match=r"no codes for .*; run tools/extract_audio_codes\.py"):
-        run_tool_here(capsys, "inspect_data.py", *flags, "--audio-tokenizer-path", speech_tokenizer, "--num-samples", 5)
+def test_samples_without_codes_are_shown_as_left_out(corpus, speech_tokenizer, tmp_path, capsys):
+    flags = ["--codes", tmp_path / "codes", "--audio-tokenizer-path", speech_tokenizer]
+    (tmp_path / "text.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')
+    text = tmp_path / "text.yaml"
+    text.write_text("dataset: {text: {data_paths: [text.jsonl]}}")
+    run_tool_here(capsys, "extract_audio_codes.py", "--data", text, *flags, "--devices", "cpu")
+    flags += ["--data", corpus, "--tokenizer", TINY_TOKENIZER, "--num-samples", 5]
+    shown = run_tool_here(capsys, "inspect_data.py", *flags)
+    assert re.search(r"data\.jsonl:1: left out: no codes for .*question\.wav", shown)
+    assert "data.jsonl:5  " in shown
+    assert re.search(r"^no packs: no codes for .*; run tools/extract_audio_codes\.py$", shown, re.MULTILINE)
+    result = json.loads(run_tool_here(capsys, "inspect_data.py", *flags, "--json"))
+    assert result["packs"]["error"].startswith("no codes for ") and len(result["samples"]) == 5
+
+
+def test_wrong_paths_are_one_line_and_leave_nothing_behind(corpus, speech_tokenizer, tmp_path, capsys):
+    def error_line(tool, **changes):
+        flags = {"data": corpus, "codes": tmp_path / "codes", "audio-tokenizer-path": speech_tokenizer, **changes}
+        with pytest.raises(SystemExit) as exit:
+            run_tool_here(capsys, tool, *(part for name, value in flags.items() for part in (f"--{name}", value)))
+        assert exit.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    before = sorted(tmp_path.iterdir())
+    missing = {"data": tmp_path / "none.yaml"}
+    assert error_line("extract_audio_codes.py", **missing).endswith("none.yaml: no such data yaml")
+    (tmp_path / "codes").mkdir()
+    for codes in ("codes", "kodes"):
+        line = error_line("inspect_data.py", tokenizer=TINY_TOKENIZER, codes=tmp_path / codes)
+        assert re.search(rf"no .*{codes}/\S+\.sqlite; run tools/extract_audio_codes\.py --codes .*{codes}$", line)
+    (tmp_path / "codes").rmdir()
+    assert sorted(tmp_path.iterdir()) == before

@@ -71,22 +71,30 @@ class AudioCodeStore:
         folder: Where the database lies; made when missing.
         tokenizer_id: Name and fingerprint of the audio tokenizer (`AudioTokenizer.fingerprint`); other weights, other
             codes, so other fingerprints never share a database.
+        read_only: Only look at a database that is there.
+    Raises: FileNotFoundError if there is none to look at.
     """
 
-    def __init__(self, folder: str | Path, tokenizer_id: str):
+    def __init__(self, folder: str | Path, tokenizer_id: str, *, read_only: bool = False):
         if not re.fullmatch(r"[\w.-]+", tokenizer_id):
             raise ValueError(f"tokenizer_id may hold letters, digits, '.', '_' and '-', got {tokenizer_id!r}")
-        self.folder, self.tokenizer_id = Path(folder), tokenizer_id
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.tokenizer_id, self.read_only = Path(folder), tokenizer_id, read_only
         self.path = self.folder / f"{tokenizer_id}.sqlite"
-        self._database = sqlite3.connect(self.path, timeout=60)
-        self._database.executescript(_SCHEMA)
+        if read_only:
+            if not self.path.is_file():
+                raise FileNotFoundError(f"no {self.path}; run tools/extract_audio_codes.py --codes {folder}")
+            self._database = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", timeout=60, uri=True)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self.path, timeout=60)
+            self._database.executescript(_SCHEMA)
 
-    def __getstate__(self) -> tuple[Path, str]:
-        return self.folder, self.tokenizer_id
+    def __getstate__(self) -> tuple[Path, str, bool]:
+        return self.folder, self.tokenizer_id, self.read_only
 
-    def __setstate__(self, state: tuple[Path, str]) -> None:
-        self.__init__(*state)
+    def __setstate__(self, state: tuple[Path, str, bool]) -> None:
+        folder, tokenizer_id, read_only = state
+        self.__init__(folder, tokenizer_id, read_only=read_only)
 
     def close(self) -> None:
         self._database.close()
@@ -182,7 +190,7 @@ class ExtractionReport:
 def extract_codes(
     paths: Iterable[str | Path],
     store: AudioCodeStore,
-    make_tokenizer: Callable[[str], Any],
+    make_tokenizer: Callable[..., Any],
     *,
     devices: Sequence[str] = ("cpu",),
     num_workers: int = 0,
@@ -193,7 +201,7 @@ def extract_codes(
     What is encoded is written every few files, so a stopped run goes on where it was.
 
     Args:
-        make_tokenizer: Makes the audio tokenizer on a device; called once per worker, so it must be picklable.
+        make_tokenizer: Makes the audio tokenizer, given `device`; called once per worker, so it must be picklable.
         devices: Devices handed to the workers in turn.
         num_workers: Processes; 0 encodes in this one.
     """
@@ -226,9 +234,9 @@ def extract_codes(
 
 
 def _make_encoder(
-    make_tokenizer: Callable[[str], Any], devices: Sequence[str], store: AudioCodeStore, rank: int
+    make_tokenizer: Callable[..., Any], devices: Sequence[str], store: AudioCodeStore, rank: int
 ) -> Callable[[FileState], Extraction]:
-    tokenizer = make_tokenizer(devices[rank % len(devices)])
+    tokenizer = make_tokenizer(device=devices[rank % len(devices)])
 
     def encode(state: FileState) -> Extraction:
         try:

@@ -135,7 +135,7 @@ class PackRecipe:
         file = sources[row["source"]].file
         folder = Path(file).parent
         problem = partial(Problem, file, row["line"])
-        audio_ids = partial(stored_audio_ids, self.tokenizer, self.store, folder)
+        audio_ids = partial(stored_audio_ids, tokenizer=self.tokenizer, store=self.store, folder=folder)
         weight = self.user_audio_loss_weight
         try:
             encoded = encode_conversation(
@@ -204,7 +204,9 @@ def _encoder_of_rank(
     return partial(recipe.encode, sources)
 
 
-def stored_audio_ids(tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path, audio: str, role: str) -> list[int]:
+def stored_audio_ids(
+    audio: str, role: str, *, tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path
+) -> list[int]:
     """Return the token ids of an audio file named in a data file that lies in `folder`.
 
     For continuous input these are placeholders, one for each row the speech encoder will make. How many that are only

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer, is_continuous
+from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
@@ -38,10 +38,6 @@ class StageData:
     audio_tokenizer: dict[str, str]
 
 
-def load_audio_tokenizer(name: str, path: str | None, device: str) -> AudioTokenizer:
-    return get_audio_tokenizer(name, path, device=device)
-
-
 def load_stage_data(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: SpeechTrainingArguments
 ) -> StageData:
@@ -51,9 +47,7 @@ def load_stage_data(
 
     Raises: FileNotFoundError that says how to make missing codes, and what the parts raise.
     """
-    audio_tokenizer = load_audio_tokenizer(
-        model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path, "cpu"
-    )
+    audio_tokenizer = get_audio_tokenizer(model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path)
     text_tokenizer = model_arguments.tokenizer_name or model_arguments.model_name_or_path
     tokenizer = TextTokenizer.from_pretrained(
         text_tokenizer,
@@ -117,7 +111,7 @@ def _extract(
     store: AudioCodeStore,
 ) -> None:
     make_tokenizer = partial(
-        load_audio_tokenizer, model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path
+        get_audio_tokenizer, model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path
     )
     mixture = load_mixture(data_arguments.dataset_name, training_arguments.seed)
     paths = referenced_audio(mixture, tokenizer.discrete_roles)
