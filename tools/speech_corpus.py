@@ -1,18 +1,26 @@
 """A folder of speech with a manifest, held in memory as 16-bit waves, for the codec's training tools.
 
 `manifest.jsonl`: one object a line with `audio` (file name in the folder), `text`, `voice`, and optionally `phones`
-(list of symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the same three fields.
+(list of symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the first three fields.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 from tqdm import tqdm
 
+from vita_audio.data.audio import load_audio
+from vita_audio.data.mixture import Problem, read_samples
+
+MANIFEST = "manifest.jsonl"
+SHORTEST_SECONDS = 0.1
+FULL_SCALE = 32768  # of 16-bit samples
+PROBLEMS_SHOWN = 20
 IGNORED_PHONES = set(" ˈˌː.,?!;:-'\"")
 
 
@@ -28,14 +36,30 @@ class Utterance:
 
     def float_wave(self, rate: int) -> np.ndarray:
         """The wave as float32 in [-1, 1], resampled to `rate` Hz."""
-        wave = self.wave.astype(np.float32) / 32768
+        wave = self.wave.astype(np.float32) / FULL_SCALE
         return wave if rate == self.rate else soxr.resample(wave, self.rate, rate).astype(np.float32)
 
 
-def symbols_of(row: dict) -> list[str]:
-    """CTC targets of a manifest row: its phones without stress and length marks, or the letters of its text."""
+def read_utterance(folder: Path, row: Any) -> Utterance:
+    """Read the recording of a manifest row.
+
+    CTC targets are the row's phones without stress and length marks, or the letters of its text.
+
+    Raises: ValueError, OSError or LibsndfileError for a row or a file that cannot be used.
+    """
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("audio", "text", "voice")):
+        raise ValueError(f"a row must be an object with the texts audio, text and voice, got {row!r:.100}")
     symbols = row.get("phones") or list(row["text"].lower())
-    return [symbol for symbol in symbols if symbol not in IGNORED_PHONES]
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise ValueError(f"phones must be a list of symbols, got {symbols!r:.100}")
+    path = folder / row["audio"]
+    rate = soundfile.info(path).samplerate
+    wave = load_audio(path, rate).numpy()
+    if len(wave) < SHORTEST_SECONDS * rate:
+        raise ValueError(f"{path}: audio must be at least {SHORTEST_SECONDS} s, got {len(wave) / rate:.3f} s")
+    samples = np.rint(wave * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    symbols = [symbol for symbol in symbols if symbol not in IGNORED_PHONES]
+    return Utterance(samples, rate, row["text"], row["voice"], symbols)
 
 
 def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
@@ -45,25 +69,23 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
         voice: Keep only this voice; None keeps all.
     Raises: FileNotFoundError without a manifest, ValueError if no utterance is left.
     """
-    manifest = folder / "manifest.jsonl"
+    manifest = folder / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(f"no {manifest}; make one with tools/make_speech_corpus.py or write your own")
-    utterances, skipped = [], []
-    lines = manifest.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(tqdm(lines, desc="reading speech", unit="clip"), start=1):
+    problems: list[Problem] = []
+    utterances = []
+    rows = list(read_samples(manifest, problems))
+    for number, text in tqdm(rows, desc="reading speech", unit="clip"):
+        row = json.loads(text)
+        if voice is not None and isinstance(row, dict) and row.get("voice") != voice:
+            continue
         try:
-            row = json.loads(line)
-            if voice is not None and row["voice"] != voice:
-                continue
-            wave, rate = soundfile.read(folder / row["audio"], dtype="int16", always_2d=True)
-            if len(wave) < rate // 10:
-                raise ValueError(f"audio must be at least 0.1 s, got {len(wave) / rate:.3f} s")
-            utterances.append(Utterance(wave[:, 0].copy(), rate, row["text"], row["voice"], symbols_of(row)))
-        except (ValueError, KeyError, soundfile.LibsndfileError) as error:
-            skipped.append(f"{manifest}:{number}: {error!r}")
-    for message in skipped[:20]:
-        print("skipped", message)
-    print(f"{len(utterances)} utterances read, {len(skipped)} skipped, voice {voice or 'any'}")
+            utterances.append(read_utterance(folder, row))
+        except (ValueError, OSError, soundfile.LibsndfileError) as error:
+            problems.append(Problem(str(manifest), number, "unusable", str(error)))
+    for problem in problems[:PROBLEMS_SHOWN]:
+        print("skipped", problem)
+    print(f"{len(utterances)} utterances read, {len(problems)} skipped, voice {voice or 'any'}")
     if not utterances:
         raise ValueError(f"{manifest} gives no usable utterance of voice {voice or 'any'}")
     return utterances
@@ -72,8 +94,10 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
 def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
     """Split into (training, held out), the last `count` utterances being held out.
 
-    Raises: ValueError if training would get fewer utterances than are held out.
+    Raises: ValueError if nothing is held out, or training would get fewer utterances than that.
     """
+    if count < 1:
+        raise ValueError(f"--held-out must be 1 or more, got {count}")
     if len(utterances) < 2 * count:
-        raise ValueError(f"holding out {count} utterances needs at least {2 * count}, got {len(utterances)}")
+        raise ValueError(f"--held-out {count} needs at least {2 * count} utterances, got {len(utterances)}; lower it")
     return utterances[:-count], utterances[-count:]

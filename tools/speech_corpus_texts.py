@@ -2,13 +2,9 @@
 
 import random
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-ORDINALS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-    "sixteenth seventeenth eighteenth nineteenth twentieth thirtieth"
-).split() + [f"twenty {ordinal}" for ordinal in "first second third fourth fifth sixth seventh eighth ninth".split()]
-MONTHS = "january february march april may june july august september october november december".split()
-DAYS = "monday tuesday wednesday thursday friday saturday sunday today tomorrow yesterday".split()
+from demo_domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS
+
+DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
 PAST = (
     "took gave found lost kept held made broke bent cut threw caught drew built bought sold sent brought left "
     "met heard saw felt knew thought told said wrote read sang rang swam ran rode drove flew grew blew froze "
@@ -56,7 +52,7 @@ def number_text(rng: random.Random) -> str:
 
 
 def date_text(rng: random.Random) -> str:
-    day, month, ordinal = rng.choice(DAYS), rng.choice(MONTHS), rng.choice(ORDINALS)
+    day, month, ordinal = rng.choice(DAYS), rng.choice(MONTHS), rng.choice(DAY_ORDINALS)
     patterns = (
         f"the {ordinal} of {month}",
         f"{month} {ordinal}",

