@@ -10,12 +10,13 @@ save and resume. `export` joins them to a decoder folder.
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import one_line_errors
 from speech_corpus import Utterance, hold_out, load_corpus
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -111,6 +112,9 @@ class SegmentSampler:
             if num_frames > frames:
                 mel = mel_spectrogram(torch.from_numpy(wave)[None])[0]
                 self.items.append((torch.from_numpy(wave), mel, torch.from_numpy(fundamental(wave, num_frames))))
+        if not self.items:
+            seconds = frames * HOP_LENGTH / SAMPLE_RATE
+            raise ValueError(f"--frames {frames} needs recordings longer than {seconds:.2f} s, got none; lower it")
 
     def batch(self) -> dict[str, Tensor]:
         rows = []
@@ -122,7 +126,8 @@ class SegmentSampler:
         return {"wave": waves, "mel": mels, "f0": f0s}
 
 
-def train_vocoder(args: argparse.Namespace) -> None:
+def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
+    """Read the data and set up the model; what is returned trains it."""
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
     rng = random.Random(args.seed)
@@ -131,12 +136,11 @@ def train_vocoder(args: argparse.Namespace) -> None:
     sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
     loop = TrainingLoop(VocoderTraining(SMALL_HIFT), args)
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
         losses = loop.averaged(to_device(held_out, args.device))
         return {f"held_out_{name}": value for name, value in losses.items()}
 
-    loop.run(lambda: to_device(sampler.batch(), args.device), validate)
+    return lambda: loop.run(lambda: to_device(sampler.batch(), args.device), validate)
 
 
 class FlowTraining(nn.Module):
@@ -221,7 +225,8 @@ def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def train_flow(args: argparse.Namespace) -> None:
+def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
+    """Read the data, encode it and set up the model; what is returned trains it."""
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
     tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
@@ -233,7 +238,6 @@ def train_flow(args: argparse.Namespace) -> None:
     held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
     pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, joined=args.joined, disguised=args.disguised)
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
         loop.averaged.module.generator.manual_seed(args.seed)
         losses = loop.averaged(to_device(collate(held_out.items), args.device))
@@ -242,7 +246,9 @@ def train_flow(args: argparse.Namespace) -> None:
     def choose_part(step: int) -> None:
         loop.model.only_prior = step < args.prior_steps
 
-    loop.run(lambda: to_device(pairs.batch(args.frames_per_batch, rng), args.device), validate, choose_part)
+    return lambda: loop.run(
+        lambda: to_device(pairs.batch(args.frames_per_batch, rng), args.device), validate, choose_part
+    )
 
 
 def to_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
@@ -269,7 +275,7 @@ def export(args: argparse.Namespace) -> None:
     print(f"decoder written to {args.output}")
 
 
-def main() -> None:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     vocoder = commands.add_parser("vocoder", help="mel to wave")
@@ -292,8 +298,17 @@ def main() -> None:
     join.add_argument("--vocoder", type=Path, required=True)
     join.add_argument("--flow", type=Path, required=True)
     join.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    {"vocoder": train_vocoder, "flow": train_flow, "export": export}[args.command](args)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("train_speech_decoder.py"):
+        if args.command == "export":
+            export(args)
+            return
+        train = {"vocoder": prepare_vocoder, "flow": prepare_flow}[args.command](args)
+    train()
 
 
 if __name__ == "__main__":

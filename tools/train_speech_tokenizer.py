@@ -9,24 +9,28 @@ released glm-4-voice-tokenizer.
 
 import argparse
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import soxr
 import torch
-from speech_corpus import Utterance, hold_out, load_corpus
+from command_line import one_line_errors
+from speech_corpus import FULL_SCALE, Utterance, hold_out, load_corpus
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from training_loop import TrainingLoop, add_loop_arguments
 from transformers import WhisperFeatureExtractor
 
+from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
+from vita_audio.constants import INPUT_RATE
+from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
 from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
-from vita_audio.speech_decoder.mel import mel_spectrogram
-from vita_audio.training.speech_tokenizer_heads import CodeReader, ctc_loss, greedy_symbols
+from vita_audio.training.speech_tokenizer_heads import FEATURE_RATE, CodeReader, ctc_loss, greedy_symbols
 from vita_audio.training.vector_quantizer import VectorQuantizer
 
-ENCODER_RATE = 16000
 SAMPLES_PER_CODE = 1280
 MAX_PIECE_SECONDS = 29.0
 CODEBOOK_START_BATCHES = 40  # batches whose vectors start the codebook
@@ -77,28 +81,21 @@ class BatchMaker:
         """`rng` None: no augmentation."""
         waves, symbols, mels = [], [], []
         for piece in pieces:
-            wave = np.concatenate([u.wave for u in piece]).astype(np.float32) / 32768
+            wave = np.concatenate([u.wave for u in piece]).astype(np.float32) / FULL_SCALE
             rate = piece[0].rate
             is_main = piece[0].voice == self.voice
             mels.append(mel_spectrogram(torch.from_numpy(wave)[None])[0].T if is_main and rate == MEL_RATE else None)
             speed = rng.uniform(0.9, 1.1) if rng and not is_main else 1.0
-            waves.append(soxr.resample(wave, rate * speed, ENCODER_RATE, quality="LQ").astype(np.float32))
+            waves.append(soxr.resample(wave, rate * speed, INPUT_RATE, quality="LQ").astype(np.float32))
             symbols.append([self.symbol_ids[s] for u in piece for s in u.symbols if s in self.symbol_ids])
         if rng:
             noise = np.random.default_rng(rng.getrandbits(32))
             waves = [w + noise.standard_normal(len(w), dtype=np.float32) * 10 ** rng.uniform(-5, -2.2) for w in waves]
-        features, mask = self.features(waves)
+        features, mask = piece_features([torch.from_numpy(wave) for wave in waves], self.extractor, SAMPLES_PER_CODE)
         if rng:
             features = spec_augment(features, rng)
         features, mask = features.to(self.device), mask.to(self.device)
         return {"features": features, "mask": mask, "symbols": symbols, "mels": mels}
-
-    def features(self, waves: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        out = self.extractor(
-            waves, sampling_rate=ENCODER_RATE, return_attention_mask=True, return_tensors="pt", padding="longest",
-            pad_to_multiple_of=SAMPLES_PER_CODE,
-        )  # fmt: skip
-        return out["input_features"], out["attention_mask"]
 
 
 def spec_augment(features: Tensor, rng: random.Random) -> Tensor:
@@ -140,7 +137,7 @@ class TokenizerTraining(nn.Module):
         rows = [index for index, mel in enumerate(mels) if mel is not None]
         if not rows:
             return features.sum() * 0.0
-        num_frames = int(features.shape[1] / 50 * MEL_RATE / 256)
+        num_frames = int(features.shape[1] / FEATURE_RATE * MEL_RATE / HOP_LENGTH)
         target = pad_sequence([mels[row] for row in rows], batch_first=True)[:, :num_frames]
         target = nn.functional.pad(target, (0, 0, 0, num_frames - target.shape[1])).to(features.device)
         lengths = torch.tensor([min(len(mels[row]), num_frames) for row in rows])
@@ -158,19 +155,14 @@ class TokenizerTraining(nn.Module):
         self.quantizer.initialize(torch.cat(vectors))
 
 
-def edit_distance(first: list, second: list) -> int:
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, start=1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(second, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
+def edit_distance(found: list[int], truth: list[int]) -> int:
+    """Symbols to exchange, leave out or put in to make one of the other."""
+    result = jiwer.process_words(" ".join(map(str, truth)), " ".join(map(str, found)))
+    return result.substitutions + result.deletions + result.insertions
 
 
-@torch.no_grad()
 def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict:
     """Phone error rate of the code CTC on utterances that were not trained on, main voice and others apart."""
-    training.eval()
     errors, counts = {}, {}
     for start in range(0, len(utterances), 12):
         group = utterances[start : start + 12]
@@ -184,7 +176,6 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
             key = "main" if u.voice == maker.voice else "other"
             errors[key] = errors.get(key, 0) + edit_distance(path, truth)
             counts[key] = counts.get(key, 0) + len(truth)
-    training.train()
     figures = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
     return {"perplexity": training.quantizer.perplexity(), **figures}
 
@@ -199,7 +190,8 @@ def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[l
     return train_set, held_out
 
 
-def train(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Read the data and set up the model; what is returned trains it and writes the tokenizer folder."""
     torch.manual_seed(args.seed)
     train_set, validation_set = split_corpus(load_corpus(args.corpus), args.voice, args.held_out)
     symbols = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
@@ -208,20 +200,30 @@ def train(args: argparse.Namespace) -> None:
     maker = BatchMaker(extractor, symbol_ids, args.voice, args.device)
     training = TokenizerTraining(encoder_config(args), len(symbols) + 1)
     loop = TrainingLoop(training, args, ema_decay=None)  # an averaged encoder would not fit the codebook
+    if not training.quantizer.initialized and max(loop.step, args.quantize_from) >= args.steps:
+        raise ValueError(
+            f"--quantize-from {args.quantize_from} must leave steps to train the codebook in, got --steps {args.steps} "
+            f"and a run at step {loop.step}"
+        )
     rng = random.Random(args.seed + loop.step)
     sampler = PieceSampler(train_set, args.batch_seconds, rng)
 
     def start_codebook(step: int) -> None:
-        if step == args.quantize_from:
+        if step >= args.quantize_from and not training.quantizer.initialized:
             training.start_codebook([maker(sampler.batch(), rng) for _ in range(CODEBOOK_START_BATCHES)])
 
-    loop.run(
-        next_batch=lambda: maker(sampler.batch(), rng),
-        validate=lambda: validate(training, maker, validation_set),
-        before_step=start_codebook,
-    )
-    training.quantizer.export_statistics(training.encoder)
-    export(training.encoder, extractor, args.output / "tokenizer")
+    def train() -> None:
+        loop.run(
+            next_batch=lambda: maker(sampler.batch(), rng),
+            validate=lambda: validate(training, maker, validation_set),
+            before_step=start_codebook,
+        )
+        training.quantizer.export_statistics(training.encoder)
+        folder = args.output / "tokenizer"
+        GLM4VoiceTokenizer(training.encoder, extractor).save_pretrained(folder, torch.float16)
+        print(f"tokenizer written to {folder}")
+
+    return train
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
@@ -244,14 +246,7 @@ def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
     )
 
 
-def export(encoder: WhisperVQEncoder, extractor: WhisperFeatureExtractor, folder: Path) -> None:
-    """Write the tokenizer folder in half precision: config.json, model.safetensors, preprocessor_config.json."""
-    encoder.half().save_pretrained(folder)
-    extractor.save_pretrained(folder)
-    print(f"tokenizer written to {folder}")
-
-
-def main() -> None:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
     parser.add_argument("--voice", required=True, help="voice whose mel is predicted, the decoder's")
@@ -264,7 +259,14 @@ def main() -> None:
     parser.add_argument("--mel-bins", type=int, default=80)
     parser.add_argument("--quantize-from", type=int, default=1500, help="step at which quantisation begins")
     parser.add_argument("--held-out", type=int, default=100, help="utterances kept for validation, per kind of voice")
-    train(parser.parse_args())
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("train_speech_tokenizer.py"):
+        train = prepare(args)
+    train()
 
 
 if __name__ == "__main__":

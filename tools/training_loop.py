@@ -27,7 +27,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser, *, steps: int, lr: float
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Linear warm-up, then one cosine down to 2 % of `args.lr`."""
-    warm = min(1.0, (step + 1) / args.warmup)
+    warm = min(1.0, (step + 1) / max(args.warmup, 1))
     return args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.steps))))
 
 
@@ -90,6 +90,7 @@ class TrainingLoop:
         """Train up to `args.steps`; `validate` runs, and its figures are logged, at every checkpoint.
 
         Args:
+            validate: Called without gradient and with the models in evaluation mode.
             before_step: Called with the step's number before the step, for what has to happen once.
         """
         args, means, started = self.args, {}, time.time()
@@ -106,12 +107,27 @@ class TrainingLoop:
                     bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
                 if self.step % args.save_every == 0 or self.step == args.steps:
                     self._save()
-                    row = {"step": self.step, "minutes": (time.time() - started) / 60, **means, **validate()}
+                    row = {
+                        "step": self.step,
+                        "minutes": (time.time() - started) / 60,
+                        **means,
+                        **self._evaluate(validate),
+                    }
                     row = {name: round(float(value), 4) for name, value in row.items()}
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     tqdm.write(json.dumps(row))
         bar.close()
+
+    def _evaluate(self, validate: Callable[[], dict]) -> dict:
+        models = [model for model in (self.model, self.averaged) if model is not None]
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            figures = validate()
+        for model in models:
+            model.train()
+        return figures
 
     def _train_step(self, batch: dict) -> dict[str, float]:
         for group in self.optimizer.param_groups:

@@ -1,9 +1,8 @@
-"""Names shared by data, model and inference: special tokens, label mask, sample rates."""
+"""Names shared by data, model and inference: special tokens, label mask, rate of speech input."""
 
 IGNORE_INDEX = -100  # label of a token without loss, as in torch.nn.functional.cross_entropy
 
 INPUT_RATE = 16_000  # Hz, what the speech encoders read
-OUTPUT_RATE = 22_050  # Hz, what the speech decoder writes
 
 EMBEDDING_MULTIPLE = 8  # embedding rows are padded to a multiple of this
 

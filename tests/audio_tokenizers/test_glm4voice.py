@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny_folders import ASSETS, make_speech_decoder
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, glm4voice
-from vita_audio.audio_tokenizers.glm4voice import PIECES_PER_BATCH, GLM4VoiceTokenizer
+from vita_audio.audio_tokenizers.glm4voice import PIECES_PER_BATCH, GLM4VoiceTokenizer, piece_features
 
 FOLDER = ASSETS / "vq_wav"
 CASES = {case["name"]: case for case in json.loads((FOLDER / "case.json").read_text())["cases"]}
@@ -52,9 +52,10 @@ def test_no_samples_are_an_error_here(tokenizer):
 @pytest.mark.parametrize("name", ["clip_0p3", "clip_1s", "exact_multiple", "tiny"])
 def test_features_and_hidden_states_match_reference(tokenizer, name):
     (wave,), _ = case_waves(name)
-    features = tokenizer.log_mel(wave[0])
-    torch.testing.assert_close(features[None], TENSORS[f"{name}.input_features"], atol=1e-4, rtol=0)
-    hidden = tokenizer.encoder(features[None], TENSORS[f"{name}.attention_mask"]).pre_vq_hidden
+    features, mask = piece_features([wave[0]], tokenizer.feature_extractor, tokenizer.samples_per_code)
+    torch.testing.assert_close(features, TENSORS[f"{name}.input_features"], atol=1e-4, rtol=0)
+    assert torch.equal(mask, TENSORS[f"{name}.attention_mask"].bool())
+    hidden = tokenizer.encoder(features, mask).pre_vq_hidden
     torch.testing.assert_close(hidden, TENSORS[f"{name}.pre_vq_hidden"], atol=5e-4, rtol=0)
 
 

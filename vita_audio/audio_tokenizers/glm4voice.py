@@ -48,6 +48,22 @@ _ENCODER_SETTINGS = (
 _FEATURE_SETTINGS = ("dither", "hop_length", "n_fft", "n_samples", "sampling_rate")
 
 
+def piece_features(
+    pieces: Sequence[Tensor], extractor: WhisperFeatureExtractor, samples_per_code: int
+) -> tuple[Tensor, Tensor]:
+    """Return what the encoder reads: log-mel (batch, bins, frames), frames for whole codes, and its mask, bool.
+
+    Args:
+        pieces: (samples,) each, at the extractor's rate.
+    """
+    settings = {"padding": "longest", "pad_to_multiple_of": samples_per_code, "return_tensors": "pt"}
+    rate = extractor.sampling_rate
+    mels = [extractor(piece.numpy(), sampling_rate=rate, **settings)["input_features"][0].T for piece in pieces]
+    features = pad_sequence(mels, batch_first=True).transpose(1, 2)
+    first_samples = torch.arange(features.shape[2]) * extractor.hop_length
+    return features, first_samples < torch.tensor([len(piece) for piece in pieces])[:, None]
+
+
 class GLM4VoiceStream(AudioStream):
     """Decodes in chunks of fixed sizes, so the wave does not depend on how the codes come in."""
 
@@ -179,17 +195,6 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
-    def log_mel(self, wave: Tensor) -> Tensor:
-        """Features of a piece, (samples,) at `sample_rate`: (mel bins, frames), frames for whole codes."""
-        features = self.feature_extractor(
-            wave.numpy(),
-            sampling_rate=self.sample_rate,
-            padding="longest",
-            pad_to_multiple_of=self.samples_per_code,
-            return_tensors="pt",
-        )
-        return features["input_features"][0]
-
     def _stream(self, voice: Voice | None) -> GLM4VoiceStream:
         decoder = self._need_decoder()
         state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
@@ -225,10 +230,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @torch.inference_mode()
     def _encode_pieces(self, pieces: list[Tensor]) -> list[list[int]]:
-        mels = [self.log_mel(piece).T for piece in pieces]  # (frames, mel bins)
-        features = pad_sequence(mels, batch_first=True).transpose(1, 2)  # (batch, mel bins, frames)
-        first_samples = torch.arange(features.shape[2]) * self.feature_extractor.hop_length
-        mask = first_samples < torch.tensor([len(piece) for piece in pieces])[:, None]  # (batch, frames)
+        features, mask = piece_features(pieces, self.feature_extractor, self.samples_per_code)
         output = self.encoder(features.to(self.encoder.device), mask.to(self.encoder.device))
         rows = zip(output.quantized_token_ids, output.token_mask, strict=True)
         return [ids[kept].tolist() for ids, kept in rows]

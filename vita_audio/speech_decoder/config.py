@@ -96,7 +96,7 @@ class HiFTConfig:
     in_channels: int = 80
     base_channels: int = 512
     nb_harmonics: int = 8
-    sampling_rate: int = 22050
+    sampling_rate: int = SAMPLE_RATE
     nsf_alpha: float = 0.1
     nsf_sigma: float = 0.003
     nsf_voiced_threshold: float = 10

@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vita_audio.speech_decoder.mel import NUM_BANDS
+
 UPSAMPLING = 4  # 12.5 Hz codes to 50 Hz
+FEATURE_RATE = 50  # Hz, of what `CodeReader` makes of codes
 
 
 class ConvBlock(nn.Module):
@@ -28,7 +31,7 @@ class CodeReader(nn.Module):
     the upsampled codewords keeps the words, the mel regression keeps timing and intonation.
     """
 
-    def __init__(self, code_width: int, num_symbols: int, width: int = 192, num_bands: int = 80):
+    def __init__(self, code_width: int, num_symbols: int, width: int = 192, num_bands: int = NUM_BANDS):
         super().__init__()
         self.frame_ctc = nn.Linear(code_width, num_symbols)
         self.input = nn.Linear(code_width, width)

@@ -90,22 +90,17 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool, device=weight.device))
 
     @classmethod
-    def from_encoder(cls, encoder: WhisperVQEncoder, trained: bool = False) -> "VectorQuantizer":
-        """Train the codebook of `encoder` as its configuration says; `trained`: go on from its codes and statistics."""
+    def from_encoder(cls, encoder: WhisperVQEncoder) -> "VectorQuantizer":
+        """Train the codebook of `encoder` as its configuration says."""
         config = encoder.config
         if not config.quantize_ema_decay:
             raise ValueError("the encoder's quantize_ema_decay must be set to train its codebook, got None")
-        quantizer = cls(
+        return cls(
             encoder.codebook,
             ema_decay=config.quantize_ema_decay,
             restart_interval=config.quantize_restart_interval,
             commit_coefficient=config.quantize_commit_coefficient,
         )
-        if trained:
-            quantizer.cluster_sizes.copy_(encoder.ema_count)
-            quantizer.cluster_sums.copy_(encoder.ema_weight)
-            quantizer.initialized.fill_(True)
-        return quantizer
 
     def export_statistics(self, encoder: WhisperVQEncoder) -> None:
         """Write the statistics to the encoder's buffers, to be saved with its weights."""
