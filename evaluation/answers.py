@@ -82,11 +82,11 @@ def write_wave(path: Path, wave: Tensor, rate: int) -> str:
 
 def answer_items(
     speech_lm: SpeechLM,
-    judge: Judge,
     rows: Sequence[Row],
     mode: str,
-    folder: Path,
     *,
+    judge: Judge,
+    folder: Path,
     batch_size: int,
     max_new_tokens: int,
 ) -> list[Answer]:

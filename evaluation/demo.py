@@ -76,10 +76,10 @@ class DemoEvaluation:
             for task, rows in self.items.items()
             for answer in answer_items(
                 self.speech_lm,
-                self.judge,
                 rows,
                 mode,
-                options.output / "audio" / mode / task,
+                judge=self.judge,
+                folder=options.output / "audio" / mode / task,
                 batch_size=options.batch_size,
                 max_new_tokens=options.max_new_tokens,
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vita_audio.audio_tokenizers.base import prepare_wave
+from vita_audio.constants import INPUT_RATE
 
 SECONDS_BEFORE, SECONDS_AFTER = 0.1, 0.5  # silence around a wave: recognisers clip words at sharp edges
 SHORTEST_SECONDS = 0.05  # below this nothing was said
@@ -59,7 +60,7 @@ class Judge(ABC):
 class WhisperJudge(Judge):
     """A Whisper model in CTranslate2 format, int8 on the CPU; several clips at a time, one thread each."""
 
-    sample_rate = 16_000
+    sample_rate = INPUT_RATE
 
     def __init__(self, folder: str | Path, name: str, *, num_threads: int | None = None, beam_size: int = 5):
         """Load the model.

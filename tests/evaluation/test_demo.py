@@ -90,10 +90,10 @@ def test_items_are_a_fixed_draw_with_audio_that_exists(corpus):
 def test_answers_are_greedy_whatever_the_checkpoint_says(toy_folders, corpus, tmp_path):
     speech_lm = load_toy(toy_folders)
     rows = load_items(corpus, "tts", 2)
-    options = {"batch_size": 2, "max_new_tokens": 12}
-    expected = answer_items(speech_lm, LengthJudge(), rows, "boost", tmp_path, **options)
+    options = {"judge": LengthJudge(), "folder": tmp_path, "batch_size": 2, "max_new_tokens": 12}
+    expected = answer_items(speech_lm, rows, "boost", **options)
     speech_lm.model.generation_config.update(do_sample=True, temperature=5.0, top_k=50, repetition_penalty=3.0)
-    assert answer_items(speech_lm, LengthJudge(), rows, "boost", tmp_path, **options) == expected
+    assert answer_items(speech_lm, rows, "boost", **options) == expected
 
 
 def test_held_out_files_without_rows_are_named(corpus, tmp_path):

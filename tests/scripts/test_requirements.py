@@ -1,12 +1,14 @@
 """The bounds for GPU training hold the versions that the tests run with, and every requirement of the package."""
 
+import ast
 import re
 from importlib.metadata import requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-FILE = Path(__file__).parents[2] / "requirements_ds_gpu.txt"
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "requirements_ds_gpu.txt"
 LINES = [line.split("#")[0].strip() for line in FILE.read_text(encoding="utf-8").splitlines()]
 REQUIREMENTS = {Requirement(line).name.lower(): Requirement(line) for line in LINES if line}
 
@@ -15,6 +17,17 @@ def test_every_bound_has_two_sides_and_holds_what_is_installed():
     for name, requirement in REQUIREMENTS.items():
         assert requirement.specifier.contains(version(name), prereleases=True), requirement
         assert re.search("<", str(requirement.specifier)) or name == "ninja", requirement  # a build tool
+
+
+def test_the_package_has_the_same_lower_bounds():
+    keywords = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword)]
+    (needed,) = [ast.literal_eval(node.value) for node in keywords if node.arg == "install_requires"]
+    bounds = {item.name: lower_bound(item) for item in map(Requirement, needed) if item.specifier}
+    assert bounds and bounds == {name: lower_bound(REQUIREMENTS[name]) for name in bounds}
+
+
+def lower_bound(requirement):
+    return next((part.version for part in requirement.specifier if part.operator == ">="), None)
 
 
 def test_nothing_that_the_package_needs_is_forgotten():
