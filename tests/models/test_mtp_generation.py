@@ -29,6 +29,11 @@ def model():
     return make_model(2)
 
 
+def sources_of(output, num_tokens):
+    """Who predicted each token; transformers' own output means the backbone."""
+    return ["main" if step < 0 else f"mtp{step}" for step in getattr(output, "steps", (-1,) * num_tokens)]
+
+
 @pytest.mark.parametrize("attention, use_cache", [("sdpa", True), ("sdpa", False), ("eager", True)])
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_match_the_reference(name, attention, use_cache):
@@ -48,8 +53,7 @@ def test_tokens_match_the_reference(name, attention, use_cache):
             output_logits=True,
         )
         assert output.sequences[0, prompt.shape[1] :].tolist() == run["output_ids"], run["mode"]
-        sources = ["main" if step < 0 else f"mtp{step}" for step in output.steps]
-        assert sources == [step["source"] for step in run["steps"]]
+        assert sources_of(output, len(run["steps"])) == [step["source"] for step in run["steps"]]
         logits = golden.tensors.get(f"run{run['run']}.step_logits")
         if logits is not None:
             torch.testing.assert_close(torch.cat(output.logits), logits, **golden.case["tolerance"]["logits"])
@@ -91,8 +95,11 @@ def test_argument_overrides_call_config_overrides_model_config(ids):
         return getattr(model.generate(ids, **arguments, **more), "steps", "backbone only")
 
     assert steps() == "backbone only"
+    model.generation_config.mtp_inference_mode = "turbo"
+    assert steps(mtp_inference_mode="vanilla") == "backbone only"
+    assert set(steps()) == {-1, 0, 1}
     model.generation_config.mtp_inference_mode = "vanilla"
-    assert set(steps()) == {-1}
+    assert steps() == "backbone only"
     config.update(**arguments)
     turbo = model.generate(ids, generation_config=config).steps
     assert turbo == (-1, 0, 1) * 3 + (-1,)
@@ -109,12 +116,25 @@ def test_wrong_mode_is_a_value_error(model, ids, mode):
     "more", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}, {"num_beams": 2, "num_beam_groups": 2}]
 )
 def test_other_search_modes_are_refused(model, ids, more):
-    with pytest.raises(ValueError, match="works with greedy search and sampling"):
+    with pytest.raises(ValueError, match="work with greedy search and sampling, got .* mtp_inference_mode='vanilla'"):
         model.generate(ids[:1], **GREEDY, **more)
 
 
+def test_all_search_modes_work_without_modules_whatever_the_checkpoint_says(ids):
+    """As the messages of refusal say, also for a model whose generation config has a plan with modules."""
+    model = make_model(2)
+    options = {"do_sample": False, "max_new_tokens": 6, "num_beams": 3}
+    expected = model.generate(ids, **options)
+    model.generation_config.mtp_inference_mode = "boost"
+    with pytest.raises(ValueError, match="got beam_search"):
+        model.generate(ids, **options)
+    assert model.generate(ids, **options, mtp_inference_mode="vanilla").tolist() == expected.tolist()
+    more = {"output_hidden_states": True, "return_dict_in_generate": True, "mtp_inference_mode": "vanilla"}
+    assert len(model.generate(ids, do_sample=False, max_new_tokens=6, **more).hidden_states) == 6
+
+
 def test_assistant_and_captured_states_are_refused(model, ids):
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="exclude an assistant_model; give mtp_inference_mode='vanilla'"):
         model.generate(ids[:1], **GREEDY, assistant_model=model)
     for name in ("output_hidden_states", "output_attentions"):
         with pytest.raises(ValueError, match=f"{name} is not available"):
@@ -350,8 +370,9 @@ def test_continuing_reads_only_what_is_new(model, ids):
     assert lengths[1] < prompt.shape[1]
 
 
-def test_continuing_with_the_new_ids_alone(model, ids):
-    cache, prompt, arguments = continuation(model, ids, {"max_new_tokens": 7}, {})
+@pytest.mark.parametrize("second", [PLAN, "vanilla"])
+def test_continuing_with_the_new_ids_alone(model, ids, second):
+    cache, prompt, arguments = continuation(model, ids, {"max_new_tokens": 7}, {"mtp_inference_mode": second})
     anew = model.generate(prompt, **arguments)
     new_ids = prompt[:, cache.get_seq_length() :]
     mask = torch.ones_like(prompt)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class MTPDecodeOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns with `return_dict_in_generate`.
+    """What `generate` returns with `return_dict_in_generate` where modules take part.
 
     Args:
         steps: Who predicted each new token: -1 for the backbone, k for MTP module k.
@@ -141,7 +141,7 @@ def begin_decoding(
     other tokens has a wrong part, for modules read ahead of the backbone. Both are emptied and the prompt read again.
 
     Args:
-        num_modules: Modules that will take part.
+        num_modules: Modules of the model.
         position_ids: Positions of the whole stream, (batch or 1, stream).
         attention_mask: Of the whole stream, (batch, stream).
     Raises: ValueError if prompt, mask and cache do not fit together.
@@ -214,12 +214,12 @@ def _check_supported(generation_config: GenerationConfig) -> None:
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(
-            f"mtp_inference_mode works with greedy search and sampling, got {mode.value}; set it to None in the "
-            "generation config, or num_beams=1 and no prompt lookup"
+            f"MTP modules work with greedy search and sampling, got {mode.value}; give mtp_inference_mode='vanilla', "
+            "which has all search modes, or num_beams=1 and no prompt lookup"
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(generation_config, name):
-            raise ValueError(f"{name} is not available with mtp_inference_mode; call the model itself to get it")
+            raise ValueError(f"{name} is not available with MTP modules; give mtp_inference_mode='vanilla'")
 
 
 def _choose_tokens(scores: Tensor, do_sample: bool) -> Tensor:
@@ -239,7 +239,7 @@ def mtp_decode(
     streamer: BaseStreamer | None = None,
     **kwargs,
 ) -> MTPDecodeOutput | Tensor:
-    """Generate with an interleave plan; a `custom_generate` function with `plan` bound.
+    """Generate with an interleave plan that has module steps; a `custom_generate` function with `plan` bound.
 
     Args:
         input_ids: Prompt, (batch, time); without ids if the prompt is given as `inputs_embeds`.
@@ -250,8 +250,7 @@ def mtp_decode(
     """
     _check_supported(generation_config)
     steps = plan.steps(model.config.num_nextn_predict_layers)
-    num_modules = model.config.num_nextn_predict_layers if any(plan.ratio[1::2]) else 0
-    state = begin_decoding(model, input_ids, num_modules, **kwargs)
+    state = begin_decoding(model, input_ids, model.config.num_nextn_predict_layers, **kwargs)
     as_dict = generation_config.return_dict_in_generate
     has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
@@ -300,18 +299,19 @@ class MTPGenerationMixin:
         """Generate as transformers does, with MTP modules if an interleave plan is given.
 
         Args:
-            mtp_inference_mode: An `InterleavePlan`, its name or ratio. Default: that of the generation config; where it
-                has none, the backbone alone generates and all of transformers' search modes are available.
-        Raises: ValueError for an unknown plan, or a plan together with a search mode other than greedy and sampling.
+            mtp_inference_mode: An `InterleavePlan`, its name or ratio. Default: that of the generation config. Where it
+                has none, and with "vanilla", the backbone alone generates, in all of transformers' search modes.
+        Raises: ValueError for an unknown plan, or modules together with a search mode other than greedy and sampling.
         """
         mode = mtp_inference_mode
         for config in (generation_config, self.generation_config):
             mode = getattr(config, "mtp_inference_mode", None) if mode is None else mode
-        if mode is not None:
+        plan = None if mode is None else InterleavePlan.parse(mode)
+        if plan is not None and any(plan.ratio[1::2]):
             if kwargs.get("assistant_model") is not None:
-                raise ValueError("mtp_inference_mode and assistant_model exclude each other, leave out one of them")
+                raise ValueError("MTP modules exclude an assistant_model; give mtp_inference_mode='vanilla'")
             # the streamer is bound, since transformers does not hand it to a custom function
-            kwargs["custom_generate"] = partial(mtp_decode, plan=InterleavePlan.parse(mode), streamer=streamer)
+            kwargs["custom_generate"] = partial(mtp_decode, plan=plan, streamer=streamer)
         return super().generate(inputs, generation_config, *args, streamer=streamer, **kwargs)
 
     def save_pretrained(self, *args, **kwargs) -> None:
