@@ -1,10 +1,13 @@
 """Layout of answers and order of decoding steps, against the reference and by rule."""
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
 
@@ -48,10 +51,19 @@ def test_ratio_that_cannot_lay_out_data_is_refused(case):
         InterleavePlan(tuple(case["ratio"])).interleave(text, audio, BEGIN, END)
 
 
-@pytest.mark.parametrize("ratio", [(), (1,), (1, 10, 4), (0, 10), (1, -1), (1.0, 10), (True, 10), ("1", 10), None])
+@pytest.mark.parametrize("ratio", [(), (1,), (1, 10, 4), (0, 10), (1, -1), (1.0, 10), (True, 10), ("1", 10), None, 5])
 def test_wrong_ratio_is_one_clear_error(ratio):
-    with pytest.raises(ValueError, match="ratio must have an even number of integers"):
-        InterleavePlan(ratio)
+    message = f"ratio must have an even number of integers .*, got {re.escape(repr(ratio))};"
+    for make in (InterleavePlan, InterleavePlan.parse):
+        with pytest.raises(ValueError, match=message):
+            make(ratio)
+
+
+@pytest.mark.parametrize("ratio", [np.array([1, 10, 4, 10]), torch.tensor([1, 10, 4, 10]), range(1, 5)])
+def test_integers_of_other_libraries_are_integers(ratio):
+    plan = InterleavePlan.parse(ratio)
+    assert plan == InterleavePlan(tuple(map(int, ratio)))
+    assert {type(number) for number in plan.ratio} == {int}
 
 
 def test_parse_knows_names_and_numbers():

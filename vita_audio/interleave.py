@@ -7,6 +7,7 @@ end-of-audio markers; while decoding, they are backbone steps followed by multi-
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -43,11 +44,14 @@ class InterleavePlan:
 
     @classmethod
     def parse(cls, value: InterleavePlan | str | Iterable[int]) -> InterleavePlan:
-        """Make a plan from a name (`"boost"`), numbers in a string (`"1,10,4,10"`) or a sequence of integers."""
+        """Make a plan from a name (`"boost"`), numbers in a string (`"1,10,4,10"`) or a sequence of integers.
+
+        Raises: ValueError for anything else.
+        """
         if isinstance(value, cls):
             return value
         if not isinstance(value, str):
-            return cls(tuple(value))
+            return cls(value)
         name = value.strip().lower()
         if name in MODES:
             return cls(MODES[name])
@@ -104,11 +108,12 @@ class InterleavePlan:
 
 
 def _as_integers(values: Iterable[object]) -> tuple[int, ...] | None:
+    """Return numbers of any integer type as int; None if one is no integer, or there is nothing to go through."""
     try:
         values = tuple(values)
+        return None if any(isinstance(value, bool) for value in values) else tuple(map(operator.index, values))
     except TypeError:
         return None
-    return values if all(isinstance(value, int) and not isinstance(value, bool) for value in values) else None
 
 
 def _chunks(ids: list[int], sizes: Sequence[int]) -> list[list[int]]:
