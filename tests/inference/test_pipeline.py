@@ -95,6 +95,15 @@ def test_answers_of_a_batch_end_where_they_end(speech_lm):
     assert len(set(lengths)) > 1
 
 
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor])
+def test_end_tokens_may_be_given_as_generate_takes_them(speech_lm, kind):
+    end = speech_lm.respond(CONVERSATIONS[0], max_new_tokens=12).ids[3]
+    options = {"max_new_tokens": 12, "decode_audio": False}
+    expected = [response.ids for response in speech_lm.respond_batch(CONVERSATIONS, **options, eos_token_id=[end, 1])]
+    batch = speech_lm.respond_batch(CONVERSATIONS, **options, eos_token_id=kind([end, 1]))
+    assert [response.ids for response in batch] == expected
+
+
 def test_only_the_answer_is_heard(speech_lm):
     conversation = make_conversation("sts", audio=QUESTION, voice_prompt=[7, 7, 1])
     prompt = speech_lm.prompt_ids(conversation)
@@ -315,10 +324,11 @@ def test_prompt_that_just_does_not_fit_is_refused(speech_lm):
         ("missing.wav", "missing.wav: no such audio file"),
         ((np.zeros(0, dtype=np.float32), 16000), "wave must have samples"),
         ((np.full(100, np.nan), 16000), "100 of 100 samples that are NaN"),
+        ((np.zeros(100, dtype=np.float32), 0), "sample_rate must be positive, got 0"),
         ([48], r"audio codes must be in 0\.\.47"),
         ([], "audio codes must not be empty"),
     ],
-    ids=["missing", "empty", "nan", "code", "no codes"],
+    ids=["missing", "empty", "nan", "rate", "code", "no codes"],
 )
 def test_wrong_audio_is_refused_at_once(speech_lm, audio, message):
     for call in (speech_lm.respond, speech_lm.stream):

@@ -324,8 +324,8 @@ def default_dtype(device: str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
-def _until_end(ids: list[int], end_ids: int | list[int]) -> list[int]:
+def _until_end(ids: list[int], end_ids: int | Sequence[int] | Tensor) -> list[int]:
     """Cut generated ids after the first that ends an answer; what follows is padding."""
-    end_ids = end_ids if isinstance(end_ids, list) else [end_ids]
+    end_ids = torch.as_tensor(end_ids).flatten().tolist()
     end = next((place for place, token_id in enumerate(ids) if token_id in end_ids), len(ids))
     return ids[: end + 1]

@@ -76,7 +76,7 @@ class PromptEncoder:
             return audio
         rate = self.audio_tokenizer.sample_rate
         wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate), rate)
-        self._check_length(audio, wave.shape[-1] / rate, self.audio_tokenizer.frame_rate)
+        self._check_length(audio, wave.shape[-1], rate, self.audio_tokenizer.frame_rate)
         return self.audio_tokenizer.encode(wave, rate)
 
     def _features(self, audio: Audio, role: str) -> Tensor:
@@ -84,14 +84,15 @@ class PromptEncoder:
             raise ValueError(f"audio of {role} is continuous input, got {len(audio)} codes; give a file or a wave")
         rate = self.front_end.sample_rate
         wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate, channel="mean"), rate)
-        self._check_length(audio, wave.shape[-1] / rate, ROWS_PER_SECOND)
+        self._check_length(audio, wave.shape[-1], rate, ROWS_PER_SECOND)
         wave = torch.as_tensor(wave)
         if wave.dim() == 2 and wave.shape[0] <= wave.shape[1] and wave.is_floating_point():
             wave = wave.mean(dim=0)
         return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate))
 
-    def _check_length(self, audio: Audio, seconds: float, places_per_second: float) -> None:
+    def _check_length(self, audio: Audio, num_samples: int, rate: int, places_per_second: float) -> None:
         max_seconds = self.num_positions / places_per_second
+        seconds = num_samples / rate if rate > 0 else 0  # such a rate is refused where the wave is prepared
         if seconds > max_seconds:
             name = "audio" if isinstance(audio, tuple) else audio
             raise ValueError(
