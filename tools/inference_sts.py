@@ -96,7 +96,7 @@ def check_output(path: Path) -> None:
 
     Raises: ValueError for an unknown kind of file; OSError if it cannot be written.
     """
-    if path.suffix[1:].upper() not in soundfile.available_formats():
+    if not soundfile.check_format(path.suffix[1:].upper()):  # false for RAW too, which has no header
         raise ValueError(f"--output must end in the name of a sound format, such as .wav or .flac, got {path}")
     if path.is_dir():
         raise IsADirectoryError(f"--output must be a file, got the folder {path}")

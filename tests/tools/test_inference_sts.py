@@ -217,6 +217,7 @@ def test_bad_arguments_while_streaming(run, capsys, arguments, message):
         ("folder.wav", "--output must be a file, got the folder"),
         ("question.wav/answer.wav", "cannot be written"),
         ("answer.txt", "must end in the name of a sound format, such as .wav or .flac"),
+        ("answer.raw", "must end in the name of a sound format, such as .wav or .flac"),
         ("answer", "must end in the name of a sound format"),
     ],
 )
