@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DummyOptim
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -117,9 +116,12 @@ class SpeechTrainer(Trainer):
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Make the optimiser; to one that a DeepSpeed config names, give the groups, or it would get a single one."""
         model = self.model if model is None else model
-        if isinstance(self.optimizer, DummyOptim):
-            self.optimizer.params = self.parameter_groups(model)
-        elif self.optimizer is None:
+        if self.is_deepspeed_enabled and self.optimizer is not None:
+            from accelerate.utils import DummyOptim  # exists beside DeepSpeed only
+
+            if isinstance(self.optimizer, DummyOptim):
+                self.optimizer.params = self.parameter_groups(model)
+        if self.optimizer is None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(self.parameter_groups(model), **options)
         return self.optimizer
