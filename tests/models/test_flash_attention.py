@@ -1,12 +1,14 @@
 """The FlashAttention path, with its two kernels written in plain torch: they exist for GPUs only.
 
 Everything around the kernels is the real path of transformers: unpadding, documents found in position ids, alignment.
+The last test runs the real ones, where there is a GPU.
 """
 
 import pytest
 import torch
 from toy_models import load_case, load_model, make_model
-from transformers import modeling_flash_attention_utils
+from transformers import LogitsProcessor, modeling_flash_attention_utils
+from transformers.utils import is_flash_attn_2_available
 
 PLAN = [1, 3, 2, 2]
 POSITIONS = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]])
@@ -37,7 +39,9 @@ def kernel_arguments(*, is_causal, softmax_scale, query_length, **_):
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch):
+def kernels(monkeypatch, request):
+    if request.node.get_closest_marker("gpu"):
+        return
     pad, unpad = modeling_flash_attention_utils._pad_input, modeling_flash_attention_utils._unpad_input
     functions = (attend, attend_varlen, None, pad, unpad), (kernel_arguments, None)
     monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda _: functions)
@@ -96,3 +100,48 @@ def test_left_padded_batch_equals_sdpa(ids, use_cache):
     output = use_flash(make_model(2)).generate(ids, **arguments)
     assert output.sequences.tolist() == expected.sequences.tolist()
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=1e-4)
+
+
+class Forced(LogitsProcessor):
+    """Chooses the tokens of a sequence that is known, (batch, prompt + new)."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, input_ids, scores):
+        return torch.full_like(scores, -torch.inf).scatter(1, self.tokens[:, input_ids.shape[1], None], 0.0)
+
+
+def run_all_paths(model, ids, device, tokens=None):
+    """Logits of packed rows and of each step of a left-padded batch, losses, and the ids of the batch."""
+    ids, positions = ids.to(device), POSITIONS.to(device)
+    with torch.no_grad():
+        packed = model(input_ids=ids, labels=ids, position_ids=positions)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    generated = model.generate(
+        ids,
+        attention_mask=mask,
+        mtp_inference_mode=PLAN,
+        do_sample=False,
+        max_new_tokens=10,
+        return_dict_in_generate=True,
+        output_logits=True,
+        logits_processor=[] if tokens is None else [Forced(tokens)],
+    )
+    losses = torch.cat([packed.main_loss[None], packed.mtp_losses])
+    return (packed.logits.float(), torch.stack(generated.logits)), losses, generated.sequences
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and is_flash_attn_2_available()), reason="needs a CUDA device and flash-attn"
+)
+def test_real_kernels_are_as_exact_as_sdpa(ids, device="cuda"):
+    """They know half precision only, so what counts is the distance to float32: at most 3 times that of sdpa."""
+    exact, losses, tokens = run_all_paths(make_model(3).to(device), ids, device)
+    sdpa, _, _ = run_all_paths(make_model(3).to(device, torch.bfloat16), ids, device, tokens)
+    flash, flash_losses, _ = run_all_paths(use_flash(make_model(3)).to(device, torch.bfloat16), ids, device, tokens)
+    for expected, half, result in zip(exact, sdpa, flash, strict=True):
+        assert (result - expected).abs().max() <= 3 * (half - expected).abs().max()
+    torch.testing.assert_close(flash_losses, losses, rtol=0.02, atol=0.0)  # 8 bits of mantissa
