@@ -1,6 +1,8 @@
 """The README stays true: its tree names every file, and its links and commands point to files that exist."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,28 @@ def test_commands_name_programs_that_exist(path):
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"`(?:python -m )?(evaluation\.\w+)", README))))
 def test_commands_name_modules_that_exist(module):
     assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+
+
+BLOCKS = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+COMMANDS = re.findall(r"^python (tools/\w+\.py|-m evaluation\.\w+) (.+)$", BLOCKS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("program, arguments", COMMANDS)
+def test_programs_accept_the_flags_of_their_commands(program, arguments):
+    module = importlib.import_module(re.sub(r"tools/|-m |\.py$", "", program))
+    if not hasattr(module, "parse_arguments"):
+        pytest.skip(f"{program} has no function that only parses its arguments")
+    module.parse_arguments(shlex.split(arguments, comments=True))
+
+
+def test_the_environment_is_activated_before_the_first_command_that_needs_it():
+    assert README.index("source .venv/bin/activate") < README.index("python tools/")
+
+
+def test_folders_that_commands_write_are_ignored_by_git():
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
+    written = set(re.findall(r"(?:--output |--local-dir |OUTPUT_ROOT=|DATA=)(\w+)/", BLOCKS))
+    assert {"data", "outputs", "runs"} <= written <= ignored
 
 
 def test_the_two_commands_come_first():
