@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from vita_audio.audio_tokenizers.optional import MissingPackageError
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
 
 DEFAULT_MODEL = Path("outputs/quickstart/stage4")
@@ -30,10 +31,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line on stderr for wrong values and files; other errors keep their traceback."""
+    """End the program with one line on stderr for wrong values, files and missing packages, else with a traceback."""
     try:
         yield
-    except (ValueError, OSError, soundfile.LibsndfileError) as error:
+    except (ValueError, OSError, soundfile.LibsndfileError, MissingPackageError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(WRONG_INPUT) from error
 

@@ -55,6 +55,11 @@ def test_voice_is_prompt_and_embedding(tokenizer):
     assert not torch.allclose(embedded, tokenizer.decode([1, 2, 3]))
 
 
+def test_size_of_chunks_cannot_be_chosen(folders):
+    with pytest.raises(ValueError, match=r"chunks of 25 codes, got stream_chunks \[10\]"):
+        get_audio_tokenizer("cosyvoice2", *folders["cosyvoice2"], stream_chunks=[10])
+
+
 def test_streams_come_in_chunks(tokenizer):
     stream, codes = tokenizer.stream(), list(range(60))
     parts = [stream.push([code]) for code in codes]

@@ -9,11 +9,16 @@ from safetensors.torch import save_file
 from tiny_folders import MAKE_FOLDERS, PACKAGES
 from torch import nn
 
-from vita_audio.audio_tokenizers.optional import import_optional, load_torch_weights, read_torch_weights
+from vita_audio.audio_tokenizers.optional import (
+    MissingPackageError,
+    import_optional,
+    load_torch_weights,
+    read_torch_weights,
+)
 
 
 def test_missing_packages_are_named_with_the_extra_that_brings_them():
-    with pytest.raises(ImportError, match=r"audio tokenizer snac24khz needs the package nowhere .*'vita-audio\[snac24"):
+    with pytest.raises(MissingPackageError, match=r"snac24khz needs the package nowhere .*'vita-audio\[snac24"):
         import_optional("nowhere.to_be_found", extra="snac24khz")
 
 
@@ -50,7 +55,7 @@ def test_weights_are_read_as_float32_and_must_fit(tmp_path):
         loaded = read_torch_weights(tmp_path / name)
         assert {value.dtype for value in loaded.values()} == {torch.float32}
         load_torch_weights(model, loaded, tmp_path / name)
-    with pytest.raises(ValueError, match=r"(?s)a.pt does not fit the model: .*Missing key\(s\) in state_dict: \"bias\""):
+    with pytest.raises(ValueError, match=r"(?s)a.pt does not fit the model: .*Missing key\(s\) .* \"bias\""):
         load_torch_weights(model, {"weight": loaded["weight"]}, tmp_path / "a.pt")
     torch.save([1], tmp_path / "b.pt")
     with pytest.raises(ValueError, match="b.pt cannot be read as weights"):

@@ -2,14 +2,17 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
-import get_neural_audio_codecs
 import numpy as np
 import pytest
 import soundfile
 import torch
 from toy_corpus import LengthJudge
 
+from evaluation import compare_codecs
 from evaluation.evaluate_codec import code_figures, judged_figures, mel_distance, read_corpus
 from evaluation.judges import JUDGES
 
@@ -78,7 +81,7 @@ def test_clips_without_a_text_are_compared_with_what_is_heard_in_them(folder):
 def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
     output = tmp_path / "codecs"
-    get_neural_audio_codecs.main(
+    compare_codecs.main(
         f"--audio {folder} --output {output} --codec glm4voice --codec glm4voice=embedded,embedded --judge length "
         "--max-clips 2 --device cpu".split()
     )
@@ -105,14 +108,20 @@ def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
         ("--codec glm4voice --judge parrot", "judge must be one of"),
     ],
 )
-def test_wrong_requests_are_one_line(folder, tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        get_neural_audio_codecs.main([*f"--audio {folder} --output {tmp_path}".split(), *arguments.split()])
-    assert message in capsys.readouterr().err
+def test_wrong_requests_are_one_line(folder, tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        compare_codecs.main([*f"--audio {folder} --output {tmp_path}".split(), *arguments.split()])
+
+
+def test_the_tool_starts_it_from_any_folder(tmp_path):
+    tool = Path(__file__).parents[2] / "tools" / "get_neural_audio_codecs.py"
+    command = [sys.executable, tool, "--audio", "nowhere", "--output", "out", "--codec", "glm4voice"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and "files in nowhere; give a folder of speech" in result.stderr
 
 
 def test_without_a_judge_there_are_no_errors_to_draw(folder, tmp_path):
-    get_neural_audio_codecs.main(
+    compare_codecs.main(
         f"--audio {folder} --output {tmp_path} --codec glm4voice --judge none --max-clips 1 --device cpu".split()
     )
     figures = json.loads((tmp_path / "codecs.json").read_text(encoding="utf-8"))["codecs"]["glm4voice"]

@@ -88,6 +88,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         *,
         num_steps: int = 10,
         seed: int = 42,
+        stream_chunks: Sequence[int] | None = None,
     ):
         """Put the parts together.
 
@@ -95,8 +96,11 @@ class CosyVoice2Tokenizer(AudioTokenizer):
             decoder: None if waves are never wanted.
             speaker_encoder: None: voices are prompts without an embedding.
             num_steps: Euler steps of the flow. seed: Of the vocoder's noise; the flow's is the released one.
+            stream_chunks: Must be None; the flow was trained for chunks of one size.
         Raises: ValueError if tokenizer and decoder do not belong together.
         """
+        if stream_chunks is not None:
+            raise ValueError(f"{NAME} streams in chunks of 25 codes, got stream_chunks {stream_chunks}; leave them out")
         self.speech_tokenizer = speech_tokenizer.eval().requires_grad_(False)
         self.vocab_size = speech_tokenizer.config.n_codebook_size
         if decoder is not None and decoder.vocab_size != self.vocab_size:

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from vita_audio.checkpoints.files import check_whole
 
 
+class MissingPackageError(ImportError):
+    """A package that only some need is not installed; the message says how to."""
+
+
 def import_optional(module: str, *, extra: str, unused: Sequence[str] = ()) -> ModuleType:
     """Import a module of a package that comes with an extra of this one.
 
     Args:
         unused: Modules that the package imports for what nobody here asks of it. Where they are absent, or broken, as
             torchaudio is beside many a torch, an empty one takes their place during the import.
-    Raises: ImportError that says what to install.
+    Raises: MissingPackageError, an ImportError.
     """
     with ExitStack() as stack:
         for name in unused:
@@ -29,7 +33,7 @@ def import_optional(module: str, *, extra: str, unused: Sequence[str] = ()) -> M
             return import_module(module)
         except ImportError as error:
             package = module.partition(".")[0]
-            raise ImportError(
+            raise MissingPackageError(
                 f"the audio tokenizer {extra} needs the package {package} ({error}); pip install 'vita-audio[{extra}]'"
             ) from error
 
