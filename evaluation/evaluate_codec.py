@@ -28,12 +28,12 @@ from evaluation.judges import Judge, get_judge
 from evaluation.metrics import code_counts, codebook_perplexity, digit_error_rate, word_error_rate
 from evaluation.pictures import draw_spectrograms
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.mel import FFT_SIZE, SAMPLE_RATE, mel_spectrogram
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
-JUDGED_RATE = 16_000  # Hz, at which the judge hears the originals
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _text(path: Path) -> str | None:
 
 def hear_originals(clips: Sequence[Clip], judge: Judge) -> list[str]:
     """What the judge hears in the clips as they are."""
-    originals = [(load_audio(clip.path, JUDGED_RATE), JUDGED_RATE) for clip in clips]
+    originals = [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
     return judge.transcribe(originals, progress="judging originals")
 
 
