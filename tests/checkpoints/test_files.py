@@ -68,7 +68,11 @@ def of_another_checkpoint(folder):
 
 
 def leading_outside(folder):
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "../../secret.safetensors"}}))
+
+
+def without_metadata(folder):
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"layers.0.a": SHARDS[0]}}))
 
 
 DAMAGES = {
@@ -84,6 +88,7 @@ DAMAGES = {
     "too long": (lambda folder: (folder / SHARDS[0]).open("ab").write(b"x"), rf"{SHARDS[0]} has bytes too many"),
     "web page": (lambda folder: (folder / SHARDS[0]).write_text("<html>" * 99), "is no safetensors file"),
     "mixed": (of_another_checkpoint, rf"{SHARDS[0]} lacks layers.0.b \(1 tensors\), which {INDEX} says it holds"),
+    "no metadata": (without_metadata, rf"{INDEX} must hold metadata and weight_map, got \['weight_map'\]"),
     "leading outside": (leading_outside, "must name files beside it, got '../../secret.safetensors'"),
 }
 

@@ -61,7 +61,7 @@ def released_model(folder: Path, name: str, num_shards: int = 4) -> None:
         shard = f"model-{number + 1:05}-of-{num_shards:05}.safetensors"
         write_hollow(folder / shard, {key: shapes[key] for key in keys[number::num_shards]})
         places |= dict.fromkeys(keys[number::num_shards], shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 @pytest.mark.parametrize(

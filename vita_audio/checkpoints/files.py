@@ -189,9 +189,10 @@ def check_weights(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> dict[Path, set[str]]:
     """Return the shards that an index names, sorted, with the tensors in each."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} has no weight_map; get it again")
+    values = read_json(index)
+    places = values.get("weight_map")
+    if not isinstance(places, dict) or not places or not isinstance(values.get("metadata"), dict):
+        raise ValueError(f"{index} must hold metadata and weight_map, got {sorted(values)}; get it again")
     if outside := [name for name in places.values() if Path(str(name)).name != name]:
         raise ValueError(f"{index} must name files beside it, got {outside[0]!r}; do not use this checkpoint")
     shards = {index.parent / name: set() for name in sorted(set(places.values()))}
