@@ -231,13 +231,14 @@ def test_a_foreign_folder_is_one_line_and_an_exit_code(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_end_says_where_things_lie(run, capsys):
+def test_the_end_says_where_things_lie(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
     run.folder.mkdir()
     answer = {"question_wav": "q.wav", "wav": "a.wav", "text": "paris", "transcript": ""}
     (run.folder / "report.json").write_text(json.dumps({"answer": answer}))
     print_result(run, ROOT)
     lines = capsys.readouterr().out
-    assert f"In {ROOT}:" not in lines and f"ask more: {sys.executable} tools/inference_sts.py" in lines
+    assert f"In {ROOT}:" not in lines and "ask more: .venv/bin/python tools/inference_sts.py" in lines
     for text in ("q.wav", "a.wav", "paris", "(nothing)", "report.md", f"--model {run.folder / 'stage4'} --task sts"):
         assert text in lines
     assert lines.rstrip().endswith("--audio-tokenizer-path my_tokenizer --audio-decoder-path my_decoder")
