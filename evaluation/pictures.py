@@ -67,8 +67,10 @@ def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
         axis.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize="small")
     original = 100 * next(iter(codecs.values()))["wer_original"]
     axis.axhline(original, color="grey", linestyle="--", label=f"originals, {original:.1f} %")
-    axis.set(xlabel="bits per second", ylabel="words wrong, %", xlim=(0, None), ylim=(0, None))
-    axis.margins(x=0.2)
+    widest = max(figures["bits_per_second"] for figures in codecs.values())
+    highest = max(100 * figures["wer"] for figures in codecs.values())
+    limits = {"xlim": (0, 1.25 * widest), "ylim": (-1, 1.1 * max(highest, original, 5))}  # room for names and zeros
+    axis.set(xlabel="bits per second", ylabel="words wrong, %", **limits)
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tiny_folders import CODES_LOST, MAKE_FOLDERS, OPTIONS
 
+from evaluation.evaluate_codec import evaluate_corpus, read_corpus
 from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
 
 
@@ -134,6 +136,15 @@ def test_voices_are_made_or_refused(tokenizer):
     wave, stream = tokenizer.decode(codes, voice), tokenizer.stream(voice)
     assert wave.isfinite().all() and not torch.allclose(wave[:5000], tokenizer.decode(codes)[:5000])
     assert len(torch.cat([stream.push(codes), stream.flush()])) == len(wave)
+
+
+def test_every_type_can_be_compared(tokenizer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(0.7, 16_000).numpy(), 16_000)
+    figures = evaluate_corpus(read_corpus(tmp_path), tokenizer, None, [], tmp_path / "decoded")
+    assert 0 < figures["codes_used"] <= figures["codebook_size"] and figures["mel_distance"] > 0
+    assert figures["bits_per_second_used"] <= figures["bits_per_second"]
+    made = soundfile.info(tmp_path / "decoded" / "a.wav")
+    assert made.samplerate == tokenizer.output_rate and made.duration == pytest.approx(0.7, abs=0.1)
 
 
 def test_stream_without_codes_is_silent(tokenizer):

@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tiny_folders import LAYOUTS, OPTIONS
 
+from evaluation.evaluate_codec import evaluate_corpus, read_corpus
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers import sparktts as module
 
@@ -71,6 +73,16 @@ def test_a_voice_must_be_given_and_is_heard(folders, tokenizer):
         without.decode([1], [0] * 31)
     with pytest.raises(ValueError, match=r"audio codes must be in 0..4095, got 1 others such as \[4096\]"):
         get_audio_tokenizer("sparktts", folders["sparktts"][0], voice=[4096] * 1 + [0] * 31)
+
+
+def test_a_comparison_gives_every_clip_its_own_voice(folders, tokenizer, tmp_path):
+    soundfile.write(tmp_path / "a.wav", speech(1).numpy(), 16_000, subtype="FLOAT")
+    without = get_audio_tokenizer("sparktts", folders["sparktts"][0])
+    assert without.needs_voice and not tokenizer.needs_voice
+    evaluate_corpus(read_corpus(tmp_path), without, None, [], tmp_path / "decoded")
+    made = torch.from_numpy(soundfile.read(tmp_path / "decoded" / "a.wav", dtype="float32")[0])
+    expected = without.decode(without.encode(speech(1), 16_000), without.make_voice(speech(1), 16_000))
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)  # the file has 16 bits
 
 
 @pytest.mark.parametrize("stream_chunks", [(10, 50), (33,)])
