@@ -5,10 +5,10 @@
     python tools/check_checkpoint.py VITA-Audio-Boost --load --dtype bfloat16
 
 Knows speech models (with and without SenseVoice input), plain Qwen2, glm-4-voice-tokenizer, glm-4-voice-decoder,
-SenseVoiceSmall and text tokenizers. Names and shapes of all weights are compared with our classes, which then run once
-on tensors without values: no weight is read, so a folder of any size takes seconds. With --load a language model is
-really loaded, which gives time and memory. Exit code: 0 if the folder loads, 1 if it does not, 2 for wrong
-arguments.
+SenseVoiceSmall, text tokenizers, and the codecs of other packages. Names and shapes of all weights are compared with
+our classes, which then run once on tensors without values: no weight is read, so a folder of any size takes seconds.
+Only codecs of other packages are loaded. With --load a language model is really loaded, which gives time and memory.
+Exit code: 0 if the folder loads, 1 if it does not, 2 for wrong arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter
 
@@ -51,7 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     quieten_transformers()
-    with one_line_errors("check_checkpoint"):
+    with one_line_errors("check_checkpoint"), redirect_stdout(sys.stderr):  # where imported packages write to
         folder = find_checkpoint(options.folder, offline=True)
         report = inspect_checkpoint(folder, options.config)
         if options.load and report.kind in LANGUAGE_MODELS and not report.problems:

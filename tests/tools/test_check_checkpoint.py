@@ -7,12 +7,15 @@ hole in a sparse file.
 import json
 import os
 import shutil
+import sys
+from contextlib import redirect_stdout
 from math import prod
 from pathlib import Path
 
 import check_checkpoint
 import pytest
 import torch
+from audio_tokenizers.tiny_folders import MAKE_FOLDERS, PACKAGES
 from checkpoints.broken_folders import cut_off, make_pointer
 from safetensors.torch import load_file, save_file
 
@@ -128,6 +131,28 @@ def test_shipped_folders_load(check, folder, kind):
     code, report = check(folder)
     assert (code, report["problems"], report["kind"], report["fits"]) == (0, [], kind, True)
     assert all(part["dry_run"] for part in report["parts"])
+
+
+@pytest.mark.parametrize("name", sorted(MAKE_FOLDERS.keys() - {"glm4voice"}))
+def test_other_codecs_are_known(check, tmp_path, name):
+    for package in PACKAGES[name]:
+        pytest.importorskip(package)
+    with redirect_stdout(sys.stderr):  # a logger of these packages keeps the stdout it is made with
+        folder, _ = MAKE_FOLDERS[name](tmp_path)
+    code, report = check(folder)
+    assert (code, report["problems"], report["kind"]) == (0, [], name)
+    assert report["facts"]["fingerprint"].startswith(name)
+    cut_off(next(path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".bin")), 100)
+    code, report = check(folder)
+    assert code == 1 and "cut off" in report["problems"][0]
+
+
+def test_a_codec_whose_package_is_absent_is_known_too(check, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "snac", None)
+    (tmp_path / "config.json").write_text(json.dumps({"vq_strides": [4, 2, 1]}))
+    code, report = check(tmp_path)
+    assert (code, report["kind"]) == (0, "snac24khz")
+    assert report["facts"]["weights"].startswith("not compared: ") and "snac" in report["facts"]["weights"]
 
 
 def test_decoder_files_of_torch_are_compared_too(check, tmp_path):

@@ -1,6 +1,7 @@
 """What a checkpoint folder is and whether its files and weights are those that our classes would load.
 
-Nothing is loaded: weights are compared by name and shape, and modules run on tensors without values.
+Weights are compared by name and shape, and modules run on tensors without values; only codecs whose modules belong to
+other packages are loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, Qwen2Config
 
+from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.checkpoints.files import (
     CONFIG_FILE,
@@ -125,6 +128,10 @@ def identify(folder: Path) -> str:
         return model_type
     if "quantize_vocab_size" in values:
         return "glm-4-voice-tokenizer"
+    if "vq_strides" in values:
+        return "snac24khz"
+    if codec := next((name for name, mark in CODEC_MARKS.items() if (folder / mark).exists()), None):
+        return codec
     text = _read_text(folder / DECODER_CONFIG)
     if re.search(r"^flow:", text, re.MULTILINE) and re.search(r"^hift:", text, re.MULTILINE):
         return "glm-4-voice-decoder"
@@ -267,16 +274,29 @@ def _inspect_text_tokenizer(folder: Path, report: Report) -> None:
     report.facts["text"] = f"{len(tokenizer):,} tokens with {tokenizer.num_audio_codes:,} audio codes"
 
 
+def _inspect_codec(name: str, folder: Path, report: Report) -> None:
+    """Load a codec whose modules are those of an optional package; it says itself what does not fit."""
+    try:
+        tokenizer = get_audio_tokenizer(name, folder, folder)
+    except ImportError as error:
+        report.facts["weights"] = f"not compared: {error}"
+        return
+    report.facts |= {"codes": f"{tokenizer.vocab_size:,}", "fingerprint": tokenizer.fingerprint}
+
+
 LANGUAGE_MODELS = {
     "qwen2": "plain Qwen2 text model, what stage 1 starts from",
     "qwen2_mtp": "VITA-Audio speech model",
     "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, which hears by a SenseVoice encoder",
 }
+CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "codec of Spark-TTS"}
+CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # what only such a folder holds
 KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and what completes a report
     **{name: (title, _inspect_language_model) for name, title in LANGUAGE_MODELS.items()},
     "glm-4-voice-tokenizer": ("GLM-4-Voice speech tokenizer", _inspect_glm_tokenizer),
     "glm-4-voice-decoder": ("GLM-4-Voice speech decoder", _inspect_glm_decoder),
     "sensevoice-small": ("SenseVoiceSmall speech encoder", _inspect_sensevoice),
+    **{name: (title, partial(_inspect_codec, name)) for name, title in CODECS.items()},
     "text-tokenizer": ("text tokenizer without a model", _inspect_text_tokenizer),
 }
 
