@@ -33,9 +33,9 @@ def package(tmp_path, monkeypatch):
     """A package that imports a module that is absent and one that is broken, and uses neither."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_reader.py").write_text("raise OSError('no such library')\n", encoding="utf-8")
-    (tmp_path / "toy_codec.py").write_text("import json, broken_reader, absent_reader\n", encoding="utf-8")
-    yield "toy_codec"
-    sys.modules.pop("toy_codec", None)
+    (tmp_path / "package_of_others.py").write_text("import json, broken_reader, absent_reader\n", encoding="utf-8")
+    yield "package_of_others"
+    sys.modules.pop("package_of_others", None)
 
 
 def test_unused_imports_of_a_package_may_be_absent_or_broken(package):
