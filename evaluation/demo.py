@@ -40,6 +40,7 @@ from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.data.audio import load_audio
 from vita_audio.data.codes import AudioCodeStore
 from vita_audio.data.mixture import load_mixture, referenced_audio
+from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
 from vita_audio.interleave import MODES, InterleavePlan
 
@@ -235,4 +236,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("evaluation.demo"):
+        main()

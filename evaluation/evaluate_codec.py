@@ -30,6 +30,7 @@ from evaluation.pictures import draw_spectrograms
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
+from vita_audio.errors import one_line_errors
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.mel import FFT_SIZE, SAMPLE_RATE, mel_spectrogram
 
@@ -196,4 +197,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("evaluation.evaluate_codec"):
+        main()

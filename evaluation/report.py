@@ -17,6 +17,7 @@ from typing import Any
 from evaluation.answers import KEYWORD_LEEWAY, TASKS, share
 from evaluation.demo import ANSWER, ROUND_TRIP, read_part, spoken_answers, write_json
 from evaluation.pictures import draw_losses, draw_modes, draw_spectrograms
+from vita_audio.errors import one_line_errors
 from vita_audio.interleave import MODES
 from vita_audio.training.run_folder import RESULTS_FILE, STATE_FILE
 
@@ -189,4 +190,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("evaluation.report"):
+        main()

@@ -18,7 +18,7 @@ LAYERS = (
     ("text", "models", "audio_tokenizers"),
     ("checkpoints",),
     ("data",),
-    ("training", "inference"),
+    ("training", "inference", "errors"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where it is not the name of the requirement

@@ -33,7 +33,6 @@ from command_line import (
     check_model_folder,
     load_audio_tokenizer,
     load_speech_lm,
-    one_line_errors,
     quieten_transformers,
 )
 from torch import Tensor
@@ -42,6 +41,7 @@ from transformers import AutoConfig, LogitsProcessor, WhisperFeatureExtractor
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
+from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
 from vita_audio.inference.tasks import Conversation, text_conversation
 from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan

@@ -23,12 +23,13 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from command_line import DTYPES, OneLineParser, one_line_errors, quieten_transformers
+from command_line import DTYPES, OneLineParser, quieten_transformers
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.checkpoints.inspection import LANGUAGE_MODELS, Part, Report, inspect_checkpoint
 from vita_audio.checkpoints.loading import load_weights, read_config
+from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import default_dtype, resolve_device
 from vita_audio.models import SPEECH_CONFIGS
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import soundfile
 import torch
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from vita_audio.errors import WRONG_INPUT
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
 
 DEFAULT_MODEL = Path("outputs/quickstart/stage4")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WRONG_INPUT = 2  # exit code, as argparse uses
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -27,16 +22,6 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"{self.prog}: {message}; see --help\n")
-
-
-@contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line on stderr for wrong values, files and missing packages, else with a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, soundfile.LibsndfileError, MissingPackageError) as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from error
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from command_line import OneLineParser, one_line_errors, quieten_transformers
+from command_line import OneLineParser, quieten_transformers
 
 from vita_audio.checkpoints.export import export_checkpoint
 from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.errors import one_line_errors
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from command_line import one_line_errors
 
 from vita_audio.audio_tokenizers import TYPES, get_audio_tokenizer, is_continuous
 from vita_audio.data.codes import AudioCodeStore, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
+from vita_audio.errors import one_line_errors
 from vita_audio.text import (
     CONTINUOUS_INPUT,
     DISCRETE,

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from command_line import one_line_errors
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.collator import PackCollator
+from vita_audio.errors import one_line_errors
 from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, argument_values, parse_arguments
 from vita_audio.training.curves import draw_curves, summarise
 from vita_audio.training.run_folder import (

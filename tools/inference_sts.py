@@ -25,11 +25,11 @@ from command_line import (
     check_model_folder,
     load_audio_tokenizer,
     load_speech_lm,
-    one_line_errors,
     quieten_transformers,
 )
 
 from vita_audio.data.audio import load_audio
+from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import SPEAKING_TASKS, SYSTEMS, TASKS, Conversation, make_conversation
 from vita_audio.interleave import MODES, InterleavePlan

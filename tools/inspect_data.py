@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from command_line import one_line_errors
 
 from vita_audio.audio_tokenizers import TYPES, get_audio_tokenizer, is_continuous
 from vita_audio.constants import IGNORE_INDEX
@@ -25,6 +24,7 @@ from vita_audio.data.chat import EncodedConversation, SampleError, encode_conver
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError
 from vita_audio.data.mixture import load_mixture, resolve
 from vita_audio.data.packing import build_packs, stored_audio_ids
+from vita_audio.errors import one_line_errors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import TextTokenizer, parse_audio_input
 

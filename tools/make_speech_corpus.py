@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from command_line import one_line_errors
 from speech_corpus import MANIFEST
 from speech_corpus_texts import corpus_texts
 from synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tqdm import tqdm
 
 from vita_audio.data.parallel import map_ordered
+from vita_audio.errors import one_line_errors
 from vita_audio.speech_decoder.mel import SAMPLE_RATE
 
 PEAK = 0.7

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from command_line import one_line_errors
 from speech_corpus import Utterance, hold_out, load_corpus
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -25,6 +24,7 @@ from training_loop import TrainingLoop, add_loop_arguments
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.base import AudioTokenizer
+from vita_audio.errors import one_line_errors
 from vita_audio.speech_decoder.config import (
     DecoderConfig,
     EncoderConfig,

@@ -16,7 +16,6 @@ import jiwer
 import numpy as np
 import soxr
 import torch
-from command_line import one_line_errors
 from speech_corpus import FULL_SCALE, Utterance, hold_out, load_corpus
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +25,7 @@ from transformers import WhisperFeatureExtractor
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.constants import INPUT_RATE
+from vita_audio.errors import one_line_errors
 from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
 from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
 from vita_audio.training.speech_tokenizer_heads import FEATURE_RATE, CodeReader, ctc_loss, greedy_symbols

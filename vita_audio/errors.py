@@ -1,0 +1,26 @@
+"""Wrong input at the command line: one line instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import soundfile
+
+from vita_audio.audio_tokenizers.optional import MissingPackageError
+
+WRONG_INPUT = 2  # exit code, as argparse uses
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """End the program with one line on stderr for wrong values, files and missing packages, else with a traceback.
+
+    Raises: SystemExit with code `WRONG_INPUT` in place of ValueError, OSError, LibsndfileError, MissingPackageError.
+    """
+    try:
+        yield
+    except (ValueError, OSError, soundfile.LibsndfileError, MissingPackageError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(WRONG_INPUT) from error
