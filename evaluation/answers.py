@@ -1,7 +1,7 @@
 """Let a model answer the held-out items of the demo corpus, let a judge listen, and score what came.
 
 Decoding is greedy. An answer without audio is an empty transcript, so it is wrong as a whole. A question is answered
-rightly if the keyword of its answer is among the first words of the text, or of the transcript.
+rightly if the text, or the transcript, ends with the keyword of its answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vita_audio.inference.tasks import Conversation, asr_conversation, sts_conve
 TASKS = ("asr", "tts", "qa")
 SPOKEN_TASKS = ("tts", "qa")
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
-KEYWORD_LEEWAY = 2  # words that may stand before the keyword of an answer
+KEYWORD_LEEWAY = 1  # words that may follow the keyword of an answer
 SILENCE_SECONDS = 0.5  # written for an answer without audio, so that every spoken answer has a file
 SPEED_ITEMS = 8  # answered one at a time for the speed
 

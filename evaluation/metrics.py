@@ -54,14 +54,14 @@ def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> fl
     return _rate(jiwer.process_characters, *([re.sub(r"\D", "", text) for text in texts] for texts in pairs))
 
 
-def contains_answer(text: str, answer: str, within_words: int | None = None) -> bool:
+def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
     """Say whether the words of `answer` occur in `text`, in order and next to each other.
 
     Args:
-        within_words: Look only at so many words at the beginning of `text`.
+        last_words: Look only at so many words at the end of `text`; 0: at all.
     Raises: ValueError if the answer has no words: it would be contained in everything.
     """
-    words, wanted = normalise(text).split()[:within_words], normalise(answer).split()
+    words, wanted = normalise(text).split()[-last_words:], normalise(answer).split()
     if not wanted:
         raise ValueError(f"an answer to look for must have words, got {answer!r}")
     return any(words[start : start + len(wanted)] == wanted for start in range(len(words) - len(wanted) + 1))

@@ -79,7 +79,7 @@ def write_markdown(report: Part, modes: Mapping[str, Part], answer: Part, note: 
         "",
         "\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.",
         "",
-        f"QA: the keyword of the answer is among its first words (at most {KEYWORD_LEEWAY} may stand before it).",
+        f"QA: the answer ends with its keyword (at most {KEYWORD_LEEWAY} more word may follow).",
         "An answer without audio has an empty transcript and counts as wrong. tokens/s: one question at a time.",
         "",
         *_table(

@@ -67,7 +67,7 @@ class Topic:
     """Questions that share their wording: `facts` maps what is asked for to the words that answer it."""
 
     phrasings: tuple[str, ...]  # with {asked}
-    answer: str  # with {asked} and {keyword}; the keyword comes first
+    answer: str  # with {asked} and {keyword}; the keyword comes last
     facts: dict[str, str]
 
 
@@ -84,10 +84,10 @@ TOPICS = {
             "do you know the capital of {asked}",
             "please name the capital of {asked}",
         ),
-        answer="{keyword} is the capital of {asked}",
+        answer="the capital of {asked} is {keyword}",
         facts={
-            **{"france": "paris", "italy": "rome", "spain": "madrid", "england": "london", "japan": "tokyo"},
-            **{"egypt": "cairo", "russia": "moscow", "germany": "berlin", "greece": "athens", "cuba": "havana"},
+            **{"france": "paris", "england": "london", "japan": "tokyo", "egypt": "cairo", "russia": "moscow"},
+            **{"germany": "berlin", "greece": "athens", "china": "beijing", "austria": "vienna", "portugal": "lisbon"},
         },
     ),
     "color": Topic(
@@ -98,10 +98,10 @@ TOPICS = {
             "tell me the color of {asked}",
             "do you know the color of {asked}",
         ),
-        answer="{keyword} is the color of {asked}",
+        answer="the color of {asked} is {keyword}",
         facts={
-            **{"grass": "green", "the sky": "blue", "snow": "white", "a lemon": "yellow"},
-            **{"coal": "black", "chocolate": "brown", "a carrot": "orange", "blood": "red"},
+            **{"grass": "green", "the sky": "blue", "snow": "white", "a plum": "purple"},
+            **{"coal": "black", "chocolate": "brown", "a carrot": "orange", "an elephant": "gray"},
         },
     ),
     "opposite": Topic(
@@ -112,17 +112,11 @@ TOPICS = {
             "do you know the opposite of {asked}",
             "please name the opposite of {asked}",
         ),
-        answer="{keyword} is the opposite of {asked}",
+        answer="the opposite of {asked} is {keyword}",
         facts={
-            **{"hot": "cold", "big": "small", "day": "night", "fast": "slow", "happy": "sad", "full": "empty"},
-            **{
-                "early": "late",
-                "rich": "poor",
-                "young": "old",
-                "open": "closed",
-                "strong": "weak",
-                "inside": "outside",
-            },
+            **{"full": "empty", "day": "night", "big": "small", "young": "old", "winter": "summer", "north": "south"},
+            **{"brother": "sister", "mother": "father", "always": "never", "everybody": "nobody"},
+            **{"difficult": "easy", "quiet": "noisy"},
         },
     ),
     "sum": Topic(
@@ -133,7 +127,7 @@ TOPICS = {
             "do you know the sum of {asked}",
             "can you add {asked}",
         ),
-        answer="{keyword} is the sum of {asked}",
+        answer="{asked} is {keyword}",
         facts={
             **{"one plus two": "three", "two plus three": "five", "three plus three": "six"},
             **{"four plus three": "seven", "five plus four": "nine", "five plus five": "ten"},
@@ -148,7 +142,7 @@ TOPICS = {
             "do you know the day after {asked}",
             "please name the day after {asked}",
         ),
-        answer="{keyword} comes after {asked}",
+        answer="the day after {asked} is {keyword}",
         facts=_next_in(WEEKDAYS),
     ),
     "month": Topic(
@@ -159,7 +153,7 @@ TOPICS = {
             "do you know the month after {asked}",
             "please name the month after {asked}",
         ),
-        answer="{keyword} comes after {asked}",
+        answer="the month after {asked} is {keyword}",
         facts=_next_in(MONTHS),
     ),
     "work": Topic(
@@ -170,14 +164,14 @@ TOPICS = {
             "tell me the workers who {asked}",
             "who are the people who {asked}",
         ),
-        answer="{keyword}",
+        answer="the people who {asked} are {keyword}",
         facts={
-            "bake bread": "bakers bake our bread",
-            "teach children": "teachers teach the children",
-            "grow food": "farmers grow our food",
-            "fly planes": "pilots fly the planes",
-            "sail ships": "sailors sail the ships",
-            "paint pictures": "painters paint the pictures",
+            "bake bread": "bakers",
+            "teach children": "teachers",
+            "grow food": "farmers",
+            "fly planes": "pilots",
+            "sail ships": "sailors",
+            "paint pictures": "painters",
         },
     ),
 }
@@ -191,7 +185,7 @@ class Question:
     phrasings: tuple[str, ...]
     held_out_phrasing: str
     answer: str
-    keyword: str  # first word of the answer, enough to judge it
+    keyword: str  # last word of the answer, enough to judge it
 
 
 @dataclass(frozen=True)
@@ -325,4 +319,4 @@ def _question(topic_name: str, index: int) -> Question:
     phrasings = [phrasing.format(asked=asked) for phrasing in topic.phrasings]
     held_out = phrasings.pop(index % len(phrasings))
     answer = topic.answer.format(asked=asked, keyword=keyword)
-    return Question(topic_name, tuple(phrasings), held_out, answer, answer.split()[0])
+    return Question(topic_name, tuple(phrasings), held_out, answer, keyword)

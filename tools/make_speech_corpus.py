@@ -3,7 +3,7 @@
 Needs piper-tts and a Piper voice package (the decoder's voice), and, for the other voices, the commands flite and
 espeak-ng where they are installed. Existing files are kept, so an interrupted run continues.
 
-    python tools/make_speech_corpus.py --output DIR --main-count 4500 --other-count 2600
+    python tools/make_speech_corpus.py --output DIR --main-count 5100 --other-count 2600 --parallel 3000 --domain
     python tools/make_speech_corpus.py --output TEST --texts FILE --voice flite:slt
 """
 
@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ import numpy as np
 import soundfile
 import soxr
 from speech_corpus import MANIFEST
-from speech_corpus_texts import corpus_texts
+from speech_corpus_texts import corpus_texts, domain_texts
 from synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tqdm import tqdm
 
@@ -106,10 +107,13 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
     texts = corpus_texts(args.main_count + args.other_count, args.seed)
     main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
     voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
-    if not voices and other_texts:
+    if not voices and (other_texts or args.parallel):
         print(f"neither flite nor espeak-ng is installed: only {MAIN_VOICE} speaks")
     spoken = [(MAIN_VOICE, text) for text in main_texts]
     spoken += [(voices[index % len(voices)], text) for index, text in enumerate(other_texts) if voices]
+    spoken += [(voices[index % len(voices)], text) for index, text in enumerate(main_texts[: args.parallel]) if voices]
+    if args.domain:
+        spoken += [(MAIN_VOICE, text) for text in domain_texts(args.seed)]
     if args.texts:
         lines = args.texts.read_text(encoding="utf-8").splitlines()
         spoken += [(args.voice, line.strip()) for line in lines if line.strip()]
@@ -118,9 +122,12 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """Decide on every utterance and its file; in an order in which the voices mix."""
-    jobs = []
+    jobs, renderings = [], Counter()
     for voice, text in what_to_speak(args):
-        key = hashlib.sha1(f"{args.seed} {voice} {text}".encode()).hexdigest()[:16]
+        number = renderings[voice, text]  # of this text by this voice so far
+        renderings[voice, text] += 1
+        again = f" {number}" if number else ""
+        key = hashlib.sha1(f"{args.seed} {voice} {text}{again}".encode()).hexdigest()[:16]
         jobs.append(Job(voice, text, int(key, 16), args.output / f"{key}.flac"))
     random.Random(args.seed).shuffle(jobs)
     return jobs
@@ -131,6 +138,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, required=True, help="folder for flac files and manifest.jsonl")
     parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
+    parser.add_argument("--parallel", type=int, default=0, help="texts of the decoder's voice that another speaks too")
+    parser.add_argument("--domain", action="store_true", help="the decoder's voice speaks the demo's training texts")
     parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
     parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
     parser.add_argument("--processes", type=int, default=2, help="processes that speak; 0: this one")

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from demo_domain import questions, training_texts
+from demo_domain import training_texts
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +21,7 @@ PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 INSTRUCTIONS = (ASR_PROMPT, TTS_PROMPT, "user", "assistant", "system")
-WHOLE_WORD_WEIGHT = 200  # of instructions, in every sample, and of first words of answers, spoken from one text token
+WHOLE_WORD_WEIGHT = 200  # of instructions, which are in every sample
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -60,11 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--vocab-size", type=int, default=952, help="entries, with 256 bytes and 3 special tokens")
+    parser.add_argument("--vocab-size", type=int, default=945, help="entries, with 256 bytes and 3 special tokens")
     options = parser.parse_args(arguments)
     texts = training_texts("long")
-    keywords = {question.keyword: None for question in questions("long")}
-    tokenizer = train_tokenizer([*texts, *(*INSTRUCTIONS, *keywords) * WHOLE_WORD_WEIGHT], options.vocab_size)
+    tokenizer = train_tokenizer([*texts, *INSTRUCTIONS * WHOLE_WORD_WEIGHT], options.vocab_size)
     tokenizer.save_pretrained(options.out)
     num_tokens = sum(len(tokenizer.encode(text)) for text in texts)
     num_words = sum(len(text.split()) for text in texts)

@@ -2,8 +2,10 @@
 
 import random
 
-from demo_domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS
+from demo_domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
 
+ANSWER_RENDERINGS = 4  # the decoder speaks answers more than anything else
+DOMAIN_SENTENCES = 600
 DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
 PAST = (
     "took gave found lost kept held made broke bent cut threw caught drew built bought sold sent brought left "
@@ -119,3 +121,9 @@ def corpus_texts(count: int, seed: int, number_share: float = 0.15, date_share: 
             texts.add(text)
             ordered.append(text)
     return ordered
+
+
+def domain_texts(seed: int) -> list[str]:
+    """What the demo's model is trained to speak: sentences, and every answer several times; nothing held out."""
+    answers = [question.answer for question in questions("quick")]
+    return [*training_sentences("quick", seed)[:DOMAIN_SENTENCES], *answers * ANSWER_RENDERINGS]

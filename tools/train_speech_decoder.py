@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from code_mel_pairs import CodeMelPairs, collate
 from speech_corpus import Utterance, hold_out, load_corpus
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from training_loop import TrainingLoop, add_loop_arguments
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.audio_tokenizers.base import AudioTokenizer
 from vita_audio.errors import one_line_errors
 from vita_audio.speech_decoder.config import (
     DecoderConfig,
@@ -164,70 +163,11 @@ class FlowTraining(nn.Module):
         return {**losses, "total": losses["flow_loss"] + losses["prior_loss"]}
 
 
-def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
-    """The same words at the same times as another speaker would say them: Praat moves formants and pitch.
-
-    Codes of disguised speech with the mel of the true voice teach the decoder to answer every voice in its own.
-    """
-    import parselmouth
-
-    formants, pitch, melody = rng.uniform(0.88, 1.22), rng.uniform(85, 230), rng.uniform(0.7, 1.4)
-    sound = parselmouth.Sound(wave, SAMPLE_RATE)
-    changed = parselmouth.praat.call(sound, "Change gender", 60, 400, formants, pitch, melody, 1.0)
-    return changed.values[0].astype(np.float32)
-
-
-class CodeMelPairs:
-    """Codes and mel of single recordings, of several in a row and of disguised ones, encoded once."""
-
-    def __init__(
-        self,
-        utterances: list[Utterance],
-        tokenizer: AudioTokenizer,
-        num_frames_of: Callable[[int], int],
-        rng: random.Random,
-        *,
-        joined: int = 0,
-        disguised: int = 0,
-    ):
-        groups = [[utterance] for utterance in utterances]
-        groups += [rng.choices(utterances, k=rng.randint(2, 4)) for _ in range(joined)]
-        first_disguised = len(groups)
-        groups += [rng.choices(utterances, k=rng.randint(1, 2)) for _ in range(disguised)]
-        self.items = []
-        for index, group in enumerate(tqdm(groups, desc="encoding", unit="piece")):
-            wave = np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in group])
-            heard = disguise(wave, rng) if index >= first_disguised else wave
-            codes = tokenizer.encode(torch.from_numpy(heard), SAMPLE_RATE)
-            num_frames = num_frames_of(len(codes))
-            wave = np.pad(wave, (0, max(0, (num_frames + 1) * HOP_LENGTH - len(wave))))
-            mel = mel_spectrogram(torch.from_numpy(wave)[None])[0, :, :num_frames].T
-            self.items.append((torch.tensor(codes), mel.half()))
-        self.items.sort(key=lambda item: len(item[0]))
-
-    def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
-        """Neighbours in length from a random place on, about `frames_per_batch` mel frames in all."""
-        start = rng.randrange(len(self.items))
-        rows, total = [], 0
-        while total < frames_per_batch and start + len(rows) < len(self.items):
-            rows.append(self.items[start + len(rows)])
-            total += len(rows[-1][1])
-        return collate(rows)
-
-
-def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    codes, mels = zip(*rows, strict=True)
-    return {
-        "codes": pad_sequence(codes, batch_first=True),
-        "code_lengths": torch.tensor([len(row) for row in codes]),
-        "mel": pad_sequence([mel.float() for mel in mels], batch_first=True),
-        "mel_lengths": torch.tensor([len(row) for row in mels]),
-    }
-
-
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     """Read the data, encode it and set up the model; what is returned trains it."""
-    utterances = load_corpus(args.corpus, args.voice)
+    everyone = load_corpus(args.corpus)
+    utterances = [utterance for utterance in everyone if utterance.voice == args.voice]
+    others = [utterance for utterance in everyone if utterance.voice != args.voice]
     random.Random(args.seed).shuffle(utterances)
     tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
     config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
@@ -236,7 +176,7 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     rng = random.Random(args.seed + loop.step)
     train_set, validation_set = hold_out(utterances, args.held_out)
     held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
-    pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, joined=args.joined, disguised=args.disguised)
+    pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, others, joined=args.joined, disguised=args.disguised)
 
     def validate() -> dict[str, float]:
         loop.averaged.module.generator.manual_seed(args.seed)

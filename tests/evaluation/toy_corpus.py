@@ -11,7 +11,7 @@ from evaluation.judges import Judge
 
 RATE = 22_050
 SENTENCES = ("one two", "three four five", "the dog sleeps")
-QUESTIONS = (("what is the capital of france", "paris is the capital of france", "paris"),)
+QUESTIONS = (("what is the capital of france", "the capital of france is paris", "paris"),)
 
 
 class LengthJudge(Judge):

@@ -58,10 +58,10 @@ def test_sentences_use_right_articles():
     assert not [text for text in (demo_domain.sentence(rng) for _ in range(3000)) if " a o" in text or " a a" in text]
 
 
-def test_each_question_has_its_own_answer_and_starts_it_with_the_keyword():
+def test_each_question_has_its_own_answer_and_ends_it_with_the_keyword():
     asked = demo_domain.questions("quick")
     assert len({item.answer for item in asked}) == len(asked) == 63
-    assert all(item.answer.split()[0] == item.keyword for item in asked)
+    assert all(item.answer.split()[-1] == item.keyword for item in asked)
     assert all(2 <= len(item.answer.split()) <= 8 for item in asked)
 
 

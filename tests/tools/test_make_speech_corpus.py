@@ -7,6 +7,7 @@ import make_speech_corpus
 import numpy as np
 import pytest
 import soundfile
+from demo_domain import heldout_texts
 from speech_corpus import load_corpus
 
 pytest.importorskip("piper")
@@ -64,6 +65,19 @@ def test_voices_share_the_generated_texts_and_files_follow_from_the_seed(tmp_pat
     if shutil.which("flite") and shutil.which("espeak-ng"):
         assert sorted(job.voice for job in jobs if job.voice != "joe") == sorted(2 * make_speech_corpus.OTHER_VOICES)
     assert {job.path for job in jobs}.isdisjoint(job.path for job in plan("--seed", "1"))
+
+
+def test_others_speak_the_texts_of_the_decoders_voice_and_it_repeats_answers(tmp_path):
+    pytest.importorskip("wonderwords")
+    flags = ["--output", str(tmp_path), "--main-count", "9", "--parallel", "4", "--domain"]
+    jobs = make_speech_corpus.plan_jobs(make_speech_corpus.parse_arguments(flags))
+    own = [job.text for job in jobs if job.voice == "joe"]
+    others = [job.text for job in jobs if job.voice != "joe"]
+    if shutil.which("flite") and shutil.which("espeak-ng"):
+        assert len(others) == 4 and set(others) <= set(own)
+    assert own.count("the capital of france is paris") == 4
+    assert not set(own) & set(heldout_texts("quick"))
+    assert len({job.path for job in jobs}) == len(jobs)
 
 
 def test_a_missing_file_of_texts_is_one_line(tmp_path, capsys):

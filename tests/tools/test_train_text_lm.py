@@ -15,7 +15,7 @@ from vita_audio.text import TextTokenizer
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "vita_audio" / "assets" / "tiny_text_lm"
-QUESTION = ("tell me the capital of france", "paris is the capital of france")
+QUESTION = ("tell me the capital of france", "the capital of france is paris")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_exact_share_is_that_of_greedy_decoding(tokenizer, small_config):
         optimizer.zero_grad()
         loss(batch)["total"].backward()
         optimizer.step()
-    other = (QUESTION[0], "rome is the capital of italy")
+    other = (QUESTION[0], "the capital of italy is rome")
     assert train_text_lm.exact_share(model, [QUESTION, other], tokenizer) == 0.5
     prompt = batch[0][:, : int((batch[1] != IGNORE_INDEX).int().argmax())]
     generated = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False)
