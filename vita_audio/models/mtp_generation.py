@@ -172,21 +172,35 @@ def begin_decoding(
         pending=[empty] * num_modules,
     )
     if num_cached and num_modules:
-        earlier = _earlier_state(past_key_values, batch_size, num_modules)
-        if earlier is not None and num_before:
-            before = earlier.embed(model, 0, num_before, earlier.module_prompt)
-            state.module_prompt = before if num_ids else torch.cat([before, inputs_embeds], dim=1)
-        if earlier is not None and _goes_on(model, state, earlier, num_before):
-            state.pending = list(earlier.pending)
-        elif num_before == 0:
-            logger.info("the cache is not that of these tokens and %d MTP modules: reading all again", num_modules)
-            past_key_values.reset()
-        else:
-            raise ValueError(
-                f"the cache was not made by generate with {num_modules} MTP modules and these tokens; give all ids, "
-                "not only those that follow it"
-            )
+        _take_over_modules(model, state, num_before, inputs_embeds)
     return state
+
+
+def _take_over_modules(
+    model: Qwen2MTPForCausalLM, state: DecodeState, num_before: int, inputs_embeds: Tensor | None
+) -> None:
+    """Continue where the modules of an earlier call stopped, or empty its cache so that all is read again.
+
+    Args:
+        num_before: Tokens of the earlier call that the caller does not repeat.
+        inputs_embeds: What the caller gave instead of ids or beside them.
+    Raises: ValueError if the earlier call was another one and its tokens are not here to be read again.
+    """
+    num_modules = len(state.pending)
+    earlier = _earlier_state(state.cache, len(state.tokens), num_modules)
+    if earlier is not None and num_before:
+        before = earlier.embed(model, 0, num_before, earlier.module_prompt)
+        state.module_prompt = before if state.tokens.shape[1] else torch.cat([before, inputs_embeds], dim=1)
+    if earlier is not None and _goes_on(model, state, earlier, num_before):
+        state.pending = list(earlier.pending)
+    elif num_before == 0:
+        logger.info("the cache is not that of these tokens and %d MTP modules: reading all again", num_modules)
+        state.cache.reset()
+    else:
+        raise ValueError(
+            f"the cache was not made by generate with {num_modules} MTP modules and these tokens; give all ids, "
+            "not only those that follow it"
+        )
 
 
 def _cache_lengths(cache: Cache) -> list[int]:
