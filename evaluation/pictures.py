@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vita_audio.data.audio import load_audio
 from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
@@ -35,27 +35,41 @@ def _is_module_loss(name: str) -> bool:
 
 def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw errors of every task over the tokens that a backbone pass yields, one point a mode."""
-    ordered = sorted(modes.items(), key=lambda item: -item[1]["backbone_passes_per_token"])
-    speeds = [1 / scores["backbone_passes_per_token"] for _, scores in ordered]
     errors = {
-        "recognition: words wrong": [scores["asr_wer"] for _, scores in ordered],
-        "synthesis: words wrong": [scores["tts_wer"] for _, scores in ordered],
-        "questions: text wrong": [1 - scores["qa_text_accuracy"] for _, scores in ordered],
-        "questions: speech wrong": [1 - scores["qa_speech_accuracy"] for _, scores in ordered],
+        "recognition: words wrong": {mode: scores["asr_wer"] for mode, scores in modes.items()},
+        "synthesis: words wrong": {mode: scores["tts_wer"] for mode, scores in modes.items()},
+        "questions: text wrong": {mode: 1 - scores["qa_text_accuracy"] for mode, scores in modes.items()},
+        "questions: speech wrong": {mode: 1 - scores["qa_speech_accuracy"] for mode, scores in modes.items()},
     }
+    draw_errors_over_speed(modes, errors, path)
+
+
+def draw_errors_over_speed(
+    speeds: Mapping[str, Mapping[str, float]], errors: Mapping[str, Mapping[str, float]], target: Path | IO[bytes]
+) -> None:
+    """Draw lines of errors over the tokens that a backbone pass yields.
+
+    Args:
+        speeds: Of each mode: backbone_passes_per_token and tokens_per_second.
+        errors: For each line, the fraction that is wrong in each mode, or in some of them.
+        target: File for the PNG picture.
+    """
+    ordered = sorted(speeds.items(), key=lambda item: -item[1]["backbone_passes_per_token"])
+    places = {mode: 1 / speed["backbone_passes_per_token"] for mode, speed in ordered}
     figure, (axis,) = _figure(1, height=5, width=7.5)
     for label, values in errors.items():
-        axis.plot(speeds, [100 * value for value in values], marker="o", label=label)
-    for index, (speed, (mode, scores)) in enumerate(zip(speeds, ordered, strict=True)):
-        text = f"{mode}, {scores['tokens_per_second']:.0f} tokens/s"
+        known = [mode for mode in places if mode in values]
+        axis.plot([places[mode] for mode in known], [100 * values[mode] for mode in known], marker="o", label=label)
+    for index, (mode, speed) in enumerate(ordered):
+        text = f"{mode}, {speed['tokens_per_second']:.0f} tokens/s"
         height = 1.02 + 0.05 * (len(ordered) - 1 - index)  # one line each: modes may lie close together
-        axis.annotate(text, (speed, height), xycoords=("data", "axes fraction"), ha="center", fontsize="small")
-        axis.axvline(speed, color="grey", alpha=0.2)
-    highest = max(max(values) for values in errors.values())
+        axis.annotate(text, (places[mode], height), xycoords=("data", "axes fraction"), ha="center", fontsize="small")
+        axis.axvline(places[mode], color="grey", alpha=0.2)
+    highest = max(max(values.values()) for values in errors.values())
     axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, 105 * min(max(highest, 0.05), 1)))
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    figure.savefig(target, dpi=110, format="png")
 
 
 def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:

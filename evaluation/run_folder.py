@@ -1,0 +1,72 @@
+"""The folder of an evaluation: rows that survive a kill, and settings that must not change."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evaluation.demo import write_json
+
+SETTINGS = "settings.json"
+
+Row = dict[str, Any]
+
+
+class RowFile:
+    """JSON lines of one kind, such as "answers", in a folder; every process appends to a file of its own."""
+
+    def __init__(self, folder: Path, kind: str, rank: int = 0):
+        self.folder, self.kind, self.rank = folder, kind, rank
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.kind}-{self.rank}.jsonl"
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows and hand them to the system, so that they outlive this process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_unfinished_line()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def read(self) -> dict[str, Row]:
+        """Return the rows of all processes by their `id`, the latest where an id comes twice."""
+        rows: dict[str, Row] = {}
+        for path in sorted(self.folder.glob(f"{self.kind}-*.jsonl")):
+            lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut off by a kill
+            rows |= {row["id"]: row for row in map(json.loads, lines)}
+        return rows
+
+    def _drop_unfinished_line(self) -> None:
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        with self.path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write down what decides the figures, or compare it with what is there.
+
+    Raises: ValueError if the folder was made with other settings.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        write_json(path, settings)
+        return
+    earlier = read_settings(folder)
+    now = json.loads(json.dumps(settings))
+    if changed := sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name)):
+        described = ", ".join(f"{name}: {earlier.get(name)} before, {now.get(name)} now" for name in changed)
+        raise ValueError(
+            f"{folder} was made with other settings ({described}); choose another --output, or delete what is there"
+        )
+
+
+def read_settings(folder: Path) -> Row:
+    return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

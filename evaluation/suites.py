@@ -1,0 +1,269 @@
+"""Benchmarks, where their data lies, and how a row of it becomes an item; the layouts and prompts are the reference's.
+
+Data of the public sets lies in one folder, under the paths below (`evaluation/prepare.py` makes them of the downloads):
+samples of the training format as JSON lines, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite
+reads the held-out files of `tools/make_demo_corpus.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.answers import conversation_of
+from vita_audio.constants import AUDIO_TAG
+from vita_audio.data.mixture import resolve
+from vita_audio.inference.tasks import Conversation, text_conversation, tts_conversation
+from vita_audio.text import OMNI_SYSTEM, TTS_PROMPT
+
+ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
+SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # of Seed-TTS, where a voice is to be kept
+MAX_NEW_TOKENS = 1024
+DEMO_MAX_NEW_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to answer.
+
+    Attributes:
+        id: Unique in its benchmark; also the name of the file of a spoken answer.
+        conversation: What the model is given.
+        references: What is said or to be said, or all answers that are right.
+        audio: What the model hears, for whoever looks at results.
+        text: What is asked or to be said, if that is known.
+        recording: Speech in which a person says the reference; what a judge makes of it is its own error.
+        voice: Speech whose voice the answer should have.
+        keyword_last: The answer is a sentence that ends with the reference.
+    """
+
+    id: str
+    conversation: Conversation
+    references: tuple[str, ...]
+    audio: str | None = None
+    text: str | None = None
+    recording: str | None = None
+    voice: str | None = None
+    keyword_last: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set and the task it sets.
+
+    Attributes:
+        task: Key of `evaluation.tasks.TASKS`.
+        path: Of its file, in the folder of the suite's data.
+        read: Makes items of that file.
+        sampled: Decode as the checkpoint says, as the reference does for synthesis; else greedily.
+    """
+
+    name: str
+    task: str
+    path: str
+    read: Callable[[Path, Benchmark], list[Item]]
+    language: str = "en"
+    sampled: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+    def items(self, folder: Path) -> list[Item]:
+        """Read all items.
+
+        Raises: FileNotFoundError if the set is not there; ValueError naming the line that is wrong.
+        """
+        path = folder / self.path
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}")
+        items = self.read(path, self)
+        if not items:
+            raise ValueError(f"{path} must have a row, got none")
+        seen: set[str] = set()
+        for item in items:
+            if item.id in seen:
+                raise ValueError(f"{path}: ids must be unique, {item.id} comes twice")
+            seen.add(item.id)
+            if not any(reference.strip() for reference in item.references):
+                raise ValueError(f"{path}: {item.id} must have a reference with words, got {list(item.references)}")
+        return items
+
+
+def read_samples(path: Path, benchmark: Benchmark) -> list[Item]:
+    """Items of JSON lines: messages (system, if any, user, assistant) and audios, as in the reference.
+
+    An optional field `question` is the text of a spoken question.
+    """
+    return [_sample_item(place, row, path, benchmark) for place, row in _rows(path)]
+
+
+def _sample_item(number: int, row: Mapping[str, Any], path: Path, benchmark: Benchmark) -> Item:
+    place = f"{path}:{number}"
+    messages, audios = row.get("messages", ()), [str(resolve(audio, path.parent)) for audio in row.get("audios") or ()]
+    roles = [message.get("role") for message in messages]
+    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+        raise ValueError(f"{place}: messages must be of system, if any, user, and assistant, got {roles}")
+    if len(audios) != 1:
+        raise ValueError(f"{place}: a sample must have one audio, got {len(audios)}")
+    answers = messages[-1]["content"]
+    asked = [{"role": message["role"], "content": _only(message["content"], place)} for message in messages[:-1]]
+    item = Item(
+        id=f"{number - 1:05d}-{Path(audios[0]).stem}",
+        conversation={"messages": asked, "audios": audios},
+        references=tuple(answers) if isinstance(answers, list) else (answers,),
+        audio=audios[0],
+        text=row.get("question"),
+    )
+    if benchmark.task == TTS:
+        text = asked[-1]["content"].removeprefix(TTS_PROMPT)
+        conversation = {"messages": asked, "audios": []}
+        return replace(item, conversation=conversation, references=(text,), text=text, audio=None, recording=audios[0])
+    if benchmark.task == SPOKEN_QA and roles[0] != "system":
+        asked.insert(0, {"role": "system", "content": OMNI_SYSTEM})
+    if benchmark.task == TEXT_QA:
+        if not item.text:
+            raise ValueError(f"{place}: a question asked as text must have its text in `question`, got {item.text!r}")
+        return replace(item, conversation=text_conversation(item.text), audio=None)
+    return item
+
+
+def _only(content: str | list[str], place: str) -> str:
+    """Return the text of a turn, which in lists of questions may be a list of one."""
+    if isinstance(content, str):
+        return content
+    if len(content) != 1:
+        raise ValueError(f"{place}: what is asked must be one text, got {len(content)}")
+    return content[0]
+
+
+def read_seedtts(path: Path, benchmark: Benchmark) -> list[Item]:
+    """Items of a list of Seed-TTS: name | what the voice says | its audio | text to say [| a recording of that]."""
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.strip().split("|")
+        if len(fields) not in (4, 5):
+            raise ValueError(f"{path}:{number}: must be `name|text|audio|text`, got {line!r}")
+        voice = str(path.parent / fields[2])
+        messages = [{"role": "system", "content": SPEAKER_SYSTEM}, {"role": "user", "content": TTS_PROMPT + fields[3]}]
+        items.append(
+            Item(
+                id=fields[0],
+                conversation={"messages": messages, "audios": [voice]},
+                references=(fields[3],),
+                text=fields[3],
+                recording=str(path.parent / fields[4]) if len(fields) == 5 else None,
+                voice=voice,
+            )
+        )
+    return items
+
+
+def read_seedtts_any_voice(path: Path, benchmark: Benchmark) -> list[Item]:
+    """The same texts without a voice to keep."""
+    return [
+        replace(item, conversation=tts_conversation(item.text), voice=None) for item in read_seedtts(path, benchmark)
+    ]
+
+
+def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
+    """Items of the demo corpus; questions are answered by a sentence that ends with a keyword."""
+    items = []
+    for _, row in _rows(path):
+        row = row | {"audio": str(resolve(row["audio"], path.parent))}
+        as_text = benchmark.task == TEXT_QA
+        is_question = "keyword" in row
+        items.append(
+            Item(
+                id=row["id"],
+                conversation=text_conversation(row["text"]) if as_text else conversation_of(row),
+                references=(row["keyword"] if is_question else row["reference"],),
+                audio=None if as_text or benchmark.task == TTS else row["audio"],
+                text=row.get("text"),
+                recording=row["audio"] if benchmark.task == TTS else None,
+                keyword_last=is_question,
+            )
+        )
+    return items
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: must be one JSON object, got {error}") from error
+
+
+def _recognition(name: str, path: str, language: str) -> Benchmark:
+    return Benchmark(name, ASR, path, read_samples, language)
+
+
+def _questions(name: str, path: str) -> tuple[Benchmark, Benchmark]:
+    """The spoken questions, and the same as text: what speech costs."""
+    return Benchmark(name, SPOKEN_QA, path, read_samples), Benchmark(f"{name}-text", TEXT_QA, path, read_samples)
+
+
+def _seedtts(name: str, path: str, language: str) -> Benchmark:
+    return Benchmark(f"seedtts-{name}", TTS, f"seedtts_testset/{path}", read_seedtts, language, sampled=True)
+
+
+def _demo(name: str, task: str, file: str) -> Benchmark:
+    return Benchmark(f"demo-{name}", task, f"heldout_{file}.jsonl", read_heldout, max_new_tokens=DEMO_MAX_NEW_TOKENS)
+
+
+RECOGNITION = (
+    *(
+        _recognition(f"librispeech-{split.replace('.', '-')}", f"fixie-ai/librispeech_asr/{split}.jsonl", "en")
+        for split in ("validation.clean", "validation.other", "test.clean", "test.other")
+    ),
+    _recognition("wenetspeech-meeting", "wenet-e2e/wenetspeech/TEST_MEETING.jsonl", "zh"),
+    _recognition("wenetspeech-net", "wenet-e2e/wenetspeech/TEST_NET.jsonl", "zh"),
+    _recognition("aishell-1", "shenyunhang/AISHELL-1/test.jsonl", "zh"),
+    _recognition("fleurs-en", "google/fleurs/en_us.test.jsonl", "en"),
+    _recognition("fleurs-zh", "google/fleurs/cmn_hans_cn.test.jsonl", "zh"),
+)
+SYNTHESIS = (
+    Benchmark("libritts-test-clean", TTS, "mythicinfinity/libritts/test.clean.jsonl", read_samples, sampled=True),
+    _seedtts("zh", "zh/meta.lst", "zh"),
+    _seedtts("hard", "zh/hardcase.lst", "zh"),
+    _seedtts("en", "en/meta.lst", "en"),
+)
+QUESTIONS = (
+    *_questions("llama-questions", "fixie-ai/llama-questions/test.jsonl"),
+    *_questions("trivia-qa", "fixie-ai/trivia_qa-audio/validation.jsonl"),
+    *_questions("web-questions", "fixie-ai/spoken-web-questions/test.jsonl"),
+)
+DEMO = (
+    _demo("asr", ASR, "asr"),
+    _demo("tts", TTS, "tts"),
+    _demo("qa", SPOKEN_QA, "qa"),
+    _demo("qa-text", TEXT_QA, "qa"),
+)
+SEEDTTS_ANY_VOICE = tuple(
+    replace(benchmark, name=f"{benchmark.name}-any-voice", read=read_seedtts_any_voice) for benchmark in SYNTHESIS[1:]
+)
+SUITES: dict[str, tuple[Benchmark, ...]] = {
+    "demo": DEMO,
+    "asr": RECOGNITION,
+    "tts": SYNTHESIS,
+    "sqa": QUESTIONS,
+    "paper": (*QUESTIONS, *RECOGNITION, *SYNTHESIS),
+    "tts-any-voice": SEEDTTS_ANY_VOICE,
+}
+BENCHMARKS = {benchmark.name: benchmark for suite in SUITES.values() for benchmark in suite}
+
+
+def get_benchmarks(names: Iterable[str]) -> list[Benchmark]:
+    """Return the benchmarks of suites, or single ones by their name, each once.
+
+    Raises: ValueError for an unknown name.
+    """
+    found: dict[str, Benchmark] = {}
+    for name in names:
+        if name not in SUITES and name not in BENCHMARKS:
+            raise ValueError(f"suite must be one of {', '.join([*SUITES, *BENCHMARKS])}, got {name!r}")
+        chosen: Sequence[Benchmark] = SUITES.get(name) or (BENCHMARKS[name],)
+        found |= {benchmark.name: benchmark for benchmark in chosen}
+    return list(found.values())
