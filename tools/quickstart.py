@@ -3,10 +3,11 @@
     bash scripts/quickstart.sh            # installs what is needed, then runs this program
     bash scripts/quickstart.sh --long     # hours, for better figures
     bash scripts/quickstart.sh --fresh    # start over
+    bash scripts/quickstart.sh --variant plus   # a model that hears through a speech encoder, trained here too
 
 Each step is a command of its own, printed before it runs. A finished step leaves a mark, so the same command continues
 after an interruption, and says so when everything is done. The folder is outputs/quickstart, or with --long and --ci
-outputs/quickstart_long and outputs/quickstart_ci.
+outputs/quickstart_long and outputs/quickstart_ci; that of the other variant begins with outputs/quickstart_plus.
 """
 
 import argparse
@@ -19,135 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-STAGE_SCRIPTS = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
-ASSETS = Path("vita_audio/assets")
-TEXT_MODEL = ASSETS / "tiny_text_lm"
-EMBEDDED = "embedded"  # as a path: the speech tokenizer or decoder in ASSETS
+from quickstart_plan import ASSETS, EMBEDDED, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
+
 MARK = "quickstart.json"  # in a folder that is ours, with the settings it was made with
 STOPPED_BY_USER = 130
-LOG_ENTRIES = 75  # of a stage, for its curves
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training stage: a script of `STAGE_SCRIPTS` and what the tiny model needs different from the 7B model."""
-
-    name: str
-    script: str
-    num_modules: int
-    data: str  # mixture of the demo corpus
-    flags: str
-
-
-STAGES = (
-    # So small a model learns to listen much faster when it has to predict the user's speech too.
-    Stage(
-        "stage1",
-        "finetune_glm4voice_stage1.sh",
-        0,
-        "stage1.yaml",
-        "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.1",
-    ),
-    Stage("stage2", "finetune_glm4voice_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3"),
-    Stage("stage3", "finetune_glm4voice_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3"),
-    Stage("stage4", "finetune_glm4voice_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4"),
-)
-
-
-@dataclass(frozen=True)
-class Form:
-    """How much of everything; `minutes` per step are those of two cores, for the outlook only."""
-
-    folder: str
-    corpus_size: str  # of tools/make_demo_corpus.py
-    steps: tuple[int, int, int, int]  # of the four stages
-    batch_size: int  # packs of `seq_length` tokens
-    seq_length: int
-    num_heldout: Mapping[str, int]  # items of each task, in each of four modes; clips for the codec's round trip
-    minutes: Mapping[str, float]
-    note: str = ""  # for the report
-
-
-FORMS = {
-    "quick": Form(
-        folder="outputs/quickstart",
-        corpus_size="quick",
-        steps=(4000, 1500, 400, 250),
-        batch_size=3,
-        seq_length=512,
-        num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes={"corpus": 4, "codes": 0.5, "stage1": 9, "stage2": 2, "stage3": 3, "stage4": 2.5, "evaluation": 4},
-    ),
-    "long": Form(
-        folder="outputs/quickstart_long",
-        corpus_size="long",
-        steps=(20000, 1500, 3000, 2000),
-        batch_size=4,
-        seq_length=512,
-        num_heldout={"asr": 180, "tts": 120, "qa": 126, "roundtrip": 120},
-        minutes={"corpus": 30, "codes": 10, "stage1": 110, "stage2": 8, "stage3": 45, "stage4": 35, "evaluation": 12},
-    ),
-    "ci": Form(
-        folder="outputs/quickstart_ci",
-        corpus_size="ci",
-        steps=(4, 2, 2, 2),
-        batch_size=1,
-        seq_length=512,
-        num_heldout={"asr": 2, "tts": 2, "qa": 2, "roundtrip": 2},
-        minutes={
-            "corpus": 0.3,
-            "codes": 0.3,
-            "stage1": 1.2,
-            "stage2": 0.2,
-            "stage3": 0.3,
-            "stage4": 0.3,
-            "evaluation": 0.3,
-        },
-        note="A few training steps only: this shows that the path works and says nothing about quality.",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command; it leaves `product` behind, and `environment` is added to the environment."""
-
-    name: str
-    title: str
-    product: Path
-    command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is to be done where; paths of None mean the embedded speech tokenizer and decoder."""
-
-    form: Form
-    folder: Path
-    tokenizer_path: str | None = None
-    decoder_path: str | None = None
-
-    @property
-    def corpus(self) -> Path:
-        return self.folder / "corpus"
-
-    @property
-    def codes(self) -> Path:
-        return self.folder / "codes"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / STAGES[-1].name
-
-    def audio_flags(self, *, decoder: bool = True) -> list[str]:
-        """Return the flags that choose another speech tokenizer and decoder."""
-        flags = ["--audio-tokenizer-path", self.tokenizer_path] if self.tokenizer_path else []
-        return flags + (["--audio-decoder-path", self.decoder_path] if decoder and self.decoder_path else [])
 
 
 def fingerprints(run: Run) -> dict[str, str]:
@@ -170,69 +49,6 @@ def seen_from_root(path: str | Path) -> Path:
     """Return a path of the folder we are in as one of the repository's root, where all commands run."""
     path = Path(path).absolute()
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
-def plan_steps(run: Run) -> list[Step]:
-    """List what is to be done, in order."""
-    starts = [TEXT_MODEL, *(run.folder / stage.name for stage in STAGES)]
-    stages = [
-        _stage_step(run, stage, num_steps, start)
-        for stage, num_steps, start in zip(STAGES, run.form.steps, starts, strict=False)
-    ]
-    return [_corpus_step(run), _codes_step(run), *stages, _evaluation_step(run), _report_step(run)]
-
-
-def _corpus_step(run: Run) -> Step:
-    command = ["python", "tools/make_demo_corpus.py", "--out", str(run.corpus), "--size", run.form.corpus_size]
-    return Step("corpus", "make the demo corpus", run.corpus / STAGES[-1].data, command)
-
-
-def _codes_step(run: Run) -> Step:
-    mixtures = [str(run.corpus / data) for data in dict.fromkeys(stage.data for stage in STAGES)]
-    command = ["python", "tools/extract_audio_codes.py", "--data", *mixtures, "--codes", str(run.codes)]
-    command += ["--processes", str(os.cpu_count() or 1), *run.audio_flags(decoder=False)]
-    return Step("codes", "turn its speech into audio codes", run.codes, command)
-
-
-def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
-    output = run.folder / stage.name
-    script = (STAGE_SCRIPTS / stage.script).relative_to(ROOT)
-    flags = {
-        "output_dir": output,
-        "max_steps": num_steps,
-        "per_device_train_batch_size": run.form.batch_size,
-        "gradient_accumulation_steps": 1,
-        "logging_steps": max(num_steps // LOG_ENTRIES, 1),
-        "save_steps": 0.25,
-    }
-    command = ["bash", str(script), str(run.form.seq_length), "run", *shlex.split(stage.flags)]
-    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    environment = {
-        "MODEL_NAME_OR_PATH": str(start),
-        "CONFIG_NAME": f"configs/models/tiny_mtp{stage.num_modules}.json",
-        "DATA": str(run.corpus / stage.data),
-        "OUTPUT_ROOT": str(run.folder),
-        "AUDIO_CODE_DIR": str(run.codes),
-        "AUDIO_TOKENIZER_PATH": run.tokenizer_path or EMBEDDED,
-    }
-    title = f"train {stage.name}" + (", after DeepSpeed has built its extension" if stage is STAGES[0] else "")
-    return Step(stage.name, title, output / "train_results.json", command, environment)
-
-
-def _evaluation_step(run: Run) -> Step:
-    output = run.folder / "evaluation"
-    paths = {"model": run.model, "corpus": run.corpus, "codes": run.codes, "output": output}
-    command = ["python", "-m", "evaluation.demo"]
-    command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-    command += [part for task, count in run.form.num_heldout.items() for part in (f"--num-{task}", str(count))]
-    return Step("evaluation", "evaluate on held-out speech", output / "answer.json", command + run.audio_flags())
-
-
-def _report_step(run: Run) -> Step:
-    stages = [str(run.folder / stage.name) for stage in STAGES]
-    command = ["python", "-m", "evaluation.report", "--evaluation", str(run.folder / "evaluation")]
-    command += ["--stages", *stages, "--output", str(run.folder), *(["--note", run.form.note] if run.form.note else [])]
-    return Step("report", "write the report", run.folder / "report.json", command)
 
 
 class Progress:
@@ -322,8 +138,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--long", dest="form", action="store_const", const="long", help="hours, for better figures")
     size.add_argument("--ci", dest="form", action="store_const", const="ci", help="minutes, to see that the path works")
+    parser.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        default="glm4voice",
+        help="what the model hears: glm4voice, audio codes; plus, what a speech encoder makes (default: %(default)s)",
+    )
     parser.add_argument("--fresh", action="store_true", help="delete what is there and start over")
-    parser.add_argument("--output", type=Path, help="folder (default: outputs/quickstart, _long and _ci appended)")
+    parser.add_argument(
+        "--output", type=Path, help="folder (default: outputs/quickstart, _plus, _long and _ci appended)"
+    )
     parser.set_defaults(form="quick")
     return parser.parse_args(arguments)
 
@@ -336,13 +160,14 @@ def read_path(variable: str) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    form = FORMS[options.form]
+    variant = VARIANTS[options.variant]
+    form = variant.forms[options.form]
     audio_paths = [read_path(name) for name in ("AUDIO_TOKENIZER_PATH", "AUDIO_DECODER_PATH")]
-    run = Run(form, seen_from_root(options.output) if options.output else Path(form.folder), *audio_paths)
+    run = Run(variant, form, seen_from_root(options.output) if options.output else Path(form.folder), *audio_paths)
     caller = Path.cwd()
     os.chdir(ROOT)
     settings = {name: value for name, value in asdict(form).items() if name not in ("minutes", "note")}
-    settings |= {"stages": [asdict(stage) for stage in STAGES], **fingerprints(run)}
+    settings |= {"stages": [asdict(stage) for stage in variant.stages], **fingerprints(run)}
     try:
         open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)
     except ValueError as error:

@@ -2,9 +2,11 @@
 
 `manifest.jsonl`: one object a line with `audio` (file name in the folder), `text`, `voice`, and optionally `phones`
 (list of symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the first three fields.
+Recognition samples of the training format will do where only the text counts.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import soxr
 from tqdm import tqdm
 
 from vita_audio.data.audio import load_audio
-from vita_audio.data.mixture import Problem, read_samples
+from vita_audio.data.chat import Conversation, SampleError
+from vita_audio.data.mixture import Problem, read_samples, resolve, shuffled
 
 MANIFEST = "manifest.jsonl"
 SHORTEST_SECONDS = 0.1
@@ -62,6 +65,22 @@ def read_utterance(folder: Path, row: Any) -> Utterance:
     return Utterance(samples, rate, row["text"], row["voice"], symbols)
 
 
+def recognition_row(sample: Any, folder: Path) -> dict[str, str]:
+    """Return the manifest row of a recognition sample: what the user says, and the answer, its text.
+
+    Args:
+        folder: Of the file that holds the sample.
+    Raises: SampleError for a sample of another form.
+    """
+    conversation = Conversation.parse(sample)
+    audios, answer = conversation.audios, conversation.turns[-1]
+    if conversation.audio_roles != ["user"] or not isinstance(audios[0], str) or answer.role != "assistant":
+        raise SampleError(
+            f"a recognition sample needs one audio file, the user's, and a last turn of text, got {sample}"
+        )
+    return {"audio": str(resolve(audios[0], folder).absolute()), "text": answer.content, "voice": "anyone"}
+
+
 def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
     """Read a corpus folder; a row that cannot be used is named and skipped.
 
@@ -72,22 +91,42 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(f"no {manifest}; make one with tools/make_speech_corpus.py or write your own")
+
+    def read(row: Any) -> Utterance | None:
+        if voice is not None and isinstance(row, dict) and row.get("voice") != voice:
+            return None
+        return read_utterance(folder, row)
+
+    return _read_rows(manifest, read, f"voice {voice or 'any'}")
+
+
+def load_recognition(path: Path) -> list[Utterance]:
+    """Read the recognition samples of a data file, mixed, in the same order each time; others are named and skipped.
+
+    Raises: FileNotFoundError, ValueError if no utterance is left.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; give a .jsonl file of recognition samples")
+    utterances = _read_rows(
+        path, lambda row: read_utterance(path.parent, recognition_row(row, path.parent)), "speech with its text"
+    )
+    return [utterances[place] for place in shuffled(len(utterances), seed=0)]
+
+
+def _read_rows(path: Path, read: Callable[[Any], Utterance | None], what: str) -> list[Utterance]:
     problems: list[Problem] = []
     utterances = []
-    rows = list(read_samples(manifest, problems))
-    for number, text in tqdm(rows, desc="reading speech", unit="clip"):
-        row = json.loads(text)
-        if voice is not None and isinstance(row, dict) and row.get("voice") != voice:
-            continue
+    for number, text in tqdm(list(read_samples(path, problems)), desc="reading speech", unit="clip"):
         try:
-            utterances.append(read_utterance(folder, row))
+            utterances.append(read(json.loads(text)))
         except (ValueError, OSError, soundfile.LibsndfileError) as error:
-            problems.append(Problem(str(manifest), number, "unusable", str(error)))
+            problems.append(Problem(str(path), number, "unusable", str(error)))
+    utterances = [utterance for utterance in utterances if utterance is not None]
     for problem in problems[:PROBLEMS_SHOWN]:
         print("skipped", problem)
-    print(f"{len(utterances)} utterances read, {len(problems)} skipped, voice {voice or 'any'}")
+    print(f"{len(utterances)} utterances read, {len(problems)} skipped, {what}")
     if not utterances:
-        raise ValueError(f"{manifest} gives no usable utterance of voice {voice or 'any'}")
+        raise ValueError(f"{path} gives no usable utterance of {what}")
     return utterances
 
 

@@ -1,6 +1,7 @@
-"""Train a small speech encoder of SenseVoice's design on a corpus folder, by its own CTC head on pieces of text.
+"""Train a small speech encoder of SenseVoice's design on speech and its text, by its own CTC head on pieces of text.
 
     python tools/train_speech_encoder.py --corpus DIR --output RUN
+    python tools/train_speech_encoder.py --data asr.jsonl --output RUN   # recognition samples, as the stages have them
 
 Its sizes are the `audio_config` of a model config, its targets the tokens of a text tokenizer. Saves and resumes; ends
 with a folder like SenseVoiceSmall (`model.safetensors`, `am.mvn`), which the first Plus stage starts from:
@@ -10,17 +11,19 @@ AUDIO_MODEL_NAME_OR_PATH=RUN/encoder.
 import argparse
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from speech_corpus import Utterance, hold_out, load_corpus
+from speech_corpus import Utterance, hold_out, load_corpus, load_recognition
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from train_speech_tokenizer import edit_distance
 from training_loop import TrainingLoop, add_loop_arguments
 
+from vita_audio.errors import one_line_errors
 from vita_audio.models.sensevoice import FEATURE_SIZE, QUERIES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
 from vita_audio.resample import resample
 from vita_audio.text import TextTokenizer
@@ -101,31 +104,42 @@ def draw_batch(utterances: list[Utterance], seconds: float, rng: random.Random) 
     return batch
 
 
-def train(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Read what training needs; return what trains and writes the encoder.
+
+    Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
+    """
     torch.manual_seed(args.seed)
     config = SenseVoiceConfig(**json.loads(args.config.read_text(encoding="utf-8"))["audio_config"])
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer, 0)
     if config.vocab_size <= len(tokenizer):
         raise ValueError(f"vocab_size in {args.config} must exceed the {len(tokenizer)} tokens of {args.tokenizer}")
-    train_set, validation_set = hold_out(load_corpus(args.corpus), args.held_out)
+    utterances = load_corpus(args.corpus) if args.corpus else load_recognition(args.data)
+    train_set, validation_set = hold_out(utterances, args.held_out)
     front_end = measure_normalisation(train_set[:: max(1, len(train_set) // STATISTICS_UTTERANCES)])
     maker = BatchMaker(front_end, tokenizer, args.device)
     loop = TrainingLoop(EncoderTraining(config), args)
     rng = random.Random(args.seed + loop.step)
-    loop.run(
-        next_batch=lambda: maker(draw_batch(train_set, args.batch_seconds, rng), rng),
-        validate=lambda: validate(loop.averaged.module, maker, validation_set),
-    )
-    folder = args.output / "encoder"
-    folder.mkdir(exist_ok=True)
-    save_file(loop.averaged.module.model.half().state_dict(), folder / "model.safetensors")
-    front_end.save_pretrained(folder)
-    print(f"speech encoder written to {folder}")
+
+    def train() -> None:
+        loop.run(
+            next_batch=lambda: maker(draw_batch(train_set, args.batch_seconds, rng), rng),
+            validate=lambda: validate(loop.averaged.module, maker, validation_set),
+        )
+        folder = args.output / "encoder"
+        folder.mkdir(exist_ok=True)
+        save_file(loop.averaged.module.model.half().state_dict(), folder / "model.safetensors")
+        front_end.save_pretrained(folder)
+        print(f"speech encoder written to {folder}")
+
+    return train
 
 
-def main() -> None:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--corpus", type=Path, help="folder with manifest.jsonl")
+    source.add_argument("--data", type=Path, help="recognition samples in the format of the training data")
     parser.add_argument(
         "--config", type=Path, default=Path("configs/models/tiny_sensevoice_mtp0.json"), help="default: %(default)s"
     )
@@ -133,7 +147,14 @@ def main() -> None:
     add_loop_arguments(parser, steps=6000, lr=1e-3)
     parser.add_argument("--batch-seconds", type=float, default=40.0, help="seconds of speech per step")
     parser.add_argument("--held-out", type=int, default=100, help="utterances kept for validation")
-    train(parser.parse_args())
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("train_speech_encoder.py"):
+        train = prepare(args)
+    train()
 
 
 if __name__ == "__main__":

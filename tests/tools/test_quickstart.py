@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import extract_audio_codes
 import pytest
 import quickstart
-from quickstart import FORMS, ROOT, STAGES, Progress, Run, Step, open_folder, plan_steps, print_result, run_steps
+import train_speech_encoder
+from quickstart import Progress, open_folder, print_result, run_steps
+from quickstart_plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
 
 from evaluation import demo
 from vita_audio.training.arguments import parse_arguments
@@ -17,9 +20,15 @@ from vita_audio.training.arguments import parse_arguments
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
 
 
+@pytest.fixture(params=VARIANTS)
+def run(request, tmp_path) -> Run:
+    variant = VARIANTS[request.param]
+    return Run(variant, variant.forms["quick"], tmp_path / "out", "my_tokenizer", "my_decoder")
+
+
 @pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(FORMS["quick"], tmp_path / "out", "my_tokenizer", "my_decoder")
+def ci_run(tmp_path) -> Run:
+    return Run(VARIANTS["glm4voice"], FORMS["ci"], tmp_path)
 
 
 def by_name(steps: list[Step]) -> dict[str, Step]:
@@ -34,19 +43,47 @@ def write_line(name: str, folder: Path, text: str, *, fails: bool = False) -> St
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_has_all_steps_and_an_outlook_for_them(form, tmp_path):
-    steps = plan_steps(Run(FORMS[form], tmp_path))
-    assert [step.name for step in steps] == ["corpus", "codes", *STAGE_NAMES, "evaluation", "report"]
-    assert set(FORMS[form].minutes) == {step.name for step in steps} - {"report"}
-    assert (ROOT / quickstart.TEXT_MODEL / "config.json").is_file()
-    assert len({FORMS[name].folder for name in FORMS}) == len(FORMS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
+    variant = VARIANTS[name]
+    steps = plan_steps(Run(variant, variant.forms[form], tmp_path))
+    encoder = ["encoder"] if name == "plus" else []
+    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "report"]
+    assert set(variant.forms[form].minutes) == {step.name for step in steps} - {"report"}
+    assert (ROOT / TEXT_MODEL / "config.json").is_file()
+
+
+def test_every_variant_and_form_has_a_folder_of_its_own():
+    folders = {(name, form): plan.folder for name, variant in VARIANTS.items() for form, plan in variant.forms.items()}
+    assert folders == {
+        ("glm4voice", "quick"): "outputs/quickstart",
+        ("glm4voice", "long"): "outputs/quickstart_long",
+        ("glm4voice", "ci"): "outputs/quickstart_ci",
+        ("plus", "quick"): "outputs/quickstart_plus",
+        ("plus", "long"): "outputs/quickstart_plus_long",
+        ("plus", "ci"): "outputs/quickstart_plus_ci",
+    }
 
 
 def test_each_stage_starts_from_the_one_before(run):
     steps = by_name(plan_steps(run))
     starts = [steps[name].environment["MODEL_NAME_OR_PATH"] for name in STAGE_NAMES]
-    assert starts == [str(quickstart.TEXT_MODEL), *(str(run.folder / name) for name in STAGE_NAMES[:-1])]
+    assert starts == [str(TEXT_MODEL), *(str(run.folder / name) for name in STAGE_NAMES[:-1])]
     assert steps["evaluation"].command[steps["evaluation"].command.index("--model") + 1] == str(run.folder / "stage4")
+
+
+def test_the_first_plus_stage_takes_the_encoder_of_the_step_before_trained_on_training_speech(tmp_path):
+    plus = VARIANTS["plus"]
+    steps = by_name(plan_steps(Run(plus, plus.forms["quick"], tmp_path)))
+    options = train_speech_encoder.parse_arguments(steps["encoder"].command[2:])
+    assert options.data == tmp_path / "corpus" / "asr.jsonl" and options.corpus is None
+    assert str(options.config) == steps["stage1"].environment["CONFIG_NAME"]
+    assert options.tokenizer == steps["stage1"].environment["MODEL_NAME_OR_PATH"]
+    assert options.steps == plus.forms["quick"].encoder_steps
+    folders = [step.environment.get("AUDIO_MODEL_NAME_OR_PATH") for step in steps.values()]
+    folder = options.output / "encoder"
+    assert folders == [str(folder) if name == "stage1" else None for name in steps]
+    assert steps["encoder"].product.parent == folder
 
 
 def test_stage_scripts_get_what_the_training_program_accepts(run, tmp_path):
@@ -55,7 +92,9 @@ def test_stage_scripts_get_what_the_training_program_accepts(run, tmp_path):
     torchrun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     torchrun.chmod(0o755)
     run.corpus.mkdir(parents=True)
-    for number, (stage, step) in enumerate(zip(STAGES, plan_steps(run)[2:6], strict=True)):
+    hears_codes, steps = run.variant is VARIANTS["glm4voice"], by_name(plan_steps(run))
+    for number, stage in enumerate(run.variant.stages):
+        step = steps[stage.name]
         (run.corpus / stage.data).write_text("dataset: {}\n", encoding="utf-8")
         variables = os.environ | step.environment | {"PATH": f"{torchrun.parent}:{os.environ['PATH']}"}
         variables |= {"CUDA_VISIBLE_DEVICES": "", "DEEPSPEED_CONFIG": "none"}
@@ -69,10 +108,12 @@ def test_stage_scripts_get_what_the_training_program_accepts(run, tmp_path):
         assert step.product == run.folder / stage.name / "train_results.json"
         assert model.audio_tokenizer_path == "my_tokenizer" and data.audio_code_dir == str(run.codes)
         assert model.language_model_freeze == (stage.name in ("stage2", "stage3"))
-        assert data.user_audio_loss_weight == (0.3 if stage.name == "stage1" else 0)
+        assert data.user_audio_loss_weight == (0.3 if hears_codes and stage.name == "stage1" else 0)
+        assert model.audio_tokenizer_type == run.variant.audio_tokenizer_type
+        assert model.audio_model_freeze == (not hears_codes)
         assert training.mtp_model_lr_mult == (10 if stage.name == "stage4" else 1)
         config = json.loads((ROOT / model.config_name).read_text(encoding="utf-8"))
-        assert config["num_nextn_predict_layers"] == stage.num_modules
+        assert config["num_nextn_predict_layers"] == stage.num_modules and ("audio_config" in config) != hears_codes
 
 
 def test_the_other_programs_accept_their_commands(run):
@@ -80,17 +121,18 @@ def test_the_other_programs_accept_their_commands(run):
     codes = extract_audio_codes.parse_arguments(steps["codes"].command[2:])
     assert codes.data == [run.corpus / name for name in ("stage1.yaml", "mtp.yaml", "stage4.yaml")]
     assert (codes.codes, codes.audio_tokenizer_path) == (run.codes, "my_tokenizer")
+    assert codes.audio_tokenizer_type == run.variant.audio_tokenizer_type
     options = demo.parse_arguments(steps["evaluation"].command[3:])
     assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
     assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
+    assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
     assert options.output / "answer.json" == steps["evaluation"].product
 
 
-def test_without_other_weights_no_flag_asks_for_them(tmp_path):
-    steps = by_name(plan_steps(Run(FORMS["ci"], tmp_path)))
-    assert not any(
-        "audio-tokenizer" in part or "audio-decoder" in part for step in steps.values() for part in step.command
-    )
+def test_without_other_weights_no_flag_asks_for_them(ci_run):
+    steps = by_name(plan_steps(ci_run))
+    flags = {"--audio-tokenizer-path", "--audio-decoder-path"}
+    assert not any(flags & set(step.command) for step in steps.values())
     assert steps["stage1"].environment["AUDIO_TOKENIZER_PATH"] == "embedded"
     assert "--note" in steps["report"].command
 
@@ -185,13 +227,14 @@ def test_other_weights_than_those_of_a_folder_are_one_line_and_start_over_with_f
     assert start("--fresh") == start() == 0
 
 
-def test_the_embedded_weights_are_part_of_the_settings(elsewhere, runs, monkeypatch):
-    plain = quickstart.fingerprints(Run(FORMS["ci"], elsewhere))
+def test_the_embedded_weights_are_part_of_the_settings(elsewhere, ci_run, monkeypatch):
+    plain = quickstart.fingerprints(ci_run)
     assert set(plain) == {"speech_tokenizer", "speech_decoder", "text_model"} and len(set(plain.values())) == 3
-    assert quickstart.fingerprints(Run(FORMS["ci"], elsewhere, "embedded", "embedded")) == plain
+    embedded = replace(ci_run, tokenizer_path="embedded", decoder_path="embedded")
+    assert quickstart.fingerprints(embedded) == plain
     monkeypatch.setattr(quickstart, "ASSETS", elsewhere)
     (elsewhere / "speech_decoder").mkdir()
-    assert quickstart.fingerprints(Run(FORMS["ci"], elsewhere))["speech_decoder"] != plain["speech_decoder"]
+    assert quickstart.fingerprints(ci_run)["speech_decoder"] != plain["speech_decoder"]
 
 
 def test_paths_count_from_the_folder_of_the_user(elsewhere, runs, monkeypatch):
@@ -200,8 +243,17 @@ def test_paths_count_from_the_folder_of_the_user(elsewhere, runs, monkeypatch):
     monkeypatch.setenv("AUDIO_DECODER_PATH", "embedded")
     assert quickstart.main(["--ci", "--output", "../out"]) == 0
     assert Path.cwd() == ROOT
-    assert runs == [Run(FORMS["ci"], elsewhere / ".." / "out", str(elsewhere / "mine"), "embedded")]
+    folder = elsewhere / ".." / "out"
+    assert runs == [Run(VARIANTS["glm4voice"], FORMS["ci"], folder, str(elsewhere / "mine"), "embedded")]
     assert (elsewhere.parent / "out" / quickstart.MARK).is_file()
+
+
+def test_a_folder_of_one_variant_is_not_continued_with_the_other(elsewhere, runs, capsys):
+    folder = str(elsewhere / "out")
+    assert quickstart.main(["--ci", "--output", folder, "--variant", "plus"]) == 0
+    assert runs[0].variant is VARIANTS["plus"]
+    assert quickstart.main(["--ci", "--output", folder]) == 2
+    assert "stages); start over with --fresh" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])

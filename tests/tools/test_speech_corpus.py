@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from speech_corpus import hold_out, load_corpus
+from speech_corpus import hold_out, load_corpus, load_recognition
 
 RATE = 16_000
 WAVE = 0.5 * np.sin(np.arange(RATE // 2) * 0.1)
@@ -94,3 +94,37 @@ def test_the_last_utterances_are_held_out():
 def test_training_gets_no_less_than_is_held_out(count, reason):
     with pytest.raises(ValueError, match=f"--held-out {reason}"):
         hold_out(list("abcdef"), count)
+
+
+def recognition(audio, text, **changes):
+    turns = [("user", "Convert the speech to text.\n<|audio|>"), ("assistant", text)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, "audios": [audio]} | changes
+
+
+def test_recognition_samples_are_speech_with_its_text_in_one_mixed_order(tmp_path, capsys):
+    (tmp_path / "audio").mkdir()
+    for number in range(8):
+        soundfile.write(tmp_path / "audio" / f"{number}.wav", np.full(4000 + number, 0.25), RATE)
+    samples = [recognition(f"audio/{number}.wav", f"number {number}") for number in range(7)]
+    samples.append(recognition(str(tmp_path / "audio" / "7.wav"), "number 7"))
+    spoken_answer = [{"role": "user", "content": "Say one."}, {"role": "assistant", "content": "<|audio|>"}]
+    broken = [{"messages": spoken_answer, "audios": ["audio/1.wav"]}, recognition("audio/gone.wav", "gone"), [1]]
+    broken += [recognition({"path": "audio/1.wav"}, "one"), recognition("audio/1.wav", "one", audios=[])]
+    path = tmp_path / "asr.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*samples, *broken])), encoding="utf-8")
+    utterances = load_recognition(path)
+    texts = [utterance.text for utterance in utterances]
+    assert texts != sorted(texts) == [f"number {number}" for number in range(8)]
+    assert all(len(utterance.wave) == 4000 + int(utterance.text[-1]) for utterance in utterances)
+    assert [utterance.text for utterance in load_recognition(path)] == texts
+    printed = capsys.readouterr().out
+    assert "8 utterances read, 5 skipped" in printed and printed.count("a recognition sample needs one audio file") == 4
+
+
+def test_a_file_without_recognition_samples_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no .*asr\.jsonl; give a \.jsonl file of recognition samples"):
+        load_recognition(tmp_path / "asr.jsonl")
+    (tmp_path / "asr.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="gives no usable utterance of speech with its text"):
+        load_recognition(tmp_path / "asr.jsonl")

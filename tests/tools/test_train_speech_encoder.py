@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import train_speech_encoder
 from models.toy_models import make_plus_model
 from speech_corpus import load_corpus
 from train_speech_encoder import draw_batch, features_of, measure_normalisation
@@ -47,6 +48,22 @@ def test_features_are_normalised_and_augmented_with_a_generator_only(corpus):
     other = features_of(utterances[0], front_end, random.Random(0))
     assert other.shape != plain.shape or not torch.allclose(other, plain)
     assert sum(len(u.wave) / u.rate for u in draw_batch(utterances, 3.0, random.Random(0))) >= 3.0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["--corpus", "gone"], "no gone/manifest.jsonl"),
+        (["--data", "gone.jsonl"], "no gone.jsonl; give a .jsonl file of recognition samples"),
+    ],
+)
+def test_speech_that_is_not_there_is_one_line(source, message, tmp_path, capsys):
+    options = ["--config", ROOT / "configs/models/tiny_sensevoice_mtp0.json", "--output", tmp_path / "run"]
+    options += ["--tokenizer", ROOT / "tests/assets/tiny_tokenizer"]
+    with pytest.raises(SystemExit):
+        train_speech_encoder.main([*source, *map(str, options)])
+    error = capsys.readouterr().err
+    assert error.startswith("train_speech_encoder.py: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.slow
