@@ -1,4 +1,4 @@
-"""The program for suites on a toy model: whole, stopped and continued, with broken samples, with sets that fail or lack."""
+"""Suites on a toy model: run whole, stopped and continued, with broken samples, with sets that fail or are missing."""
 
 import json
 from pathlib import Path
