@@ -32,7 +32,16 @@ setup(
         "tqdm",
         "matplotlib",
     ],
-    extras_require={  # audio tokenizers beside GLM-4-Voice
+    extras_require={
+        "evaluation": [
+            "jiwer>=4",
+            "rapidfuzz>=3",
+            "whisper-normalizer>=0.1",
+            "word2number>=1.1",
+            "faster-whisper>=1.2",
+        ],
+        "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
+        # audio tokenizers beside GLM-4-Voice
         "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime", "kaldi-native-fbank"],
         "snac24khz": ["snac>=1.2,<2"],
         "sparktts": ["spark-tts-lib>=0.2,<0.3"],

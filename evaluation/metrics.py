@@ -35,6 +35,11 @@ def normalise(text: str) -> str:
     return " ".join(_INSIDE_DIGITS.sub(" ", _LONE_ONE.sub("1", text)).split())
 
 
+def whole_numbers(text: str) -> str:
+    """Return English text in lower case without punctuation, each number as one word: "thirty four" becomes "34"."""
+    return _LONE_ONE.sub("1", _whisper_normalizer()(_DIGIT_GROUP_COMMA.sub("", text)))
+
+
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Return substituted, deleted and inserted words per word of the references.
 
