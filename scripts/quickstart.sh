@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a spoken answer: environment, demo corpus, four training stages, evaluation, report.
-# The same command again continues what was stopped. Options: --fresh, --long, --ci, --output DIR (see --help).
+# The same command again continues what was stopped. Options: --fresh, --long, --ci, --variant, --output (see --help).
 #   PYTHON, VENV                              as in setup_env.sh
 #   AUDIO_TOKENIZER_PATH, AUDIO_DECODER_PATH  folders of another speech tokenizer and decoder (default: the embedded ones)
 set -euo pipefail
