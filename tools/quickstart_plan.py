@@ -37,7 +37,7 @@ def four_stages(audio_tokenizer_type: str, first_flags: str) -> tuple[Stage, ...
         Stage("stage1", f"{scripts}_stage1.sh", 0, "stage1.yaml", first_flags),
         Stage("stage2", f"{scripts}_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3"),
         Stage("stage3", f"{scripts}_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3"),
-        Stage("stage4", f"{scripts}_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4"),
+        Stage("stage4", f"{scripts}_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4 --audio_code_noise 0.1"),
     )
 
 
