@@ -41,6 +41,7 @@ setup(
             "faster-whisper>=1.2",
         ],
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
+        "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
         # audio tokenizers beside GLM-4-Voice
         "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime", "kaldi-native-fbank"],
         "snac24khz": ["snac>=1.2,<2"],

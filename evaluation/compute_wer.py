@@ -1,0 +1,112 @@
+"""Print the report of the public programs compute-wer and compute-cer for two files of `ID TEXT` lines.
+
+    python -m evaluation.compute_wer --char=1 --v=1 REF HYP
+    python -m evaluation.compute_wer --unit=character --char=1 --v=1 REF HYP
+
+Every id must be in both files, once; the public programs leave out what only one of them has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from evaluation.pairing import pair_texts, read_texts
+from evaluation.reference_metrics import UNITS, EditCounts, Pair, align, count_edits, tokenize
+from vita_audio.errors import one_line_errors
+
+RULE = "=" * 75
+OTHER = "Other"
+SCRIPTS = {  # by how the Unicode names of its characters begin
+    "DIGIT": "Number",
+    "CJK UNIFIED IDEOGRAPH": "Mandarin",
+    "CJK COMPATIBILITY IDEOGRAPH": "Mandarin",
+    "LATIN CAPITAL LETTER": "English",
+    "LATIN SMALL LETTER": "English",
+    "HIRAGANA LETTER": "Japanese",
+}
+JOINING = frozenset("&'@℃=.-_#+;")  # within a word of any script
+
+
+def script_of(token: str) -> str:
+    """Return the script of a token's characters, "Other" if they are of several or of none that is known."""
+    names = (unicodedata.name(character, "") for character in token if character not in JOINING)
+    scripts = {next((SCRIPTS[start] for start in SCRIPTS if name.startswith(start)), OTHER) for name in names}
+    return scripts.pop() if len(scripts) == 1 else OTHER
+
+
+def count_by_script(alignments: Iterable[Sequence[Pair]]) -> dict[str, EditCounts]:
+    """Return the counts of each script, in the order in which they are met; a substituted token counts in its own."""
+    pairs: dict[str, list[Pair]] = {}
+    for alignment in alignments:
+        tokens = Counter(token for pair in alignment for token in pair if token is not None)
+        for token in tokens:
+            pairs.setdefault(script_of(token), [])
+        for reference, hypothesis in alignment:
+            pairs[script_of(hypothesis if reference is None else reference)].append((reference, hypothesis))
+    return {script: count_edits(script_pairs) for script, script_pairs in pairs.items()}
+
+
+def shown(counts: EditCounts) -> str:
+    kinds = f"C={counts.correct} S={counts.substituted} D={counts.deleted} I={counts.inserted}"
+    return f"{counts.percent:4.2f} % N={counts.length} {kinds}"
+
+
+def columns(alignment: Sequence[Pair]) -> tuple[str, str]:
+    """Return the tokens of both sides below each other; characters of full width take two places."""
+    lines = ["", ""]
+    for pair in alignment:
+        places = max(map(_width, pair))
+        lines = [
+            line + (token or "") + " " * (places - _width(token) + 1) for line, token in zip(lines, pair, strict=True)
+        ]
+    return lines[0], lines[1]
+
+
+def _width(token: str | None) -> int:
+    return sum(1 + (unicodedata.east_asian_width(character) in "AFW") for character in token or "")
+
+
+def report(names: Sequence[str], alignments: Sequence[Sequence[Pair]], *, verbose: bool = True) -> Iterator[str]:
+    """Yield the lines of the report; not verbose: only the counts of all texts."""
+    overall = f"Overall -> {shown(count_edits(pair for alignment in alignments for pair in alignment))}"
+    if not verbose:
+        yield from (overall, "")
+        return
+    for name, alignment in zip(names, alignments, strict=True):
+        yield from ("", f"utt: {name}", f"WER: {shown(count_edits(alignment))}")
+        if alignment:
+            yield from (f"{label}: {line}" for label, line in zip(("lab", "rec"), columns(alignment), strict=True))
+            yield ""
+    yield from (RULE, "", overall)
+    yield from (f"{script} -> {shown(counts)}" for script, counts in count_by_script(alignments).items())
+    yield from ("", RULE)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("references", type=Path, metavar="REF")
+    parser.add_argument("hypotheses", type=Path, metavar="HYP")
+    parser.add_argument("--unit", choices=UNITS, default="word", help="character: as compute-cer")
+    parser.add_argument("--char", type=int, choices=(0, 1), default=0, help="1: Chinese characters are words")
+    parser.add_argument("--cs", type=int, choices=(0, 1), default=0, help="1: upper and lower case differ")
+    parser.add_argument("--v", type=int, choices=(0, 1), default=1, help="0: print the sum only")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    names, *texts = pair_texts(read_texts(options.references), read_texts(options.hypotheses))
+    rules = {"unit": options.unit, "split_scripts": bool(options.char), "case_sensitive": bool(options.cs)}
+    pairs = zip(*texts, strict=True)
+    alignments = [align(*(list(tokenize(text, **rules)) for text in pair)) for pair in pairs]
+    for line in report(names, alignments, verbose=bool(options.v)):
+        print(line)
+
+
+if __name__ == "__main__":
+    with one_line_errors("evaluation.compute_wer"):
+        main()
