@@ -53,7 +53,7 @@ class Form:
     num_heldout: Mapping[str, int]  # items of each task, in each of four modes; clips for the codec's round trip
     minutes: Mapping[str, float]
     note: str = ""  # for the report
-    encoder_steps: int = 0  # of a speech encoder; 0: the model hears codes, and there is none
+    encoder_steps: int | None = None  # of a speech encoder; None: the model hears codes, without one
 
 
 FORMS = {
@@ -129,11 +129,20 @@ class Variant:
 
 
 CODES, FEATURES = "glm4voice", "sensevoice_glm4voice"  # audio tokenizer types: what the model hears
-FIRST_FLAGS = "--learning_rate 1.2e-3 --audio_code_noise 0.1"
 VARIANTS = {
     # So small a model learns to understand codes much faster when it has to predict the user's speech too.
-    "glm4voice": Variant(CODES, "tiny_mtp", four_stages(CODES, f"{FIRST_FLAGS} --user_audio_loss_weight 0.3"), FORMS),
-    "plus": Variant(FEATURES, "tiny_sensevoice_mtp", four_stages(FEATURES, FIRST_FLAGS), PLUS_FORMS),
+    "glm4voice": Variant(
+        audio_tokenizer_type=CODES,
+        model_config="tiny_mtp",
+        stages=four_stages(CODES, "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.1"),
+        forms=FORMS,
+    ),
+    "plus": Variant(
+        audio_tokenizer_type=FEATURES,
+        model_config="tiny_sensevoice_mtp",
+        stages=four_stages(FEATURES, "--learning_rate 1.2e-3 --audio_code_noise 0.1"),
+        forms=PLUS_FORMS,
+    ),
 }
 
 
