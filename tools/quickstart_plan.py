@@ -101,13 +101,13 @@ PLUS_FORMS = {
         FORMS["quick"],
         folder="outputs/quickstart_plus",
         encoder_steps=1500,
-        minutes=FORMS["quick"].minutes | {"encoder": 3},
+        minutes=FORMS["quick"].minutes | {"encoder": 4, "stage1": 13, "stage2": 4, "stage3": 3.5, "stage4": 3},
     ),
     "long": replace(
         FORMS["long"],
         folder="outputs/quickstart_plus_long",
         encoder_steps=12000,
-        minutes=FORMS["long"].minutes | {"encoder": 24},
+        minutes=FORMS["long"].minutes | {"encoder": 24, "stage1": 76, "stage2": 7, "stage3": 18, "stage4": 16},
     ),
     "ci": replace(
         FORMS["ci"],
