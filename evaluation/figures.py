@@ -1,49 +1,165 @@
-"""What one answer scores: the only place that knows which metrics decide, and how figures get their intervals."""
+"""Which metrics decide what an answer is worth: ours, and beside them those of the public evaluation."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
-
-import jiwer
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from evaluation.answers import KEYWORD_LEEWAY
+from evaluation.corrected_metrics import contains_any, corrected_error_rate
 from evaluation.metrics import contains_answer, normalise
+from evaluation.reference_metrics import (
+    libritts_error_rate,
+    reference_containment,
+    reference_error_rate,
+    seedtts_error_rate,
+)
+from evaluation.score import Score
+from evaluation.significance import confidence_interval
+from evaluation.speech_figures import LOWEST_MOS, NO_SIMILARITY
+from evaluation.suites import Benchmark, Item
 
-CHARACTER_LANGUAGES = ("zh",)  # scored by characters, others by words
+TEXT, TRANSCRIPT = "text", "transcript"  # what the model wrote; what a judge understood of its speech
+CHARACTER_LANGUAGES = ("zh",)  # in which a word is a character
+REFERENCE_RULES: dict[str, Callable[..., Score]] = {
+    "words": reference_error_rate,
+    "characters": partial(reference_error_rate, unit="character"),
+    "libritts": libritts_error_rate,
+    "seedtts zh": partial(seedtts_error_rate, language="zh"),
+    "seedtts en": partial(seedtts_error_rate, language="en"),
+    "contains": reference_containment,
+}
+
+WITHOUT_AUDIO = "without_audio"
+SIMILARITY, MOS = "similarity", "mos"
+MEASURES = {SIMILARITY: "likeness of voice", MOS: "predicted MOS"}  # of speech, if asked for
+WORST_MEASURES = {SIMILARITY: NO_SIMILARITY, MOS: LOWEST_MOS}
+SPEEDS = {
+    "tokens_per_second": "tokens/s",
+    "passes_per_token": "backbone passes per token",
+    "real_time_factor": "real-time factor",
+    "tokens_per_answer": "tokens per answer",
+    "seconds_per_answer": "seconds of speech per answer",
+}
+
+Rate = Callable[[Sequence[str], Sequence[Item], Benchmark], Score]
 
 
-def error_name(language: str) -> str:
-    return "cer" if language in CHARACTER_LANGUAGES else "wer"
+@dataclass(frozen=True)
+class Figure:
+    """A rate over samples.
+
+    Attributes:
+        name: Key in the results; {errors} is wer or cer, by the language.
+        title: Column of a table.
+        source: Which form of the answer it looks at.
+        rate: Scores what was said to items.
+        of_reference: By the benchmark's rule in the public evaluation; a benchmark without one lacks the figure.
+    """
+
+    name: str
+    title: str
+    source: str
+    rate: Rate
+    more_is_better: bool = False
+    of_reference: bool = False
+
+    def key(self, language: str) -> str:
+        return self.name.format(errors="cer" if language in CHARACTER_LANGUAGES else "wer")
 
 
-def scored_tokens(text: str, language: str) -> list[str]:
-    """Return what is compared: words of the normalised text, or its letters where a language has no spaces."""
-    if language not in CHARACTER_LANGUAGES:
-        return normalise(text).split()
-    letters = unicodedata.normalize("NFKC", text).lower()
-    return [letter for letter in letters if unicodedata.category(letter)[0] in "LN"]
+@dataclass(frozen=True)
+class Value:
+    """A figure and its 95 % interval; `is_share`: it is shown in per cent."""
+
+    value: float
+    low: float
+    high: float
+    is_share: bool
+
+    @classmethod
+    def of(cls, key: str, score: Score) -> Value:
+        interval = confidence_interval(score)
+        return cls(interval.value, interval.low, interval.high, key not in MEASURES and key not in SPEEDS)
+
+    def __str__(self) -> str:
+        if self.is_share:
+            return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-def error_counts(reference: str, hypothesis: str, language: str) -> tuple[int, int]:
-    """Return wrong, missing and surplus tokens, and the tokens of the reference."""
-    wanted, said = scored_tokens(reference, language), scored_tokens(hypothesis, language)
-    if not wanted:
-        return len(said), 0
-    result = jiwer.process_words(" ".join(wanted), " ".join(said))
-    return result.substitutions + result.deletions + result.insertions, len(wanted)
+def errors(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    references = [item.references[0] for item in items]
+    return corrected_error_rate(references, said, language=benchmark.language, ids=[item.id for item in items])
 
 
-def is_right(said: str, answers: Sequence[str], *, keyword_last: bool = False) -> bool:
-    """Say whether one of the answers occurs in what was said; `keyword_last`: at its end."""
-    for answer in answers:
-        num_words = len(normalise(answer).split())
-        window = (num_words + KEYWORD_LEEWAY,) if keyword_last else ()
-        if num_words and contains_answer(said, answer, *window):
-            return True
-    return False
+def rightness(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    outcomes = [_is_right(text, item) for text, item in zip(said, items, strict=True)]
+    return Score.of_mean(outcomes, [item.id for item in items])
 
 
-def interval(counts: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Return the 95 % interval of sum(first) / sum(second) over samples; None as long as nothing computes it."""
-    return None
+def _is_right(text: str, item: Item) -> bool:
+    """Say whether an answer is in the text, or at its end where that is asked for."""
+    if not item.keyword_last:
+        return contains_any(text, item.references)
+    (keyword,) = item.references
+    return contains_answer(text, keyword, len(normalise(keyword).split()) + KEYWORD_LEEWAY)
+
+
+def errors_of_reference(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    references, ids = [item.references[0] for item in items], [item.id for item in items]
+    return REFERENCE_RULES[benchmark.rule](references, said, ids=ids)
+
+
+def rightness_of_reference(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    answers, ids = [list(item.references) for item in items], [item.id for item in items]
+    return REFERENCE_RULES[benchmark.rule](said, answers, ids=ids)
+
+
+def error_figures(source: str, title: str) -> tuple[Figure, Figure]:
+    return (
+        Figure("{errors}", title, source, errors),
+        Figure("{errors}_reference", f"{title}, public rule", source, errors_of_reference, of_reference=True),
+    )
+
+
+def accuracy_figures(name: str, title: str, source: str) -> tuple[Figure, Figure]:
+    return (
+        Figure(name, title, source, rightness, more_is_better=True),
+        Figure(
+            f"{name}_reference",
+            f"{title}, public rule",
+            source,
+            rightness_of_reference,
+            more_is_better=True,
+            of_reference=True,
+        ),
+    )
+
+
+def speed_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+    """Return speed and length by the key of SPEEDS, of the runner's rows; what cannot be told is absent."""
+    ids = [row["id"] for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [row.get(name, 0) for row in rows]
+
+    tokens, speech = column("num_tokens"), column("speech_seconds")
+    ratios = {
+        "tokens_per_second": (tokens, column("generate_seconds")),
+        "passes_per_token": (column("num_backbone_passes"), tokens),
+        "real_time_factor": (column("total_seconds"), speech),
+    }
+    scores = {key: Score(*sums, ids) for key, sums in ratios.items() if sum(sums[1])}
+    scores["tokens_per_answer"] = Score.of_mean(tokens, ids)
+    if sum(speech):
+        scores["seconds_per_answer"] = Score.of_mean(speech, ids)
+    return scores
+
+
+def measured(measures: Sequence[Mapping[str, float]], ids: Sequence[str]) -> dict[str, Score]:
+    """Return the means of what was measured of samples' speech; one without speech has the worst value there is."""
+    names = [name for name in MEASURES if any(name in values for values in measures)]
+    return {name: Score.of_mean([values.get(name, WORST_MEASURES[name]) for values in measures], ids) for name in names}

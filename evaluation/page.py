@@ -9,15 +9,19 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import soundfile
 
-from evaluation.figures import scored_tokens
+from evaluation.corrected_metrics import scored_tokens
+from evaluation.figures import TEXT, TRANSCRIPT
 from evaluation.pictures import draw_errors_over_speed
-from evaluation.results import ORIGINAL, Outcome, Sample, Table, speed_table, tables, worst
+from evaluation.results import ORIGINAL, Outcome, Sample, worst
+from evaluation.score import Score
 from evaluation.suites import SPOKEN_QA, TEXT_QA
-from evaluation.tasks import TASKS, TEXT, TRANSCRIPT
+from evaluation.tables import Table, all_tables
+from evaluation.tasks import TASKS
 from vita_audio.data.audio import AudioError, load_audio
 
 NUM_WORST = 20
@@ -46,7 +50,7 @@ def write_page(
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation of {model}</title>',
         f"<style>{STYLE}</style><h1>Evaluation of {model}</h1>",
-        *(_table(table) for table in [*tables(outcomes), *filter(None, [speed_table(outcomes)])]),
+        *map(_table, all_tables(outcomes)),
         image,
         *_worst_samples(outcomes, clips),
         _table(("Made with", ["", ""], [[name, str(value)] for name, value in surroundings.items()])),
@@ -56,23 +60,35 @@ def write_page(
 
 
 def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
-    """Return a PNG picture of every benchmark's errors over the speed of the modes, if there is anything to draw."""
-    speeds: dict[str, dict[str, float]] = {}
-    errors: dict[str, dict[str, float]] = {}
-    for outcome in outcomes:
-        if not outcome.speed:
-            continue
-        speed = {"backbone_passes_per_token": outcome.speed["passes_per_token"]}
-        speeds.setdefault(outcome.mode, speed | {"tokens_per_second": outcome.speed["tokens_per_second"]})
-        for figure in outcome.task.figures:
+    """Return a PNG picture of errors over the speed of the modes, if there is anything to draw.
+
+    A line is the mean of a task's benchmarks, of those that ran in all modes.
+    """
+    timed = [outcome for outcome in outcomes if outcome.figures and outcome.speed]
+    speeds = {
+        mode: {
+            "backbone_passes_per_token": _pooled([one.speed["passes_per_token"] for one in timed if one.mode == mode]),
+            "tokens_per_second": _pooled([one.speed["tokens_per_second"] for one in timed if one.mode == mode]),
+        }
+        for mode in dict.fromkeys(outcome.mode for outcome in timed)
+    }
+    errors: dict[str, dict[str, list[float]]] = {}
+    for outcome in timed:
+        modes = {one.mode for one in timed if one.benchmark == outcome.benchmark}
+        for figure in outcome.task.own_figures if modes == set(speeds) else ():
             value = outcome.figures[figure.key(outcome.benchmark.language)].value
-            line = errors.setdefault(f"{outcome.benchmark.name}: {figure.title.replace('right', 'wrong')}", {})
-            line[outcome.mode] = 1 - value if figure.more_is_better else value
+            line = errors.setdefault(f"{outcome.task.title}: {figure.title.replace('right', 'wrong')}", {})
+            line.setdefault(outcome.mode, []).append(1 - value if figure.more_is_better else value)
     if not errors:
         return None
     picture = io.BytesIO()
-    draw_errors_over_speed(speeds, errors, picture)
+    means = {label: {mode: fmean(values) for mode, values in line.items()} for label, line in errors.items()}
+    draw_errors_over_speed(speeds, means, picture)
     return picture.getvalue()
+
+
+def _pooled(scores: Sequence[Score]) -> float:
+    return sum(score.numerators.sum() for score in scores) / sum(score.denominators.sum() for score in scores)
 
 
 class Clips:

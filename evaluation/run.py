@@ -29,12 +29,14 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from evaluation.demo import at_least_one, settings_of, write_json
+from evaluation.figures import MEASURES
 from evaluation.judges import Judge, get_judge
 from evaluation.page import draw_chart, write_page
-from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, as_markdown, collect, environment
+from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, collect, environment
 from evaluation.run_folder import keep_settings, read_settings
 from evaluation.runner import FAILED, ORIGINAL, Runner, Shard, describe
 from evaluation.suites import DEMO, SUITES, Benchmark, Item, get_benchmarks
+from evaluation.tables import as_markdown
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.errors import one_line_errors
@@ -43,7 +45,15 @@ from vita_audio.interleave import MODES, InterleavePlan
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NO_FIGURES = ("output", "suite", "modes", "batch_size", "device")  # options that may change when it goes on
+NO_FIGURES = (
+    "output",
+    "suite",
+    "modes",
+    "batch_size",
+    "device",
+    "retry_errors",
+)  # may change when it goes on
+DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
 LONGEST_WAIT = timedelta(days=7)  # of one process for the others
 
 
@@ -55,7 +65,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--corpus", type=Path, help="folder of tools/make_demo_corpus.py, for the demo suite")
     parser.add_argument("--data", type=Path, help="folder of evaluation/prepare.py, for the public sets")
     parser.add_argument("--modes", nargs="+", help=f"{', '.join(MODES)} or ratios (default: the model's own)")
-    parser.add_argument("--judge", nargs="+", default=["en=whisper_tiny_en"], metavar="LANGUAGE=NAME", help="listener")
+    judges = " ".join(f"{language}={name}" for language, name in DEFAULT_JUDGES.items())
+    parser.add_argument(
+        "--judge", nargs="+", default=[], metavar="LANGUAGE=NAME", help=f"who listens (default: {judges})"
+    )
+    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=[], help="of speech, with a model for each")
     parser.add_argument("--audio-tokenizer-type", default="glm4voice")
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
@@ -66,8 +80,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
     parser.add_argument("--limit", type=at_least_one, help="so many samples of each benchmark, drawn with a fixed seed")
     parser.add_argument("--seed", type=int, default=42, help="of sampled answers")
+    parser.add_argument("--retry-errors", action="store_true", help="answer again what could not be answered earlier")
     options = parser.parse_args(arguments)
-    options.judge = dict(_language_and_judge(parser, entry) for entry in options.judge)
+    options.judge = DEFAULT_JUDGES | dict(_language_and_judge(parser, entry) for entry in options.judge)
     for mode in options.modes or ():
         InterleavePlan.parse(mode)
     benchmarks = get_benchmarks(options.suite)
@@ -113,7 +128,7 @@ def load_judge(options: argparse.Namespace, language: str) -> Judge:
     """Raises: ValueError if there is none for a language."""
     if language not in options.judge:
         raise ValueError(f"no judge for {language}; add --judge {language}=NAME")
-    return get_judge(options.judge[language])
+    return get_judge(options.judge[language], language=language)
 
 
 class Processes:
@@ -172,6 +187,8 @@ def evaluate(options: argparse.Namespace, processes: Processes) -> list[Outcome]
         options.batch_size,
         options.max_new_tokens,
         options.seed,
+        tuple(options.measure),
+        options.retry_errors,
     )
     for benchmark, mode in work:
         runner.run(benchmark, found[benchmark.name], mode)

@@ -33,11 +33,13 @@ class RowFile:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def read(self) -> dict[str, Row]:
-        """Return the rows of all processes by their `id`, the latest where an id comes twice."""
+        """Return the rows of all processes by their `id`; one without an `error` takes the place of one with."""
         rows: dict[str, Row] = {}
         for path in sorted(self.folder.glob(f"{self.kind}-*.jsonl")):
             lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut off by a kill
-            rows |= {row["id"]: row for row in map(json.loads, lines)}
+            for row in map(json.loads, lines):
+                if row["id"] not in rows or "error" not in row:
+                    rows[row["id"]] = row
         return rows
 
     def _drop_unfinished_line(self) -> None:

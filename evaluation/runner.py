@@ -8,7 +8,8 @@ that cannot be run is written down as failed, and the next one begins.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,10 +20,13 @@ from tqdm import tqdm
 
 from evaluation.answers import GREEDY, write_wave
 from evaluation.demo import write_json
-from evaluation.judges import Judge
+from evaluation.figures import MOS, SIMILARITY
+from evaluation.judges import Judge, Sound
 from evaluation.run_folder import Row, RowFile
+from evaluation.speech_figures import PredictedMos, SpeakerSimilarity
 from evaluation.suites import Benchmark, Item
 from evaluation.tasks import TASKS
+from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
 from vita_audio.inference.pipeline import Response, SpeechLM
 from vita_audio.interleave import InterleavePlan
@@ -34,6 +38,7 @@ JUDGE_BATCH = 16
 
 logger = logging.getLogger(__name__)
 Element = TypeVar("Element")
+Meter = Callable[[Sound, Item], float]
 
 
 class BenchmarkError(RuntimeError):
@@ -59,7 +64,9 @@ class Runner:
         load_model, load_judge: The latter is given a language.
         output: Folder; answers go to output/MODE/BENCHMARK.
         max_new_tokens: Longest answer in place of the benchmark's.
-        seed: Of sampled answers.
+        seed: Of sampled answers, which also depend on the batch they are in.
+        retry_errors: Answer samples again that could not be answered earlier.
+        measures: What to measure of speech, of `evaluation.figures.MEASURES`.
     """
 
     load_model: Callable[[], SpeechLM]
@@ -69,33 +76,42 @@ class Runner:
     batch_size: int = 8
     max_new_tokens: int | None = None
     seed: int = 42
+    measures: tuple[str, ...] = ()
+    retry_errors: bool = False
     _model: SpeechLM | None = field(default=None, init=False)
     _judges: dict[str, Judge] = field(default_factory=dict, init=False)
+    _meters: dict[str, Meter] = field(default_factory=dict, init=False)
 
     def run(self, benchmark: Benchmark, items: Sequence[Item], mode: str) -> None:
-        """Answer and judge this process's part; an error is written down as the benchmark's failure."""
+        """Answer and judge this process's part; an error is written down as the benchmark's failure.
+
+        Raises: what loading the model raises, since nothing can go on without it.
+        """
         folder = self.output / mode / benchmark.name
+        remaining = self._unanswered(items, folder)
+        if remaining and mode != ORIGINAL:
+            self._model = self._model or self.load_model()
         try:
-            self._answer(benchmark, items, mode, folder)
+            self._answer(benchmark, remaining, mode, folder)
             if TASKS[benchmark.task].speaks:
                 self._judge(benchmark, items, mode, folder)
         except Exception as error:
             logger.exception("%s %s failed", mode, benchmark.name)
             write_json(folder / f"{FAILED}-{self.shard.rank}.json", {"error": describe(error)})
 
+    def _unanswered(self, items: Sequence[Item], folder: Path) -> list[Item]:
+        rows = RowFile(folder, ANSWERS).read()
+        done = {name for name, row in rows.items() if not (self.retry_errors and "error" in row)}
+        return [item for item in self.shard.of(items) if item.id not in done]
+
     def _answer(self, benchmark: Benchmark, items: Sequence[Item], mode: str, folder: Path) -> None:
         file = RowFile(folder, ANSWERS, self.shard.rank)
-        share, done = self.shard.of(items), file.read()
-        remaining = [item for item in share if item.id not in done]
         if mode == ORIGINAL:
-            file.append(_recording_row(item) for item in remaining if item.recording)
+            file.append(_recording_row(item) for item in items if item.recording)
             return
-        if not remaining:
-            return
-        self._model = self._model or self.load_model()
         errors_in_a_row = 0
-        with self._bar(f"{mode} {benchmark.name}", share, remaining) as bar:
-            for batch in batches(remaining, self.batch_size):
+        with self._bar(f"{mode} {benchmark.name}", items) as bar:
+            for batch in batches(items, self.batch_size):
                 for rows in self._answered(benchmark, batch, mode, folder):
                     file.append(rows)
                     bar.update(len(rows))
@@ -117,7 +133,7 @@ class Runner:
     def _respond(self, benchmark: Benchmark, batch: Sequence[Item], mode: str, folder: Path) -> list[Row]:
         options: dict[str, Any] = {} if benchmark.sampled else dict(GREEDY)
         options["max_new_tokens"] = self.max_new_tokens or benchmark.max_new_tokens
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed + zlib.crc32(batch[0].id.encode()))
         responses = self._model.respond_batch(
             [item.conversation for item in batch],
             InterleavePlan.parse(mode),
@@ -131,21 +147,21 @@ class Runner:
     def _judge(self, benchmark: Benchmark, items: Sequence[Item], mode: str, folder: Path) -> None:
         file = RowFile(folder, TRANSCRIPTS, self.shard.rank)
         share, heard, answers = self.shard.of(items), file.read(), RowFile(folder, ANSWERS).read()
-        audible = [item for item in share if answers.get(item.id, {}).get("wav")]
-        remaining = [item for item in audible if item.id not in heard]
+        remaining = [item for item in share if answers.get(item.id, {}).get("wav") and item.id not in heard]
         if not remaining:
             return
         judge = self._judges.get(benchmark.language) or self.load_judge(benchmark.language)
         self._judges[benchmark.language] = judge
-        with self._bar(f"{mode} {benchmark.name} judged", audible, remaining) as bar:
+        self._meters = self._meters or {name: METERS[name]() for name in self.measures}
+        with self._bar(f"{mode} {benchmark.name} judged", remaining) as bar:
             for batch in batches(remaining, JUDGE_BATCH):
-                file.append(_heard(judge, [folder / answers[item.id]["wav"] for item in batch], batch))
+                paths = [folder / answers[item.id]["wav"] for item in batch]
+                file.append(_heard(judge, self._meters, paths, batch))
                 bar.update(len(batch))
 
-    def _bar(self, name: str, share: Sequence[Item], remaining: Sequence[Item]) -> tqdm:
+    def _bar(self, name: str, items: Sequence[Item]) -> tqdm:
         name = name if self.shard.size == 1 else f"{name} [{self.shard.rank}]"
-        num_done = len(share) - len(remaining)
-        return tqdm(total=len(share), initial=num_done, desc=name, unit="sample", position=self.shard.rank)
+        return tqdm(total=len(items), desc=name, unit="sample", position=self.shard.rank, disable=not items)
 
 
 def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -> Row:
@@ -171,19 +187,43 @@ def _recording_row(item: Item) -> Row:
     return {"id": item.id, "text": item.references[0], "wav": str(Path(item.recording).resolve())}
 
 
-def _heard(judge: Judge, paths: Sequence[Path], items: Sequence[Item]) -> list[Row]:
-    """Rows of what the judge understands; a file that cannot be read is heard as nothing."""
+def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], items: Sequence[Item]) -> list[Row]:
+    """Rows of what is understood and measured of speech; a file that cannot be read is heard as nothing."""
     rows = [{"id": item.id, "transcript": "", "judge": judge.name} for item in items]
-    sounds, places = [], []
-    for place, path in enumerate(paths):
+    sounds: dict[int, Sound] = {}
+    for place, (path, item) in enumerate(zip(paths, items, strict=True)):
         try:
-            sounds.append((load_audio(path, judge.sample_rate), judge.sample_rate))
-            places.append(place)
+            sounds[place] = load_audio(path, judge.sample_rate), judge.sample_rate
+            rows[place]["measures"] = {
+                name: meter(sounds[place], item) for name, meter in meters.items() if _fits(name, item)
+            }
         except (OSError, ValueError, soundfile.LibsndfileError) as error:
             rows[place]["error"] = describe(error)
-    for place, transcript in zip(places, judge.transcribe(sounds), strict=True):
+    for place, transcript in zip(sounds, judge.transcribe(list(sounds.values())), strict=True):
         rows[place]["transcript"] = transcript
     return rows
+
+
+def _fits(measure: str, item: Item) -> bool:
+    return measure != SIMILARITY or item.voice is not None
+
+
+def _similarity_meter() -> Meter:
+    similarity = SpeakerSimilarity()
+
+    def measure(sound: Sound, item: Item) -> float:
+        voice = load_audio(item.voice, INPUT_RATE), INPUT_RATE
+        return similarity.similarities([sound], [voice]).value
+
+    return measure
+
+
+def _mos_meter() -> Meter:
+    mos = PredictedMos()
+    return lambda sound, item: mos.opinions([sound]).value
+
+
+METERS: dict[str, Callable[[], Meter]] = {SIMILARITY: _similarity_meter, MOS: _mos_meter}
 
 
 def batches(elements: Sequence[Element], size: int) -> Iterator[Sequence[Element]]:

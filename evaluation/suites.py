@@ -58,6 +58,7 @@ class Benchmark:
         task: Key of `evaluation.tasks.TASKS`.
         path: Of its file, in the folder of the suite's data.
         read: Makes items of that file.
+        rule: By which the public evaluation scores it, key of `evaluation.figures.REFERENCE_RULES`; None: it does not.
         sampled: Decode as the checkpoint says, as the reference does for synthesis; else greedily.
     """
 
@@ -66,6 +67,7 @@ class Benchmark:
     path: str
     read: Callable[[Path, Benchmark], list[Item]]
     language: str = "en"
+    rule: str | None = None
     sampled: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
 
@@ -123,7 +125,7 @@ def _sample_item(number: int, row: Mapping[str, Any], path: Path, benchmark: Ben
         asked.insert(0, {"role": "system", "content": OMNI_SYSTEM})
     if benchmark.task == TEXT_QA:
         if not item.text:
-            raise ValueError(f"{place}: a question asked as text must have its text in `question`, got {item.text!r}")
+            raise FileNotFoundError(f"no text of the question in {place}; add a field `question`")
         return replace(item, conversation=text_conversation(item.text), audio=None)
     return item
 
@@ -196,17 +198,19 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path}:{number}: must be one JSON object, got {error}") from error
 
 
-def _recognition(name: str, path: str, language: str) -> Benchmark:
-    return Benchmark(name, ASR, path, read_samples, language)
+def _recognition(name: str, path: str, language: str, rule: str = "words") -> Benchmark:
+    return Benchmark(name, ASR, path, read_samples, language, rule)
 
 
 def _questions(name: str, path: str) -> tuple[Benchmark, Benchmark]:
     """The spoken questions, and the same as text: what speech costs."""
-    return Benchmark(name, SPOKEN_QA, path, read_samples), Benchmark(f"{name}-text", TEXT_QA, path, read_samples)
+    spoken = Benchmark(name, SPOKEN_QA, path, read_samples, rule="contains")
+    return spoken, replace(spoken, name=f"{name}-text", task=TEXT_QA)
 
 
 def _seedtts(name: str, path: str, language: str) -> Benchmark:
-    return Benchmark(f"seedtts-{name}", TTS, f"seedtts_testset/{path}", read_seedtts, language, sampled=True)
+    path, rule = f"seedtts_testset/{path}", f"seedtts {language}"
+    return Benchmark(f"seedtts-{name}", TTS, path, read_seedtts, language, rule, sampled=True)
 
 
 def _demo(name: str, task: str, file: str) -> Benchmark:
@@ -218,14 +222,21 @@ RECOGNITION = (
         _recognition(f"librispeech-{split.replace('.', '-')}", f"fixie-ai/librispeech_asr/{split}.jsonl", "en")
         for split in ("validation.clean", "validation.other", "test.clean", "test.other")
     ),
-    _recognition("wenetspeech-meeting", "wenet-e2e/wenetspeech/TEST_MEETING.jsonl", "zh"),
-    _recognition("wenetspeech-net", "wenet-e2e/wenetspeech/TEST_NET.jsonl", "zh"),
+    _recognition("wenetspeech-meeting", "wenet-e2e/wenetspeech/TEST_MEETING.jsonl", "zh", "characters"),
+    _recognition("wenetspeech-net", "wenet-e2e/wenetspeech/TEST_NET.jsonl", "zh", "characters"),
     _recognition("aishell-1", "shenyunhang/AISHELL-1/test.jsonl", "zh"),
     _recognition("fleurs-en", "google/fleurs/en_us.test.jsonl", "en"),
     _recognition("fleurs-zh", "google/fleurs/cmn_hans_cn.test.jsonl", "zh"),
 )
 SYNTHESIS = (
-    Benchmark("libritts-test-clean", TTS, "mythicinfinity/libritts/test.clean.jsonl", read_samples, sampled=True),
+    Benchmark(
+        name="libritts-test-clean",
+        task=TTS,
+        path="mythicinfinity/libritts/test.clean.jsonl",
+        read=read_samples,
+        rule="libritts",
+        sampled=True,
+    ),
     _seedtts("zh", "zh/meta.lst", "zh"),
     _seedtts("hard", "zh/hardcase.lst", "zh"),
     _seedtts("en", "en/meta.lst", "en"),

@@ -1,6 +1,9 @@
 """Suites on a toy model: run whole, stopped and continued, with broken samples, with sets that fail or are missing."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,11 @@ from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
 from evaluation import run
 from evaluation.judges import JUDGES
+from evaluation.run_folder import RowFile
+from vita_audio.inference.pipeline import SpeechLM
+
+ROOT = Path(__file__).parents[2]
+MODES = ("vanilla", "boost")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +28,17 @@ def judge(monkeypatch):
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
 
 
-def arguments(toy_folders, corpus: Path, output: Path, *more: str, suite: str = "demo") -> list[str]:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, toy_folders, corpus) -> Path:
+    """Output of the demo suite in two modes."""
+    output = tmp_path_factory.mktemp("finished") / "output"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+        assert run.main(arguments(toy_folders, corpus, output, "--modes", *MODES)) == 0
+    return output
+
+
+def arguments(toy_folders, corpus: Path, output: Path, *more: str, suite: str = "demo", judge: str = "length"):
     options = {
         "suite": suite,
         "model": toy_folders.model,
@@ -28,11 +46,11 @@ def arguments(toy_folders, corpus: Path, output: Path, *more: str, suite: str = 
         "output": output,
         "audio-tokenizer-path": toy_folders.audio_tokenizer,
         "audio-decoder-path": toy_folders.audio_decoder,
-        "judge": "en=length",
+        "judge": f"en={judge}",
         "batch-size": 2,
         "max-new-tokens": 24,
     }
-    return [str(part) for name, value in options.items() for part in (f"--{name}", value)] + list(more)
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)] + list(map(str, more))
 
 
 def results(output: Path) -> dict[tuple[str, str], dict]:
@@ -40,11 +58,143 @@ def results(output: Path) -> dict[tuple[str, str], dict]:
     return {(row["benchmark"], row["mode"]): row for row in content["results"]}
 
 
-def test_the_demo_suite_runs_whole(toy_folders, corpus, tmp_path):
-    assert run.main(arguments(toy_folders, corpus, tmp_path, "--modes", "vanilla", "boost")) == 0
-    found = results(tmp_path)
-    assert {name for name, _ in found} == {"demo-asr", "demo-tts", "demo-qa", "demo-qa-text"}
-    assert all(row["status"] == "done" for row in found.values())
-    assert found["demo-asr", "boost"]["num_samples"] == len(SENTENCES)
-    page = (tmp_path / "results.html").read_text()
-    assert "http" not in page and page.count("data:audio/mpeg") > 3 and "data:image/png" in page
+def answers(output: Path) -> dict[str, dict]:
+    """Texts of all answers, by the file they are in."""
+    folders = {path.parent for path in output.rglob("answers-*.jsonl")}
+    return {
+        str(folder.relative_to(output)): {
+            name: (row["text"], row["wav"] and Path(row["wav"]).name)
+            for name, row in RowFile(folder, "answers").read().items()
+        }
+        for folder in folders
+    }
+
+
+def fail_to_load(*arguments, **options):
+    raise AssertionError("nothing is left to answer")
+
+
+def test_every_benchmark_is_answered_in_every_mode_with_intervals(finished):
+    found = results(finished)
+    names = ("demo-asr", "demo-tts", "demo-qa", "demo-qa-text")
+    assert set(found) == {(name, mode) for name in names for mode in MODES} | {("demo-tts", "original")}
+    for (name, mode), row in found.items():
+        assert row["status"] == "done" and row["num_samples"] == (2 if "qa" in name else len(SENTENCES))
+        for figure in row["figures"].values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+        assert (row["judge"] is None) == (name in ("demo-asr", "demo-qa-text"))
+        if mode != "original":
+            assert (row["speed"]["passes_per_token"]["value"] == 1) == (mode == "vanilla")
+    assert set(found["demo-qa", "boost"]["figures"]) == {"accuracy_text", "accuracy_speech", "without_audio"}
+
+
+def test_modes_are_compared_on_the_same_samples(finished):
+    compared = json.loads((finished / "results.json").read_text())["comparisons"]
+    assert {(row["benchmark"], row["figure"]) for row in compared} >= {("demo-asr", "wer"), ("demo-tts", "wer")}
+    assert all(row["mode"] == "boost" and row["against"] == "vanilla" and 0 < row["p_value"] <= 1 for row in compared)
+
+
+def test_the_page_needs_nothing_from_elsewhere(finished):
+    page = (finished / "results.html").read_text()
+    assert "http" not in page and "<script" not in page
+    assert page.count('src="data:audio/mpeg') >= 3 and page.count('src="data:image/png') == 1
+    assert "3 worst samples" in page and "<del>" in page and "<ins>" in page
+    markdown = (finished / "results.md").read_text()
+    assert "| demo-asr | boost | 3 |" in markdown and "(chart.png)" in markdown
+    assert "recordings, as length hears them" in markdown and "* commit: " in markdown
+
+
+def test_a_finished_evaluation_is_only_reported_again(finished, toy_folders, corpus, monkeypatch):
+    before = answers(finished)
+    monkeypatch.setattr(run, "load_model", fail_to_load)
+    monkeypatch.setitem(JUDGES, "length", fail_to_load)
+    (finished / "results.json").unlink()
+    assert run.main(arguments(toy_folders, corpus, finished, "--modes", *MODES)) == 0
+    assert answers(finished) == before and len(results(finished)) == 9
+
+
+def test_a_stopped_evaluation_continues_where_it_was(finished, toy_folders, corpus, tmp_path, monkeypatch):
+    """Killed in the second batch of synthesis, when half a line was written."""
+    answered, respond = [], SpeechLM.respond_batch
+
+    def respond_and_stop(self, conversations, *rest, **options):
+        answered.extend(conversations)
+        if stop and len(answered) > len(SENTENCES) + 2:
+            raise KeyboardInterrupt
+        return respond(self, conversations, *rest, **options)
+
+    monkeypatch.setattr(SpeechLM, "respond_batch", respond_and_stop)
+    options = arguments(toy_folders, corpus, tmp_path, "--modes", "boost")
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        run.main(options)
+    file = tmp_path / "boost" / "demo-tts" / "answers-0.jsonl"
+    assert len(file.read_text().splitlines()) == 2
+    with file.open("a") as lines:
+        lines.write('{"id": "tts-2", "te')
+    stop, answered[:] = False, []
+    assert run.main(options) == 0
+    assert len(answered) == 1 + 2 + 2  # the third text, spoken questions, questions as text
+    everything = answers(finished)
+    assert answers(tmp_path) == {name: rows for name, rows in everything.items() if not name.startswith("vanilla")}
+
+
+@pytest.mark.parametrize("option, value", [("--max-new-tokens", "9"), ("--seed", "1"), ("--judge", "en=other")])
+def test_a_changed_setting_is_refused(finished, toy_folders, corpus, option, value):
+    options = arguments(toy_folders, corpus, finished, option, value)
+    name = option.removeprefix("--").replace("-", "_")
+    with pytest.raises(ValueError, match=rf"was made with other settings \({name}: .*choose another --output"):
+        run.main(options)
+
+
+def test_a_broken_sample_is_recorded_and_counts_as_wrong(finished, toy_folders, corpus, tmp_path):
+    broken = shutil.copytree(corpus, tmp_path / "corpus")
+    (broken / "audio" / "heldout1.flac").write_bytes(b"noise")
+    assert run.main(arguments(toy_folders, broken, tmp_path / "out", "--modes", "boost", suite="demo-asr")) == 0
+    rows = RowFile(tmp_path / "out" / "boost" / "demo-asr", "answers").read()
+    assert [name for name, row in rows.items() if "error" in row] == ["asr-1"]
+    assert "heldout1.flac" in rows["asr-1"]["error"]
+    others = answers(finished)["boost/demo-asr"]
+    assert {name: row["text"] for name, row in rows.items()} == {
+        name: "" if name == "asr-1" else text for name, (text, _) in others.items()
+    }
+    row = results(tmp_path / "out")["demo-asr", "boost"]
+    assert row["num_samples"] == 3 and row["num_failed_samples"] == 1 and "count as wrong" in row["note"]
+    assert "AudioError" in (tmp_path / "out" / "results.html").read_text()
+
+
+def test_a_failing_benchmark_and_a_missing_set_do_not_stop_the_others(toy_folders, corpus, tmp_path):
+    partial = shutil.copytree(corpus, tmp_path / "corpus")
+    (partial / "heldout_qa.jsonl").write_text("{}\n")
+    more = ("--modes", "boost", "--data", tmp_path / "nowhere")
+    options = arguments(toy_folders, partial, tmp_path / "out", *more, judge="nobody")
+    options[1:2] = ["demo", "librispeech-test-clean"]
+    assert run.main(options) == 1
+    found = {name: row for (name, _), row in results(tmp_path / "out").items()}
+    statuses = {name: row["status"] for name, row in found.items()}
+    failed = dict.fromkeys(("demo-tts", "demo-qa", "demo-qa-text"), "failed")
+    assert statuses == {"demo-asr": "done", "librispeech-test-clean": "missing", **failed}
+    assert "got 'nobody'" in found["demo-tts"]["note"] and "KeyError" in found["demo-qa"]["note"]
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    assert sum("librispeech-test-clean" in line and "missing: no " in line for line in lines) == 1
+
+
+def test_arguments_that_do_not_fit_are_named(toy_folders, corpus, tmp_path, capsys):
+    for change, message in (
+        (("--suite", "asr"), "suite asr needs --data"),
+        (("--judge", "whisper_tiny_en"), "--judge must be LANGUAGE=NAME"),
+    ):
+        with pytest.raises(SystemExit):
+            run.main(arguments(toy_folders, corpus, tmp_path, *change))
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="interleave plan must be one of"):
+        run.main(arguments(toy_folders, corpus, tmp_path, "--modes", "fast"))
+
+
+def test_the_program_runs_from_anywhere_and_says_in_one_line_what_is_wrong(tmp_path):
+    options = ["--suite", "demo", "--model", "nowhere", "--corpus", "corpus", "--output", "output"]
+    command = [sys.executable, str(ROOT / "evaluation" / "run.py"), *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("evaluation/run.py: ") and "nowhere" in last

@@ -103,7 +103,7 @@ def test_the_control_asks_the_same_question_as_text(tmp_path):
     control = replace(write_rows(tmp_path, sample("Paris", question="capital of France?")), task=TEXT_QA)
     (item,) = control.items(tmp_path)
     assert item.conversation == {"messages": [{"role": "user", "content": "capital of France?"}], "audios": []}
-    with pytest.raises(ValueError, match="must have its text in `question`"):
+    with pytest.raises(FileNotFoundError, match="no text of the question in .*x.jsonl:1"):
         replace(write_rows(tmp_path, sample("Paris")), task=TEXT_QA).items(tmp_path)
 
 

@@ -1,0 +1,101 @@
+"""Tables of an evaluation, for Markdown and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from evaluation.figures import MEASURES, SPEEDS, WITHOUT_AUDIO, Value
+from evaluation.results import DONE, ORIGINAL, Outcome, comparisons, published_rows
+from evaluation.tasks import TASKS, Task
+
+Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
+
+
+def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
+    """Return one table a task, then speed, then differences between modes; empty ones are left out."""
+    tables = []
+    for name, task in TASKS.items():
+        chosen = [outcome for outcome in outcomes if outcome.benchmark.task == name]
+        measures = [key for key in MEASURES if any(key in outcome.figures for outcome in chosen)]
+        tables.append((task.title, _header(task, measures), list(_rows(task, measures, chosen))))
+    tables += [speed_table(outcomes), difference_table(outcomes)]
+    return [table for table in tables if table[2]]
+
+
+def _header(task: Task, measures: Sequence[str]) -> list[str]:
+    heard = ["without audio"] if task.speaks else []
+    figures = [figure.title for figure in task.figures]
+    return ["benchmark", "mode", "samples", *figures, *heard, *(MEASURES[key] for key in measures), "note"]
+
+
+def _rows(task: Task, measures: Sequence[str], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:
+    for benchmark in dict.fromkeys(outcome.benchmark for outcome in outcomes):
+        keys = [figure.key(benchmark.language) for figure in task.figures]
+        keys += [*[WITHOUT_AUDIO] * task.speaks, *measures]
+        yield from (_row(keys, outcome) for outcome in outcomes if outcome.benchmark == benchmark)
+        for row in published_rows(benchmark.name):
+            figures = [f"{100 * row['value']:.1f} %" if row["figure"] == key else "" for key in keys]
+            yield [benchmark.name, row["model"], "", *figures, row["source"]]
+
+
+def _row(keys: Sequence[str], outcome: Outcome) -> list[str]:
+    mode = f"recordings, as {outcome.judge} hears them" if outcome.mode == ORIGINAL else outcome.mode
+    figures = [str(outcome.figures.get(key, "-")) for key in keys]
+    note = outcome.note if outcome.status == DONE else f"{outcome.status}: {outcome.note}"
+    return [outcome.benchmark.name, mode, str(len(outcome.samples) or "-"), *figures, note]
+
+
+def speed_table(outcomes: Sequence[Outcome]) -> Table:
+    rows = [
+        [
+            outcome.benchmark.name,
+            outcome.mode,
+            *(str(Value.of(key, outcome.speed[key])) if key in outcome.speed else "-" for key in SPEEDS),
+        ]
+        for outcome in outcomes
+        if outcome.speed
+    ]
+    return "Speed", ["benchmark", "mode", *SPEEDS.values()], rows
+
+
+def difference_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return paired differences of modes in our own figures."""
+    own = {(name, figure.key(language)) for name, language, figure in _own_figures(outcomes)}
+    rows = [
+        [
+            row["benchmark"],
+            row["figure"],
+            f"{row['mode']} less {row['against']}",
+            f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})",
+            f"{row['p_value']:.3f}",
+        ]
+        for row in comparisons(outcomes)
+        if (row["benchmark"], row["figure"]) in own
+    ]
+    return "Differences on the same samples", ["benchmark", "figure", "modes", "points, 95 % interval", "p"], rows
+
+
+def _own_figures(outcomes: Sequence[Outcome]):
+    for outcome in outcomes:
+        for figure in outcome.task.own_figures:
+            yield outcome.benchmark.name, outcome.benchmark.language, figure
+
+
+def as_markdown(
+    outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundings: Mapping[str, Any], chart: str | None = None
+) -> str:
+    """Return the content of results.md; `chart` is the path of the picture."""
+    lines = [f"# Evaluation of {settings['model']}", ""]
+    for title, header, rows in all_tables(outcomes):
+        lines += [f"## {title}", "", *markdown_table(header, rows), ""]
+    if chart:
+        lines += [f"![quality over speed]({chart})", ""]
+    lines += ["Rates with 95 % intervals.", "", "## Made with", ""]
+    return "\n".join([*lines, *(f"* {name}: {value}" for name, value in surroundings.items()), ""])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; bars inside of cells are escaped."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, ["---"] * len(header), *rows)]
+    return ["| " + " | ".join(row) + " |" for row in cells]

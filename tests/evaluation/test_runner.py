@@ -1,0 +1,151 @@
+"""The runner by itself: parts of the work, samples that break their batch, recordings, measures, rows on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_corpus import LengthJudge, make_toy_corpus
+from toy_speech_lm import load_toy
+
+from evaluation import runner
+from evaluation.results import BROKEN, DONE, UNFINISHED, collect
+from evaluation.run_folder import RowFile, keep_settings
+from evaluation.runner import ORIGINAL, Runner, Shard
+from evaluation.suites import DEMO
+from vita_audio.inference.pipeline import SpeechLM
+
+RECOGNITION, SYNTHESIS = DEMO[:2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_toy_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def speech_lm(toy_folders) -> SpeechLM:
+    return load_toy(toy_folders)
+
+
+@pytest.fixture
+def make_runner(speech_lm, tmp_path):
+    def make(**options) -> Runner:
+        options = {"batch_size": 2, "max_new_tokens": 12} | options
+        return Runner(lambda: speech_lm, lambda language: LengthJudge(), tmp_path, **options)
+
+    return make
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {name: row["text"] for name, row in RowFile(folder, "answers").read().items()}
+
+
+def test_parts_add_up_to_the_whole(make_runner, corpus, tmp_path):
+    items = RECOGNITION.items(corpus)
+    make_runner(shard=Shard(1, 2)).run(RECOGNITION, items, "boost")
+    folder = tmp_path / "boost" / RECOGNITION.name
+    assert list(texts(folder)) == ["asr-1"]
+    outcome = collect(tmp_path, RECOGNITION, items, "boost")
+    assert (outcome.status, outcome.note) == (UNFINISHED, "1 of 3 samples are there; start it again")
+    make_runner(shard=Shard(0, 2)).run(RECOGNITION, items, "boost")
+    assert {path.name for path in folder.glob("*.jsonl")} == {"answers-0.jsonl", "answers-1.jsonl"}
+    together = texts(folder)
+    alone = make_runner()
+    alone.output = tmp_path / "alone"
+    alone.run(RECOGNITION, items, "boost")
+    assert texts(tmp_path / "alone" / "boost" / RECOGNITION.name) == together
+    assert collect(tmp_path, RECOGNITION, items, "boost").status == DONE
+
+
+def test_what_is_too_much_for_a_batch_is_answered_one_by_one(make_runner, corpus, tmp_path, monkeypatch):
+    respond = SpeechLM.respond_batch
+
+    def respond_to_one(self, conversations, *rest, **options):
+        if len(conversations) > 1:
+            raise RuntimeError("out of memory")
+        return respond(self, conversations, *rest, **options)
+
+    monkeypatch.setattr(SpeechLM, "respond_batch", respond_to_one)
+    items = RECOGNITION.items(corpus)
+    make_runner().run(RECOGNITION, items, "boost")
+    outcome = collect(tmp_path, RECOGNITION, items, "boost")
+    assert (outcome.status, outcome.num_errors, len(outcome.samples)) == (DONE, 0, 3)
+
+
+def test_errors_without_end_stop_the_benchmark(make_runner, corpus, tmp_path, monkeypatch):
+    def fail(self, *arguments, **options):
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(SpeechLM, "respond_batch", fail)
+    items = RECOGNITION.items(corpus)
+    runs = make_runner()
+    runs.run(RECOGNITION, items, "vanilla")
+    assert collect(tmp_path, RECOGNITION, items, "vanilla").note.startswith(
+        "all 3 samples failed, the first: RuntimeErr"
+    )
+    monkeypatch.setattr(runner, "MAX_ERRORS_IN_A_ROW", 2)
+    runs.run(RECOGNITION, items, "boost")
+    outcome = collect(tmp_path, RECOGNITION, items, "boost")
+    assert outcome.status == BROKEN and "2 samples in a row failed, last: RuntimeError: the device" in outcome.note
+
+
+def test_errors_are_kept_until_they_are_to_be_tried_again(make_runner, corpus, tmp_path):
+    """The second run is another process, whose file is read before that of the first."""
+    items = RECOGNITION.items(corpus)
+    RowFile(tmp_path / "boost" / RECOGNITION.name, "answers", 7).append(
+        [{"id": items[0].id, "text": "", "wav": None, "error": "OutOfMemoryError: too long"}]
+    )
+    make_runner().run(RECOGNITION, items, "boost")
+    assert collect(tmp_path, RECOGNITION, items, "boost").num_errors == 1
+    make_runner(retry_errors=True).run(RECOGNITION, items, "boost")
+    outcome = collect(tmp_path, RECOGNITION, items, "boost")
+    assert (outcome.status, outcome.num_errors, len(outcome.samples)) == (DONE, 0, 3)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run(corpus, tmp_path):
+    def fail() -> SpeechLM:
+        raise ValueError("a shard is missing")
+
+    runs = Runner(fail, lambda language: LengthJudge(), tmp_path)
+    with pytest.raises(ValueError, match="a shard is missing"):
+        runs.run(RECOGNITION, RECOGNITION.items(corpus), "boost")
+
+
+def test_recordings_are_judged_like_answers(make_runner, corpus, tmp_path):
+    items = SYNTHESIS.items(corpus)
+    make_runner().run(SYNTHESIS, items, ORIGINAL)
+    outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
+    assert list(outcome.scores) == ["wer"] and outcome.judge == "length" and not outcome.speed
+    assert [sample.said["transcript"].split() for sample in outcome.samples] == [
+        ["beep"] * count for count in (10, 11, 12)
+    ]
+
+
+def test_measures_of_speech_are_means_in_which_silence_is_the_worst(make_runner, corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(runner.METERS, "mos", lambda: lambda sound, item: 4.0)
+    items = SYNTHESIS.items(corpus)
+    make_runner(measures=("mos",)).run(SYNTHESIS, items, "boost")
+    outcome = collect(tmp_path, SYNTHESIS, items, "boost")
+    silent = sum(sample.wav is None for sample in outcome.samples)
+    assert outcome.figures["mos"].value == pytest.approx((4.0 * (3 - silent) + 1.0 * silent) / 3)
+    assert outcome.figures["without_audio"].value == pytest.approx(silent / 3)
+    assert str(outcome.figures["mos"]).startswith(f"{outcome.figures['mos'].value:.3g} (")
+
+
+def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
+    first, second = RowFile(tmp_path, "answers", 0), RowFile(tmp_path, "answers", 1)
+    first.append([{"id": "a", "text": "one"}])
+    with first.path.open("a") as file:
+        file.write('{"id": "b", "te')
+    assert list(first.read()) == ["a"]
+    first.append([{"id": "c", "text": "three\nlines"}])
+    second.append([{"id": "d", "text": "四"}])
+    assert [json.loads(line)["id"] for line in first.path.read_text().splitlines()] == ["a", "c"]
+    assert {name: row["text"] for name, row in second.read().items()} == {"a": "one", "c": "three\nlines", "d": "四"}
+
+
+def test_settings_are_compared_by_what_they_are_on_disk(tmp_path):
+    keep_settings(tmp_path, {"a": (1, 2), "b": None})
+    keep_settings(tmp_path, {"a": [1, 2], "b": None})
+    with pytest.raises(ValueError, match=r"other settings \(a: \[1, 2\] before, 3 now, c: None before, 4 now\)"):
+        keep_settings(tmp_path, {"a": 3, "b": None, "c": 4})
