@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from evaluation.pairing import pair_texts, read_texts
@@ -41,12 +41,10 @@ def script_of(token: str) -> str:
 def count_by_script(alignments: Iterable[Sequence[Pair]]) -> dict[str, EditCounts]:
     """Return the counts of each script, in the order in which they are met; a substituted token counts in its own."""
     pairs: dict[str, list[Pair]] = {}
-    for alignment in alignments:
-        tokens = Counter(token for pair in alignment for token in pair if token is not None)
-        for token in tokens:
+    for reference, hypothesis in chain.from_iterable(alignments):
+        for token in filter(None, (reference, hypothesis)):
             pairs.setdefault(script_of(token), [])
-        for reference, hypothesis in alignment:
-            pairs[script_of(hypothesis if reference is None else reference)].append((reference, hypothesis))
+        pairs[script_of(reference or hypothesis)].append((reference, hypothesis))
     return {script: count_edits(script_pairs) for script, script_pairs in pairs.items()}
 
 
@@ -59,10 +57,9 @@ def columns(alignment: Sequence[Pair]) -> tuple[str, str]:
     """Return the tokens of both sides below each other; characters of full width take two places."""
     lines = ["", ""]
     for pair in alignment:
-        places = max(map(_width, pair))
-        lines = [
-            line + (token or "") + " " * (places - _width(token) + 1) for line, token in zip(lines, pair, strict=True)
-        ]
+        places = max(map(_width, pair)) + 1
+        for side, token in enumerate(pair):
+            lines[side] += (token or "") + " " * (places - _width(token))
     return lines[0], lines[1]
 
 

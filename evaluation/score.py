@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,13 +57,12 @@ class Score:
 
 def check_unique(ids: Sequence[str], where: str) -> None:
     """Raise ValueError that names ids which occur more than once."""
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        repeated = sorted({name for name in ids if name in seen or seen.add(name)})
+    if repeated := sorted(name for name, count in Counter(ids).items() if count > 1):
         raise ValueError(f"ids must differ within {where}, got more than one of {shorten(repeated)}")
 
 
 def check_same_length(one: str, num_one: int, other: str, num_other: int) -> None:
+    """Raise ValueError if the counts of two kinds of things that belong together differ."""
     if num_one != num_other:
         raise ValueError(f"every {one} needs its {other}, got {num_one} and {num_other}")
 

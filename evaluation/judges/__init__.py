@@ -57,8 +57,9 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
     except (FileNotFoundError, MissingPackageError):
         raise
     except Exception as error:  # of any package that reads models or asks a hub for them
+        reason = " ".join(str(error).split())
         raise JudgeUnavailableError(
-            f"the judge {name} cannot be loaded ({type(error).__name__}: {error}); give a folder that holds it"
+            f"the judge {name} cannot be loaded ({type(error).__name__}: {reason}); give a folder that holds it"
         ) from error
     if language not in (None, judge.language):
         raise ValueError(f"the judge {name} hears {judge.language}, got {language!r}; choose another judge")

@@ -25,8 +25,10 @@ class JudgeUnavailableError(OSError):
 
 
 def is_audible(sound: Sound | None) -> bool:
-    """Say whether there is anything to hear: not None, not a few samples only, not all zero."""
-    return sound is not None and len(sound[0]) >= SHORTEST_SECONDS * sound[1] and bool(sound[0].any())
+    """Say whether there is anything to hear: not None, not a few samples only, not all zero, numbers throughout."""
+    if sound is None or len(sound[0]) < SHORTEST_SECONDS * sound[1]:
+        return False
+    return bool(sound[0].any() and sound[0].isfinite().all())
 
 
 class Judge(ABC):

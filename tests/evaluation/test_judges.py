@@ -45,7 +45,8 @@ def test_what_has_no_sound_is_not_listened_to_and_has_no_text():
     judge = RecordingJudge()
     second = torch.ones(16_000)
     sounds = [(torch.zeros(0), 16_000), (second, 16_000), (second[:100], 16_000), (second, 16_000)]
-    assert judge.transcribe([*sounds, None, (0 * second, 16_000)]) == ["", "1", "", "2", "", ""]
+    broken = (second.clone().index_fill_(0, torch.tensor([5]), torch.nan), 16_000)
+    assert judge.transcribe([*sounds, None, (0 * second, 16_000), broken]) == ["", "1", "", "2", "", "", ""]
     assert judge.transcribe([]) == []
 
 
