@@ -41,10 +41,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(draw, truth):
 @pytest.mark.parametrize("num_samples", [60, 300])
 @pytest.mark.parametrize("draw, truth", [(sentences, TRUE_RATE), (answers, 0.8)])
 def test_intervals_hold_the_truth_as_often_as_they_say(draw, truth, num_samples):
-    """Of 2000 sets, with a standard error of 0.5 %. Small sets of skewed errors are known to lack 2 %; of 60 answers
-    so few different shares are possible that intervals hold 2 % more or less than they say."""
-    is_small = num_samples < 100
-    assert 0.93 - 0.015 * is_small <= coverage(draw, truth, num_samples, 2000, 1000) <= 0.965 + 0.015 * is_small
+    """Of 2000 sets, with a standard error of 0.5 %.
+
+    Small sets of skewed errors are known to lack 2 %. Shares have so few possible values that the interval's end is one
+    of them or the next, which is worth another 2 %.
+    """
+    least, most = (0.93 if num_samples >= 100 else 0.915), (0.98 if draw is answers else 0.965)
+    assert least <= coverage(draw, truth, num_samples, 2000, 1000) <= most
 
 
 def test_a_large_set_has_the_interval_of_the_normal_distribution():
