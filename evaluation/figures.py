@@ -81,8 +81,10 @@ class Value:
 
     @classmethod
     def of(cls, key: str, score: Score) -> Value:
-        interval = confidence_interval(score)
-        return cls(interval.value, interval.low, interval.high, key not in MEASURES and key not in SPEEDS)
+        interval, is_share = confidence_interval(score), key not in MEASURES and key not in SPEEDS
+        if interval.method == "wilson" and not is_share:  # samples are not right or wrong, but all alike
+            return cls(interval.value, interval.value, interval.value, is_share)
+        return cls(interval.value, interval.low, interval.high, is_share)
 
     def __str__(self) -> str:
         if self.is_share:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from evaluation.figures import MEASURES, SPEEDS, WITHOUT_AUDIO, Value
@@ -17,22 +18,35 @@ def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
     tables = []
     for name, task in TASKS.items():
         chosen = [outcome for outcome in outcomes if outcome.benchmark.task == name]
-        measures = [key for key in MEASURES if any(key in outcome.figures for outcome in chosen)]
-        tables.append((task.title, _header(task, measures), list(_rows(task, measures, chosen))))
+        if chosen:
+            columns = _columns(task, chosen)
+            header = ["benchmark", "mode", "samples", *(title for title, _ in columns), "note"]
+            tables.append((task.title, header, list(_rows([key for _, key in columns], chosen))))
     tables += [speed_table(outcomes), difference_table(outcomes)]
     return [table for table in tables if table[2]]
 
 
-def _header(task: Task, measures: Sequence[str]) -> list[str]:
-    heard = ["without audio"] if task.speaks else []
-    figures = [figure.title for figure in task.figures]
-    return ["benchmark", "mode", "samples", *figures, *heard, *(MEASURES[key] for key in measures), "note"]
+def _columns(task: Task, outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[str], str]]]:
+    """Return titles and how a language calls the figures, but for those of public rules and measures not in use."""
+    present = {key for outcome in outcomes for key in outcome.figures}
+    languages = {outcome.benchmark.language for outcome in outcomes}
+    columns: list[tuple[str, Callable[[str], str]]] = [
+        (figure.title, figure.key)
+        for figure in task.figures
+        if not figure.of_reference or any(figure.key(language) in present for language in languages)
+    ]
+    others = {WITHOUT_AUDIO: "without audio"} if task.speaks else {}
+    others |= {key: title for key, title in MEASURES.items() if key in present}
+    return columns + [(title, partial(_same, key)) for key, title in others.items()]
 
 
-def _rows(task: Task, measures: Sequence[str], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:
+def _same(key: str, language: str) -> str:
+    return key
+
+
+def _rows(columns: Sequence[Callable[[str], str]], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:
     for benchmark in dict.fromkeys(outcome.benchmark for outcome in outcomes):
-        keys = [figure.key(benchmark.language) for figure in task.figures]
-        keys += [*[WITHOUT_AUDIO] * task.speaks, *measures]
+        keys = [key(benchmark.language) for key in columns]
         yield from (_row(keys, outcome) for outcome in outcomes if outcome.benchmark == benchmark)
         for row in published_rows(benchmark.name):
             figures = [f"{100 * row['value']:.1f} %" if row["figure"] == key else "" for key in keys]

@@ -100,6 +100,7 @@ def test_the_page_needs_nothing_from_elsewhere(finished):
     assert page.count('src="data:audio/mpeg') >= 3 and page.count('src="data:image/png') == 1
     assert "3 worst samples" in page and "<del>" in page and "<ins>" in page
     markdown = (finished / "results.md").read_text()
+    assert "public rule" not in markdown  # which the demo suite has none of
     assert "| demo-asr | boost | 3 |" in markdown and "(chart.png)" in markdown
     assert "recordings, as length hears them" in markdown and "* commit: " in markdown
 
