@@ -204,8 +204,8 @@ class CorpusSize:
 
 SIZES = {
     "ci": CorpusSize(4, 2, 4, 4, 2, 1, 1, 1),
-    "quick": CorpusSize(420, 280, 700, 63, 20, 1, 2, 3),
-    "long": CorpusSize(1500, 600, 2200, 63, 60, 4, 8, 16),
+    "quick": CorpusSize(600, 400, 900, 63, 20, 1, 2, 3),
+    "long": CorpusSize(1500, 600, 2200, 63, 60, 2, 4, 8),
 }
 
 

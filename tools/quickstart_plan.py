@@ -69,11 +69,11 @@ FORMS = {
     "long": Form(
         folder="outputs/quickstart_long",
         corpus_size="long",
-        steps=(20000, 1500, 3000, 2000),
+        steps=(16000, 2000, 1500, 1000),
         batch_size=4,
         seq_length=512,
         num_heldout={"asr": 180, "tts": 120, "qa": 126, "roundtrip": 120},
-        minutes={"corpus": 30, "codes": 10, "stage1": 110, "stage2": 8, "stage3": 45, "stage4": 35, "evaluation": 12},
+        minutes={"corpus": 17, "codes": 3, "stage1": 52, "stage2": 4, "stage3": 16, "stage4": 14, "evaluation": 12},
     ),
     "ci": Form(
         folder="outputs/quickstart_ci",
@@ -243,7 +243,7 @@ def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
         "per_device_train_batch_size": run.form.batch_size,
         "gradient_accumulation_steps": 1,
         "logging_steps": max(num_steps // LOG_ENTRIES, 1),
-        "save_steps": 0.25,
+        "save_steps": 0.1,
     }
     command = ["bash", str(script), str(run.form.seq_length), "run", *shlex.split(stage.flags)]
     command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]

@@ -5,7 +5,6 @@ import random
 from demo_domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
 
 ANSWER_RENDERINGS = 4  # the decoder speaks answers more than anything else
-DOMAIN_SENTENCES = 600
 DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
 PAST = (
     "took gave found lost kept held made broke bent cut threw caught drew built bought sold sent brought left "
@@ -124,6 +123,8 @@ def corpus_texts(count: int, seed: int, number_share: float = 0.15, date_share: 
 
 
 def domain_texts(seed: int) -> list[str]:
-    """What the demo's model is trained to speak: sentences, and every answer several times; nothing held out."""
-    answers = [question.answer for question in questions("quick")]
-    return [*training_sentences("quick", seed)[:DOMAIN_SENTENCES], *answers * ANSWER_RENDERINGS]
+    """What is said in the demo's training: sentences, questions, and every answer several times; nothing held out."""
+    asked = questions("quick")
+    phrasings = [phrasing for question in asked for phrasing in question.phrasings]
+    answers = [question.answer for question in asked]
+    return [*training_sentences("quick", seed), *phrasings, *answers * ANSWER_RENDERINGS]
