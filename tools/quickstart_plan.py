@@ -35,8 +35,8 @@ def four_stages(audio_tokenizer_type: str, first_flags: str) -> tuple[Stage, ...
     scripts = f"finetune_{audio_tokenizer_type}"
     return (
         Stage("stage1", f"{scripts}_stage1.sh", 0, "stage1.yaml", first_flags),
-        Stage("stage2", f"{scripts}_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3"),
-        Stage("stage3", f"{scripts}_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3"),
+        Stage("stage2", f"{scripts}_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3 --audio_code_noise 0.1"),
+        Stage("stage3", f"{scripts}_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3 --audio_code_noise 0.1"),
         Stage("stage4", f"{scripts}_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4 --audio_code_noise 0.1"),
     )
 
@@ -134,7 +134,7 @@ VARIANTS = {
     "glm4voice": Variant(
         audio_tokenizer_type=CODES,
         model_config="tiny_mtp",
-        stages=four_stages(CODES, "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.1"),
+        stages=four_stages(CODES, "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.2"),
         forms=FORMS,
     ),
     "plus": Variant(
