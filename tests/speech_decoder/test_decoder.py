@@ -43,18 +43,7 @@ def _relative_error(wave: torch.Tensor, expected: torch.Tensor) -> float:
     return float((wave - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("has_noise", [False, True])
-def test_reference_whole_decoding(decoder, golden, has_noise):
-    tensors = golden("token2wav")
-    mel, wave = released_chunk(
-        decoder, ReleasedStream(), tensors["full.37.10.token"], final=True, num_steps=10, has_noise=has_noise
-    )
-    torch.testing.assert_close(mel, tensors["full.37.10.mel"], atol=1e-4, rtol=0)
-    expected = tensors["full.37.10.wav_seed42" if has_noise else "full.37.10.wav_zero_draws"]
-    assert _relative_error(wave, expected) < 5e-3  # the golden case's tolerance: phase is a sum over all samples
-
-
-@pytest.mark.parametrize(
+WHOLE = pytest.mark.parametrize(
     ("file", "name", "num_steps"),
     [
         ("token2wav", "full.37.10", 10),
@@ -62,6 +51,21 @@ def test_reference_whole_decoding(decoder, golden, has_noise):
         ("token2wav_more", "full.37.1", 1),
     ],
 )
+
+
+@WHOLE
+@pytest.mark.parametrize("has_noise", [False, True])
+def test_reference_whole_decoding(decoder, golden, file, name, num_steps, has_noise):
+    tensors = golden(file)
+    mel, wave = released_chunk(
+        decoder, ReleasedStream(), tensors[f"{name}.token"], final=True, num_steps=num_steps, has_noise=has_noise
+    )
+    torch.testing.assert_close(mel, tensors[f"{name}.mel"], atol=1e-4, rtol=0)
+    expected = tensors[f"{name}.{'wav_seed42' if has_noise else 'wav_zero_draws'}"]
+    assert _relative_error(wave, expected) < 5e-3  # the golden case's tolerance: phase is a sum over all samples
+
+
+@WHOLE
 def test_reference_whole_decoding_with_its_own_noise(decoder, golden, file, name, num_steps):
     """One call of `decode` gives the released wave: default seed, and the global generator as it was."""
     tensors, before = golden(file), torch.get_rng_state()

@@ -33,26 +33,26 @@ def _batch() -> dict[str, torch.Tensor]:
     }
 
 
-def test_reference_mels(decoder, golden, facts):
-    tensors = golden("flow")
-    for case in facts("flow")["cases"]:
-        index = case["index"]
-        codes, prompt = tensors[f"{index}.token"].long(), tensors.get(f"{index}.prompt_token")
-        prompt_mel = tensors.get(f"{index}.prompt_feat")
-        mel = decoder.flow.inference(
-            codes,
-            tensors[f"{case['z_from_case']}.z"],
-            num_steps=case["option_steps"],
-            prompt_codes=prompt,
-            prompt_mel=None if prompt_mel is None else prompt_mel.transpose(1, 2),
-            embedding=tensors.get(f"{index}.embedding"),
-        )
-        torch.testing.assert_close(mel, tensors[f"{index}.mel"], atol=1e-4, rtol=0)
+@pytest.mark.parametrize("index", range(15))
+def test_reference_mels(decoder, golden, facts, index):
+    """Whole, with a prompt, with a speaker; one, four and ten steps."""
+    case, tensors = facts("flow")["cases"][index], golden("flow") | golden("flow_more")
+    assert case["index"] == index
+    prompt_mel = tensors.get(f"{index}.prompt_feat")
+    mel = decoder.flow.inference(
+        tensors[f"{index}.token"].long(),
+        tensors[f"{case['z_from_case']}.z"],
+        num_steps=case["option_steps"],
+        prompt_codes=tensors.get(f"{index}.prompt_token"),
+        prompt_mel=None if prompt_mel is None else prompt_mel.transpose(1, 2),
+        embedding=tensors.get(f"{index}.embedding"),
+    )
+    torch.testing.assert_close(mel, tensors[f"{index}.mel"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("index", [0, 3, 4, 13])
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 11, 13])
 def test_reference_encoder_prior_and_speaker(decoder, golden, index):
-    tensors, flow = golden("flow"), decoder.flow
+    tensors, flow = golden("flow") | golden("flow_more"), decoder.flow
     codes = tensors[f"{index}.token"].long()
     if f"{index}.prompt_token" in tensors:
         codes = torch.cat([tensors[f"{index}.prompt_token"].long(), codes], dim=1)
