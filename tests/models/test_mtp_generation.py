@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_models import ASSETS, load_case, load_model, make_model
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessorList,
@@ -194,6 +195,20 @@ def test_rows_finish_on_their_own(model, ids):
 
 def test_one_token_prompts(model, ids):
     assert model.generate(ids[:, :1], **GREEDY).shape == (2, 11)
+
+
+def test_a_prompt_without_tokens_is_an_error(model, ids):
+    with pytest.raises(ValueError, match="at least one token"):
+        model.generate(ids[:, :0], **GREEDY)
+
+
+def test_weights_that_are_kept_on_disk_decode_alike(model, ids, tmp_path):
+    """As `device_map="auto"` does where memory is short; the head, behind all layers, is among the first to go."""
+    model.save_pretrained(tmp_path)
+    places = {name: "cpu" for name, _ in model.named_children()} | {"lm_head": "disk"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
+    assert loaded.lm_head.weight.is_meta
+    assert loaded.generate(ids, **GREEDY).tolist() == model.generate(ids, **GREEDY).tolist()
 
 
 def test_sampling_repeats_with_its_seed_and_follows_processors(model, ids):

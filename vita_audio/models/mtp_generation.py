@@ -112,7 +112,7 @@ class DecodeState:
             )
             self.pending[depth] = hidden_states[:, :0]
         if depth + 1 < len(self.pending):
-            self.pending[depth + 1] = torch.cat([self.pending[depth + 1], hidden_states], dim=1)
+            self.pending[depth + 1] = torch.cat([self.pending[depth + 1].to(hidden_states), hidden_states], dim=1)
         return hidden_states[:, -1:]
 
     def step(self, model: Qwen2MTPForCausalLM, depth: int) -> Tensor:
@@ -148,6 +148,8 @@ def begin_decoding(
     """
     batch_size, num_ids = input_ids.shape
     num_given = num_ids if inputs_embeds is None else inputs_embeds.shape[1]
+    if not num_given:
+        raise ValueError("a prompt must have at least one token, got none; begin with a start token")
     if inputs_embeds is not None and num_ids not in (0, num_given):
         raise ValueError(f"input_ids and inputs_embeds must be equally long, got {num_ids} and {num_given} tokens")
     num_before = position_ids.shape[1] - num_given  # tokens of an earlier call that the caller does not repeat
@@ -158,7 +160,7 @@ def begin_decoding(
             f"attention_mask of all; got {num_given} ids and a mask of {position_ids.shape[1]}"
         )
     hidden_size = model.config.hidden_size
-    empty = model.lm_head.weight.new_empty((batch_size, 0, hidden_size))
+    empty = torch.empty((batch_size, 0, hidden_size))
     backbone_prompt = inputs_embeds
     if inputs_embeds is not None and num_before:  # what lies before is in the cache and never read again
         backbone_prompt = torch.cat([inputs_embeds.new_zeros((batch_size, num_before, hidden_size)), inputs_embeds], 1)

@@ -7,11 +7,16 @@ from torch.nn import functional as F
 
 
 def is_packed(position_ids: Tensor, attention_mask: Tensor | None = None) -> bool:
-    """Tell whether a row of `position_ids` (batch, time) holds several documents; masked tokens are no document."""
-    border = position_ids.diff(dim=-1) != 1
-    if attention_mask is not None:
-        border = border & (attention_mask[:, 1:] * attention_mask[:, :-1]).bool()
-    return bool(border.any())
+    """Tell whether a row of `position_ids` (batch, time) holds several documents.
+
+    Args:
+        attention_mask: (batch, time), 0 for padding, which is no document and does not end one.
+    """
+    if attention_mask is None:
+        return bool((position_ids.diff(dim=-1) != 1).any())  # the rule by which transformers keeps documents apart
+    is_token = attention_mask.bool()
+    latest = position_ids.expand(is_token.shape).masked_fill(~is_token, -1).cummax(dim=-1).values
+    return bool((is_token[:, 1:] & (position_ids[:, 1:] <= latest[:, :-1])).any())
 
 
 def shift_within_documents(x: Tensor, shift: int, position_ids: Tensor, fill: int) -> Tensor:

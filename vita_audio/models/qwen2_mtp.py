@@ -84,7 +84,8 @@ class Qwen2MTPModel(Qwen2Model):
         if position_ids is None:
             num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + num_past
-        if use_cache and past_key_values is None and not is_packed(position_ids):
+        padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
+        if use_cache and past_key_values is None and not is_packed(position_ids, padding):
             past_key_values = DynamicCache(config=self.config)
         hidden_states = self.run_layers(
             inputs_embeds,
