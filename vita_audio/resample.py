@@ -13,7 +13,7 @@ from torch import Tensor
 RULE = "sinc6-hann"  # for fingerprints: with another rule a wave gets other codes
 ZERO_CROSSINGS = 6  # on either side
 ROLLOFF = 0.99
-MAX_BLOCK = 1 << 22  # numbers that are multiplied at once; bounds the memory for long waves
+MAX_BLOCK = 1 << 22  # numbers that are multiplied at once; bounds the memory for long waves and odd rates
 
 
 def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
@@ -27,19 +27,42 @@ def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
         return wave
     divisor = math.gcd(sample_rate, target_rate)
     old, new = sample_rate // divisor, target_rate // divisor  # every `old` samples become `new` ones, all alike
+    if old * new > MAX_BLOCK:
+        return _resample_one_by_one(wave, old, new)
     filters, reach = _filters(old, new)
     windows = torch.nn.functional.pad(wave, (reach, reach + old)).unfold(0, len(filters), old)  # (rounds, taps), a view
     blocks = [block @ filters for block in windows.split(max(1, MAX_BLOCK // len(filters)))]
     return torch.cat(blocks).flatten()[: -(-len(wave) * new // old)]
 
 
+def _resample_one_by_one(wave: Tensor, old: int, new: int) -> Tensor:
+    """The same for rates such as 22,254 Hz, among whose `new` samples of a round hardly two are alike."""
+    cutoff, reach = _low_pass(old, new)
+    offsets = torch.arange(-reach, reach + 2, dtype=torch.float64)
+    windows = torch.nn.functional.pad(wave, (reach, reach + 1)).unfold(0, len(offsets), 1)  # (samples, taps), a view
+    made = []
+    for places in torch.arange(-(-len(wave) * new // old)).split(max(1, MAX_BLOCK // len(offsets))):
+        distance = (offsets - (places * old % new / new)[:, None]) / old  # of the taps, in rounds
+        made.append((windows[places * old // new] * _weights(distance, cutoff, old)).sum(dim=1))
+    return torch.cat(made)
+
+
+def _low_pass(old: int, new: int) -> tuple[float, int]:
+    """Zero crossings in a round, and the samples read on either side of one."""
+    cutoff = ROLLOFF * min(old, new)
+    return cutoff, math.ceil(ZERO_CROSSINGS * old / cutoff)
+
+
+def _weights(distance: Tensor, cutoff: float, old: int) -> Tensor:
+    position = (distance * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+    window = torch.cos(position * math.pi / ZERO_CROSSINGS / 2) ** 2
+    return (torch.sinc(position) * window * cutoff / old).float()
+
+
 @functools.lru_cache(maxsize=8)
 def _filters(old: int, new: int) -> tuple[Tensor, int]:
     """Filters (old + 2 * reach, new) for the `new` samples of a round, and the samples read on either side of it."""
-    cutoff = ROLLOFF * min(old, new)
-    reach = math.ceil(ZERO_CROSSINGS * old / cutoff)
+    cutoff, reach = _low_pass(old, new)
     taps = torch.arange(-reach, old + reach, dtype=torch.float64) / old
     moments = torch.arange(new) / new  # float32, as in the public function
-    position = ((taps[:, None] - moments) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
-    window = torch.cos(position * math.pi / ZERO_CROSSINGS / 2) ** 2
-    return (torch.sinc(position) * window * cutoff / old).float(), reach
+    return _weights(taps[:, None] - moments, cutoff, old), reach
