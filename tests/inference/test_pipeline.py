@@ -12,7 +12,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from toy_speech_lm import TINY_TOKENIZER, load_toy
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import Chunk, SpeechLM
@@ -242,6 +242,14 @@ def test_length_may_be_given_as_generate_takes_it(speech_lm):
     assert speech_lm.respond(CONVERSATIONS[0], max_length=num_prompt + 9).ids == expected
     with pytest.raises(ValueError, match="512 positions"):
         speech_lm.stream(CONVERSATIONS[0], max_length=513)
+
+
+def test_arguments_may_be_given_as_a_generation_config(speech_lm):
+    config = GenerationConfig(max_new_tokens=9, do_sample=False, mtp_inference_mode="turbo")
+    expected = speech_lm.respond(CONVERSATIONS[0], "turbo", max_new_tokens=9, do_sample=False).ids
+    assert speech_lm.respond(CONVERSATIONS[0], generation_config=config).ids == expected
+    chunks = list(speech_lm.stream(CONVERSATIONS[0], generation_config=config, max_new_tokens=5))
+    assert codes_of(chunks) == speech_lm.tokenizer.split(expected[:5])[1]
 
 
 def test_end_token_in_the_prompt_is_read(speech_lm):

@@ -265,6 +265,9 @@ class SpeechLM:
         """
         defaults, num_positions = self.model.generation_config, self.model.config.max_position_embeddings
         options = dict(generation)
+        if (config := options.pop("generation_config", None)) is not None:  # what it leaves open is as without it
+            options = {**config.to_diff_dict(), **options}
+            options.pop("transformers_version", None)
         room = num_positions - num_prompt
         if options.get("max_length") is not None:
             num_new = options["max_length"] - num_prompt
