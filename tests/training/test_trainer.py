@@ -122,6 +122,13 @@ def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs)
     assert entry["tokens_per_second"] > 0 and entry["minutes"] > 0
 
 
+def test_one_process_with_several_gpus_is_refused(make_trainer, monkeypatch):
+    """The Trainer would copy the model to each and split packed batches without regard to documents."""
+    monkeypatch.setattr(SpeechTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="one process for each GPU, got one for 2; start it with torchrun"):
+        make_trainer(make_model(1))
+
+
 def test_the_last_step_is_logged(make_trainer):
     trainer = make_trainer(make_model(0), max_steps=3, logging_steps=2)
     trainer.train()

@@ -83,8 +83,16 @@ class SpeechTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
-        """Make a trainer; `front_end` is saved with the model, whose continuous input it makes."""
+        """Make a trainer; `front_end` is saved with the model, whose continuous input it makes.
+
+        Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
+        """
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"training runs one process for each GPU, got one for {self.args.n_gpu}; start it with torchrun "
+                f"--nproc_per_node {self.args.n_gpu}, or set CUDA_VISIBLE_DEVICES to one of them"
+            )
         self.front_end = front_end
         self._meter = DepthMeter()
         self._clock: float | None = None  # when the last log entry was made
