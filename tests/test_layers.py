@@ -14,6 +14,7 @@ PACKAGE = "vita_audio"
 # From the bottom up; neighbours in a row do not know each other. The longest name that fits is that of a module.
 LAYERS = (
     ("constants", "interleave", "resample", "checkpoints.files"),
+    ("checkpoints.tensors",),
     ("speech_decoder",),
     ("text", "models", "audio_tokenizers"),
     ("checkpoints",),

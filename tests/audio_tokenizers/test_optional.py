@@ -1,20 +1,12 @@
-"""Packages that may be missing or need what is missing, and weight files that are damaged."""
+"""Packages that may be missing or need what is missing."""
 
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from tiny_folders import MAKE_FOLDERS, PACKAGES
-from torch import nn
 
-from vita_audio.audio_tokenizers.optional import (
-    MissingPackageError,
-    import_optional,
-    load_torch_weights,
-    read_torch_weights,
-)
+from vita_audio.audio_tokenizers.optional import MissingPackageError, import_optional
 
 
 def test_missing_packages_are_named_with_the_extra_that_brings_them():
@@ -45,20 +37,3 @@ def test_unused_imports_of_a_package_may_be_absent_or_broken(package):
     module = import_optional(package, extra="snac24khz", unused=unused)
     assert module.json.dumps({}) == "{}"  # what works is not replaced
     assert "absent_reader" not in sys.modules and "broken_reader" not in sys.modules and "json" in sys.modules
-
-
-def test_weights_are_read_as_float32_and_must_fit(tmp_path):
-    model = nn.Linear(2, 3)
-    weights = {name: value.half() for name, value in model.state_dict().items()}
-    for name, save in (("a.safetensors", save_file), ("a.pt", torch.save)):
-        save(weights, tmp_path / name)
-        loaded = read_torch_weights(tmp_path / name)
-        assert {value.dtype for value in loaded.values()} == {torch.float32}
-        load_torch_weights(model, loaded, tmp_path / name)
-    with pytest.raises(ValueError, match=r"(?s)a.pt does not fit the model: .*Missing key\(s\) .* \"bias\""):
-        load_torch_weights(model, {"weight": loaded["weight"]}, tmp_path / "a.pt")
-    torch.save([1], tmp_path / "b.pt")
-    with pytest.raises(ValueError, match="b.pt cannot be read as weights"):
-        read_torch_weights(tmp_path / "b.pt")
-    with pytest.raises(FileNotFoundError, match="c.bin is missing"):
-        read_torch_weights(tmp_path / "c.bin")

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vita_audio.checkpoints.files import check_whole, find_checkpoint
+from vita_audio.checkpoints.tensors import fill_module, read_tensors
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.cosyvoice2_decoder import MEL, CosyVoice2Decoder, CosyVoice2State
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
 from .base import AudioStream, AudioTokenizer, Voice, check_codes, fingerprint
-from .optional import import_optional, load_torch_weights, read_torch_weights
+from .optional import import_optional
 
 NAME = "cosyvoice2"
 UNUSED = ("torchaudio",)  # s3tokenizer reads files with it, which we never ask for
@@ -182,7 +183,7 @@ def _load_speech_tokenizer(folder: Path) -> nn.Module:
             f"no {paths[-1]}; hf download FunAudioLLM/CosyVoice2-0.5B --local-dir DIR, and give that folder"
         )
     check_whole(path)
-    weights = model_v2.onnx2torch(str(path)) if path.suffix == ".onnx" else read_torch_weights(path)
+    weights = model_v2.onnx2torch(str(path)) if path.suffix == ".onnx" else read_tensors(path)
     if "encoder.conv1.weight" not in weights:
         raise ValueError(f"{path} holds no S3 tokenizer: encoder.conv1.weight is missing; get it again")
     num_state, num_mels, _ = weights["encoder.conv1.weight"].shape
@@ -194,5 +195,5 @@ def _load_speech_tokenizer(folder: Path) -> nn.Module:
     )
     with torch.random.fork_rng(devices=[]):
         model = model_v2.S3TokenizerV2(f"{TOKENIZER_FILE}_25hz", config)
-    load_torch_weights(model, weights, path)
+    fill_module(model, weights, path, "an S3 tokenizer of its sizes")
     return model

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from vita_audio.checkpoints.files import find_checkpoint, read_json
+from vita_audio.checkpoints.tensors import fill_module, read_tensors
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.noise import FrameNoise
 
 from .base import AudioTokenizer, fingerprint
-from .optional import import_optional, load_torch_weights, read_torch_weights
+from .optional import import_optional
 from .windowed_stream import WindowedDecoder, WindowedStream
 
 NAME = "snac24khz"
@@ -105,7 +106,7 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         with torch.device("meta"):
             model = snac.SNAC(**read_json(folder / "config.json"))
         weights = folder / "pytorch_model.bin"
-        load_torch_weights(model, read_torch_weights(weights), weights)
+        fill_module(model, read_tensors(weights), weights, str(folder / "config.json"))
         return cls(model.to(device), **options)
 
     @cached_property

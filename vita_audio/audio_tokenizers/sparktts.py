@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vita_audio.checkpoints.files import check_whole, find_checkpoint, read_json
+from vita_audio.checkpoints.tensors import fill_module, read_tensors
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 
 from .base import AudioTokenizer, check_codes, fingerprint
-from .optional import import_optional, load_torch_weights, read_torch_weights
+from .optional import import_optional
 from .windowed_stream import WindowedDecoder, WindowedStream
 
 NAME = "sparktts"
@@ -153,7 +154,7 @@ class SparkTTSTokenizer(AudioTokenizer):
         with torch.random.fork_rng(devices=[]):  # models of other packages draw weights before they are loaded
             bicodec = make_bicodec(_read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
-            load_torch_weights(bicodec, read_torch_weights(weights), weights)
+            fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
             read_json(folder / SPEECH_MODEL / "config.json")
             speech_model = Wav2Vec2Model.from_pretrained(folder / SPEECH_MODEL, dtype=torch.float32)
         return cls(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, Qwen2Config
 
@@ -33,6 +33,7 @@ from vita_audio.checkpoints.files import (
     read_json,
 )
 from vita_audio.checkpoints.loading import read_config
+from vita_audio.checkpoints.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import CMVN_FILE, WEIGHT_FILES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
@@ -242,7 +243,7 @@ def _inspect_glm_tokenizer(folder: Path, report: Report) -> None:
 
 def _inspect_glm_decoder(folder: Path, report: Report) -> None:
     config = read_decoder_config(folder / DECODER_CONFIG)
-    files = {name: [_find_file(folder, f"{name}.safetensors", f"{name}.pt")] for name in ("flow", "hift")}
+    files = {name: [find_file(folder, f"{name}.safetensors", f"{name}.pt")] for name in ("flow", "hift")}
     with FakeTensorMode():
         flow, hift = MaskedDiffWithXvec(config.flow).eval(), HiFTGenerator(config.hift).eval()
         parts = [_compare("flow", files["flow"], flow, report), _compare("hift", files["hift"], hift, report)]
@@ -259,7 +260,7 @@ def _inspect_sensevoice(folder: Path, report: Report) -> None:
     settings = yaml.safe_load(_read_text(folder / DECODER_CONFIG)) or {}
     names = SenseVoiceConfig.__dataclass_fields__.keys()
     sizes = {name: value for name, value in settings.get("encoder_conf", {}).items() if name in names}
-    file = _find_file(folder, *WEIGHT_FILES)
+    file = find_file(folder, *WEIGHT_FILES)
     with FakeTensorMode():
         module = SenseVoiceSmall(SenseVoiceConfig(**sizes))
         part = _compare("encoder", [file], module, report)
@@ -305,7 +306,7 @@ def _compare(name: str, files: list[Path], module: nn.Module, report: Report) ->
     """Compare weight files with a module, by names and shapes."""
     stored: dict[str, StoredTensor] = {}
     for path in files:
-        stored |= _read_tensors(path)
+        stored |= _read_heads(path)
     expected = module.state_dict(keep_vars=True)
     shapes = {key: tuple(value.shape) for key, value in expected.items()}
     present = {id(value) for key, value in expected.items() if key in stored}  # a tied tensor needs one of its names
@@ -339,27 +340,15 @@ def _judge(part: Part, report: Report) -> None:
             report.problems.append(f"{part.name}: {len(keys)} tensors {what}: {', '.join(keys[:5])}{more}")
 
 
-def _read_tensors(path: Path) -> dict[str, StoredTensor]:
-    check_whole(path)
+def _read_heads(path: Path) -> dict[str, StoredTensor]:
+    """Read what a weight file holds, without the values."""
     if path.suffix == ".safetensors":
+        check_whole(path)
         return read_header(path)
-    try:
-        values = torch.load(path, map_location="meta", weights_only=True)
-        values = values.get("state_dict", values)
-    except Exception as error:  # of pickle and zip, which share no class
-        raise ValueError(f"{path} cannot be read as weights ({error}); get it again") from error
     return {
         name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), value.nbytes)
-        for name, value in values.items()
-        if isinstance(value, Tensor)
+        for name, value in read_tensors(path, "meta").items()
     }
-
-
-def _find_file(folder: Path, *names: str) -> Path:
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder / names[-1]} is missing; get the folder again")
-    return path
 
 
 def _read_text(path: Path) -> str:

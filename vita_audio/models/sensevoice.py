@@ -17,12 +17,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.audio_utils import mel_filter_bank
 
+from vita_audio.checkpoints.tensors import find_file, read_tensors
 from vita_audio.constants import INPUT_RATE
 
 QUERIES = (0, 1, 2, 15)  # rows of the query table put before the features: any language, event, emotion, plain text
@@ -195,16 +195,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
     Raises: FileNotFoundError without a weight file, ValueError for one that cannot be read.
     """
-    path = next((Path(folder) / name for name in WEIGHT_FILES if (Path(folder) / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"no {' or '.join(WEIGHT_FILES)} in {folder}; give the folder of a SenseVoiceSmall")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, zip and safetensors; they share no class
-        raise ValueError(f"{path} cannot be read as weights, download it again: {error}") from error
-    return weights.get("state_dict", weights)
+    return read_tensors(find_file(Path(folder), *WEIGHT_FILES))
 
 
 def num_feature_rows(num_samples: int) -> int:
