@@ -37,6 +37,7 @@ from evaluation.run_folder import keep_settings, read_settings
 from evaluation.runner import FAILED, ORIGINAL, Runner, Shard, describe
 from evaluation.suites import DEMO, SUITES, Benchmark, Item, get_benchmarks
 from evaluation.tables import as_markdown
+from evaluation.tasks import TASKS
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.errors import one_line_errors
@@ -52,6 +53,7 @@ NO_FIGURES = (
     "batch_size",
     "device",
     "retry_errors",
+    "check",
 )  # may change when it goes on
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
 LONGEST_WAIT = timedelta(days=7)  # of one process for the others
@@ -81,6 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--limit", type=at_least_one, help="so many samples of each benchmark, drawn with a fixed seed")
     parser.add_argument("--seed", type=int, default=42, help="of sampled answers")
     parser.add_argument("--retry-errors", action="store_true", help="answer again what could not be answered earlier")
+    parser.add_argument("--check", action="store_true", help="only see whether arguments, data and judges are there")
     options = parser.parse_args(arguments)
     options.judge = DEFAULT_JUDGES | dict(_language_and_judge(parser, entry) for entry in options.judge)
     for mode in options.modes or ():
@@ -114,6 +117,24 @@ def load_items(benchmark: Benchmark, options: argparse.Namespace) -> list[Item]:
         return items
     chosen = sorted(random.Random(0).sample(range(len(items)), options.limit))
     return [items[index] for index in chosen]
+
+
+def check(options: argparse.Namespace) -> None:
+    """Read the data and load the judges.
+
+    Raises: FileNotFoundError if no benchmark has data, and what is wrong with data or judges otherwise.
+    """
+    present, absent = [], []
+    for benchmark in get_benchmarks(options.suite):
+        try:
+            load_items(benchmark, options)
+            present.append(benchmark)
+        except FileNotFoundError as error:
+            absent.append(error)
+    if not present:
+        raise absent[0]
+    for language in sorted({benchmark.language for benchmark in present if TASKS[benchmark.task].speaks}):
+        load_judge(options, language)
 
 
 def load_model(options: argparse.Namespace, device: str) -> SpeechLM:
@@ -216,6 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if options.check:
+        check(options)
+        return 0
     processes = Processes()
     outcomes = evaluate(options, processes)
     if processes.rank == 0:

@@ -5,6 +5,7 @@
 
 The output folder gets the model, its tokenizer, curves.png and train_results.json. The same command again continues a
 run that was stopped, and does nothing when it is done; with another model, data or learning rate it is refused.
+With --eval_suite every checkpoint is evaluated, see tools/checkpoint_evaluation.py.
 """
 
 import json
@@ -14,16 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.errors import one_line_errors
 from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, argument_values, parse_arguments
-from vita_audio.training.curves import draw_curves, summarise
+from vita_audio.training.curves import draw_run, read_quality, summarise
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,
     NUM_PROCESSES,
+    QUALITY_FILE,
     RESULTS_FILE,
     RunState,
     check_arguments,
@@ -61,6 +64,9 @@ def prepare(argv: Sequence[str] | None) -> tuple[SpeechTrainer | None, str | Non
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
+    evaluation = evaluation_command(model_arguments, training_arguments) if training_arguments.eval_suite else None
+    if evaluation and training_arguments.process_index == 0:
+        check_evaluation(evaluation)
     set_seed(training_arguments.seed)
 
     with whole_models(training_arguments):
@@ -84,6 +90,7 @@ def prepare(argv: Sequence[str] | None) -> tuple[SpeechTrainer | None, str | Non
         ),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
+        callbacks=[CheckpointEvaluation(evaluation, training_arguments.eval_minutes)] if evaluation else None,
     )
     return trainer, str(checkpoint) if checkpoint else None
 
@@ -134,8 +141,13 @@ def finish(trainer: SpeechTrainer) -> None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
-        draw_curves(trainer.state.log_history, folder / "curves.png", title=f"{folder.parent.name}/{folder.name}")
+        draw_run(folder, trainer.state.log_history)
         results = summarise(trainer.state.log_history)
+        if quality := read_quality(folder):
+            failures = quality["failures"]
+            results["quality"] = {"last": (quality["figures"] or [None])[-1], "num_failed": len(failures)}
+            if failures:
+                logger.warning("%d evaluations failed, see %s", len(failures), folder / QUALITY_FILE)
         (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         logger.info("trained %d steps in %.1f minutes: %s", results["steps"], results["minutes"], folder)
     trainer.accelerator.wait_for_everyone()

@@ -74,6 +74,7 @@ def test_changed_values_are_those_that_were_given(flags):
         ({"text_audio_interval_ratio": "8192 0"}, "at least 3"),
         ({"model_max_length": 1}, "--model_max_length must be at least 2, got 1"),
         ({"mtp_loss_weight": -1}, "--mtp_loss_weight must be 0 or more"),
+        ({"mtp_kl_weight": -1}, "--mtp_kl_weight must be 0 or more"),
         ({"mtp_model_lr_mult": 0}, "--mtp_model_lr_mult must be positive"),
         ({"user_audio_loss_weight": -0.5}, "--user_audio_loss_weight must be 0 or more"),
     ],

@@ -75,9 +75,10 @@ def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
         config_name=str(toy_run.config(3)),
         language_model_freeze=True,
         mtp_loss_weight=0.5,
+        mtp_kl_weight=0.25,
     )
     assert (model.config.num_backbone_layers, model.config.num_nextn_predict_layers) == (NUM_BACKBONE_LAYERS, 3)
-    assert model.config.mtp_loss_weight == 0.5
+    assert (model.config.mtp_loss_weight, model.config.mtp_kl_weight) == (0.5, 0.25)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     modules = ("mtp_", *(f"model.layers.{layer}." for layer in range(2, 5)))
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(modules)}

@@ -104,19 +104,23 @@ def test_modules_learn_at_their_own_rate(make_trainer):
 
 def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs):
     model = make_model(NUM_MODULES)
+    model.config.mtp_kl_weight = 0.5
     reference = copy.deepcopy(model)
     trainer = make_trainer(model, learning_rate=0.0, max_steps=2, gradient_accumulation_steps=2, logging_steps=2)
     trainer.train()
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
-    sums = torch.zeros(3, 1 + NUM_MODULES)
+    sums = torch.zeros(4, 1 + NUM_MODULES)
     for pack in packs:  # two steps of two batches of two packs are all of them
         batch = PackCollator(pad_id=0)([pack])
         output = reference(**batch, use_cache=False)
         losses = torch.cat([output.main_loss[None], output.mtp_losses])
-        sums += torch.stack([losses, output.accuracies, torch.ones_like(losses)]) * output.num_targets
-    for depth, (loss, num_correct, count) in enumerate(sums.T.tolist()):
+        divergences = torch.cat([torch.zeros(1), output.mtp_kl])
+        rows = torch.stack([losses, output.accuracies, torch.ones_like(losses), divergences])
+        sums += rows * output.num_targets
+    for depth, (loss, num_correct, count, divergence) in enumerate(sums.T.tolist()):
         assert entry[f"{depth_name(depth)}_loss"] == pytest.approx(loss / count, rel=1e-4)
         assert entry[f"{depth_name(depth)}_accuracy"] == pytest.approx(num_correct / count, rel=1e-4)
+        assert entry.get(f"{depth_name(depth)}_kl", 0.0) == pytest.approx(divergence / count, rel=1e-4)
     batches = [packs.select(range(start, start + 2)) for start in range(0, 8, 2)]
     assert entry["num_tokens"] >= sum(len(pack["input_ids"]) for batch in batches for pack in batch)
     assert entry["tokens_per_second"] > 0 and entry["minutes"] > 0

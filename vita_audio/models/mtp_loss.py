@@ -24,19 +24,26 @@ class MTPOutput(CausalLMOutputWithPast):
     Args:
         main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains.
         mtp_losses: Cross entropy of each module, (modules,).
+        mtp_kl: Divergence of each module from the backbone, see `mtp_losses`, (modules,); None if its weight is 0.
         accuracies: Share of targets that are the most likely token, backbone first, (1 + modules,).
         num_targets: Number of targets, backbone first, (1 + modules,), int64.
     """
 
     main_loss: Tensor | None = None
     mtp_losses: Tensor | None = None
+    mtp_kl: Tensor | None = None
     accuracies: Tensor | None = None
     num_targets: Tensor | None = None
 
 
 def score_targets(
-    head: nn.Linear, hidden_states: Tensor, targets: Tensor, *, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    head: nn.Linear,
+    hidden_states: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    teacher_states: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum the cross entropy of all targets, without ever holding the logits of all of them.
 
     A large vocabulary is scored in chunks of rows whose logits are computed again in the backward pass. The number of
@@ -47,30 +54,40 @@ def score_targets(
         hidden_states: (batch, time, hidden).
         targets: Token to predict at each place or IGNORE_INDEX, (batch, time).
         weights: Factor of each target's cross entropy, (batch, time); None means 1.
-    Returns: (sum of weighted cross entropy, float32; number of correct targets; number of targets), all scalars.
+        teacher_states: Hidden states that predict the same targets better, (batch, time, hidden); None: no teacher.
+    Returns: (sum of weighted cross entropy, float32; number of correct targets; number of targets; sum of weighted
+        divergences from the teacher, float32, 0 without one), all scalars.
     """
     place = targets != IGNORE_INDEX
     targets = targets[place]  # (targets,)
     weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights[place].float()
     num_chunks = -(-head.out_features // LOSS_CHUNK_VOCABULARY)
     loss = hidden_states.new_zeros((), dtype=torch.float32)
-    num_correct = targets.new_zeros(())
-    rows = (part.tensor_split(num_chunks) for part in (hidden_states[place], targets, weights))
-    for chunk in zip(*rows, strict=True):
+    divergence, num_correct = loss, targets.new_zeros(())
+    parts = [hidden_states[place], targets, weights]
+    if teacher_states is not None:
+        parts.append(teacher_states[place])
+    for chunk in zip(*(part.tensor_split(num_chunks) for part in parts), strict=True):
         if num_chunks > 1:
-            chunk_loss, chunk_correct = checkpoint(
-                _score_rows, head, *chunk, use_reentrant=False, preserve_rng_state=False
-            )
+            scores = checkpoint(_score_rows, head, *chunk, use_reentrant=False, preserve_rng_state=False)
         else:
-            chunk_loss, chunk_correct = _score_rows(head, *chunk)
-        loss, num_correct = loss + chunk_loss, num_correct + chunk_correct
-    return loss, num_correct, place.sum()
+            scores = _score_rows(head, *chunk)
+        loss, num_correct, divergence = loss + scores[0], num_correct + scores[1], divergence + scores[2]
+    return loss, num_correct, place.sum(), divergence
 
 
-def _score_rows(head: nn.Linear, hidden_states: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _score_rows(
+    head: nn.Linear, hidden_states: Tensor, targets: Tensor, weights: Tensor, teacher_states: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(hidden_states).float()  # (rows, vocabulary)
     loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
-    return loss, (logits.detach().argmax(dim=-1) == targets).sum()
+    divergence = torch.zeros_like(loss)
+    if teacher_states is not None:
+        with torch.no_grad():
+            taught = head(teacher_states).float().log_softmax(dim=-1)  # (rows, vocabulary)
+        divergences = F.kl_div(logits.log_softmax(dim=-1), taught, reduction="none", log_target=True).sum(dim=-1)
+        divergence = (divergences * weights).sum()
+    return loss, (logits.detach().argmax(dim=-1) == targets).sum(), divergence
 
 
 def mtp_losses(
@@ -80,6 +97,7 @@ def mtp_losses(
     position_ids: Tensor,
     *,
     mtp_weight: float = 1.0,
+    kl_weight: float = 0.0,
     loss_weights: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
 ) -> dict[str, Tensor]:
@@ -87,6 +105,12 @@ def mtp_losses(
 
     The loss is that of the backbone (if the head trains) plus `mtp_weight` times the mean over the modules. A depth
     without targets, in short documents or where all labels are masked, has loss 0.
+
+    With `kl_weight` modules also learn what the backbone would have predicted in their place: that times the mean over
+    the modules of their divergences is added. The divergence of module k is the mean over its targets of
+    KL(p || q) = sum over tokens t of p(t) log(p(t) / q(t)), where the module's q at place i and the backbone's p at
+    place i + k + 1 are about the same token, i + k + 2. Both are softmaxes at temperature 1 over the whole vocabulary;
+    p carries no gradients. Targets, their weights and the divisor are those of the module's cross entropy.
 
     Args:
         head: The shared output layer.
@@ -97,30 +121,43 @@ def mtp_losses(
             Where it is 0, the sums are 0 too, and so are the losses.
     Returns: `loss` and the logging fields of `MTPOutput`.
     """
-    losses, num_correct, num_targets = [], [], []
+    losses, divergences, num_correct, num_targets, backbone_states = [], [], [], [], None
     for depth, depth_states in enumerate(hidden_states):
+        teacher_states = None
+        if depth == 0:
+            backbone_states = depth_states.detach()
+        elif kl_weight:
+            shift = min(depth, labels.shape[1])
+            teacher_states = F.pad(backbone_states[:, shift:], (0, 0, 0, shift))  # (batch, time, hidden)
         targets = shift_within_documents(labels, depth + 1, position_ids, IGNORE_INDEX)
         weights = None
         if loss_weights is not None:
             weights = shift_within_documents(loss_weights, depth + 1, position_ids, 0) * (targets != IGNORE_INDEX)
-        loss, correct, count = score_targets(head, depth_states, targets, weights=weights)
+        loss, correct, count, divergence = score_targets(
+            head, depth_states, targets, weights=weights, teacher_states=teacher_states
+        )
         divisor = num_items_in_batch
         if divisor is None:
             divisor = count if weights is None else weights.sum()
         divisor = torch.as_tensor(divisor, device=loss.device)
         divisor = torch.where(divisor > 0, divisor, 1)
         losses.append(loss / divisor)
+        divergences.append(divergence / divisor)
         num_correct.append(correct)
         num_targets.append(count)
     modules = torch.stack(losses)[1:]  # (modules,)
     loss = losses[0] if head.weight.requires_grad or not len(modules) else torch.zeros_like(losses[0])
     if len(modules):
         loss = loss + mtp_weight * modules.mean()
+    kl = torch.stack(divergences)[1:] if kl_weight else None  # (modules,)
+    if kl is not None and len(kl):
+        loss = loss + kl_weight * kl.mean()
     counts = torch.stack(num_targets)
     return {
         "loss": loss,
         "main_loss": losses[0].detach(),
         "mtp_losses": modules.detach(),
+        "mtp_kl": None if kl is None else kl.detach(),
         "accuracies": torch.stack(num_correct) / counts.clamp(min=1),
         "num_targets": counts,
     }

@@ -34,14 +34,16 @@ class Qwen2MTPConfig(Qwen2Config):
     Args:
         num_nextn_predict_layers: Number of MTP modules; they are the last layers.
         mtp_loss_weight: Factor of the mean module loss in the training loss.
+        mtp_kl_weight: Factor of the modules' mean divergence from the backbone in the training loss.
         audio_tokenizer: Type and fingerprint of the audio tokenizer that made the codes trained on; None if unknown.
     """
 
     model_type = "qwen2_mtp"
-    keys_to_ignore_at_inference = ["past_key_values", "main_loss", "mtp_losses", "accuracies", "num_targets"]
+    keys_to_ignore_at_inference = ["past_key_values", "main_loss", "mtp_losses", "mtp_kl", "accuracies", "num_targets"]
 
     num_nextn_predict_layers: int = 0
     mtp_loss_weight: float = 1.0
+    mtp_kl_weight: float = 0.0
     audio_tokenizer: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs):
@@ -296,6 +298,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
                 labels,
                 position_ids,
                 mtp_weight=self.config.mtp_loss_weight,
+                kl_weight=self.config.mtp_kl_weight,
                 loss_weights=loss_weights,
                 num_items_in_batch=num_items_in_batch,
             )

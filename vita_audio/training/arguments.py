@@ -6,10 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.text import parse_audio_input
@@ -49,6 +51,9 @@ class ModelArguments:
     )
     language_model_freeze: bool = option("Train the MTP modules only", False)
     mtp_loss_weight: float | None = option("Factor of the mean MTP loss; default: that of the model config")
+    mtp_kl_weight: float | None = option(
+        "Factor of the mean divergence of the MTP modules from the backbone; default: that of the model config"
+    )
     model_max_length: int = option("Tokens in a pack", 4096)
     attn_implementation: str = option("eager, sdpa, flash_attention_2; auto: the fastest that works here", "auto")
 
@@ -59,8 +64,10 @@ class ModelArguments:
             raise ValueError("random weights need --tokenizer_name")
         if self.model_max_length < 2:
             raise ValueError(f"--model_max_length must be at least 2, got {self.model_max_length}")
-        if self.mtp_loss_weight is not None and self.mtp_loss_weight < 0:
-            raise ValueError(f"--mtp_loss_weight must be 0 or more, got {self.mtp_loss_weight}")
+        for name in ("mtp_loss_weight", "mtp_kl_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < inf:
+                raise ValueError(f"--{name} must be 0 or more, got {value}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
         self.audio_input_roles = parse_audio_input(self.audio_input or ())
 
@@ -101,6 +108,12 @@ class SpeechTrainingArguments(TrainingArguments):
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
     remove_unused_columns: bool = option("Leave columns out of the packs that the model does not take", False)
     report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
+    eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation/run.py, such as demo")
+    eval_corpus: str | None = option("Folder of tools/make_demo_corpus.py, for the demo suite")
+    eval_data: str | None = option("Folder of evaluation/prepare.py, for the public sets")
+    eval_limit: int = option("Samples of each benchmark", 20)
+    eval_minutes: float = option("Longest time of one evaluation; what takes longer has failed", 60.0)
+    eval_options: list[str] | None = option("More options of evaluation/run.py as NAME=VALUE, such as modes=vanilla")
     ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data", 6 * 3600)
 
     def __post_init__(self):
@@ -109,6 +122,19 @@ class SpeechTrainingArguments(TrainingArguments):
         if self.mtp_model_lr_mult <= 0:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
         super().__post_init__()
+        if self.eval_suite:
+            self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if self.save_strategy == SaveStrategy.NO:
+            raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
+        if not 0 < 60 * self.eval_minutes < self.ddp_timeout:
+            raise ValueError(
+                "--eval_minutes must be above 0 and shorter than --ddp_timeout, for which other processes wait "
+                f"({self.ddp_timeout / 60:g} minutes), got {self.eval_minutes:g}"
+            )
+        if wrong := [entry for entry in self.eval_options or () if not all(entry.partition("="))]:
+            raise ValueError(f"--eval_options must be NAME=VALUE, got {' '.join(wrong)}")
 
 
 Arguments = tuple[ModelArguments, DataArguments, SpeechTrainingArguments]

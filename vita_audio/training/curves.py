@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vita_audio.training.run_folder import QUALITY_FILE
 from vita_audio.training.trainer import depth_name
 
 
-def draw_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw loss and accuracy of every depth and the learning rates over the steps, as a PNG file."""
+def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
+    """Draw curves.png of a run, with the quality of its checkpoints as far as they were evaluated."""
+    folder = Path(folder).absolute()
+    title = f"{folder.parent.name}/{folder.name}"
+    draw_curves(log_history, folder / "curves.png", title, quality=read_quality(folder).get("figures", ()))
+
+
+def read_quality(folder: str | Path) -> dict[str, Any]:
+    """Return the content of quality.json; {} if no checkpoint was evaluated."""
+    path = Path(folder) / QUALITY_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def draw_curves(
+    log_history: Sequence[dict[str, Any]], path: str | Path, title: str = "", *, quality: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Draw loss and accuracy of every depth and the learning rates over the steps, as a PNG file.
+
+    Args:
+        quality: Figures of checkpoints for one more panel: their `step`, and by name dictionaries of the fractions
+            `value`, `low` and `high`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     entries = training_entries(log_history)
-    figure = Figure(figsize=(15, 4.5))
+    num_panels = 4 if quality else 3
+    figure = Figure(figsize=(5 * num_panels, 4.5))
     FigureCanvasAgg(figure)
-    loss_axis, accuracy_axis, rate_axis = figure.subplots(1, 3)
+    axes = figure.subplots(1, num_panels)
+    loss_axis, accuracy_axis, rate_axis = axes[:3]
     names = depth_names(entries)
     colours = _colours(len(names))
     for name, colour in zip(names, colours, strict=True):
@@ -30,6 +54,8 @@ def draw_curves(log_history: Sequence[dict[str, Any]], path: str | Path, title: 
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     accuracy_axis.set_ylim(0, 1)
+    if quality:
+        _plot_quality(axes[3], quality)
     figure.suptitle(title)
     figure.subplots_adjust(left=0.05, right=0.98, wspace=0.18)
     figure.savefig(path, dpi=100)
@@ -75,6 +101,21 @@ def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) 
     points = [(entry["step"], entry[key]) for entry in entries if key in entry]
     if points:
         axis.plot(*zip(*points, strict=True), **style)
+
+
+def _plot_quality(axis: Any, quality: Sequence[dict[str, Any]]) -> None:
+    """Draw figures in per cent over the steps, each with a band for its interval."""
+    names = dict.fromkeys(name for row in quality for name in row if name != "step")
+    for name in names:
+        rows = [
+            (row["step"], *(100 * row[name][key] for key in ("value", "low", "high"))) for row in quality if name in row
+        ]
+        steps, values, lows, highs = zip(*rows, strict=True)
+        (line,) = axis.plot(steps, values, marker="o", label=name)
+        axis.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.12)
+    axis.set(title="quality of checkpoints, %", xlabel="step", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
 
 
 def _colours(count: int) -> list[Any]:

@@ -16,6 +16,8 @@ from vita_audio.training.arguments import DataArguments, ModelArguments
 ARGUMENTS_FILE = "run_arguments.json"  # written first: marks a folder as one of ours
 RESULTS_FILE = "train_results.json"  # written last: marks a finished run
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint
+EVALUATIONS = "evaluation"  # folder of what is known of the checkpoints' quality
+QUALITY_FILE = "quality.json"  # a summary of that
 
 NUM_PROCESSES = "num_processes"  # in the arguments file, beside the arguments
 
@@ -106,10 +108,12 @@ def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
 
 
 def clear_run(folder: str | Path) -> None:
-    """Delete the checkpoints and marks of an earlier run and leave everything else."""
+    """Delete the checkpoints, their evaluations and the marks of an earlier run and leave everything else."""
     for _, checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
-    for name in (ARGUMENTS_FILE, RESULTS_FILE):
+    for evaluation in (Path(folder) / EVALUATIONS).glob("step-*"):
+        shutil.rmtree(evaluation)
+    for name in (ARGUMENTS_FILE, RESULTS_FILE, QUALITY_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
 
 

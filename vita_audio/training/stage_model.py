@@ -110,8 +110,9 @@ def load_stage_model(
             f"--model_max_length {arguments.model_max_length} exceeds the positions the model knows, "
             f"max_position_embeddings {config.max_position_embeddings}"
         )
-    if arguments.mtp_loss_weight is not None:
-        config.mtp_loss_weight = arguments.mtp_loss_weight
+    for weight in ("mtp_loss_weight", "mtp_kl_weight"):
+        if getattr(arguments, weight) is not None:
+            setattr(config, weight, getattr(arguments, weight))
     if arguments.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
     check_speech_input(config, tokenizer, arguments)

@@ -26,18 +26,24 @@ def depth_name(depth: int) -> str:
 
 
 class DepthMeter:
-    """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0."""
+    """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0.
+
+    Where modules learn from the backbone too, also of their divergence from it.
+    """
 
     def __init__(self):
-        self._sums: Tensor | None = None  # (3, depths), float64
+        self._sums: Tensor | None = None  # (3, depths), with divergences (4, depths), float64
         self._num_tokens = 0
 
     def add(self, outputs: MTPOutput, num_tokens: int, num_items_in_batch: Tensor | int | None) -> None:
         """Count one forward pass; `num_items_in_batch` is what its losses were divided by, None for their targets."""
         counts = outputs.num_targets.double()
+        divisor = counts if num_items_in_batch is None else num_items_in_batch
         losses = torch.cat([outputs.main_loss[None], outputs.mtp_losses]).double()
-        losses = losses * (counts if num_items_in_batch is None else num_items_in_batch)
-        sums = torch.stack([losses, outputs.accuracies.double() * counts, counts])  # (3, depths)
+        sums = [losses * divisor, outputs.accuracies.double() * counts, counts]
+        if outputs.mtp_kl is not None:
+            sums.append(torch.cat([torch.zeros_like(outputs.main_loss)[None], outputs.mtp_kl]).double() * divisor)
+        sums = torch.stack(sums)
         self._sums = sums if self._sums is None else self._sums + sums
         self._num_tokens += num_tokens
 
@@ -46,12 +52,14 @@ class DepthMeter:
         if self._sums is None:
             return {}
         num_tokens = self._sums.new_full((1, self._sums.shape[1]), self._num_tokens)
-        sums = accelerator.reduce(torch.cat([self._sums, num_tokens]), reduction="sum").cpu()
+        sums = accelerator.reduce(torch.cat([num_tokens, self._sums]), reduction="sum").cpu()
         self._sums, self._num_tokens = None, 0
-        values = {"num_tokens": int(sums[3, 0])}
-        for depth, (loss, num_correct, count, _) in enumerate(sums.T.tolist()):
+        values = {"num_tokens": int(sums[0, 0])}
+        for depth, (_, loss, num_correct, count, *divergence) in enumerate(sums.T.tolist()):
             values[f"{depth_name(depth)}_loss"] = loss / max(count, 1)
             values[f"{depth_name(depth)}_accuracy"] = num_correct / max(count, 1)
+            if divergence and depth:
+                values[f"{depth_name(depth)}_kl"] = divergence[0] / max(count, 1)
         return values
 
 
@@ -78,8 +86,9 @@ class SpeechTrainer(Trainer):
     """Trainer of `Qwen2MTPForCausalLM`; takes `SpeechTrainingArguments`.
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
-    `main_accuracy`, ...), averaged over all targets since the last entry; `tokens_per_second` of all processes; and
-    `minutes` of training, those before a resumption included.
+    `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
+    targets since the last entry; `tokens_per_second` of all processes; and `minutes` of training, those before a
+    resumption included.
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
