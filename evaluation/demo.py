@@ -99,10 +99,8 @@ class DemoEvaluation:
 
         The use is that of the training data, which has enough codes to tell.
         """
-        rate, rows = (
-            self.audio_tokenizer.output_rate,
-            load_items(self.options.corpus, "asr", self.options.num_roundtrip),
-        )
+        rate = self.audio_tokenizer.output_rate
+        rows = load_items(self.options.corpus, "asr", self.options.num_roundtrip)
         originals = [load_audio(row["audio"], rate) for row in rows]
         bar = tqdm(originals, desc="codec", unit="clip")
         decoded = [self.audio_tokenizer.decode(self.audio_tokenizer.encode(wave, rate)) for wave in bar]
@@ -119,7 +117,7 @@ class DemoEvaluation:
                 {"task": task, "mode": None, "wav": wav, "reference_text": reference, "transcript": transcript}
                 for wav, reference, transcript in zip(wavs, references, transcripts, strict=True)
             ]
-        store = AudioCodeStore(self.options.codes, self.audio_tokenizer.fingerprint)
+        store = AudioCodeStore(self.options.codes, self.audio_tokenizer.fingerprint, read_only=True)
         roles = self.speech_lm.tokenizer.discrete_roles
         trained_on = referenced_audio(load_mixture(self.options.corpus / "stage1.yaml"), roles)
         num_codes = self.audio_tokenizer.vocab_size

@@ -164,7 +164,7 @@ def shown(figures: dict) -> dict:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
 
 
-def main() -> None:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", action="append", required=True, metavar="NAME=DIR", help="may be given repeatedly")
     parser.add_argument("--output", type=Path, required=True)
@@ -173,27 +173,39 @@ def main() -> None:
     parser.add_argument("--audio-decoder-path")
     parser.add_argument("--judge", default="whisper_tiny_en")
     parser.add_argument("--max-clips", type=int)
-    args = parser.parse_args()
+    options = parser.parse_args(arguments)
+    named = [entry.partition("=")[::2] for entry in options.corpus]
+    names = [name for name, _ in named]
+    if not all(name and folder for name, folder in named) or len({*names, "judge"}) <= len(names):
+        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(options.corpus)}")
+    if options.max_clips is not None and options.max_clips < 1:
+        parser.error(f"--max-clips must be at least 1, got {options.max_clips}")
+    options.corpora = {name: Path(folder) for name, folder in named}
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    corpora = {name: read_corpus(folder, options.max_clips) for name, folder in options.corpora.items()}
     torch.set_num_threads(1)
-    tokenizer = get_audio_tokenizer(args.audio_tokenizer_type, args.audio_tokenizer_path, args.audio_decoder_path)
-    judge = get_judge(args.judge, num_threads=1)
-    results = {"judge": judge.name}
-    for entry in args.corpus:
-        name, _, folder = entry.partition("=")
-        if not name or not folder:
-            parser.error(f"--corpus must be NAME=DIR, got {entry!r}")
-        clips = read_corpus(Path(folder), args.max_clips)
-        results[name] = evaluate_corpus(clips, tokenizer, judge, hear_originals(clips, judge), args.output / name)
-        if len(results) == 2:
-            decoded = args.output / name / f"{clips[0].name}.wav"
-            text = clips[0].text or ""
-            draw_spectrograms(
-                {"original": (clips[0].path, text), "after the codec": (decoded, text)}, args.output / "mel.png"
-            )
-        print(name, json.dumps(shown(results[name])))
-    perplexities = [value["codebook_perplexity"] for value in results.values() if isinstance(value, dict)]
-    results["mean_codebook_perplexity"] = float(np.mean(perplexities))
-    (args.output / "codec.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    tokenizer = get_audio_tokenizer(
+        options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path
+    )
+    judge = get_judge(options.judge, num_threads=1)
+    figures = {}
+    for name, clips in corpora.items():
+        heard = hear_originals(clips, judge)
+        figures[name] = evaluate_corpus(clips, tokenizer, judge, heard, options.output / name)
+        print(name, json.dumps(shown(figures[name])))
+    name, clips = next(iter(corpora.items()))
+    pair = {
+        "original": (clips[0].path, clips[0].text or ""),
+        "after the codec": (options.output / name / f"{clips[0].name}.wav", clips[0].text or ""),
+    }
+    draw_spectrograms(pair, options.output / "mel.png")
+    mean = float(np.mean([corpus["codebook_perplexity"] for corpus in figures.values()]))
+    results = {"judge": judge.name, **figures, "mean_codebook_perplexity": mean}
+    (options.output / "codec.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

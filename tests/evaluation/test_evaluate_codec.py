@@ -13,7 +13,7 @@ import torch
 from toy_corpus import LengthJudge
 
 from evaluation import compare_codecs
-from evaluation.evaluate_codec import code_figures, judged_figures, mel_distance, read_corpus
+from evaluation.evaluate_codec import code_figures, judged_figures, main, mel_distance, read_corpus
 from evaluation.judges import JUDGES
 
 RATE = 16_000
@@ -76,6 +76,33 @@ def test_clips_without_a_text_are_compared_with_what_is_heard_in_them(folder):
     figures = judged_figures(clips, judge, sounds, heard)
     assert [row["reference_text"] for row in figures["generated"]] == ["one two", *heard[1:]]
     assert figures["wer"] == figures["wer_original"] > 0
+
+
+def test_several_corpora_are_evaluated_one_by_one(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    corpora = ["--corpus", f"all={folder}", "--corpus", f"more={folder / 'more'}"]
+    main([*corpora, "--output", str(tmp_path), "--judge", "length", "--max-clips", "2"])
+    figures = json.loads((tmp_path / "codec.json").read_text(encoding="utf-8"))
+    assert list(figures) == ["judge", "all", "more", "mean_codebook_perplexity"]
+    assert (figures["all"]["clips"], figures["more"]["clips"]) == (2, 1)
+    assert sorted(path.name for path in tmp_path.rglob("*.wav")) == ["a.wav", "a.wav", "b.wav"]
+    assert (tmp_path / "mel.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("corpora", "message"),
+    [(["x"], "must be NAME=DIR"), (["x=a", "x=b"], "a name of its own"), (["judge=a"], "a name of its own")],
+)
+def test_wrong_names_of_corpora_are_refused(corpora, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--output", str(tmp_path), *(part for corpus in corpora for part in ("--corpus", corpus))])
+    assert message in capsys.readouterr().err
+
+
+def test_a_corpus_that_is_not_there_is_named_before_another_is_evaluated(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="files in nowhere"):
+        main(["--corpus", f"all={folder}", "--corpus", "other=nowhere", "--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
