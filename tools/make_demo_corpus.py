@@ -28,8 +28,9 @@ from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
 MIXTURES = {  # yaml name -> {jsonl: ratio}
     "stage1": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
-    "mtp": {"asr": 1, "tts": 1, "qa": 1},  # recognition too is decoded with the modules
-    "stage4": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
+    # Recognition too is decoded with the modules. They see few questions otherwise, and garble the words of answers.
+    "mtp": {"asr": 1, "tts": 1, "qa": 3},
+    "stage4": {"asr": 1, "tts": 1, "qa": 3, "text": 1},
 }
 PEAK = 0.8
 SHARD_FILES = 64  # files spoken by one synthesiser session, seeded as a whole
