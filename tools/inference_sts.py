@@ -28,6 +28,7 @@ from command_line import (
     quieten_transformers,
 )
 
+from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.data.audio import load_audio
 from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM
@@ -46,6 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--audio", type=Path, help="what the model hears (asr, sts)")
     parser.add_argument("--text", help="what the model reads (text, tts; before the audio in sts)")
     parser.add_argument("--voice-prompt", type=Path, help="speech in the voice wanted for the answer (tts, sts)")
+    parser.add_argument("--voice", type=Path, help="speech whose voice the decoder takes, if its codec has voices")
     parser.add_argument("--system", help=f"system message, or one of {', '.join(SYSTEMS)} (default: none)")
     parser.add_argument("--mode", help=f"{', '.join(MODES)} or a ratio such as 1,10,4,10 (default: the model's)")
     parser.add_argument("--stream", action="store_true", help="print text and write audio while they come")
@@ -83,12 +85,26 @@ def answer(options: argparse.Namespace) -> None:
     audio_tokenizer = load_audio_tokenizer(options)
     for path in conversation["audios"]:
         load_audio(path, audio_tokenizer.sample_rate)  # wrong files are named before a large model is loaded
+    voice = None if options.output is None else load_voice(audio_tokenizer, options.voice)
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
     values = {name: getattr(options, name) for name in GENERATION_OPTIONS}
     generation = {name: value for name, value in values.items() if value is not None}
     respond = stream_answer if options.stream else whole_answer
-    respond(speech_lm, conversation, options.output, plan=plan, **generation)
+    respond(speech_lm, conversation, options.output, plan=plan, voice=voice, **generation)
+
+
+def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:
+    """Make the voice that codes are decoded with of a file; without one it is that of the tokenizer's weights.
+
+    Raises: AudioError, FileNotFoundError; ValueError if the codec has no voices, or cannot do without.
+    """
+    if path is not None:
+        rate = audio_tokenizer.sample_rate
+        return audio_tokenizer.make_voice(load_audio(path, rate), rate)
+    if audio_tokenizer.needs_voice:
+        raise ValueError(f"{audio_tokenizer.name} codes do not say who speaks; give somebody's speech as --voice")
+    return None
 
 
 def check_output(path: Path) -> None:

@@ -350,6 +350,22 @@ def test_unknown_plan_is_refused_at_once(speech_lm):
             call(CONVERSATIONS[0], "warp")
 
 
+def test_answers_speak_with_the_voice_given(speech_lm, monkeypatch):
+    sample = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    voice = speech_lm.audio_tokenizer.make_voice(sample, 16_000)
+    options = {"plan": "boost", "max_new_tokens": 45}
+    plain, spoken = (speech_lm.respond(CONVERSATIONS[0], voice=chosen, **options) for chosen in (None, voice))
+    assert spoken.codes == plain.codes and not torch.equal(spoken.wave, plain.wave)
+    assert torch.equal(spoken.wave, speech_lm.audio_tokenizer.decode(spoken.codes, voice))
+    stream = speech_lm.audio_tokenizer.stream(voice)
+    expected = torch.cat([stream.push(spoken.codes), stream.flush()])
+    assert torch.equal(wave_of(list(speech_lm.stream(CONVERSATIONS[0], voice=voice, **options))), expected)
+    monkeypatch.setattr(speech_lm.audio_tokenizer, "has_voices", False, raising=False)
+    for speak in (speech_lm.respond, speech_lm.stream):
+        with pytest.raises(ValueError, match="glm4voice has no voices"):
+            speak(CONVERSATIONS[0], voice=voice)
+
+
 def test_missing_decoder_matters_only_for_waves(toy_folders):
     audio_tokenizer = get_audio_tokenizer("glm4voice", toy_folders.audio_tokenizer)
     speech_lm = SpeechLM.from_pretrained(toy_folders.model, audio_tokenizer, device="cpu")

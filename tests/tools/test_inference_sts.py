@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from toy_speech_lm import TINY_TOKENIZER, load_toy
 
+from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.text import TextTokenizer
 
@@ -129,6 +130,20 @@ def test_voice_prompt_and_other_formats(run, toy_folders, question, tmp_path):
     assert soundfile.info(tmp_path / "deep" / "answer.flac").samplerate == RATE
 
 
+def test_voice_of_the_decoder(run, tool, capsys, question, tmp_path, monkeypatch):
+    waves = []
+    for voice in ((), ("--voice", question)):
+        for stream in ((), ("--stream",)):
+            run("--task", "tts", "--text", "Hello", *voice, *stream)
+            waves.append(soundfile.read(tmp_path / "answer.wav")[0])
+    assert len(waves[0]) == len(waves[1]) and not np.array_equal(waves[0], waves[2])
+    assert not np.array_equal(waves[1], waves[3])
+    monkeypatch.setattr(GLM4VoiceTokenizer, "needs_voice", True)
+    message = "inference_sts: glm4voice codes do not say who speaks; give somebody's speech as --voice"
+    assert message in refused(run, capsys, "--task", "tts", "--text", "Hello")
+    run("--task", "text", "--text", "Hello", output=None)  # nothing to speak
+
+
 def test_sampling_follows_the_seed(run):
     arguments = ("--task", "text", "--text", "Hello", "--do-sample", "--temperature", "2")
     first, again, other = (run(*arguments, "--seed", seed, output=None) for seed in (1, 1, 2))
@@ -185,7 +200,7 @@ def test_bad_audio(run, capsys, tmp_path, name, message):
         (("--task", "tts"), "task tts needs text"),
         (("--task", "asr", "--text", "x"), "task asr needs audio"),
         (("--task", "tts", "--text", "x", "--mode", "warp"), "must be one of vanilla, balance, boost, turbo"),
-        (("--task", "tts", "--text", "x", "--mode", "1,10,4"), "must be one of vanilla"),
+        (("--task", "tts", "--text", "x", "--mode", "1,10,4"), "ratio must have an even number of integers"),
         (("--task", "tts", "--text", "say <|audio|>"), "one audio per <|audio|> tag, got 1 tags, 0 audios"),
         (("--task", "tts", "--text", "x" * 600), "512 positions"),
         (("--task", "tts", "--text", "x", "--max-new-tokens", "9999"), "512 positions"),

@@ -120,12 +120,12 @@ class AudioTokenizer(ABC):
         Raises: ValueError for a code outside the vocabulary, or for a voice where `has_voices` is false.
         """
         codes = check_codes(codes, self.vocab_size)
-        self._check_voice(voice)
+        self.check_voice(voice)
         return self._decode(codes, voice) if codes else torch.zeros(0)
 
     def stream(self, voice: Any = None) -> AudioStream:
         """Begin decoding one stream of codes; `voice` and errors as in `decode`."""
-        self._check_voice(voice)
+        self.check_voice(voice)
         return self._stream(voice)
 
     def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Any:
@@ -133,12 +133,16 @@ class AudioTokenizer(ABC):
 
         Arguments as in `encode`. Raises: ValueError where `encode` does, and if this codec has no voices.
         """
-        if not self.has_voices:
-            raise ValueError(f"{self.name} has no voices, its codes say how they sound; decode without one")
+        self._need_voices()
         return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
 
-    def _check_voice(self, voice: Any) -> None:
-        if voice is not None and not self.has_voices:
+    def check_voice(self, voice: Any) -> None:
+        """Raise ValueError if codes cannot be decoded with a voice; None, for no choice of one, always passes."""
+        if voice is not None:
+            self._need_voices()
+
+    def _need_voices(self) -> None:
+        if not self.has_voices:
             raise ValueError(f"{self.name} has no voices, its codes say how they sound; decode without one")
 
 

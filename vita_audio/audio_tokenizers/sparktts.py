@@ -172,6 +172,10 @@ class SparkTTSTokenizer(AudioTokenizer):
         settings = [RESAMPLING_RULE, self.config["volume_normalize"], self.feature_extractor.do_normalize]
         return fingerprint(self.name, settings, used | speech)
 
+    def check_voice(self, voice: Voice | None) -> None:
+        if voice is not None:
+            check_voice(voice)
+
     @cached_property
     def context_codes(self) -> int:
         """Codes on either side beyond which nothing changes a sample; an upper bound.

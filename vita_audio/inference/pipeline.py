@@ -174,24 +174,36 @@ class SpeechLM:
         return cls(model, tokenizer, audio_tokenizer, front_end)
 
     def respond(
-        self, conversation: Mapping[str, Any], plan: Plan | None = None, *, decode_audio: bool = True, **generation
+        self,
+        conversation: Mapping[str, Any],
+        plan: Plan | None = None,
+        *,
+        voice: Any = None,
+        decode_audio: bool = True,
+        **generation,
     ) -> Response:
-        """Return the answer to a conversation; raises what `prompt_ids` and `generate` raise."""
-        return self.respond_batch([conversation], plan, decode_audio=decode_audio, **generation)[0]
+        """Return the answer to a conversation; arguments as in `respond_batch`.
+
+        Raises: What `prompt_ids` and `generate` raise; ValueError for a voice the audio tokenizer cannot speak with.
+        """
+        return self.respond_batch([conversation], plan, voice=voice, decode_audio=decode_audio, **generation)[0]
 
     def respond_batch(
         self,
         conversations: Iterable[Mapping[str, Any]],
         plan: Plan | None = None,
         *,
+        voice: Any = None,
         decode_audio: bool = True,
         **generation,
     ) -> list[Response]:
         """Return the answer to each conversation; without sampling the same as `respond` gives one by one.
 
         Args:
+            voice: Who speaks all answers, from the audio tokenizer's `make_voice`; None: as in `AudioTokenizer.decode`.
             decode_audio: Make waves of the codes.
         """
+        self.audio_tokenizer.check_voice(voice)
         start = perf_counter()
         prompts = [self._encode(conversation) for conversation in conversations]
         if not prompts:
@@ -205,7 +217,7 @@ class SpeechLM:
         generated = perf_counter()
         answers = [_until_end(row, options["eos_token_id"]) for row in rows]
         codes = [self.tokenizer.split(ids)[1] for ids in answers]
-        waves = [self.audio_tokenizer.decode(row) if decode_audio else None for row in codes]
+        waves = [self.audio_tokenizer.decode(row, voice) if decode_audio else None for row in codes]
         seconds = (encoded - start, generated - encoded, perf_counter() - generated)
         depths = getattr(output, "steps", None) or (BACKBONE,) * len(rows[0])
         return [
@@ -221,14 +233,21 @@ class SpeechLM:
         ]
 
     def stream(
-        self, conversation: Mapping[str, Any], plan: Plan | None = None, *, decode_audio: bool = True, **generation
+        self,
+        conversation: Mapping[str, Any],
+        plan: Plan | None = None,
+        *,
+        voice: Any = None,
+        decode_audio: bool = True,
+        **generation,
     ) -> Iterator[Chunk]:
-        """Yield the answer to a conversation while it is generated.
+        """Yield the answer to a conversation while it is generated; arguments as in `respond_batch`.
 
         Text and codes add up to those of `respond`. A chunk ends with new text, with new samples, and where a run of
         audio codes ends. Wrong input raises here; what goes wrong while generating is raised by `next`. Closing or
         dropping the iterator ends the generation.
         """
+        self.audio_tokenizer.check_voice(voice)
         prompt = self._encode(conversation)
         options = self._generation_options(len(prompt), plan, generation)
         criteria = options.pop("stopping_criteria", [])
@@ -241,7 +260,7 @@ class SpeechLM:
                 **options,
             )
 
-        return self._chunks(generate_in_thread(generate), decode_audio)
+        return self._chunks(generate_in_thread(generate), decode_audio, voice)
 
     def prompt_ids(self, conversation: Mapping[str, Any]) -> list[int]:
         """Return the token ids of a conversation and of the header of the answer to come.
@@ -287,7 +306,7 @@ class SpeechLM:
             options["mtp_inference_mode"] = InterleavePlan.parse(plan)
         return options
 
-    def _chunks(self, ids: Generator[int, None, None], decode_audio: bool) -> Iterator[Chunk]:
+    def _chunks(self, ids: Generator[int, None, None], decode_audio: bool, voice: Any) -> Iterator[Chunk]:
         text, audio = TextStream(self.tokenizer), None
         codes: list[int] = []
         with closing(ids):
@@ -296,7 +315,7 @@ class SpeechLM:
                 if self.tokenizer.is_audio(token_id):
                     codes.append(token_id - self.tokenizer.first_audio_id)
                     if decode_audio:
-                        audio = audio or self.audio_tokenizer.stream()
+                        audio = audio or self.audio_tokenizer.stream(voice)
                         wave = audio.push(codes[-1:])
                 else:
                     delta = text.push(token_id)
