@@ -74,6 +74,8 @@ def test_parse_knows_names_and_numbers():
     assert str(InterleavePlan((1, 4, 3, 8))) == "1,4,3,8"
     with pytest.raises(ValueError, match="one of vanilla, balance, boost, turbo or integers, got 'bost'"):
         InterleavePlan.parse("bost")
+    with pytest.raises(ValueError, match=r"ratio must have an even number of integers .*, got \(1, 10, 4\)"):
+        InterleavePlan.parse("1,10,4")
 
 
 def test_nothing_is_lost_or_added():

@@ -74,9 +74,11 @@ class Progress:
 def open_folder(folder: Path, settings: Mapping, fresh: bool) -> None:
     """Make the folder, or check that it was made with the same settings; `fresh` deletes it first.
 
-    Raises: ValueError if the folder is not ours, or its settings differ.
+    Raises: NotADirectoryError; ValueError if the folder is not ours, or its settings differ.
     """
     mark = folder / MARK
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output must be a folder, got the file {folder}")
     if folder.exists() and any(folder.iterdir()) and not mark.exists():
         raise ValueError(f"{folder} holds other files; choose another folder with --output")
     if fresh and folder.exists():
@@ -170,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings |= {"stages": [asdict(stage) for stage in variant.stages], **fingerprints(run)}
     try:
         open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 2
     steps, progress = plan_steps(run), Progress(run.folder / "done")

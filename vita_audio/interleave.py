@@ -56,9 +56,10 @@ class InterleavePlan:
         if name in MODES:
             return cls(MODES[name])
         try:
-            return cls(tuple(int(number) for number in name.replace(",", " ").split()))
+            numbers = tuple(int(number) for number in name.replace(",", " ").split())
         except ValueError as error:
             raise ValueError(f"interleave plan must be one of {', '.join(MODES)} or integers, got {value!r}") from error
+        return cls(numbers)
 
     def check_data(self) -> InterleavePlan:
         """Return self if data can be laid out with it, else raise ValueError."""

@@ -129,6 +129,20 @@ def test_malformed_yaml_is_one_clear_error(tmp_path, text, message):
         load_mixture(write_yaml(tmp_path, text))
 
 
+def test_a_yaml_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "mixture.yaml"
+    path.write_bytes("dataset: {x: {data_paths: [a]}}".encode("utf-16"))
+    with pytest.raises(ValueError, match=f"{path}: not yaml: .*utf-8"):
+        load_mixture(path)
+
+
+def test_folders_in_a_folder_are_no_data_files_whatever_their_names(tmp_path):
+    (tmp_path / "data/a.jsonl").mkdir(parents=True)
+    (tmp_path / "data/a.jsonl/b.jsonl").write_text('{"a": 1}\n')
+    mixture = load_mixture(write_yaml(tmp_path, "dataset: {x: {data_paths: [data]}}"))
+    assert [source.file for source in mixture.sources] == [str(tmp_path / "data/a.jsonl/b.jsonl")]
+
+
 def test_missing_yaml_and_empty_folder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.yaml: no such data yaml"):
         load_mixture(tmp_path / "gone.yaml")

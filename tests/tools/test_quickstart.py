@@ -185,6 +185,8 @@ def test_fresh_deletes_only_folders_of_its_own(tmp_path):
         with pytest.raises(ValueError, match="holds other files; choose another folder"):
             open_folder(foreign, {}, fresh)
     assert (foreign / "thesis.txt").exists()
+    with pytest.raises(NotADirectoryError, match="--output must be a folder, got the file .*thesis.txt"):
+        open_folder(foreign / "thesis.txt", {}, fresh=True)
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def read_entries(path: str | Path) -> list[Entry]:
         raise FileNotFoundError(f"{path}: no such data yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not yaml: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("dataset"), dict) or content.keys() - _TOP_KEYS:
         raise ValueError(f"{path}: expected `dataset: {{name: {{ratio, num, data_paths}}}}`, got {content!r:.200}")
@@ -173,7 +173,7 @@ def _data_files(yaml_path: Path, where: str, data_path: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{where}: no file or folder {data_path}; set ratio to 0 to leave it out")
-    files = sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if file.suffix in DATA_SUFFIXES and file.is_file())
     if not files:
         raise FileNotFoundError(f"{where}: no {' or '.join(DATA_SUFFIXES)} file in folder {data_path}")
     return files
