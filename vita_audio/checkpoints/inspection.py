@@ -45,7 +45,6 @@ from vita_audio.text import TextTokenizer, tokenizer_files
 
 DECODER_CONFIG = "config.yaml"
 CHECKED_SUFFIXES = (".json", ".safetensors", ".txt", ".yaml", ".mvn", *TORCH_SUFFIXES)
-GIB = 2**30
 
 
 @dataclass
