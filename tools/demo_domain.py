@@ -204,7 +204,7 @@ class CorpusSize:
 
 SIZES = {
     "ci": CorpusSize(4, 2, 4, 4, 2, 1, 1, 1),
-    "quick": CorpusSize(600, 400, 900, 63, 20, 1, 2, 3),
+    "quick": CorpusSize(540, 360, 820, 63, 20, 1, 2, 3),
     "long": CorpusSize(1500, 600, 2200, 63, 60, 2, 4, 8),
 }
 

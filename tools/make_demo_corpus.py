@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -24,11 +23,13 @@ from synthetic_speech import default_voice, load_voice, synthesise, trim_silence
 from tqdm import tqdm
 
 from vita_audio.constants import AUDIO_TAG
+from vita_audio.errors import one_line_errors
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
 MIXTURES = {  # yaml name -> {jsonl: ratio}
-    "stage1": {"asr": 1, "tts": 1, "qa": 1, "text": 1},
-    # Recognition too is decoded with the modules. They see few questions otherwise, and garble the words of answers.
+    # There are few questions: at their share of the data models confuse them, and modules garble the words of answers.
+    "stage1": {"asr": 1, "tts": 1, "qa": 2, "text": 1},
+    # Recognition too is decoded with the modules.
     "mtp": {"asr": 1, "tts": 1, "qa": 3},
     "stage4": {"asr": 1, "tts": 1, "qa": 3, "text": 1},
 }
@@ -182,9 +183,9 @@ def speak_shard(
 
 
 def _write_text(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as partial:
-        partial.write(text)
-    os.replace(partial.name, path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, threads: int) -> None:
@@ -225,7 +226,7 @@ def write_corpus_files(out: Path, corpus: Corpus) -> None:
         _write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -234,12 +235,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="chooses the training sentences")
     parser.add_argument("--voice", type=Path, help="Piper .onnx with its .onnx.json beside it (default: joe)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads that speak")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def make_corpus(options: argparse.Namespace) -> None:
     corpus = plan_corpus(options.size, options.seed)
     speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.threads)
     write_corpus_files(options.out, corpus)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in corpus.training.items())
     print(f"{options.out}: {len(corpus.renderings)} audio files; training samples: {counts}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("make_demo_corpus.py"):
+        make_corpus(options)
 
 
 if __name__ == "__main__":

@@ -60,11 +60,11 @@ FORMS = {
     "quick": Form(
         folder="outputs/quickstart",
         corpus_size="quick",
-        steps=(3500, 1500, 500, 320),
+        steps=(3800, 1500, 400, 260),
         batch_size=3,
         seq_length=512,
         num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes={"corpus": 3.5, "codes": 0.5, "stage1": 7.5, "stage2": 2, "stage3": 3.5, "stage4": 3, "evaluation": 4},
+        minutes={"corpus": 3, "codes": 0.5, "stage1": 9, "stage2": 2, "stage3": 3, "stage4": 2.5, "evaluation": 3.5},
     ),
     "long": Form(
         folder="outputs/quickstart_long",
