@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from vita_audio.constants import END_OF_TEXT, IM_END, IM_START
+from vita_audio.errors import one_line_errors
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
 # Words, single digits, punctuation, line breaks, spaces: the pre-tokeniser of Qwen2 (Hugging Face, tokenizer.json).
@@ -63,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=945, help="entries, with 256 bytes and 3 special tokens")
     options = parser.parse_args(arguments)
     texts = training_texts("long")
-    tokenizer = train_tokenizer([*texts, *INSTRUCTIONS * WHOLE_WORD_WEIGHT], options.vocab_size)
-    tokenizer.save_pretrained(options.out)
+    with one_line_errors("make_tiny_tokenizer.py"):
+        tokenizer = train_tokenizer([*texts, *INSTRUCTIONS * WHOLE_WORD_WEIGHT], options.vocab_size)
+        tokenizer.save_pretrained(options.out)
     num_tokens = sum(len(tokenizer.encode(text)) for text in texts)
     num_words = sum(len(text.split()) for text in texts)
     print(f"{options.out}: {len(tokenizer)} entries, {num_tokens / num_words:.2f} tokens per word")

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qw
 
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.chat import encode_conversation
+from vita_audio.errors import one_line_errors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
 
@@ -179,6 +180,27 @@ def export(language_model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase,
     tokenizer.save_pretrained(folder)
 
 
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Set up model and data; what is returned trains and exports.
+
+    Raises: FileNotFoundError, ValueError for a tokenizer or config that cannot be used.
+    """
+    tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
+    plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # the other one has the tokens of audio too
+    loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)
+    batches, held_out = ChatBatches(tokenizer, args.batch_size, args.seed), evaluation_chats()
+
+    def evaluate() -> dict[str, float]:
+        averaged = loop.averaged.module.language_model
+        return {name: exact_share(averaged, chats, tokenizer) for name, chats in held_out.items()}
+
+    def train() -> None:
+        loop.run(next_batch=lambda: batches[loop.step], validate=evaluate)
+        export(loop.averaged.module.language_model, plain_tokenizer, args.export)
+
+    return train
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/models/tiny_mtp0.json"), help="where sizes stand")
@@ -188,17 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_loop_arguments(parser, steps=2500, lr=2e-3)
     parser.set_defaults(warmup=150)
     args = parser.parse_args(arguments)
-    model = TextLoss(build_model(args.config, AutoTokenizer.from_pretrained(args.tokenizer), args.seed))
-    tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
-    loop = TrainingLoop(model, args)
-    batches, held_out = ChatBatches(tokenizer, args.batch_size, args.seed), evaluation_chats()
-
-    def evaluate() -> dict[str, float]:
-        averaged = loop.averaged.module.language_model
-        return {name: exact_share(averaged, chats, tokenizer) for name, chats in held_out.items()}
-
-    loop.run(next_batch=lambda: batches[loop.step], validate=evaluate)
-    export(loop.averaged.module.language_model, AutoTokenizer.from_pretrained(args.tokenizer), args.export)
+    with one_line_errors("train_text_lm.py"):
+        train = prepare(args)
+    train()
 
 
 if __name__ == "__main__":
