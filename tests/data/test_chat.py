@@ -112,6 +112,12 @@ def test_tts_text_does_not_leak_into_later_turns(decode):
     assert decode(chat) == ["Good morning.", "Hello.", "a"]
 
 
+def test_tts_text_is_for_one_answer(decode):
+    chat = sample(TTS_PROMPT + "Good morning.", "<|audio|>", audios=[20, 3])
+    chat["messages"].append({"role": "assistant", "content": "<|audio|>"})
+    assert decode(chat) == ["Good morning.", ""]
+
+
 def test_tts_text_is_added_once(decode):
     assert decode(sample(TTS_PROMPT + "Good morning.", "Good morning.\n<|audio|>", audios=[20])) == ["Good morning.\n"]
 
