@@ -21,12 +21,12 @@ from tqdm import tqdm
 from evaluation.judges import Judge
 from evaluation.metrics import contains_answer, normalise, word_error_rate
 from vita_audio.data.mixture import resolve
+from vita_audio.inference.harness import GREEDY
 from vita_audio.inference.pipeline import Response, SpeechLM
 from vita_audio.inference.tasks import Conversation, asr_conversation, sts_conversation, tts_conversation
 
 TASKS = ("asr", "tts", "qa")
 SPOKEN_TASKS = ("tts", "qa")
-GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
 KEYWORD_LEEWAY = 1  # words that may follow the keyword of an answer
 SILENCE_SECONDS = 0.5  # written for an answer without audio, so that every spoken answer has a file
 SPEED_ITEMS = 8  # answered one at a time for the speed

@@ -67,8 +67,8 @@ def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
     timed = [outcome for outcome in outcomes if outcome.figures and outcome.speed]
     speeds = {
         mode: {
-            "backbone_passes_per_token": _pooled([one.speed["passes_per_token"] for one in timed if one.mode == mode]),
-            "tokens_per_second": _pooled([one.speed["tokens_per_second"] for one in timed if one.mode == mode]),
+            "backbone_passes_per_token": pooled([one.speed["passes_per_token"] for one in timed if one.mode == mode]),
+            "tokens_per_second": pooled([one.speed["tokens_per_second"] for one in timed if one.mode == mode]),
         }
         for mode in dict.fromkeys(outcome.mode for outcome in timed)
     }
@@ -87,7 +87,8 @@ def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
     return picture.getvalue()
 
 
-def _pooled(scores: Sequence[Score]) -> float:
+def pooled(scores: Sequence[Score]) -> float:
+    """Return the rate of all samples together."""
     return sum(score.numerators.sum() for score in scores) / sum(score.denominators.sum() for score in scores)
 
 

@@ -72,6 +72,32 @@ def draw_errors_over_speed(
     figure.savefig(target, dpi=110, format="png")
 
 
+def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw errors over the tokens that a backbone pass yields, one panel a figure.
+
+    Args:
+        points: Of each run: its `label`, the `series` it is drawn with, `tokens_per_pass`, and `errors`: by figure the
+            share that is wrong, and where its interval begins and ends.
+    """
+    titles = list(points[0]["errors"])
+    figure, axes = _figure(len(titles), height=4)
+    for axis, title in zip(axes, titles, strict=True):
+        for series in dict.fromkeys(point["series"] for point in points):
+            chosen = sorted((p for p in points if p["series"] == series), key=lambda point: point["tokens_per_pass"])
+            places = [point["tokens_per_pass"] for point in chosen]
+            rates = [[100 * share for share in point["errors"][title]] for point in chosen]
+            spread = [[max(rate - low, 0) for rate, low, _ in rates], [max(high - rate, 0) for rate, _, high in rates]]
+            axis.errorbar(places, [rate for rate, _, _ in rates], spread, marker="o", capsize=2, label=series)
+            for point, place, (rate, _, _) in zip(chosen, places, rates, strict=True):
+                axis.annotate(
+                    point["label"], (place, rate), xytext=(4, 4), textcoords="offset points", fontsize="small"
+                )
+        axis.set(title=title, xlabel="tokens per backbone pass", ylabel="%", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small", title="numbers: MTP modules")
+    figure.savefig(path, dpi=110)
+
+
 def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Draw the words wrong after each codec over the bits per second of its codes, and those of the originals."""
     figure, (axis,) = _figure(1, height=4.5, width=7)

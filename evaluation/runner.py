@@ -18,7 +18,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from evaluation.answers import GREEDY, write_wave
+from evaluation.answers import write_wave
 from evaluation.demo import write_json
 from evaluation.figures import MOS, SIMILARITY
 from evaluation.judges import Judge, Sound
@@ -28,6 +28,7 @@ from evaluation.suites import Benchmark, Item
 from evaluation.tasks import TASKS
 from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
+from vita_audio.inference.harness import GREEDY
 from vita_audio.inference.pipeline import Response, SpeechLM
 from vita_audio.interleave import InterleavePlan
 

@@ -133,7 +133,8 @@ def _bca_levels(ratios: np.ndarray, score: Score, level: float) -> np.ndarray:
     bias = NORMAL.inv_cdf(float(np.clip(below, 1 / len(ratios), 1 - 1 / len(ratios))))
     rest = score.denominators.sum() - score.denominators
     left_out = np.where(rest > 0, (score.numerators.sum() - score.numerators) / np.where(rest > 0, rest, 1.0), 0.0)
-    influence = left_out[rest > 0].mean() - left_out[rest > 0]
+    known = left_out[rest > 0]  # none of a single sample
+    influence = known.mean() - known if len(known) else known
     spread = (influence**2).sum()
     acceleration = (influence**3).sum() / (6 * spread**1.5) if spread else 0.0
     bounds = [bias + NORMAL.inv_cdf(tail) for tail in ((1 - level) / 2, (1 + level) / 2)]

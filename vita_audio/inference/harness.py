@@ -1,0 +1,203 @@
+"""A model for evaluation harnesses: requests as they make them, answered in text, batched.
+
+    model = HarnessModel.from_pretrained("DIR")
+    model.generate_until([("What is said?", {"until": ["\\n"], "max_gen_toks": 64}, {"audio": ["question.wav"]})])
+    model.respond("Convert the speech to text.", ["question.wav"]).text
+
+The form of requests is that of EleutherAI's lm-evaluation-harness (`generate_until`, its arguments of generation and of
+audio models); a harness needs no package of ours but this one, and this module none of the harness.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.constants import AUDIO_TAG
+from vita_audio.inference.pipeline import Plan, Response, SpeechLM, resolve_device
+from vita_audio.inference.tasks import SYSTEMS, Audio, Conversation
+
+PLACEHOLDER = "<audio>"  # for an audio in the text of a request
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
+MAX_NEW_TOKENS = 1024
+_LENGTHS = ("max_gen_toks", "max_new_tokens")
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be answered, and how.
+
+    Attributes:
+        until: The answer ends before the first of these strings.
+        generation: Arguments of `generate`.
+    """
+
+    conversation: Conversation
+    until: tuple[str, ...]
+    generation: Mapping[str, Any]
+
+
+class HarnessModel:
+    """Answers requests of evaluation harnesses; greedily, unless a request asks to sample."""
+
+    def __init__(
+        self, speech_lm: SpeechLM, plan: Plan | None = None, *, system: str | None = None, batch_size: int = 8
+    ):
+        """Wrap a model.
+
+        Args:
+            plan: Interleave plan to decode by; None: the checkpoint's.
+            system: System message of all requests, or the name of one in `SYSTEMS`.
+        """
+        self.speech_lm = speech_lm
+        self.plan = plan
+        self.system = system
+        self.batch_size = batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        audio_tokenizer_type: str = "glm4voice",
+        audio_tokenizer_path: str | None = None,
+        audio_decoder_path: str | None = None,
+        audio_model: str | None = None,
+        device: str = "auto",
+        dtype: torch.dtype | None = None,
+        **options,
+    ) -> HarnessModel:
+        """Load a checkpoint; arguments as in `get_audio_tokenizer`, `SpeechLM.from_pretrained` and of the class."""
+        audio_tokenizer = get_audio_tokenizer(
+            audio_tokenizer_type, audio_tokenizer_path, audio_decoder_path, device=resolve_device(device)
+        )
+        return cls(
+            SpeechLM.from_pretrained(name_or_path, audio_tokenizer, device, dtype, audio_model=audio_model), **options
+        )
+
+    def respond(
+        self, text: str, audios: Sequence[Audio | Mapping[str, Any]] = (), *, system: str | None = None, **generation
+    ) -> Response:
+        """Return the whole answer, with its speech; `generation` as in `generate_until`."""
+        request = make_request(text, generation, audios, system=system or self.system)
+        return self.speech_lm.respond(request.conversation, self.plan, **request.generation)
+
+    def generate_until(
+        self, requests: Sequence[Any], *, system: str | None = None, skip_errors: bool = False
+    ) -> list[str]:
+        """Return the text of the answer to each request.
+
+        Args:
+            requests: Tuples, or objects with such a tuple as `args`: the text, in which `<audio>` stands for an audio
+                (without any, audios follow the text); arguments of generation: `until` (a string or several),
+                `max_gen_toks`, `do_sample`, `temperature`, ...; and for audio a dictionary `{"audio": [...]}` of files,
+                of pairs (wave, rate), or of dictionaries with `array` and `sampling_rate`.
+            system: In place of the model's own.
+            skip_errors: Answer what cannot be answered with "", which is wrong everywhere, and log why.
+        Raises: ValueError for arguments that are not known, or audios that do not fit their text; and, but for
+            `skip_errors`, what `SpeechLM.respond_batch` raises.
+        """
+        parsed = [make_request(*getattr(one, "args", one), system=system or self.system) for one in requests]
+        answers = [""] * len(parsed)
+        for places in self._batches(parsed):
+            for place, text in zip(
+                places, self._answered([parsed[place] for place in places], skip_errors), strict=True
+            ):
+                answers[place] = text
+        return answers
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Yield places of requests that are generated alike."""
+        groups: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(repr(sorted(request.generation.items())), []).append(place)
+        for places in groups.values():
+            yield from (places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size))
+
+    def _answered(self, requests: Sequence[Request], skip_errors: bool) -> list[str]:
+        try:
+            responses = self.speech_lm.respond_batch(
+                [request.conversation for request in requests],
+                self.plan,
+                decode_audio=False,
+                **requests[0].generation,
+            )
+        except Exception as error:
+            if not skip_errors:
+                raise
+            if len(requests) > 1:
+                return [text for request in requests for text in self._answered([request], skip_errors)]
+            logger.warning("a request counts as not answered: %s: %s", type(error).__name__, error)
+            return [""]
+        return [
+            cut_before(response.text.strip(), request.until)
+            for response, request in zip(responses, requests, strict=True)
+        ]
+
+
+def make_request(
+    text: str,
+    generation: Mapping[str, Any] | None = None,
+    audios: Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    system: str | None = None,
+) -> Request:
+    """Make a request of what harnesses give; arguments as in `HarnessModel.generate_until`."""
+    options = dict(generation or {})
+    until = options.pop("until", None) or ()
+    until = (until,) if isinstance(until, str) else tuple(until)
+    audios = list(audios["audio"] if isinstance(audios, Mapping) else audios)
+    content = text.replace(PLACEHOLDER, AUDIO_TAG)
+    if AUDIO_TAG not in content:
+        content = "\n".join(filter(None, [content, *[AUDIO_TAG] * len(audios)]))
+    if content.count(AUDIO_TAG) != len(audios):
+        raise ValueError(
+            f"a request must have an audio for each {PLACEHOLDER}, got {len(audios)} for {content.count(AUDIO_TAG)}"
+        )
+    messages = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": SYSTEMS.get(system, system)})
+    return Request({"messages": messages, "audios": [_audio(one) for one in audios]}, until, _generation(options))
+
+
+def _audio(audio: Any) -> Audio:
+    if not isinstance(audio, Mapping):
+        return audio
+    if "array" not in audio:
+        return audio["path"]
+    return np.asarray(audio["array"], dtype=np.float32), audio["sampling_rate"]
+
+
+def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `generate`; a temperature of 0 or none is greedy unless `do_sample` says otherwise.
+
+    Raises: ValueError for unknown ones.
+    """
+    if unknown := sorted(set(options) - {*_LENGTHS, *_SAMPLING}):
+        raise ValueError(
+            f"arguments of generation must be until, {', '.join((*_LENGTHS, *_SAMPLING))}, got {', '.join(unknown)}"
+        )
+    length = next((options[name] for name in _LENGTHS if options.get(name) is not None), MAX_NEW_TOKENS)
+    do_sample = options.get("do_sample")
+    if do_sample is None:
+        do_sample = bool(options.get("temperature"))
+    sampling = (
+        {name: options[name] for name in _SAMPLING if name in options} | {"do_sample": True} if do_sample else GREEDY
+    )
+    return {"max_new_tokens": int(length), **sampling}
+
+
+def cut_before(text: str, until: Sequence[str]) -> str:
+    """Return the text up to the first of some strings that occurs in it."""
+    ends = [text.find(stop) for stop in until if stop in text]
+    return text[: min(ends)] if ends else text
