@@ -22,6 +22,7 @@ from vita_audio.checkpoints.files import (
     find_checkpoint,
     read_header,
     read_json,
+    read_yaml,
     weight_files,
 )
 
@@ -114,6 +115,20 @@ def test_json_must_be_an_object(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match="config.json must hold a JSON object, got a list"):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a", "a.yaml must hold settings, got a list"),
+        (b"a: [1,", "a.yaml is not YAML"),
+        (b"\xff\xfe", "is not YAML"),
+    ],
+)
+def test_yaml_must_be_settings(tmp_path, content, message):
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(tmp_path / "a.yaml")
 
 
 def test_a_folder_is_taken_as_it_is(folder, monkeypatch):

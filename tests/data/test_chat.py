@@ -1,6 +1,7 @@
 """Samples to ids and labels, against the reference and by rule."""
 
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_ids_and_labels_equal_reference(case, tokenizers):
     assert encoded.loss_weights is None
     continuous = [span for span in encoded.audio_spans if case["audio_indices"] and span.role != "assistant"]
     assert [[span.start + 1, span.num_ids] for span in continuous] == case["audio_indices"]
+
+
+@pytest.mark.parametrize("name", ["glm4voice", "sensevoice_glm4voice", None])
+def test_ids_and_labels_with_the_real_vocabulary_equal_reference(name, qwen2_folder):
+    """The same samples; the file has the reference's ids by the name of the case."""
+    tokenizer = TextTokenizer.from_pretrained(
+        qwen2_folder, 16384 if name else 0, continuous_input=name == "sensevoice_glm4voice"
+    )
+    expected = json.loads(lzma.decompress((ASSETS / "qwen2_tokenizer/preprocess.json.xz").read_bytes()))
+    cases = [case for case in EQUAL if case["audio_tokenizer_type"] == name and case["name"] in expected]
+    assert len(cases) >= (3 if name is None else 30)
+    for case in cases:
+        encoded = encode_conversation(case["sample"], tokenizer, audio_ids_of(case, tokenizer), plan_of(case))
+        assert {"input_ids": encoded.input_ids, "labels": encoded.labels} == expected[case["name"]], case["name"]
 
 
 @pytest.mark.parametrize("case", [c for c in EQUAL if "raises" in c], ids=lambda case: case["name"])

@@ -119,10 +119,15 @@ def test_wrong_files_are_refused(tiny_folder, tmp_path, old, new, message):
 
 
 def test_missing_file_and_empty_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no speech decoder configuration at .*config.yaml"):
+    with pytest.raises(FileNotFoundError, match="config.yaml is missing"):
         read_config(tmp_path / "config.yaml")
-    with pytest.raises(ValueError, match="must hold the keys sample_rate, flow and hift"):
+    with pytest.raises(ValueError, match="config.yaml is empty"):
         _read_text(tmp_path, "")
+    with pytest.raises(ValueError, match="config.yaml must hold settings, got a list"):
+        _read_text(tmp_path, "- flow")
+    (tmp_path / "config.yaml").write_bytes(b"flow: \xff\xfe")
+    with pytest.raises(ValueError, match="config.yaml is not YAML"):
+        read_config(tmp_path / "config.yaml")
 
 
 def test_vocoder_must_fit_the_mel():

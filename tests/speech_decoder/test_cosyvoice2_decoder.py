@@ -96,7 +96,7 @@ def test_prompts_are_cut_to_where_codes_and_mel_end(decoder):
 
 
 def test_wrong_use_is_refused(decoder):
-    with pytest.raises(ValueError, match=r"audio codes must be in \[0, 100\), got \[100\]"):
+    with pytest.raises(ValueError, match=r"audio codes must be in 0..99, got 1 others such as \[100\]"):
         decoder.decode([100])
     with pytest.raises(ValueError, match="give both or neither"):
         decoder.start(prompt_codes=[1])
@@ -123,7 +123,7 @@ def test_released_layout(tmp_path):
         (tmp_path / "cosyvoice2.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
         with pytest.raises(ValueError, match=f"cosyvoice2.yaml does not describe .*{message}"):
             read_sizes(tmp_path / "cosyvoice2.yaml")
-    with pytest.raises(FileNotFoundError, match="no speech decoder configuration at .*cosyvoice2.yaml"):
+    with pytest.raises(FileNotFoundError, match="cosyvoice2.yaml is missing"):
         CosyVoice2Decoder.from_pretrained(tmp_path / "nowhere")
 
 

@@ -289,7 +289,7 @@ def test_very_short_inputs(decoder, number):
 
 def test_wrong_use_is_refused_and_leaves_the_stream_usable(decoder):
     state = decoder.start(num_steps=1)
-    with pytest.raises(ValueError, match=r"audio codes must be in \[0, 256\), got \[256, -1\]"):
+    with pytest.raises(ValueError, match=r"audio codes must be in 0..255, got 2 others such as \[256, -1\]"):
         decoder.decode_chunk(state, [1, 256, -1])
     wave = decoder.decode_chunk(state, [1, 2, 3], final=True)
     assert torch.equal(wave, decoder.decode([1, 2, 3], num_steps=1))
@@ -301,6 +301,8 @@ def test_wrong_use_is_refused_and_leaves_the_stream_usable(decoder):
         decoder.start(prompt_codes=[1, 2])
     with pytest.raises(ValueError, match=r"prompt_mel of 2 codes must have shape \(80, 13\), .* got \(80, 90\)"):
         decoder.start(prompt_codes=[1, 2], prompt_mel=torch.zeros(80, 90))
+    with pytest.raises(ValueError, match=r"prompt_mel must have shape \(80, frames\), got \(1, 80, 13\)"):
+        decoder.start(prompt_codes=[1, 2], prompt_mel=torch.zeros(1, 80, 13))
     with pytest.raises(ValueError, match=r"a speaker embedding must have shape \(192,\), got \(1, 192\)"):
         decoder.start(embedding=torch.zeros(1, 192))
 

@@ -113,6 +113,9 @@ def test_released_speech_encoder_fits_at_full_size(check, tmp_path):
     assert (code, report["problems"], report["kind"]) == (0, [], "sensevoice-small")
     assert report["num_parameters"] == 233_999_167
     assert report["parts"][0]["dry_run"] == "10 rows of features to 14 rows"
+    (tmp_path / "config.yaml").write_text("encoder: SenseVoiceEncoderSmall\nencoder_conf: [cut")
+    assert f"{tmp_path}/config.yaml is not YAML" in check(tmp_path)[1]["problems"][0]
+    (tmp_path / "config.yaml").write_text(settings)
     (tmp_path / "am.mvn").unlink()
     assert check(tmp_path)[1]["problems"][0].startswith(f"no am.mvn in {tmp_path}")
 

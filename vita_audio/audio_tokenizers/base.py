@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vita_audio.resample import resample
+from vita_audio.speech_decoder.inputs import check_codes
 
 
 @dataclass(frozen=True)
@@ -166,17 +166,6 @@ def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) 
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")
     return resample(wave, sample_rate, target_rate)
-
-
-def check_codes(codes: Sequence[int], vocab_size: int) -> list[int]:
-    """Return `codes` as a list of int.
-
-    Raises: TypeError if one is not an integer, ValueError if one is not in 0..vocab_size - 1.
-    """
-    codes = [index(code) for code in codes]
-    if wrong := [code for code in codes if not 0 <= code < vocab_size]:
-        raise ValueError(f"audio codes must be in 0..{vocab_size - 1}, got {len(wrong)} others such as {wrong[:5]}")
-    return codes
 
 
 def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:

@@ -22,7 +22,7 @@ from vita_audio.resample import resample
 from vita_audio.speech_decoder.cosyvoice2_decoder import MEL, CosyVoice2Decoder, CosyVoice2State
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, Voice, check_codes, fingerprint
+from .base import AudioStream, AudioTokenizer, Voice, fingerprint
 from .optional import import_optional
 
 NAME = "cosyvoice2"
@@ -42,7 +42,7 @@ class CosyVoice2Stream(AudioStream):
     def push(self, codes: Sequence[int]) -> Tensor:
         if self._state.is_finished:
             raise ValueError("this stream was flushed; begin another one with stream()")
-        return self._decoder.decode_chunk(self._state, check_codes(codes, self._decoder.vocab_size))
+        return self._decoder.decode_chunk(self._state, codes)
 
     def flush(self) -> Tensor:
         return self._decoder.decode_chunk(self._state, [], final=True)

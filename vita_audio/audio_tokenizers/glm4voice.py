@@ -18,9 +18,10 @@ from vita_audio.checkpoints.files import check_weights, find_checkpoint, read_js
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.decoder import SpeechDecoder, SpeechDecoderState
+from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, Voice, check_codes, fingerprint
+from .base import AudioStream, AudioTokenizer, Voice, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"

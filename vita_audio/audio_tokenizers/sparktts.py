@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.checkpoints.files import check_whole, find_checkpoint, read_json
+from vita_audio.checkpoints.files import find_checkpoint, read_json, read_yaml
 from vita_audio.checkpoints.tensors import fill_module, read_tensors
 from vita_audio.resample import RULE as RESAMPLING_RULE
+from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 
-from .base import AudioTokenizer, check_codes, fingerprint
+from .base import AudioTokenizer, fingerprint
 from .optional import import_optional
 from .windowed_stream import WindowedDecoder, WindowedStream
 
@@ -47,17 +47,17 @@ def make_bicodec(config: dict[str, Any]) -> nn.Module:
     Its own mel spectrogram, which needs torchaudio, is replaced by `_Mel`.
     """
     unused = ("torchaudio",)
-    names = {
-        "models.bicodec": ("BiCodec",),
-        "modules.encoder_decoder.feat_encoder": ("Encoder",),
-        "modules.encoder_decoder.feat_decoder": ("Decoder",),
-        "modules.encoder_decoder.wave_generator": ("WaveGenerator",),
-        "modules.vq.factorized_vector_quantize": ("FactorizedVectorQuantize",),
-        "modules.speaker.speaker_encoder": ("SpeakerEncoder",),
+    modules = {
+        "BiCodec": "models.bicodec",
+        "Encoder": "modules.encoder_decoder.feat_encoder",
+        "Decoder": "modules.encoder_decoder.feat_decoder",
+        "WaveGenerator": "modules.encoder_decoder.wave_generator",
+        "FactorizedVectorQuantize": "modules.vq.factorized_vector_quantize",
+        "SpeakerEncoder": "modules.speaker.speaker_encoder",
     }
     kinds = {
         kind: getattr(import_optional(f"{PACKAGE}.{module}", extra=NAME, unused=unused), kind)
-        for module, (kind,) in names.items()
+        for kind, module in modules.items()
     }
 
     class BiCodec(kinds["BiCodec"]):
@@ -152,7 +152,7 @@ class SparkTTSTokenizer(AudioTokenizer):
             raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
         folder = find_checkpoint(path, offline=offline)
         with torch.random.fork_rng(devices=[]):  # models of other packages draw weights before they are loaded
-            bicodec = make_bicodec(_read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
+            bicodec = make_bicodec(read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
             read_json(folder / SPEECH_MODEL / "config.json")
@@ -161,7 +161,7 @@ class SparkTTSTokenizer(AudioTokenizer):
             bicodec.to(device),
             speech_model.to(device),
             Wav2Vec2FeatureExtractor.from_pretrained(folder / SPEECH_MODEL),
-            _read_yaml(folder / "config.yaml"),
+            read_yaml(folder / "config.yaml"),
             **options,
         )
 
@@ -255,11 +255,3 @@ def check_voice(voice: Voice) -> list[int]:
     if len(codes) != VOICE_SIZE:
         raise ValueError(f"a voice must have {VOICE_SIZE} codes, got {len(codes)}; make one with make_voice")
     return codes
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    check_whole(path)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold settings, got {type(values).__name__}; get it again")
-    return values

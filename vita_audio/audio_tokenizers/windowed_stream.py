@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import AudioStream, check_codes
+from vita_audio.speech_decoder.inputs import check_codes
+
+from .base import AudioStream
 
 
 @dataclass(frozen=True)

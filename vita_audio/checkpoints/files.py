@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 CONFIG_FILE = "config.json"
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # what is read first comes first
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
@@ -94,6 +96,23 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); it may be cut off, get it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; it is not of a checkpoint")
+    return values
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Args:
+        loader: One that knows the tags of the file.
+    Raises: FileNotFoundError; ValueError naming the file and what is wrong with it.
+    """
+    _check_head(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({error}); it may be cut off, get it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings, got a {type(values).__name__}; get it again")
     return values
 
 

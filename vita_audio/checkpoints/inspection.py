@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, Qwen2Config
@@ -31,6 +30,7 @@ from vita_audio.checkpoints.files import (
     check_whole,
     read_header,
     read_json,
+    read_yaml,
 )
 from vita_audio.checkpoints.loading import read_config
 from vita_audio.checkpoints.tensors import find_file, read_tensors
@@ -256,9 +256,9 @@ def _inspect_glm_decoder(folder: Path, report: Report) -> None:
 
 
 def _inspect_sensevoice(folder: Path, report: Report) -> None:
-    settings = yaml.safe_load(_read_text(folder / DECODER_CONFIG)) or {}
+    settings = read_yaml(folder / DECODER_CONFIG) if (folder / DECODER_CONFIG).is_file() else {}
     names = SenseVoiceConfig.__dataclass_fields__.keys()
-    sizes = {name: value for name, value in settings.get("encoder_conf", {}).items() if name in names}
+    sizes = {name: value for name, value in (settings.get("encoder_conf") or {}).items() if name in names}
     file = find_file(folder, *WEIGHT_FILES)
     with FakeTensorMode():
         module = SenseVoiceSmall(SenseVoiceConfig(**sizes))

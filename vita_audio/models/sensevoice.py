@@ -95,6 +95,8 @@ class SANMAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Linear, ReLU, linear."""
+
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
         self.w_1 = nn.Linear(config.output_size, config.linear_units)
@@ -122,6 +124,8 @@ class SenseVoiceLayer(nn.Module):
 
 
 class SenseVoiceEncoder(nn.Module):
+    """Two stacks of layers, each with a norm behind it."""
+
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
         size = config.output_size

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from vita_audio.checkpoints.files import read_yaml
+
 from .config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
 
 # What the released configuration says and this decoder always does. Other values are refused.
@@ -70,16 +72,11 @@ def read_config(path: str | Path) -> DecoderConfig:
 
     Raises: FileNotFoundError; ValueError naming the file and the key that is missing, unknown or unsupported.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no speech decoder configuration at {path}")
+    values = read_yaml(Path(path), _Loader)
+    values.pop("llm", None)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-        if not isinstance(values, dict):
-            raise ValueError("it must hold the keys sample_rate, flow and hift")
-        values.pop("llm", None)
         return _decoder_config(_resolve(values, values))
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -88,14 +85,7 @@ def read_tagged(path: Path) -> dict[str, Any]:
 
     Raises: FileNotFoundError; ValueError if the file is no YAML mapping.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no speech decoder configuration at {path}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold settings, got {type(values).__name__}; get it again")
+    values = read_yaml(path, _Loader)
     return _look_up(values, values)
 
 

@@ -25,6 +25,7 @@ from .cosyvoice2_flow import (
     released_noise,
 )
 from .hift import HiFTGenerator
+from .inputs import check_codes, check_voice
 from .mel import MelSettings
 from .vocoder import VocoderState, start_vocoder, vocode
 from .weights import load_weights
@@ -129,17 +130,14 @@ class CosyVoice2Decoder:
         Raises: ValueError if only half a prompt is given or the embedding has another shape.
         """
         size, bands = self.flow.config.spk_embed_dim, self.flow.config.num_bands
-        if embedding is not None and embedding.shape != (size,):
-            raise ValueError(f"a speaker embedding must have shape ({size},), got {tuple(embedding.shape)}")
-        if (prompt_codes is None) != (prompt_mel is None):
-            raise ValueError("a voice prompt needs prompt_codes and prompt_mel; give both or neither")
+        check_voice(prompt_codes, prompt_mel, embedding, num_bands=bands, embedding_size=size)
         prompt_codes, mel = ([], torch.zeros(bands, 0)) if prompt_mel is None else (prompt_codes, prompt_mel)
         num_codes = min(len(prompt_codes), mel.shape[1] // FRAMES_PER_CODE)
         return CosyVoice2State(
             num_steps=num_steps,
             is_chunked=True,
             embedding=None if embedding is None else embedding.float()[None].to(self.device),
-            prompt_codes=[int(code) for code in prompt_codes[:num_codes]],
+            prompt_codes=check_codes(prompt_codes[:num_codes], self.vocab_size),
             prompt_mel=mel[None, :, : num_codes * FRAMES_PER_CODE].float().to(self.device),
             vocoder=start_vocoder(self.hift, seed),
             mel=torch.zeros(1, bands, 0, device=self.device),
@@ -154,10 +152,7 @@ class CosyVoice2Decoder:
         """
         if state.is_finished:
             raise ValueError("this stream is finished; begin another one with start()")
-        codes = [int(code) for code in codes]
-        if wrong := [code for code in codes if not 0 <= code < self.vocab_size]:
-            raise ValueError(f"audio codes must be in [0, {self.vocab_size}), got {wrong[:5]}")
-        state.codes, state.is_finished = state.codes + codes, final
+        state.codes, state.is_finished = state.codes + check_codes(codes, self.vocab_size), final
         num_codes, chunk_size = state.first + len(state.codes), self.flow.config.encoder.block_size
         if final and not state.is_chunked:
             self._make_mel(state, num_codes)

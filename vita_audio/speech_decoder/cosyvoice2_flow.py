@@ -104,30 +104,9 @@ def _run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, visible: T
 
 
 class CausalCFM(ConditionalCFM):
-    """Flow matching with the causal estimator."""
+    """Flow matching with the causal estimator, whose mask says which frames a frame sees."""
 
-    def __init__(self, config: FlowMatchingConfig, estimator: EstimatorConfig):
-        nn.Module.__init__(self)
-        self.config = config
-        self.estimator = CausalConditionalDecoder(estimator)
-
-    def solve(
-        self, noise: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, *, num_steps: int, visible: Tensor | None = None
-    ) -> Tensor:
-        """Follow the flow from noise to mel in Euler steps; arguments as in `ConditionalCFM.solve`."""
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        rate = self.config.inference_cfg_rate
-        times = self.schedule(torch.linspace(0, 1, num_steps + 1, device=noise.device))
-        conditions = [torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond)]
-        x = noise
-        for start, end in zip(times[:-1], times[1:], strict=True):
-            velocity = self.estimator(
-                torch.cat([x, x]), visible, conditions[0], start.expand(2), conditions[1], conditions[2]
-            )
-            conditioned, unconditioned = velocity.chunk(2)
-            x = x + (end - start) * ((1 + rate) * conditioned - rate * unconditioned)
-        return x
+    estimator_class = CausalConditionalDecoder
 
 
 class LookaheadLayer(nn.Module):
@@ -235,7 +214,7 @@ class CosyVoice2Flow(nn.Module):
         if is_chunked:
             chunk_size = self.config.encoder.block_size * FRAMES_PER_CODE
             visible = block_causal_mask(mu.shape[2], chunk_size, mu.device)[None]
-        mel = self.decoder.solve(noise, mu, speaker, cond, num_steps=num_steps, visible=visible)
+        mel = self.decoder.solve(noise, mu, speaker, cond, num_steps=num_steps, mask=visible)
         return mel[:, :, num_prompt_frames:]
 
 

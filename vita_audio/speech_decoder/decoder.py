@@ -26,6 +26,7 @@ from .config import DecoderConfig
 from .config_file import read_config, write_config
 from .flow import MaskedDiffWithXvec
 from .hift import HiFTGenerator
+from .inputs import check_codes, check_voice
 from .mel import NUM_BANDS, SAMPLE_RATE
 from .noise import FrameNoise
 from .vocoder import VocoderState, start_vocoder, vocode
@@ -149,8 +150,7 @@ class SpeechDecoder:
             another shape, or context_codes < overlap_codes.
         """
         size = self.config.flow.spk_embed_dim
-        if embedding is not None and embedding.shape != (size,):
-            raise ValueError(f"a speaker embedding must have shape ({size},), got {tuple(embedding.shape)}")
+        check_voice(prompt_codes, prompt_mel, embedding, num_bands=NUM_BANDS, embedding_size=size)
         if not context_codes >= overlap_codes >= 0:
             raise ValueError(
                 f"context_codes must not be less than overlap_codes, got {context_codes} and {overlap_codes}"
@@ -180,7 +180,7 @@ class SpeechDecoder:
         """
         if state.is_finished:
             raise ValueError("this stream is finished; begin another one with start()")
-        window = state.codes + self._checked(codes)
+        window = state.codes + check_codes(codes, self.vocab_size)
         num_codes = state.first_code + len(window)
         num_frames = self.flow.num_frames(num_codes)
         held_frames = 0 if final else self.flow.num_frames(state.overlap_codes)
@@ -209,12 +209,10 @@ class SpeechDecoder:
 
     def _prompt(self, codes: Sequence[int] | None, mel: Tensor | None) -> tuple[list[int], Tensor]:
         """Voice prompt as codes and (1, bands, frames) that end together, at the last whole code of both."""
-        if (codes is None) != (mel is None):
-            raise ValueError("a voice prompt needs prompt_codes and prompt_mel; give both or neither")
         if codes is None:
             return [], torch.zeros(1, NUM_BANDS, 0)
-        codes, num_frames = self._checked(codes), self.flow.num_frames(len(codes))
-        if mel.ndim != 2 or mel.shape[0] != NUM_BANDS or abs(mel.shape[1] - num_frames) > MAX_PROMPT_MISMATCH:
+        codes, num_frames = check_codes(codes, self.vocab_size), self.flow.num_frames(len(codes))
+        if abs(mel.shape[1] - num_frames) > MAX_PROMPT_MISMATCH:
             raise ValueError(
                 f"prompt_mel of {len(codes)} codes must have shape ({NUM_BANDS}, {num_frames}), give or take "
                 f"{MAX_PROMPT_MISMATCH} frames, got {tuple(mel.shape)}"
@@ -223,12 +221,6 @@ class SpeechDecoder:
             codes = codes[:-1]
             num_frames = self.flow.num_frames(len(codes))
         return codes, mel[None, :, :num_frames].float()
-
-    def _checked(self, codes: Sequence[int]) -> list[int]:
-        codes = [int(code) for code in codes]
-        if wrong := [code for code in codes if not 0 <= code < self.vocab_size]:
-            raise ValueError(f"audio codes must be in [0, {self.vocab_size}), got {wrong[:5]}")
-        return codes
 
     def _continue_mel(self, state: SpeechDecoderState, window: list[int], num_frames: int) -> Tensor:
         """Mel from `state.position` to the end of the window, faded in over what the last chunk held back."""

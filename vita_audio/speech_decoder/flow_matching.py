@@ -13,22 +13,27 @@ from .unet import ConditionalDecoder
 class ConditionalCFM(nn.Module):
     """Straight paths from noise to mel, with classifier-free guidance over prior, speaker and prompt."""
 
+    estimator_class: type[nn.Module] = ConditionalDecoder
+
     def __init__(self, config: FlowMatchingConfig, estimator: EstimatorConfig):
         super().__init__()
         self.config = config
-        self.estimator = ConditionalDecoder(estimator)
+        self.estimator = self.estimator_class(estimator)
 
     def schedule(self, t: Tensor) -> Tensor:
         """Warp uniform times in [0, 1]: the cosine schedule spends more of them near the noise."""
         return 1 - torch.cos(t * (math.pi / 2)) if self.config.t_scheduler == "cosine" else t
 
-    def solve(self, noise: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, *, num_steps: int) -> Tensor:
+    def solve(
+        self, noise: Tensor, mu: Tensor, spks: Tensor, cond: Tensor, *, num_steps: int, mask: Tensor | None = None
+    ) -> Tensor:
         """Follow the flow from noise to mel in Euler steps.
 
         Args:
             noise: Standard normal, (batch, bands, frames); scaled by the configured temperature.
             mu, cond: Prior and prompt mel, like `noise`; spks: (batch, bands).
             num_steps: Euler steps, each one call of the estimator on conditioned and unconditioned input together.
+            mask: For the estimator, as it takes one.
         Returns: Mel, like `noise`.
         Raises: ValueError if num_steps is less than 1.
         """
@@ -37,15 +42,17 @@ class ConditionalCFM(nn.Module):
         times = self.schedule(torch.linspace(0, 1, num_steps + 1, device=noise.device))
         x = self.config.inference_temperature * noise
         for start, end in zip(times[:-1], times[1:], strict=True):
-            x = x + (end - start) * self._guided_velocity(x, start, mu, spks, cond)
+            x = x + (end - start) * self._guided_velocity(x, mask, start, mu, spks, cond)
         return x
 
-    def _guided_velocity(self, x: Tensor, time: Tensor, mu: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
+    def _guided_velocity(
+        self, x: Tensor, mask: Tensor | None, time: Tensor, mu: Tensor, spks: Tensor, cond: Tensor
+    ) -> Tensor:
         rate = self.config.inference_cfg_rate
         if rate == 0:
-            return self.estimator(x, None, mu, time.expand(len(x)), spks, cond)
+            return self.estimator(x, mask, mu, time.expand(len(x)), spks, cond)
         twice = [torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond)]
-        velocity = self.estimator(torch.cat([x, x]), None, twice[0], time.expand(2 * len(x)), *twice[1:])
+        velocity = self.estimator(torch.cat([x, x]), mask, twice[0], time.expand(2 * len(x)), *twice[1:])
         conditioned, unconditioned = velocity.chunk(2)
         return (1 + rate) * conditioned - rate * unconditioned
 
