@@ -9,7 +9,6 @@ AUDIO_MODEL_NAME_OR_PATH=RUN/encoder.
 """
 
 import argparse
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from speech_corpus import Utterance, hold_out, load_corpus, load_recognition
+from speech_corpus import FULL_SCALE, Utterance, hold_out, load_corpus, load_recognition
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from train_speech_tokenizer import edit_distance
 from training_loop import TrainingLoop, add_loop_arguments
 
+from vita_audio.checkpoints.files import read_json
 from vita_audio.errors import one_line_errors
 from vita_audio.models.sensevoice import FEATURE_SIZE, QUERIES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
 from vita_audio.resample import resample
@@ -48,7 +48,7 @@ class BatchMaker:
 
 def features_of(utterance: Utterance, front_end: SenseVoiceFrontEnd, rng: random.Random | None) -> Tensor:
     """Return the features of an utterance, (rows, 560), with `rng` at another speed, with noise and blanked spans."""
-    wave = torch.from_numpy(utterance.wave.astype(np.float32) / 32768)
+    wave = torch.from_numpy(utterance.wave.astype(np.float32) / FULL_SCALE)
     speed = rng.uniform(0.9, 1.1) if rng else 1.0
     wave = resample(wave, round(utterance.rate * speed / 100) * 100, front_end.sample_rate)
     if rng is None:
@@ -110,7 +110,10 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
     """
     torch.manual_seed(args.seed)
-    config = SenseVoiceConfig(**json.loads(args.config.read_text(encoding="utf-8"))["audio_config"])
+    sizes = read_json(args.config).get("audio_config")
+    if not isinstance(sizes, dict):
+        raise ValueError(f"{args.config} must have the speech encoder's sizes under audio_config, got {sizes}")
+    config = SenseVoiceConfig(**sizes)
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer, 0)
     if config.vocab_size <= len(tokenizer):
         raise ValueError(f"vocab_size in {args.config} must exceed the {len(tokenizer)} tokens of {args.tokenizer}")

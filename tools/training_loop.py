@@ -58,7 +58,7 @@ class TrainingLoop:
             self.averaged = AveragedModel(model, avg_fn=moving_average(ema_decay), use_buffers=True)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-        self.step = 0
+        self.step, self.num_skipped, self.seconds = 0, 0, 0.0
         args.output.mkdir(parents=True, exist_ok=True)
         self.checkpoint = args.output / "checkpoint.pt"
         if self.checkpoint.exists():
@@ -70,11 +70,12 @@ class TrainingLoop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        self.step = state["step"]
+        self.step, self.num_skipped, self.seconds = state["step"], state["num_skipped"], state["seconds"]
         print(f"continuing at step {self.step} of {self.args.steps} from {self.checkpoint}")
 
     def _save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"step": self.step, "num_skipped": self.num_skipped, "seconds": self.seconds}
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
         partial = self.checkpoint.with_suffix(".part")
@@ -89,11 +90,13 @@ class TrainingLoop:
     ) -> None:
         """Train up to `args.steps`; `validate` runs, and its figures are logged, at every checkpoint.
 
+        A step whose gradients are not finite changes nothing and is counted as `num_skipped`.
+
         Args:
             validate: Called without gradient and with the models in evaluation mode.
             before_step: Called with the step's number before the step, for what has to happen once.
         """
-        args, means, started = self.args, {}, time.time()
+        args, means, started = self.args, {}, time.time() - self.seconds
         bar = tqdm(total=args.steps, initial=self.step, unit="step", smoothing=0.02)
         with open(args.output / "log.jsonl", "a", encoding="utf-8") as log:
             while self.step < args.steps:
@@ -106,10 +109,12 @@ class TrainingLoop:
                 if self.step % 20 == 0:
                     bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
                 if self.step % args.save_every == 0 or self.step == args.steps:
+                    self.seconds = time.time() - started
                     self._save()
                     row = {
                         "step": self.step,
-                        "minutes": (time.time() - started) / 60,
+                        "minutes": self.seconds / 60,
+                        "num_skipped": self.num_skipped,
                         **means,
                         **self._evaluate(validate),
                     }
@@ -137,8 +142,10 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.model)
+        if not torch.isfinite(norm):
+            self.num_skipped += 1
+            return {}
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         return {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": float(norm)}

@@ -58,12 +58,14 @@ def test_a_resumed_run_equals_a_straight_one(tmp_path, capsys):
             run()
     resumed, run = make_run(tmp_path / "stopped")
     assert resumed.step == 2 and "continuing at step 2 of 4" in capsys.readouterr().out
+    seconds_at_resumption = resumed.seconds
     run()
     for name, value in straight.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
     for name, value in straight.averaged.state_dict().items():
         torch.testing.assert_close(resumed.averaged.state_dict()[name], value, rtol=0, atol=0)
     assert [row["step"] for row in log_of(tmp_path / "stopped")] == [1, 2, 4]
+    assert resumed.seconds > seconds_at_resumption > 0
     assert log_of(tmp_path / "stopped")[-1]["held_out"] == log_of(tmp_path / "straight")[-1]["held_out"]
 
 
@@ -102,10 +104,17 @@ def test_the_average_follows_the_weights_and_soon_forgets_the_first(tmp_path):
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path):
-    loop = TrainingLoop(Regression(), options(tmp_path, steps=1))
-    before = loop.model.layers[0].weight.detach().clone()
-    loop.run(lambda: {"x": torch.full((8, 4), math.inf)}, dict)
-    assert torch.equal(loop.model.layers[0].weight, before)
+    loop = TrainingLoop(Regression(), options(tmp_path, steps=2))
+    weights = []
+
+    def next_batch():
+        weights.append(loop.model.layers[0].weight.detach().clone())
+        return {"x": torch.full((8, 4), 1.0 if loop.step else math.inf)}
+
+    loop.run(next_batch, dict)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], loop.model.layers[0].weight)
+    [row] = log_of(tmp_path)
+    assert row["num_skipped"] == 1 and math.isfinite(row["total"])
 
 
 def test_the_learning_rate_rises_and_falls_to_a_fiftieth(tmp_path):
