@@ -51,7 +51,7 @@ def test_how_audio_enters_is_kept_with_the_tokenizer(tmp_path, plus_tokenizer):
     assert len(load(audio_input={"user": "discrete"})) == len(load()) == len(mixed) - 1
 
 
-@pytest.mark.parametrize("run", PIPELINE["runs"], ids=lambda run: str(run["ratio"]))
+@pytest.mark.parametrize("run", PIPELINE["runs"], ids=lambda run: f"{run['ratio']}{len(run['options'])}")
 def test_documents_equal_reference_from_yaml_to_pack(run, tmp_path, store, plus_tokenizer, monkeypatch):
     """User audio has the reference's number of rows and no codes, audio of answers has its codes."""
     for file in (ASSETS / "data/pipeline").iterdir():

@@ -30,7 +30,9 @@ def test_reference_numbers(decoder, golden, facts, index):
 
     silent_source = hift.make_source(f0, _no_noise(mel))
     torch.testing.assert_close(silent_source, expected["source_zero_draws"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(hift.synthesize(mel, silent_source), expected["wav_zero_draws"], atol=2e-3, rtol=0)
     silent_source[:, :, :256] = expected["cache_source"]
+    torch.testing.assert_close(silent_source, expected["source_partial_cache"], atol=1e-3, rtol=0)
     torch.testing.assert_close(hift.synthesize(mel, silent_source), expected["wav_partial_cache"], atol=2e-3, rtol=0)
 
 
