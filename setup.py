@@ -39,6 +39,7 @@ setup(
             "whisper-normalizer>=0.1",
             "word2number>=1.1",
             "faster-whisper>=1.2",
+            "filelock>=3",
         ],
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
         "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from evaluation.figures import TEXT, TRANSCRIPT, WITHOUT_AUDIO, Value, measured, speed_scores
-from evaluation.run_folder import Row, RowFile
+from evaluation.run_folder import Row, RowFile, read_settings
 from evaluation.runner import ANSWERS, FAILED, ORIGINAL, TRANSCRIPTS
 from evaluation.score import Score
 from evaluation.significance import compare
@@ -48,6 +48,7 @@ class Outcome:
         scores: Of quality, by key of the figure, in the order of the samples.
         speed: The same for speed and length.
         figures: Scores with their intervals.
+        against: Another model's name, and what it did in the same benchmark and mode.
     """
 
     benchmark: Benchmark
@@ -59,6 +60,7 @@ class Outcome:
     speed: dict[str, Score] = field(default_factory=dict)
     figures: dict[str, Value] = field(default_factory=dict)
     judge: str | None = None
+    against: tuple[str, Outcome] | None = None
 
     @property
     def task(self) -> Task:
@@ -67,6 +69,9 @@ class Outcome:
     @property
     def num_errors(self) -> int:
         return sum(sample.error is not None for sample in self.samples)
+
+    def add_note(self, note: str) -> None:
+        self.note = "; ".join(filter(None, [self.note, note]))
 
     def badness(self) -> list[float]:
         """Return 0 for samples that did as well as can be, more the worse they did, infinity for errors."""
@@ -118,6 +123,26 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     return outcome
 
 
+def set_against(outcomes: Sequence[Outcome], items: Mapping[str, Sequence[Item]], folder: Path) -> None:
+    """Put beside each outcome that of the model whose evaluation is in `folder`, or note why it cannot be compared.
+
+    Args:
+        items: By name of the benchmark.
+    Raises: FileNotFoundError if the folder holds no evaluation.
+    """
+    name = read_settings(folder)["model"]
+    for outcome in outcomes:
+        if outcome.status != DONE or outcome.mode == ORIGINAL:
+            continue
+        other = collect(folder, outcome.benchmark, items[outcome.benchmark.name], outcome.mode)
+        if other.status != DONE:
+            outcome.add_note(f"not compared with {name}, whose {outcome.mode} is {other.status}: {other.note}")
+        elif other.judge != outcome.judge:
+            outcome.add_note(f"not compared with {name}, which {other.judge} heard")
+        else:
+            outcome.against = (name, other)
+
+
 def _is_unheard(answer: Row, heard: Mapping[str, Row], speaks: bool) -> bool:
     return speaks and bool(answer["wav"]) and answer["id"] not in heard
 
@@ -139,7 +164,7 @@ def _score(outcome: Outcome) -> None:
         try:
             score = figure.rate([sample.said[figure.source] for sample in samples], items, benchmark)
         except (MissingPackageError, ValueError) as error:
-            outcome.note = "; ".join(filter(None, [outcome.note, str(error)]))
+            outcome.add_note(str(error))
             if not figure.of_reference:
                 outcome.status, outcome.scores = BROKEN, {}
                 return
@@ -154,15 +179,23 @@ def _score(outcome: Outcome) -> None:
 
 
 def comparisons(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return paired tests of every mode against the first one of its benchmark, on the same samples."""
+    """Return paired tests on the same samples: of every mode against the first one, and against the other model."""
     found = []
     for name in dict.fromkeys(outcome.benchmark.name for outcome in outcomes):
         modes = [one for one in outcomes if one.benchmark.name == name and one.mode != ORIGINAL and one.scores]
         for other in modes[1:]:
-            for key in other.scores:
-                pair = {"benchmark": name, "figure": key, "mode": other.mode, "against": modes[0].mode}
-                found.append(pair | asdict(compare(other.scores[key], modes[0].scores[key])))
+            found += _compared(other, modes[0], modes[0].mode)
+        for one in modes:
+            if one.against:
+                model, other = one.against
+                found += _compared(one, other, f"{other.mode} of {model}")
     return found
+
+
+def _compared(one: Outcome, other: Outcome, name: str) -> list[dict[str, Any]]:
+    what = {"benchmark": one.benchmark.name, "mode": one.mode, "against": name}
+    keys = [key for key in one.scores if key in other.scores]
+    return [what | {"figure": key} | asdict(compare(one.scores[key], other.scores[key])) for key in keys]
 
 
 def environment(root: Path) -> dict[str, Any]:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import random
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,8 @@ from evaluation.demo import at_least_one, settings_of, write_json
 from evaluation.figures import MEASURES
 from evaluation.judges import Judge, get_judge
 from evaluation.page import draw_chart, write_page
-from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, collect, environment
+from evaluation.processes import Processes
+from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, collect, environment, set_against
 from evaluation.run_folder import keep_settings, read_settings
 from evaluation.runner import FAILED, ORIGINAL, Runner, Shard, describe
 from evaluation.suites import DEMO, SUITES, Benchmark, Item, get_benchmarks
@@ -41,7 +40,7 @@ from evaluation.tasks import TASKS
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.errors import one_line_errors
-from vita_audio.inference.pipeline import SpeechLM, resolve_device
+from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.interleave import MODES, InterleavePlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +52,10 @@ NO_FIGURES = (
     "batch_size",
     "device",
     "retry_errors",
+    "against",
     "check",
 )  # may change when it goes on
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
-LONGEST_WAIT = timedelta(days=7)  # of one process for the others
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,11 +82,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--limit", type=at_least_one, help="so many samples of each benchmark, drawn with a fixed seed")
     parser.add_argument("--seed", type=int, default=42, help="of sampled answers")
     parser.add_argument("--retry-errors", action="store_true", help="answer again what could not be answered earlier")
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="--output of another model, to tell differences from"
+    )
     parser.add_argument("--check", action="store_true", help="only see whether arguments, data and judges are there")
     options = parser.parse_args(arguments)
     options.judge = DEFAULT_JUDGES | dict(_language_and_judge(parser, entry) for entry in options.judge)
     for mode in options.modes or ():
         InterleavePlan.parse(mode)
+    if options.against:
+        read_settings(options.against)
     benchmarks = get_benchmarks(options.suite)
     needed = {"--corpus": any(one in DEMO for one in benchmarks), "--data": any(one not in DEMO for one in benchmarks)}
     for flag, is_needed in needed.items():
@@ -152,26 +156,6 @@ def load_judge(options: argparse.Namespace, language: str) -> Judge:
     return get_judge(options.judge[language], language=language)
 
 
-class Processes:
-    """This process among those of torchrun, or alone."""
-
-    def __init__(self):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        if self.size > 1:
-            torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
-    def device(self, wanted: str) -> str:
-        if wanted == "auto" and torch.cuda.is_available():
-            return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-        return resolve_device(wanted)
-
-
 def settings_of_run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     values = {name: value for name, value in vars(options).items() if name not in NO_FIGURES}
     return settings_of(argparse.Namespace(**values | {"model": folder}))
@@ -194,6 +178,7 @@ def evaluate(options: argparse.Namespace, processes: Processes) -> list[Outcome]
     present = [benchmark for benchmark in benchmarks if benchmark.name in found]
     work = [(benchmark, mode) for mode in modes for benchmark in present]
     work += [(benchmark, ORIGINAL) for benchmark in present if any(item.recording for item in found[benchmark.name])]
+    processes.claim(options.output)
     if processes.rank == 0:
         keep_settings(options.output, settings_of_run(options, folder))
         for benchmark, mode in work:
@@ -214,7 +199,10 @@ def evaluate(options: argparse.Namespace, processes: Processes) -> list[Outcome]
     for benchmark, mode in work:
         runner.run(benchmark, found[benchmark.name], mode)
     processes.wait()
-    return [*(collect(options.output, benchmark, found[benchmark.name], mode) for benchmark, mode in work), *absent]
+    outcomes = [collect(options.output, benchmark, found[benchmark.name], mode) for benchmark, mode in work]
+    if options.against:
+        set_against(outcomes, found, options.against)
+    return [*outcomes, *absent]
 
 
 def write_results(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:

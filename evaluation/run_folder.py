@@ -71,4 +71,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> Row:
+    """Raises: FileNotFoundError if nothing was evaluated there."""
+    if not (folder / SETTINGS).is_file():
+        raise FileNotFoundError(f"no {folder / SETTINGS}; give the --output of an evaluation")
     return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
-from evaluation import run
+from evaluation import processes, run
 from evaluation.judges import JUDGES
 from evaluation.run_folder import RowFile
 from vita_audio.inference.pipeline import SpeechLM
@@ -146,6 +147,45 @@ def test_a_changed_setting_is_refused(finished, toy_folders, corpus, option, val
     name = option.removeprefix("--").replace("-", "_")
     with pytest.raises(ValueError, match=rf"was made with other settings \({name}: .*choose another --output"):
         run.main(options)
+
+
+def test_a_folder_in_which_another_process_works_is_refused(toy_folders, corpus, tmp_path, monkeypatch):
+    """As when torchrun was killed and its processes were not."""
+    monkeypatch.setattr(processes, "SECONDS_FOR_THE_LAST_ONE", 0.1)
+    options = arguments(toy_folders, corpus, tmp_path, "--modes", "boost", suite="demo-asr")
+    with FileLock(tmp_path / ".process-0.lock"):
+        with pytest.raises(ValueError, match="another evaluation works in .*wait until it is done or end it"):
+            run.main(options)
+        assert not list(tmp_path.rglob("*.jsonl"))
+    assert run.main(options) == 0
+
+
+def test_a_process_ends_with_the_one_that_started_it():
+    child = "import time; from evaluation.processes import end_with_parent as e; e(); print('ready'); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-uc', {child!r}])"
+    started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=ROOT)
+    assert started.stdout.readline() == b"ready\n"
+    started.kill()
+    assert started.stdout.read() == b""  # at the end of the pipe, which both held open
+
+
+def test_another_model_is_compared_on_the_same_samples(finished, toy_folders, corpus, tmp_path):
+    """Here the same model, so that nothing differs; a mode that the other one lacks is named."""
+    options = arguments(toy_folders, corpus, tmp_path / "out", "--modes", "boost", "turbo", suite="demo-asr")
+    assert run.main([*options, "--against", str(finished)]) == 0
+    compared = json.loads((tmp_path / "out" / "results.json").read_text())["comparisons"]
+    (row,) = [row for row in compared if row["against"] == f"boost of {toy_folders.model}"]
+    assert (row["mode"], row["figure"], row["difference"], row["p_value"]) == ("boost", "wer", 0, 1)
+    assert f"| boost less boost of {toy_folders.model} |" in (tmp_path / "out" / "results.md").read_text()
+    note = results(tmp_path / "out")["demo-asr", "turbo"]["note"]
+    assert note.startswith(f"not compared with {toy_folders.model}, whose turbo is unfinished: 0 of 3")
+    text = [*options[:1], "demo-tts", *options[2:]]
+    for path in shutil.copytree(finished, tmp_path / "other").rglob("transcripts-*.jsonl"):
+        path.write_text(path.read_text().replace('"length"', '"somebody"'))
+    assert run.main([*text, "--against", str(tmp_path / "other")]) == 0
+    assert "which somebody heard" in results(tmp_path / "out")["demo-tts", "boost"]["note"]
+    with pytest.raises(FileNotFoundError, match="give the --output of an evaluation"):
+        run.main([*options, "--against", str(tmp_path / "nowhere")])
 
 
 def test_a_broken_sample_is_recorded_and_counts_as_wrong(finished, toy_folders, corpus, tmp_path):
