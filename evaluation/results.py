@@ -221,10 +221,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     return result.stdout.strip()
 
 
-def published_rows(benchmark: str, path: Path = PUBLISHED) -> list[dict[str, Any]]:
-    """Return the published figures of a benchmark: model, figure, value, source."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [row for row in rows if row["benchmark"] == benchmark]
+def published_rows(outcomes: Sequence[Outcome], path: Path = PUBLISHED) -> list[dict[str, Any]]:
+    """Return what others published of the benchmarks that have figures here: model, figure, value, source."""
+    names = {outcome.benchmark.name for outcome in outcomes if outcome.figures}
+    return [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["benchmark"] in names]
 
 
 def as_json(outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundings: Mapping[str, Any]) -> dict:
@@ -249,5 +249,5 @@ def as_json(outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundin
             for outcome in outcomes
         ],
         "comparisons": comparisons(outcomes),
-        "published": [row for name in sorted({one.benchmark.name for one in outcomes}) for row in published_rows(name)],
+        "published": published_rows(outcomes),
     }

@@ -29,6 +29,7 @@ def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
 def _columns(task: Task, outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[str], str]]]:
     """Return titles and how a language calls the figures, but for those of public rules and measures not in use."""
     present = {key for outcome in outcomes for key in outcome.figures}
+    present |= {row["figure"] for row in published_rows(outcomes)}
     languages = {outcome.benchmark.language for outcome in outcomes}
     columns: list[tuple[str, Callable[[str], str]]] = [
         (figure.title, figure.key)
@@ -47,8 +48,9 @@ def _same(key: str, language: str) -> str:
 def _rows(columns: Sequence[Callable[[str], str]], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:
     for benchmark in dict.fromkeys(outcome.benchmark for outcome in outcomes):
         keys = [key(benchmark.language) for key in columns]
-        yield from (_row(keys, outcome) for outcome in outcomes if outcome.benchmark == benchmark)
-        for row in published_rows(benchmark.name):
+        chosen = [outcome for outcome in outcomes if outcome.benchmark == benchmark]
+        yield from (_row(keys, outcome) for outcome in chosen)
+        for row in published_rows(chosen):
             figures = [f"{100 * row['value']:.1f} %" if row["figure"] == key else "" for key in keys]
             yield [benchmark.name, row["model"], "", *figures, row["source"]]
 

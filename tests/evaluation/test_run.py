@@ -10,9 +10,12 @@ import pytest
 from filelock import FileLock
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
-from evaluation import processes, run
+from evaluation import prepare, processes, run
 from evaluation.judges import JUDGES
+from evaluation.results import PUBLISHED
 from evaluation.run_folder import RowFile
+from evaluation.suites import BENCHMARKS
+from evaluation.tasks import TASKS
 from vita_audio.inference.pipeline import SpeechLM
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +220,31 @@ def test_a_failing_benchmark_and_a_missing_set_do_not_stop_the_others(toy_folder
     assert statuses == {"demo-asr": "done", "librispeech-test-clean": "missing", **failed}
     assert "got 'nobody'" in found["demo-tts"]["note"] and "KeyError" in found["demo-qa"]["note"]
     lines = (tmp_path / "out" / "results.md").read_text().splitlines()
-    assert sum("librispeech-test-clean" in line and "missing: no " in line for line in lines) == 1
+    (line,) = [line for line in lines if "librispeech-test-clean" in line]
+    assert "missing: no " in line
+
+
+def test_published_figures_stand_beside_ours(toy_folders, corpus, tmp_path):
+    sample = prepare.recognition_sample(corpus / "audio" / "heldout1.flac", SENTENCES[1])
+    prepare.write_benchmark(tmp_path, "librispeech-test-clean", [sample])
+    options = arguments(toy_folders, corpus, tmp_path / "out", "--data", tmp_path, suite="librispeech-test-clean")
+    assert run.main([*options, "--modes", "boost"]) == 0
+    lines = (tmp_path / "out" / "results.md").read_text().split("## Speed")[0].splitlines()
+    header, *rows = [[cell.strip() for cell in line.split("|")] for line in lines if "|" in line]
+    values = {row[2]: dict(zip(header, row, strict=False)) for row in rows if row[1] == "librispeech-test-clean"}
+    assert values["Kimi-Audio"]["errors"] == "1.3 %" and values["Kimi-Audio"]["errors, public rule"] == ""
+    assert values["VITA-Audio-Plus-Vanilla"]["errors, public rule"] == "2.0 %"
+    assert "Kimi-Audio-Evalkit" in values["Kimi-Audio"]["note"] and values["boost"]["samples"] == "1"
+
+
+def test_published_figures_are_of_our_kinds_and_name_their_source():
+    rows = json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"]
+    assert {"wer", "cer_reference", "accuracy_speech_reference"} <= {row["figure"] for row in rows}
+    assert len({(row["benchmark"], row["model"], row["figure"], row["source"]) for row in rows}) == len(rows)
+    for row in rows:
+        benchmark = BENCHMARKS[row["benchmark"]]
+        assert row["figure"] in [figure.key(benchmark.language) for figure in TASKS[benchmark.task].figures]
+        assert 0 < row["value"] < 1 and row["model"] and len(row["source"]) > 20
 
 
 def test_arguments_that_do_not_fit_are_named(toy_folders, corpus, tmp_path, capsys):
