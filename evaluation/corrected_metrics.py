@@ -19,7 +19,7 @@ from rapidfuzz.distance import Levenshtein
 
 from evaluation.metrics import normalise, whole_numbers
 from evaluation.optional import require
-from evaluation.pairing import check_answers, check_texts
+from evaluation.pairing import check_texts
 from evaluation.reference_metrics import UNITS
 from evaluation.score import Score
 
@@ -117,14 +117,3 @@ def contains_any(text: str, answers: Sequence[str]) -> bool:
         if wanted and any(words[start : start + len(wanted)] == wanted for start in starts):
             return True
     return False
-
-
-def corrected_containment(
-    texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, ids: Sequence[str] | None = None
-) -> Score:
-    """Return the share of texts that contain one of their answers by `contains_any`.
-
-    Raises: ValueError if the lists differ in length or hold anything but texts.
-    """
-    lists = check_answers(texts, answers)
-    return Score.of_mean([contains_any(text, wanted) for text, wanted in zip(texts, lists, strict=True)], ids)

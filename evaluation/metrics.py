@@ -48,11 +48,6 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     return _rate(jiwer.process_words, *_normalised(references, hypotheses))
 
 
-def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Return the same for characters, spaces included."""
-    return _rate(jiwer.process_characters, *_normalised(references, hypotheses))
-
-
 def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Return wrong, missing and surplus digits per digit of the references; all else is dropped on both sides."""
     pairs = _normalised(references, hypotheses)

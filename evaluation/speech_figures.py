@@ -1,6 +1,6 @@
-"""Figures of speech beside what is understood of it: speed, length, silence, voice and sound.
+"""Figures of speech beside what is understood of it: voice and sound.
 
-Samples without audio take part in all of them, with the worst value there is.
+Samples without audio take part in both, with the worst value there is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from evaluation.judges.base import Sound, is_audible
-from evaluation.metrics import normalise
 from evaluation.optional import require
 from evaluation.score import Score, check_same_length
 from vita_audio.audio_tokenizers.base import prepare_wave
@@ -19,28 +18,6 @@ from vita_audio.constants import INPUT_RATE
 
 LOWEST_MOS = 1.0  # opinions are from 1, bad, to 5, excellent
 NO_SIMILARITY = 0.0
-
-
-def real_time_factor(
-    compute_seconds: Sequence[float], audio_seconds: Sequence[float], *, ids: Sequence[str] | None = None
-) -> Score:
-    """Return seconds of computing per second of audio; below 1 speech is made faster than it is heard."""
-    return Score(compute_seconds, audio_seconds, ids)
-
-
-def answer_length(texts: Sequence[str], *, ids: Sequence[str] | None = None) -> Score:
-    """Return the mean number of words."""
-    return Score.of_mean([len(normalise(text).split()) for text in texts], ids)
-
-
-def audio_length(sounds: Sequence[Sound | None], *, ids: Sequence[str] | None = None) -> Score:
-    """Return the mean duration, in seconds."""
-    return Score.of_mean([len(sound[0]) / sound[1] if sound else 0.0 for sound in sounds], ids)
-
-
-def share_without_audio(sounds: Sequence[Sound | None], *, ids: Sequence[str] | None = None) -> Score:
-    """Return the share of samples in which there is nothing to hear."""
-    return Score.of_mean([not is_audible(sound) for sound in sounds], ids)
 
 
 class SpeakerSimilarity:

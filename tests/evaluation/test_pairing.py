@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.corrected_metrics import corrected_containment, corrected_error_rate
+from evaluation.corrected_metrics import corrected_error_rate
 from evaluation.pairing import pair_texts, read_texts
 from evaluation.reference_metrics import reference_containment, reference_error_rate, seedtts_error_rate
 
@@ -43,7 +43,6 @@ def test_references_without_words_are_refused_if_all_are_and_else_count_what_was
     assert rate(["one", "two"], ["one", ""]).value == 0.5
 
 
-@pytest.mark.parametrize("accuracy", [reference_containment, corrected_containment])
 @pytest.mark.parametrize(
     "texts, answers, message",
     [
@@ -53,9 +52,9 @@ def test_references_without_words_are_refused_if_all_are_and_else_count_what_was
         (["one"], [["one", 1]], "a text or a list of texts, got .* at place 0"),
     ],
 )
-def test_answers_that_do_not_fit_are_refused(accuracy, texts, answers, message):
+def test_answers_that_do_not_fit_are_refused(texts, answers, message):
     with pytest.raises(ValueError, match=message):
-        accuracy(texts, answers)
+        reference_containment(texts, answers)
 
 
 def test_texts_are_paired_by_id_in_the_order_of_the_references(tmp_path):

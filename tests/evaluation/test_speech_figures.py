@@ -1,18 +1,11 @@
-"""Speed, length, silence, voice and sound; samples without audio never help."""
+"""Voice and sound; samples without audio never help."""
 
 import pytest
 import torch
 
 from evaluation.metrics import word_error_rate
 from evaluation.score import Score
-from evaluation.speech_figures import (
-    PredictedMos,
-    SpeakerSimilarity,
-    answer_length,
-    audio_length,
-    real_time_factor,
-    share_without_audio,
-)
+from evaluation.speech_figures import PredictedMos, SpeakerSimilarity
 
 RATE = 16_000
 SILENT = [None, (torch.zeros(0), RATE), (torch.zeros(RATE), RATE), (torch.ones(10), RATE)]
@@ -24,23 +17,6 @@ def voice(pitch: float, seconds: float = 1.5, noise: float = 0.0) -> tuple[torch
     generator = torch.Generator().manual_seed(0)
     wave = sum(torch.sin(2 * torch.pi * pitch * k * time) / k for k in range(1, 12))
     return 0.2 * wave + noise * torch.randn(len(time), generator=generator), RATE
-
-
-def test_the_real_time_factor_is_of_all_samples_and_silence_costs():
-    assert real_time_factor([1.0, 1.0], [2.0, 6.0]).value == 0.25
-    assert real_time_factor([1.0, 1.0, 1.0], [2.0, 6.0, 0.0]).value == 0.375
-    with pytest.raises(ValueError, match="denominators from 0 up and one above it"):
-        real_time_factor([1.0], [0.0])
-
-
-def test_lengths_are_means():
-    assert answer_length(["Paris.", "", "It is New York!"]).value == pytest.approx(5 / 3)
-    assert audio_length([(torch.ones(RATE), RATE), None]).value == 0.5
-
-
-def test_what_cannot_be_heard_is_without_audio():
-    score = share_without_audio([*SILENT, voice(120)])
-    assert score.numerators.tolist() == [1, 1, 1, 1, 0]
 
 
 def test_a_voice_is_more_like_itself_than_like_another_and_no_voice_like_none():

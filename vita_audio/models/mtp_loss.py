@@ -121,7 +121,7 @@ def mtp_losses(
             Where it is 0, the sums are 0 too, and so are the losses.
     Returns: `loss` and the logging fields of `MTPOutput`.
     """
-    losses, divergences, num_correct, num_targets, backbone_states = [], [], [], [], None
+    scores, backbone_states = [], None
     for depth, depth_states in enumerate(hidden_states):
         teacher_states = None
         if depth == 0:
@@ -133,31 +133,35 @@ def mtp_losses(
         weights = None
         if loss_weights is not None:
             weights = shift_within_documents(loss_weights, depth + 1, position_ids, 0) * (targets != IGNORE_INDEX)
-        loss, correct, count, divergence = score_targets(
-            head, depth_states, targets, weights=weights, teacher_states=teacher_states
-        )
-        divisor = num_items_in_batch
-        if divisor is None:
-            divisor = count if weights is None else weights.sum()
-        divisor = torch.as_tensor(divisor, device=loss.device)
-        divisor = torch.where(divisor > 0, divisor, 1)
-        losses.append(loss / divisor)
-        divergences.append(divergence / divisor)
-        num_correct.append(correct)
-        num_targets.append(count)
-    modules = torch.stack(losses)[1:]  # (modules,)
+        sums = score_targets(head, depth_states, targets, weights=weights, teacher_states=teacher_states)
+        scores.append(_divide(*sums, weights, num_items_in_batch))
+    losses, num_correct, num_targets, divergences = map(torch.stack, zip(*scores, strict=True))  # (1 + modules,) each
+    modules = losses[1:]
     loss = losses[0] if head.weight.requires_grad or not len(modules) else torch.zeros_like(losses[0])
     if len(modules):
-        loss = loss + mtp_weight * modules.mean()
-    kl = torch.stack(divergences)[1:] if kl_weight else None  # (modules,)
-    if kl is not None and len(kl):
-        loss = loss + kl_weight * kl.mean()
-    counts = torch.stack(num_targets)
+        loss = loss + mtp_weight * modules.mean() + kl_weight * divergences[1:].mean()
     return {
         "loss": loss,
         "main_loss": losses[0].detach(),
         "mtp_losses": modules.detach(),
-        "mtp_kl": None if kl is None else kl.detach(),
-        "accuracies": torch.stack(num_correct) / counts.clamp(min=1),
-        "num_targets": counts,
+        "mtp_kl": divergences[1:].detach() if kl_weight else None,
+        "accuracies": num_correct / num_targets.clamp(min=1),
+        "num_targets": num_targets,
     }
+
+
+def _divide(
+    loss: Tensor,
+    num_correct: Tensor,
+    num_targets: Tensor,
+    divergence: Tensor,
+    weights: Tensor | None,
+    num_items_in_batch: Tensor | int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Divide what `score_targets` has summed by `num_items_in_batch`, or else by the weights of its targets."""
+    divisor = num_items_in_batch
+    if divisor is None:
+        divisor = num_targets if weights is None else weights.sum()
+    divisor = torch.as_tensor(divisor, device=loss.device)
+    divisor = torch.where(divisor > 0, divisor, 1)
+    return loss / divisor, num_correct, num_targets, divergence / divisor
