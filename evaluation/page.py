@@ -32,7 +32,7 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
 th, td { border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
-th { background: #f3f3f3; }
+th { background: #f3f3f3; } td:first-child { white-space: nowrap; }
 del { background: #ffd9d6; } ins { background: #d3f0d3; text-decoration: none; }
 summary { cursor: pointer; font-weight: 600; } audio { height: 2rem; width: 15rem; } img { max-width: 100%; }
 .error { color: #a00; }

@@ -37,13 +37,18 @@ def test_commands_name_modules_that_exist(module):
     assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
 
 
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_and_pictures_lead_to_files(path):
+    assert (ROOT / path).is_file()
+
+
 BLOCKS = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-COMMANDS = re.findall(r"^python (tools/\w+\.py|-m evaluation\.\w+) (.+)$", BLOCKS, re.MULTILINE)
+COMMANDS = re.findall(r"^python ((?:tools|evaluation)/\w+\.py|-m evaluation\.\w+) (.+)$", BLOCKS, re.MULTILINE)
 
 
 @pytest.mark.parametrize("program, arguments", COMMANDS)
 def test_programs_accept_the_flags_of_their_commands(program, arguments):
-    module = importlib.import_module(re.sub(r"tools/|-m |\.py$", "", program))
+    module = importlib.import_module(re.sub(r"tools/|-m |\.py$", "", program).replace("/", "."))
     if not hasattr(module, "parse_arguments"):
         pytest.skip(f"{program} has no function that only parses its arguments")
     module.parse_arguments(shlex.split(arguments, comments=True))
