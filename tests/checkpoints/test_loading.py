@@ -130,6 +130,11 @@ DAMAGES = {
     "cut off": (lambda folder: cut_off(folder / "model.safetensors"), "model.safetensors is cut off: .* get it again"),
     "pointer": (lambda folder: make_pointer(folder / "model.safetensors"), "model.safetensors is a Git LFS pointer"),
     "config pointer": (lambda folder: make_pointer(folder / "config.json"), "config.json is a Git LFS pointer"),
+    "generation": (lambda folder: cut_off(folder / "generation_config.json"), "generation_config.json is not JSON"),
+    "generation pointer": (
+        lambda folder: make_pointer(folder / "generation_config.json"),
+        "generation_config.json is a Git LFS pointer",
+    ),
     "tokenizer": (lambda folder: cut_off(folder / "tokenizer.json"), "tokenizer.json is not JSON"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no text tokenizer in .*model"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights in .*model"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from checkpoints.broken_folders import make_pointer
 from toy_speech_lm import load_toy, make_toy_folders
 
 from vita_audio.data.audio import load_audio
@@ -132,6 +133,9 @@ def test_a_released_folder_needs_the_folder_of_the_speech_encoder(folders, speec
     loaded = SpeechLM.from_pretrained(released, speech_lm.audio_tokenizer, device="cpu", audio_model=encoder)
     expected = speech_lm.respond(CONVERSATIONS[0], max_new_tokens=20).ids
     assert loaded.respond(CONVERSATIONS[0], max_new_tokens=20).ids == expected
+    make_pointer(encoder / "am.mvn")
+    with pytest.raises(ValueError, match="am.mvn is a Git LFS pointer"):
+        SpeechLM.from_pretrained(released, speech_lm.audio_tokenizer, device="cpu", audio_model=encoder)
 
 
 def test_continuous_input_needs_a_model_that_hears(speech_lm, toy_folders):

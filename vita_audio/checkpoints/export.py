@@ -15,13 +15,12 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from vita_audio.checkpoints.files import CONFIG_FILE, WEIGHT_NAMES, check_weights, read_json
+from vita_audio.checkpoints.files import CONFIG_FILE, GENERATION_FILE, WEIGHT_NAMES, check_weights, read_json
 from vita_audio.checkpoints.loading import read_config
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import CMVN_FILE
 from vita_audio.text import TextTokenizer, chat_template
 
-GENERATION_FILE = "generation_config.json"
 CODE_FILES = ("configuration_qwen2", "modeling_qwen2")  # of the public classes
 
 # model_type -> class names there, and a repository that has their code

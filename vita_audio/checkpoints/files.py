@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # what is read first comes first
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 

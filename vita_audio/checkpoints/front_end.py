@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.checkpoints.files import check_whole, find_checkpoint
 from vita_audio.models.sensevoice import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
@@ -33,4 +33,5 @@ def load_front_end(
             f"audio of {', '.join(tokenizer.continuous_roles)} is continuous input, whose normalisation {CMVN_FILE} is "
             f"not in {source}; give the folder of a SenseVoiceSmall as audio model"
         )
+    check_whole(folder / CMVN_FILE)
     return SenseVoiceFrontEnd.from_pretrained(folder)

@@ -24,6 +24,7 @@ from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.checkpoints.files import (
     CONFIG_FILE,
+    GENERATION_FILE,
     TORCH_SUFFIXES,
     StoredTensor,
     check_weights,
@@ -208,8 +209,8 @@ def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> Non
 
 
 def _inspect_generation(folder: Path, report: Report) -> None:
-    if not (folder / "generation_config.json").exists():
-        report.facts["generation"] = "no generation_config.json: greedy, ends at <|im_end|> or <|endoftext|>"
+    if not (folder / GENERATION_FILE).exists():
+        report.facts["generation"] = f"no {GENERATION_FILE}: greedy, ends at <|im_end|> or <|endoftext|>"
         return
     config = GenerationConfig.from_pretrained(folder)
     facts = [f"ends at {config.eos_token_id}"]
