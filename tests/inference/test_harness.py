@@ -6,17 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from toy_speech_lm import load_toy
 
 from vita_audio.inference.harness import HarnessModel, cut_before, make_request
 from vita_audio.inference.tasks import asr_conversation, sts_conversation, text_conversation
 
 SHORT = {"max_gen_toks": 12}
-
-
-@pytest.fixture(scope="module")
-def speech_lm(toy_folders):
-    return load_toy(toy_folders)
 
 
 @pytest.fixture(scope="module")

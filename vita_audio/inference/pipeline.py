@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteriaList, StopStringCriteria
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
@@ -19,7 +19,7 @@ from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.inference.prompts import Prompt, PromptEncoder, generate_inputs
-from vita_audio.inference.streaming import IdQueue, StopRequest, TextStream, generate_in_thread
+from vita_audio.inference.streaming import IdQueue, RowEnds, StopRequest, TextStream, generate_in_thread
 from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import SenseVoiceFrontEnd
@@ -212,14 +212,16 @@ class SpeechLM:
         options = self._generation_options(num_prompt, plan, generation)
         inputs = generate_inputs(prompts, self.model.device)
         encoded = perf_counter()
-        output = self.model.generate(**inputs, **options | {"return_dict_in_generate": True})
-        rows = output.sequences[:, num_prompt:].tolist()
+        ends = RowEnds(options.pop("stopping_criteria"))
+        options |= {"stopping_criteria": StoppingCriteriaList([ends]), "return_dict_in_generate": True}
+        output = self.model.generate(**inputs, **options)
+        rows = [row[num_prompt : ends.lengths.get(number)] for number, row in enumerate(output.sequences.tolist())]
         generated = perf_counter()
         answers = [_until_end(row, options["eos_token_id"]) for row in rows]
         codes = [self.tokenizer.split(ids)[1] for ids in answers]
         waves = [self.audio_tokenizer.decode(row, voice) if decode_audio else None for row in codes]
         seconds = (encoded - start, generated - encoded, perf_counter() - generated)
-        depths = getattr(output, "steps", None) or (BACKBONE,) * len(rows[0])
+        depths = getattr(output, "steps", None) or (BACKBONE,) * (output.sequences.shape[1] - num_prompt)
         return [
             Response(
                 text=self.tokenizer.decode(ids),
@@ -250,7 +252,7 @@ class SpeechLM:
         self.audio_tokenizer.check_voice(voice)
         prompt = self._encode(conversation)
         options = self._generation_options(len(prompt), plan, generation)
-        criteria = options.pop("stopping_criteria", [])
+        criteria = options.pop("stopping_criteria")
 
         def generate(ids: IdQueue, stop: StopRequest) -> None:
             self.model.generate(
@@ -302,6 +304,10 @@ class SpeechLM:
         if options.get("eos_token_id") is None:
             options["eos_token_id"] = defaults.eos_token_id or [self.tokenizer.im_end_id, self.tokenizer.pad_id]
         options.setdefault("pad_token_id", self.tokenizer.pad_id)
+        criteria, stop_strings = list(options.get("stopping_criteria") or []), options.pop("stop_strings", None)
+        if stop_strings:
+            criteria.append(StopStringCriteria(options.pop("tokenizer", self.tokenizer.base), stop_strings))
+        options["stopping_criteria"] = criteria
         if plan is not None:
             options["mtp_inference_mode"] = InterleavePlan.parse(plan)
         return options
@@ -347,7 +353,7 @@ def default_dtype(device: str) -> torch.dtype:
 
 
 def _until_end(ids: list[int], end_ids: int | Sequence[int] | Tensor) -> list[int]:
-    """Cut generated ids after the first that ends an answer; what follows is padding."""
+    """Cut generated ids after the first token that ends an answer; what follows is padding."""
     end_ids = torch.as_tensor(end_ids).flatten().tolist()
     end = next((place for place, token_id in enumerate(ids) if token_id in end_ids), len(ids))
     return ids[: end + 1]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from threading import Event, Thread
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from vita_audio.text import TextTokenizer
@@ -49,6 +49,24 @@ class StopRequest(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs) -> Tensor:
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+class RowEnds(StoppingCriteria):
+    """Ends rows of a batch as other criteria say, and remembers where; what follows in a row is padding.
+
+    Attributes:
+        lengths: Row -> its tokens when it ended, the prompt included; without rows that these criteria have not ended.
+    """
+
+    def __init__(self, criteria: Iterable[StoppingCriteria]):
+        self.lengths: dict[int, int] = {}
+        self._criteria = StoppingCriteriaList(criteria)
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs) -> Tensor:
+        ended = self._criteria(input_ids, scores, **kwargs)
+        for row in ended.nonzero().flatten().tolist():
+            self.lengths.setdefault(row, input_ids.shape[1])
+        return ended
 
 
 class IdQueue(BaseStreamer):
