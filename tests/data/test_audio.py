@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from vita_audio.data.audio import AudioError, load_audio
+from vita_audio.data.audio import AudioError, load_audio, stated_seconds
 
 RATE = 16_000
 
@@ -63,6 +63,26 @@ def test_wav_written_to_a_pipe_has_no_length(tmp_path):
     content[4:8] = content[40:44] = struct.pack("<I", 0xFFFFFFFF)
     path.write_bytes(content)
     assert load_audio(path, RATE).shape == (RATE,)
+
+
+def test_flac_written_to_a_pipe_is_an_error(tmp_path):
+    """Its header has 0 samples: the last 36 of the bits of bytes 18 to 25."""
+    soundfile.write(tmp_path / "a.flac", tone(1.0, RATE), RATE)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    for read in (lambda path: load_audio(path, RATE), stated_seconds):
+        with pytest.raises(AudioError, match="a.flac: its header does not say how long it is"):
+            read(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_headers_say_how_long_a_file_is(tmp_path, name):
+    soundfile.write(tmp_path / name, tone(2.0, RATE), RATE)
+    assert stated_seconds(tmp_path / name) == pytest.approx(2, abs=0.1)
+    with pytest.raises(FileNotFoundError, match="gone.wav: no such audio file"):
+        stated_seconds(tmp_path / "gone.wav")
 
 
 def write_truncated(path, share):

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import soundfile
 from safetensors.torch import load_file, save_file
 from toy_conversations import CONVERSATIONS, codes_of
 from toy_speech_lm import TINY_TOKENIZER
@@ -30,6 +31,13 @@ def test_ten_minutes_of_audio_are_refused_before_they_are_encoded(speech_lm):
     conversation = make_conversation("asr", audio=(np.zeros(600 * 8000, dtype=np.float32), 8000))
     with pytest.raises(ValueError, match="audio: too long, the model reads at most 41 s, got 600 s; cut it"):
         speech_lm.stream(conversation)
+
+
+def test_a_file_that_is_too_long_is_not_read(speech_lm, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.flac", np.zeros(50 * 8000, dtype=np.float32), 8000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *arguments, **options: pytest.fail("the file was read"))
+    with pytest.raises(ValueError, match="long.flac: too long, the model reads at most 41 s, got 50 s"):
+        speech_lm.respond(make_conversation("asr", audio=tmp_path / "long.flac"))
 
 
 @pytest.mark.parametrize("seconds", [0.05, 39])

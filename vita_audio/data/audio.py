@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,7 @@ Channel = Literal["first", "mean"]
 
 _WAV_DATA_SIZE = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN_WAV_SIZE = 0x7FFFF000  # a WAV written to a pipe has 0 or about this much in its header
+_UNKNOWN_FRAMES = 2**62  # libsndfile has more for FLAC from a pipe, which soundfile cannot read
 _LENGTH_TOLERANCE_SECONDS = 0.1  # lossy containers state their length only roughly
 
 
@@ -44,14 +47,31 @@ def load_audio(path: str | Path, sample_rate: int, *, channel: Channel = "first"
     return resample(torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)), file_rate, sample_rate)
 
 
+def stated_seconds(path: str | Path) -> float:
+    """Return how long an audio file is by its header, without reading it.
+
+    Raises: FileNotFoundError, or AudioError for a file that is empty or not audio.
+    """
+    with _opened(Path(path)) as file:
+        return file.frames / file.samplerate
+
+
 def _read(path: Path) -> tuple[np.ndarray, int]:
+    with _opened(path) as file:
+        samples = file.read(dtype="float32", always_2d=True)
+        _check_length(path, file, len(samples))
+        return samples, file.samplerate
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
         with soundfile.SoundFile(path) as file:
-            samples = file.read(dtype="float32", always_2d=True)
-            _check_length(path, file, len(samples))
-            return samples, file.samplerate
+            if file.frames >= _UNKNOWN_FRAMES:
+                raise AudioError(f"{path}: its header does not say how long it is; write the file again, as WAV")
+            yield file
     except soundfile.LibsndfileError as error:
         what = "file is empty" if path.stat().st_size == 0 else f"not readable as audio ({error.error_string})"
         raise AudioError(f"{path}: {what}; soundfile reads WAV, FLAC, MP3 and OGG") from error

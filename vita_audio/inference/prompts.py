@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.base import prepare_wave
-from vita_audio.data.audio import load_audio
+from vita_audio.data.audio import Channel, load_audio, stated_seconds
 from vita_audio.data.chat import encode_prompt
 from vita_audio.inference.tasks import Audio
 from vita_audio.interleave import InterleavePlan
@@ -74,30 +74,39 @@ class PromptEncoder:
             if not audio:
                 raise ValueError("a list of audio codes must not be empty, got []; leave the audio out")
             return audio
-        rate = self.audio_tokenizer.sample_rate
-        wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate), rate)
-        self._check_length(audio, wave.shape[-1], rate, self.audio_tokenizer.frame_rate)
-        return self.audio_tokenizer.encode(wave, rate)
+        codec = self.audio_tokenizer
+        return codec.encode(*self._load(audio, codec.sample_rate, codec.frame_rate))
 
     def _features(self, audio: Audio, role: str) -> Tensor:
         if isinstance(audio, list):
             raise ValueError(f"audio of {role} is continuous input, got {len(audio)} codes; give a file or a wave")
-        rate = self.front_end.sample_rate
-        wave, rate = audio if isinstance(audio, tuple) else (load_audio(audio, rate, channel="mean"), rate)
-        self._check_length(audio, wave.shape[-1], rate, ROWS_PER_SECOND)
+        wave, rate = self._load(audio, self.front_end.sample_rate, ROWS_PER_SECOND, channel="mean")
         wave = torch.as_tensor(wave)
         if wave.dim() == 2 and wave.shape[0] <= wave.shape[1] and wave.is_floating_point():
             wave = wave.mean(dim=0)
         return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate))
 
-    def _check_length(self, audio: Audio, num_samples: int, rate: int, places_per_second: float) -> None:
+    def _load(
+        self, audio: Audio, rate: int, places_per_second: float, *, channel: Channel = "first"
+    ) -> tuple[Tensor, int]:
+        """Return the samples of an audio and their rate; a file that says it is too long is not read."""
         max_seconds = self.num_positions / places_per_second
-        seconds = num_samples / rate if rate > 0 else 0  # such a rate is refused where the wave is prepared
-        if seconds > max_seconds:
-            name = "audio" if isinstance(audio, tuple) else audio
-            raise ValueError(
-                f"{name}: too long, the model reads at most {max_seconds:.0f} s, got {seconds:.0f} s; cut it into parts"
-            )
+
+        def check(name: object, seconds: float) -> None:
+            if seconds > max_seconds:
+                raise ValueError(
+                    f"{name}: too long, the model reads at most {max_seconds:.0f} s, got {seconds:.0f} s; cut it into "
+                    "parts"
+                )
+
+        if isinstance(audio, tuple):
+            wave, rate = audio
+            check("audio", wave.shape[-1] / rate if rate > 0 else 0)  # other rates are refused where it is prepared
+            return wave, rate
+        check(audio, stated_seconds(audio))
+        wave = load_audio(audio, rate, channel=channel)
+        check(audio, len(wave) / rate)
+        return wave, rate
 
 
 def generate_inputs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Any]:
