@@ -13,35 +13,15 @@
 #   machines that share OUTPUT_DIR: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
 set -euo pipefail
 
-fail() {
-    echo "$(basename "$0"): $*" >&2
-    exit 2
-}
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+source "$here/machines.sh"
 [ -n "${MODEL_NAME_OR_PATH:-}" ] || fail "set MODEL_NAME_OR_PATH to the model to evaluate"
 [ -n "${AUDIO_TOKENIZER_PATH:-}" ] || fail "set AUDIO_TOKENIZER_PATH to the audio tokenizer's folder, or to 'embedded'"
 [ -n "${OUTPUT_DIR:-}" ] || fail "set OUTPUT_DIR to the folder for answers and results"
 read -r -a suites <<< "${SUITE:-paper}"
 [ -n "${DATA_PATH:-}${CORPUS:-}" ] || fail "set DATA_PATH to the folder of the benchmarks, or CORPUS with SUITE=demo"
-nnodes=${NNODES:-1}
-if [ "$nnodes" -gt 1 ]; then
-    for variable in NODE_RANK MASTER_ADDR MASTER_PORT; do
-        [ -n "${!variable:-}" ] || fail "NNODES=$nnodes needs $variable"
-    done
-    rendezvous=(--nnodes "$nnodes" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
-else
-    rendezvous=(--standalone) # a free port
-fi
-
-num_gpus=0
-if command -v nvidia-smi > /dev/null && [ "${CUDA_VISIBLE_DEVICES-all}" != "" ]; then
-    num_gpus=$(python -c "import torch; print(torch.cuda.device_count())")
-fi
-nproc=${NPROC_PER_NODE:-$((num_gpus > 0 ? num_gpus : 1))}
-num_cores=$(getconf _NPROCESSORS_ONLN)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > nproc ? num_cores / nproc : 1))}
-export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+spread_processes
 
 options=()
 if [ "$AUDIO_TOKENIZER_PATH" != embedded ]; then options+=(--audio-tokenizer-path "$AUDIO_TOKENIZER_PATH"); fi
@@ -49,7 +29,7 @@ if [ -n "${MODES:-}" ]; then read -r -a modes <<< "$MODES" && options+=(--modes 
 if [ -n "${JUDGES:-}" ]; then read -r -a judges <<< "$JUDGES" && options+=(--judge "${judges[@]}"); fi
 read -r -a extra <<< "${EXTRA_ARGS:-}"
 
-exec torchrun "${rendezvous[@]}" --nproc_per_node "$nproc" "$root/evaluation/run.py" \
+exec torchrun "${torchrun_options[@]}" "$root/evaluation/run.py" \
     --suite "${suites[@]}" \
     --model "$MODEL_NAME_OR_PATH" \
     --output "$OUTPUT_DIR" \

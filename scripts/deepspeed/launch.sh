@@ -12,13 +12,9 @@
 # Flags given later override earlier ones: the stage's, then those after the two arguments, then EXTRA_ARGS.
 set -euo pipefail
 
-fail() {
-    echo "$(basename "$0"): $*" >&2
-    exit 2
-}
-
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
+source "$here/machines.sh"
 [ $# -ge 3 ] || fail "usage: launch.sh NAME SEQ_LENGTH TIMESTAMP [flags]"
 name=$1 seq_length=$2 timestamp=$3
 shift 3
@@ -26,40 +22,19 @@ shift 3
 [ -n "${MODEL_NAME_OR_PATH:-}" ] || fail "set MODEL_NAME_OR_PATH to the checkpoint that $name starts from"
 [ -n "${AUDIO_TOKENIZER_PATH:-}" ] || fail "set AUDIO_TOKENIZER_PATH to the audio tokenizer's folder, or to 'embedded'"
 [ -n "${OUTPUT_ROOT:-}" ] || fail "set OUTPUT_ROOT to the folder for results"
-nnodes=${NNODES:-1}
-if [ "$nnodes" -gt 1 ]; then
-    for variable in NODE_RANK MASTER_ADDR MASTER_PORT; do
-        [ -n "${!variable:-}" ] || fail "NNODES=$nnodes needs $variable"
-    done
-    [ -n "$timestamp" ] || fail "NNODES=$nnodes needs the TIMESTAMP argument, the same on every machine"
-fi
+spread_processes
+[ "$nnodes" -eq 1 ] || [ -n "$timestamp" ] || fail "NNODES=$nnodes needs the TIMESTAMP argument, the same on every machine"
 timestamp=${timestamp:-$(date +%Y%m%d_%H%M%S)}
 
-num_gpus=0
-if command -v nvidia-smi > /dev/null && [ "${CUDA_VISIBLE_DEVICES-all}" != "" ]; then
-    num_gpus=$(python -c "import torch; print(torch.cuda.device_count())")
-fi
 if [ "$num_gpus" -gt 0 ]; then
-    nproc=${NPROC_PER_NODE:-$num_gpus}
     device=(--bf16 true --tf32 true --gradient_checkpointing true --dataloader_num_workers 8)
 else
-    nproc=${NPROC_PER_NODE:-1}
     export DS_ACCELERATOR=cpu
     bf16=false
     if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; then bf16=true; fi
     device=(--use_cpu true --ddp_backend gloo --bf16 "$bf16" --dataloader_num_workers 0 --dataloader_pin_memory false)
 fi
-num_cores=$(getconf _NPROCESSORS_ONLN)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((num_cores > nproc ? num_cores / nproc : 1))}
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed uses names that torch is about to drop
-export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
-
-if [ "$nnodes" -gt 1 ] || [ -n "${MASTER_PORT:-}" ]; then
-    rendezvous=(--nnodes "$nnodes" --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" \
-        --master_port "$MASTER_PORT")
-else
-    rendezvous=(--standalone) # a free port
-fi
 
 deepspeed_config=${DEEPSPEED_CONFIG:-$here/ds_config_zero2.json}
 deepspeed=()
@@ -69,7 +44,7 @@ if [ "$deepspeed_config" != none ]; then
 fi
 read -r -a extra <<< "${EXTRA_ARGS:-}"
 
-exec torchrun "${rendezvous[@]}" --nproc_per_node "$nproc" "$root/tools/finetune_sts.py" \
+exec torchrun "${torchrun_options[@]}" "$root/tools/finetune_sts.py" \
     --model_name_or_path "$MODEL_NAME_OR_PATH" \
     ${TOKENIZER_NAME:+--tokenizer_name "$TOKENIZER_NAME"} \
     --audio_tokenizer_type "${AUDIO_TOKENIZER_TYPE:-glm4voice}" \
