@@ -6,20 +6,17 @@ import shutil
 import pytest
 import torch
 from broken_folders import cut_off, make_pointer
+from released_folders import as_shards, as_the_public_code_saves
 from safetensors.torch import load_file, save_file
 from toy_speech_lm import TINY_TOKENIZER
-from transformers import AutoModelForCausalLM
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
-from vita_audio.models import SPEECH_CONFIGS
 from vita_audio.models.surgery import MODULE_PARTS
 from vita_audio.text import TextTokenizer
 
 QUESTION = make_conversation("sts", audio=[1, 2, 3], text="What is it?")
-TRAP = "raise RuntimeError('code of a checkpoint was run')\n"
 
 
 @pytest.fixture(scope="module")
@@ -51,32 +48,9 @@ def expected(toy_folders, audio_tokenizer):
     return answer(load(toy_folders.model, audio_tokenizer))
 
 
-def as_shards(folder):
-    model, _ = load_weights(AutoModelForCausalLM, folder, read_config(folder, SPEECH_CONFIGS))
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="60KB")
-    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
-
-
 def as_torch_file(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-
-
-def as_the_public_code_saves(folder):
-    """Fields of transformers 4.48, classes by `auto_map`, and their code beside the weights."""
-    values = json.loads((folder / "config.json").read_text())
-    theta = values.pop("rope_parameters")["rope_theta"]
-    values.pop("layer_types")
-    values |= {"rope_theta": theta, "rope_scaling": None, "torch_dtype": values.pop("dtype"), "speech_token_offset": 1}
-    names = {"AutoConfig": "configuration_qwen2.Qwen2MTPConfig", "AutoModelForCausalLM": "modeling_qwen2.Qwen2MTP"}
-    values |= {"auto_map": names, "transformers_version": "4.48.3", "_attn_implementation_autoset": True}
-    (folder / "config.json").write_text(json.dumps(values))
-    for name in ("configuration_qwen2.py", "modeling_qwen2.py", "tokenization_qwen2.py"):
-        (folder / name).write_text(TRAP)
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer["auto_map"] = {"AutoTokenizer": ["tokenization_qwen2.Qwen2Tokenizer", None]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
 
 
 @pytest.mark.parametrize("change", [as_shards, as_torch_file, as_the_public_code_saves])

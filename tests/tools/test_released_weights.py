@@ -5,13 +5,22 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import yaml
+from checkpoints.released_folders import as_shards, as_the_public_code_saves
+from safetensors.torch import load_file
+from speech_decoder.test_config_file import UNUSED_IN_THE_RELEASED_FILE
 from toy_speech_lm import make_toy_folders
+from transformers import AutoModelForCausalLM
 
+from vita_audio.checkpoints.loading import load_weights, read_config
+from vita_audio.models import SPEECH_CONFIGS
 from vita_audio.text import CONTINUOUS_INPUT
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +30,19 @@ DOWNLOADS = [line.split() for line in LINES if line.startswith("hf download")]
 COMMANDS = [line for line in LINES if line.startswith("python")]
 
 
+def make_sensevoice_small(plus_model: Path, folder: Path) -> None:
+    """Move what the released Plus models do not bring into a folder like SenseVoiceSmall."""
+    folder.mkdir()
+    shutil.move(plus_model / "am.mvn", folder)
+    model, _ = load_weights(AutoModelForCausalLM, plus_model, read_config(plus_model, SPEECH_CONFIGS))
+    torch.save(model.model.audio_model.model.state_dict(), folder / "model.pt")
+    settings = {"encoder": "SenseVoiceEncoderSmall", "encoder_conf": asdict(model.config.sensevoice)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
 @pytest.fixture(scope="module")
 def weights(toy_folders, tmp_path_factory):
-    """Folders as the README's downloads would leave them; the Plus model without `am.mvn`, like the released ones."""
+    """Folders as the README's downloads would leave them: shards, torch files, and code that must not run."""
     folder = tmp_path_factory.mktemp("released")
     plus = make_toy_folders(tmp_path_factory.mktemp("plus"), audio_input=CONTINUOUS_INPUT)
     sources = {
@@ -34,12 +53,19 @@ def weights(toy_folders, tmp_path_factory):
     }
     for name, source in sources.items():
         shutil.copytree(source, folder / "weights" / name)
-    (folder / "weights" / "SenseVoiceSmall").mkdir()
-    shutil.move(folder / "weights" / "VITA-Audio-Plus-Boost" / "am.mvn", folder / "weights" / "SenseVoiceSmall")
-    soundfile.write(folder / "question.wav", 0.1 * np.sin(np.arange(8000) / 9), 16_000)
-    for model in ("VITA-Audio-Boost", "VITA-Audio-Plus-Boost"):  # short answers
-        path = folder / "weights" / model / "generation_config.json"
+    make_sensevoice_small(folder / "weights" / "VITA-Audio-Plus-Boost", folder / "weights" / "SenseVoiceSmall")
+    decoder = folder / "weights" / "glm-4-voice-decoder"
+    for name in ("flow", "hift"):
+        torch.save(load_file(decoder / f"{name}.safetensors"), decoder / f"{name}.pt")
+        (decoder / f"{name}.safetensors").unlink()
+    settings = (decoder / "config.yaml").read_text()
+    (decoder / "config.yaml").write_text(UNUSED_IN_THE_RELEASED_FILE + settings)
+    for model in ("VITA-Audio-Boost", "VITA-Audio-Plus-Boost"):
+        as_shards(folder / "weights" / model)
+        as_the_public_code_saves(folder / "weights" / model)
+        path = folder / "weights" / model / "generation_config.json"  # short answers
         path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 24}))
+    soundfile.write(folder / "question.wav", 0.1 * np.sin(np.arange(8000) / 9), 16_000)
     return folder
 
 
@@ -62,6 +88,6 @@ def test_commands_answer(command, weights, monkeypatch, capsys):
 def test_folders_pass_the_check(weights, monkeypatch, capsys):
     assert "for folder in weights/*; do python tools/check_checkpoint.py $folder; done" in "\n".join(LINES)
     monkeypatch.chdir(weights)
-    for name in ("VITA-Audio-Boost", "VITA-Audio-Plus-Boost", "glm-4-voice-tokenizer", "glm-4-voice-decoder"):
-        importlib.import_module("check_checkpoint").main([f"weights/{name}"])
+    for folder in Path("weights").iterdir():
+        importlib.import_module("check_checkpoint").main([str(folder)])
         assert capsys.readouterr().out.endswith("loads\n")
