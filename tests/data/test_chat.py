@@ -3,16 +3,22 @@
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vita_audio.constants import IGNORE_INDEX
-from vita_audio.data.chat import SampleError, encode_conversation, encode_prompt
+from vita_audio.data.chat import SampleError, _lay_out_answer, encode_conversation, encode_prompt
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import TTS_PROMPT, VOICE_PROMPT_SYSTEM, TextTokenizer
 
 ASSETS = Path(__file__).parents[1] / "assets"
 CASES = json.loads((ASSETS / "data/preprocess.json").read_text(encoding="utf-8"))["cases"]
+INTERVALS = [  # without audio, or with markers that do not belong together
+    case
+    for case in json.loads((ASSETS / "data/text_audio_interval.json").read_text(encoding="utf-8"))["cases"]
+    if case["audio_start_id"] not in case["input_ids"] or case.get("raises") == "AssertionError"
+]
 BOOST = InterleavePlan.parse("boost")
 
 # Where this code differs on purpose; the text that the differing answer must have is in the tests below.
@@ -92,6 +98,17 @@ def test_what_breaks_the_reference_is_a_clear_error(case, tokenizers):
     tokenizer = tokenizers[case["audio_tokenizer_type"]]
     with pytest.raises(SampleError, match=r"needs|must|may hold|no audio codes"):
         encode_conversation(case["sample"], tokenizer, audio_ids_of(case, tokenizer), plan_of(case))
+
+
+@pytest.mark.parametrize("case", INTERVALS, ids=lambda case: case["name"])
+def test_answers_without_one_audio_are_left_alone_or_refused(case):
+    """The cases of the reference's interleaving that are not about the ratio; the others are in test_interleave."""
+    markers = SimpleNamespace(begin_of_audio_id=case["audio_start_id"], end_of_audio_id=case["audio_end_id"])
+    if "output" in case:
+        assert _lay_out_answer(case["input_ids"], [], markers, plan_of(case)) == (case["output"], [])
+    else:
+        with pytest.raises(SampleError, match="may hold one audio, begin before end"):
+            _lay_out_answer(case["input_ids"], [], markers, plan_of(case))
 
 
 def sample(*contents, audios=(), roles=("user", "assistant")):
