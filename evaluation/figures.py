@@ -89,7 +89,8 @@ class Value:
     def __str__(self) -> str:
         if self.is_share:
             return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        value, low, high = (f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
 
 
 def errors(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about an evaluation: tables, chart, the worst samples to listen to, how it was made."""
+"""One self-contained HTML page about an evaluation: chart, tables, the worst samples to listen to, how it was made."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def write_page(
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation of {model}</title>',
         f"<style>{STYLE}</style><h1>Evaluation of {model}</h1>",
-        *map(_table, all_tables(outcomes)),
         image,
+        *map(_table, all_tables(outcomes)),
         *_worst_samples(outcomes, clips),
         _table(("Made with", ["", ""], [[name, str(value)] for name, value in surroundings.items()])),
         _table(("Settings", ["", ""], [[name, str(value)] for name, value in settings.items()])),

@@ -56,7 +56,7 @@ def draw_errors_over_speed(
     """
     ordered = sorted(speeds.items(), key=lambda item: -item[1]["backbone_passes_per_token"])
     places = {mode: 1 / speed["backbone_passes_per_token"] for mode, speed in ordered}
-    figure, (axis,) = _figure(1, height=5, width=7.5)
+    figure, (axis,) = _figure(1, height=5.5, width=7.5)
     for label, values in errors.items():
         known = [mode for mode in places if mode in values]
         axis.plot([places[mode] for mode in known], [100 * values[mode] for mode in known], marker="o", label=label)
@@ -68,7 +68,7 @@ def draw_errors_over_speed(
     highest = max(max(values.values()) for values in errors.values())
     axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, 105 * min(max(highest, 0.05), 1)))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(target, dpi=110, format="png")
 
 

@@ -77,17 +77,17 @@ def speed_table(outcomes: Sequence[Outcome]) -> Table:
 
 def difference_table(outcomes: Sequence[Outcome]) -> Table:
     """Return paired differences of modes in our own figures."""
-    own = {(name, figure.key(language)) for name, language, figure in _own_figures(outcomes)}
+    titles = {(name, figure.key(language)): figure.title for name, language, figure in _own_figures(outcomes)}
     rows = [
         [
             row["benchmark"],
-            row["figure"],
+            titles[row["benchmark"], row["figure"]],
             f"{row['mode']} less {row['against']}",
             f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})",
             f"{row['p_value']:.3f}",
         ]
         for row in comparisons(outcomes)
-        if (row["benchmark"], row["figure"]) in own
+        if (row["benchmark"], row["figure"]) in titles
     ]
     return "Differences on the same samples", ["benchmark", "figure", "modes", "points, 95 % interval", "p"], rows
 
@@ -103,10 +103,10 @@ def as_markdown(
 ) -> str:
     """Return the content of results.md; `chart` is the path of the picture."""
     lines = [f"# Evaluation of {settings['model']}", ""]
-    for title, header, rows in all_tables(outcomes):
-        lines += [f"## {title}", "", *markdown_table(header, rows), ""]
     if chart:
         lines += [f"![quality over speed]({chart})", ""]
+    for title, header, rows in all_tables(outcomes):
+        lines += [f"## {title}", "", *markdown_table(header, rows), ""]
     lines += ["Rates with 95 % intervals.", "", "## Made with", ""]
     return "\n".join([*lines, *(f"* {name}: {value}" for name, value in surroundings.items()), ""])
 

@@ -11,6 +11,7 @@ from filelock import FileLock
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
 from evaluation import prepare, processes, run
+from evaluation.figures import Value
 from evaluation.judges import JUDGES
 from evaluation.results import PUBLISHED
 from evaluation.run_folder import RowFile
@@ -105,8 +106,16 @@ def test_the_page_needs_nothing_from_elsewhere(finished):
     assert "3 worst samples" in page and "<del>" in page and "<ins>" in page
     markdown = (finished / "results.md").read_text()
     assert "public rule" not in markdown  # which the demo suite has none of
-    assert "| demo-asr | boost | 3 |" in markdown and "(chart.png)" in markdown
+    assert "| demo-asr | boost | 3 |" in markdown
+    assert markdown.index("(chart.png)") < markdown.index("## Recognition")
+    assert page.index("data:image/png") < page.index("<table>")
     assert "recordings, as length hears them" in markdown and "* commit: " in markdown
+
+
+def test_large_numbers_are_whole_and_small_ones_have_three_digits():
+    assert str(Value(1274.2, 99.96, 1340, is_share=False)) == "1274 (100 to 1340)"
+    assert str(Value(0.1584, 0.15, 0.2, is_share=False)) == "0.158 (0.15 to 0.2)"
+    assert str(Value(0.1584, 0.15, 0.2, is_share=True)) == "15.8 % (15.0 to 20.0)"
 
 
 def test_a_finished_evaluation_is_only_reported_again(finished, toy_folders, corpus, monkeypatch):
