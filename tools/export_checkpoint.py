@@ -4,7 +4,9 @@
 
 The public code reads model classes from the folder or the hub. Without --code the folder points to a released
 repository on the hub; with it, the Python files are copied, from a download of that repository or from
-vita_audio/models/qwen2_mtp_v4_48_3 of the public code.
+vita_audio/models/qwen2_mtp_v4_48_3 of the public code. A Plus model also needs SenseVoiceSmall's settings beside it:
+
+    python tools/export_checkpoint.py outputs/7b_plus/stage4 exported --audio-model SenseVoiceSmall
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", help="folder of a speech model")
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--code", type=Path, help="folder with the Python files of the public model class")
+    parser.add_argument("--audio-model", help="folder of a SenseVoiceSmall, of which a Plus model there needs a part")
     options = parser.parse_args(arguments)
     quieten_transformers()
     with one_line_errors("export_checkpoint"):
-        export_checkpoint(find_checkpoint(options.model, offline=True), options.output, options.code)
+        folder = find_checkpoint(options.model, offline=True)
+        audio_model = options.audio_model and find_checkpoint(options.audio_model, offline=True)
+        export_checkpoint(folder, options.output, options.code, audio_model=audio_model)
     print(f"{options.output}: load it with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)")
 
 

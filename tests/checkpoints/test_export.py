@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from broken_folders import make_pointer
 from safetensors.torch import load_file
-from toy_speech_lm import load_toy
+from toy_speech_lm import load_toy, make_toy_folders
 from transformers import AutoModelForCausalLM
 
 from vita_audio.checkpoints.export import export_checkpoint, public_config
@@ -13,6 +14,7 @@ from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.text import CONTINUOUS_INPUT
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +107,26 @@ def test_shards_and_code_come_along(toy_folders, exported, tmp_path):
     assert not missing and set(again.state_dict()) == set(weights)
     with pytest.raises(FileExistsError, match="out is in use; give a new folder"):
         export_checkpoint(source, tmp_path / "out", code)
+
+
+def test_a_plus_model_takes_along_what_the_public_class_reads_of_its_encoder(tmp_path):
+    """Weights are not looked into, so those of a tiny encoder stand for the only one that the public code has."""
+    plus = make_toy_folders(tmp_path, audio_input=CONTINUOUS_INPUT).model
+    config = {name: value for name, value in read(plus / "config.json").items() if name != "audio_config"}
+    (plus / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="model/config.yaml is missing, which the public class .* SenseVoiceSm"):
+        export_checkpoint(plus, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    encoder = tmp_path / "SenseVoiceSmall"
+    encoder.mkdir()
+    (plus / "am.mvn").rename(encoder / "am.mvn")
+    for name in ("config.yaml", "configuration.json", "chn_jpn_yue_eng_ko_spectok.bpe.model", "model.pt", "README.md"):
+        (encoder / name).write_text("{}")
+    export_checkpoint(plus, tmp_path / "out", audio_model=encoder)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("am.mvn", "config.yaml", "configuration.json", "chn_jpn_yue_eng_ko_spectok.bpe.model"),
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    }
+    make_pointer(encoder / "chn_jpn_yue_eng_ko_spectok.bpe.model")
+    with pytest.raises(ValueError, match="bpe.model is a Git LFS pointer"):
+        export_checkpoint(plus, tmp_path / "again", audio_model=encoder)

@@ -15,7 +15,14 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from vita_audio.checkpoints.files import CONFIG_FILE, GENERATION_FILE, WEIGHT_NAMES, check_weights, read_json
+from vita_audio.checkpoints.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    WEIGHT_NAMES,
+    check_weights,
+    check_whole,
+    read_json,
+)
 from vita_audio.checkpoints.loading import read_config
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import CMVN_FILE
@@ -60,7 +67,11 @@ PUBLIC_FIELDS = (
 )
 
 
-def export_checkpoint(folder: Path, output: Path, code: Path | None = None) -> None:
+# What the public class of Plus models reads of SenseVoiceSmall in the checkpoint's own folder, beside the weights.
+ENCODER_FILES = ("config.yaml", "configuration.json", CMVN_FILE, "*.bpe.model")
+
+
+def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, audio_model: Path | None = None) -> None:
     """Write a folder that the public code loads, and ours as well.
 
     Args:
@@ -68,6 +79,7 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None) -> N
         output: New or empty folder. Weights are linked where the file system can, else copied.
         code: Folder with the Python files of the public model class, which are copied. None: the public code fetches
             them from a released repository when it loads the model.
+        audio_model: A SenseVoiceSmall, for a Plus model whose folder lacks `ENCODER_FILES`.
     Raises: FileNotFoundError, ValueError for a folder that does not load, FileExistsError for an output in use.
     """
     weights = check_weights(folder)
@@ -77,13 +89,14 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None) -> N
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is in use; give a new folder")
     sources = [] if code is None else _code_files(code)
+    if isinstance(config, Qwen2MTPSenseVoiceConfig):
+        sources += _encoder_files(audio_model or folder)
     output.mkdir(parents=True, exist_ok=True)
     index = [folder / f"{name}.index.json" for name in WEIGHT_NAMES if (folder / f"{name}.index.json").exists()]
     for path in [*weights, *index] if len(weights) > 1 else weights:
         _link(path, output / path.name)
-    for path in [*sources, folder / CMVN_FILE]:
-        if path.exists():
-            shutil.copyfile(path, output / path.name)
+    for path in sources:
+        shutil.copyfile(path, output / path.name)
     _write(output / CONFIG_FILE, values)
     if (folder / GENERATION_FILE).exists():
         _write(output / GENERATION_FILE, public_generation_config(folder))
@@ -158,6 +171,21 @@ def _code_files(code: Path) -> list[Path]:
         if not (code / f"{name}.py").is_file():
             raise FileNotFoundError(f"{code / name}.py is missing; give the folder of the public model class")
     return sorted(path for path in code.glob("*.py") if path.name != "__init__.py")
+
+
+def _encoder_files(folder: Path) -> list[Path]:
+    files = []
+    for pattern in ENCODER_FILES:
+        found = sorted(folder.glob(pattern))
+        if not found:
+            raise FileNotFoundError(
+                f"{folder / pattern} is missing, which the public class of Plus models reads from the checkpoint's "
+                "folder; give the folder of a SenseVoiceSmall as audio model"
+            )
+        files += found
+    for path in files:
+        check_whole(path)
+    return files
 
 
 def _link(source: Path, target: Path) -> None:
