@@ -50,9 +50,12 @@ def _rows(columns: Sequence[Callable[[str], str]], outcomes: Sequence[Outcome]) 
         keys = [key(benchmark.language) for key in columns]
         chosen = [outcome for outcome in outcomes if outcome.benchmark == benchmark]
         yield from (_row(keys, outcome) for outcome in chosen)
+        published: dict[tuple[str, str], dict[str, float]] = {}
         for row in published_rows(chosen):
-            figures = [f"{100 * row['value']:.1f} %" if row["figure"] == key else "" for key in keys]
-            yield [benchmark.name, row["model"], "", *figures, row["source"]]
+            published.setdefault((row["model"], row["source"]), {})[row["figure"]] = row["value"]
+        for (model, source), values in published.items():
+            figures = [f"{100 * values[key]:.4g} %" if key in values else "" for key in keys]
+            yield [benchmark.name, model, "", *figures, source]
 
 
 def _row(keys: Sequence[str], outcome: Outcome) -> list[str]:

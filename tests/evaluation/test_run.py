@@ -241,9 +241,19 @@ def test_published_figures_stand_beside_ours(toy_folders, corpus, tmp_path):
     lines = (tmp_path / "out" / "results.md").read_text().split("## Speed")[0].splitlines()
     header, *rows = [[cell.strip() for cell in line.split("|")] for line in lines if "|" in line]
     values = {row[2]: dict(zip(header, row, strict=False)) for row in rows if row[1] == "librispeech-test-clean"}
-    assert values["Kimi-Audio"]["errors"] == "1.3 %" and values["Kimi-Audio"]["errors, public rule"] == ""
-    assert values["VITA-Audio-Plus-Vanilla"]["errors, public rule"] == "2.0 %"
+    assert values["Kimi-Audio"]["errors"] == "1.28 %" and values["Kimi-Audio"]["errors, public rule"] == ""
+    assert values["VITA-Audio-Plus-Vanilla"]["errors, public rule"] == "2 %"
     assert "Kimi-Audio-Evalkit" in values["Kimi-Audio"]["note"] and values["boost"]["samples"] == "1"
+
+
+def test_published_figures_of_a_model_are_one_row(toy_folders, corpus, tmp_path):
+    sample = prepare.question_sample(corpus / "audio" / "heldout1.flac", "which city?", ["Paris"])
+    prepare.write_benchmark(tmp_path, "web-questions", [sample])
+    options = arguments(toy_folders, corpus, tmp_path / "out", "--data", tmp_path, suite="web-questions")
+    assert run.main([*options, "--modes", "boost"]) == 0
+    lines = (tmp_path / "out" / "results.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("| web-questions | VITA-Audio |")]
+    assert "| 45 % |" in line and "| 41.7 % |" in line
 
 
 def test_published_figures_are_of_our_kinds_and_name_their_source():
