@@ -3,7 +3,8 @@
     python -m evaluation.compute_wer --char=1 --v=1 REF HYP
     python -m evaluation.compute_wer --unit=character --char=1 --v=1 REF HYP
 
-Every id must be in both files, once; the public programs leave out what only one of them has.
+Every id must be in both files, once; the public programs leave out what only one of them has. References must have
+words; of those without any the public programs say that nothing is wrong.
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rules = {"unit": options.unit, "split_scripts": bool(options.char), "case_sensitive": bool(options.cs)}
     pairs = zip(*texts, strict=True)
     alignments = [align(*(list(tokenize(text, **rules)) for text in pair)) for pair in pairs]
+    if not any(reference is not None for alignment in alignments for reference, _ in alignment):
+        raise ValueError(
+            f"{options.references} must have words, got {len(names)} texts without any, of which 0 % is wrong"
+        )
     for line in report(names, alignments, verbose=bool(options.v)):
         print(line)
 

@@ -59,7 +59,9 @@ def _rows(columns: Sequence[Callable[[str], str]], outcomes: Sequence[Outcome]) 
 
 
 def _row(keys: Sequence[str], outcome: Outcome) -> list[str]:
-    mode = f"recordings, as {outcome.judge} hears them" if outcome.mode == ORIGINAL else outcome.mode
+    mode = outcome.mode
+    if mode == ORIGINAL:
+        mode = f"recordings, as {outcome.judge} hears them" if outcome.judge else "recordings"
     figures = [str(outcome.figures.get(key, "-")) for key in keys]
     note = outcome.note if outcome.status == DONE else f"{outcome.status}: {outcome.note}"
     return [outcome.benchmark.name, mode, str(len(outcome.samples) or "-"), *figures, note]

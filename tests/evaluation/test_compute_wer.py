@@ -56,6 +56,7 @@ def write(folder: Path, *texts: str) -> list[str]:
         ("a one\n", "a two\na one\n", r"hyp.txt, got more than one of a"),
         ("a one\na two\n", "a one\n", r"ref.txt, got more than one of a"),
         ("a one\n", "", "hyp.txt must have lines of an id and a text, got none"),
+        ("a \nb <noise>\n", "a one\nb\n", "ref.txt must have words, got 2 texts without any"),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(tmp_path, references, hypotheses, message):
