@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 import soxr
 from speech_corpus import MANIFEST
-from speech_corpus_texts import corpus_texts, domain_texts
+from speech_corpus_texts import corpus_texts, domain_texts, frequent_texts
 from synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tqdm import tqdm
 
@@ -112,6 +112,8 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
     spoken = [(MAIN_VOICE, text) for text in main_texts]
     spoken += [(voices[index % len(voices)], text) for index, text in enumerate(other_texts) if voices]
     spoken += [(voices[index % len(voices)], text) for index, text in enumerate(main_texts[: args.parallel]) if voices]
+    if args.frequent_count:
+        spoken += [(MAIN_VOICE, text) for text in frequent_texts(args.frequent_count, args.seed)]
     if args.domain:
         spoken += [(MAIN_VOICE, text) for text in domain_texts(args.seed)]
     if args.texts:
@@ -139,6 +141,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
     parser.add_argument("--parallel", type=int, default=0, help="texts of the decoder's voice that another speaks too")
+    parser.add_argument("--frequent-count", type=int, default=0, help="rows of frequent words in the decoder's voice (needs wordfreq)")
     parser.add_argument("--domain", action="store_true", help="the decoder's voice speaks the demo's training texts")
     parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
     parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")

@@ -1,6 +1,7 @@
 """Sentences with varied sounds for training a speech codec, made from word lists and a small grammar."""
 
 import random
+from importlib.resources import files
 
 from demo_domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
 
@@ -31,15 +32,19 @@ SUBJECTS = (
 ).split()
 DETERMINERS = "the the the a a this that each every his her my your our their one some no another".split()
 QUESTIONS = "where when why how what".split()
+FREQUENT_WORDS = 6000  # of English
+FLATTENING = 0.3  # exponent of a word's frequency: rarer words are heard too, "the" still more often than others
 MODALS = "can could will would should must might may did does cannot won't didn't shouldn't".split()
+
+
+def profanities() -> set[str]:
+    """Return words that nobody needs to hear."""
+    return set((files("wonderwords") / "assets" / "profanitylist.txt").read_text(encoding="utf-8").split())
 
 
 def word_lists() -> tuple[list[str], list[str], list[str]]:
     """Return (nouns, adjectives, verbs) from the package wonderwords, sorted, single plain words only."""
-    from importlib.resources import files
-
-    assets = files("wonderwords") / "assets"
-    bad = set((assets / "profanitylist.txt").read_text(encoding="utf-8").split())
+    assets, bad = files("wonderwords") / "assets", profanities()
 
     def load(name: str) -> list[str]:
         words = {line.strip() for line in (assets / name).read_text(encoding="utf-8").splitlines()}
@@ -120,6 +125,17 @@ def corpus_texts(count: int, seed: int, number_share: float = 0.15, date_share: 
             texts.add(text)
             ordered.append(text)
     return ordered
+
+
+def frequent_texts(count: int, seed: int) -> list[str]:
+    """Return `count` rows of 4 to 9 frequent English words, whose sounds the word lists alone do not cover."""
+    from wordfreq import top_n_list, word_frequency
+
+    rng, bad = random.Random(seed), profanities()
+    words = [word for word in top_n_list("en", FREQUENT_WORDS, ascii_only=True) if word.isalpha() and len(word) > 1]
+    words = [word for word in words if word not in bad]
+    weights = [word_frequency(word, "en") ** FLATTENING for word in words]
+    return [" ".join(rng.choices(words, weights, k=rng.randint(4, 9))) for _ in range(count)]
 
 
 def domain_texts(seed: int) -> list[str]:

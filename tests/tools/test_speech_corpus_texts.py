@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("wonderwords")
 
-from speech_corpus_texts import DAYS, DIGITS, PREPOSITIONS, corpus_texts  # noqa: E402
+from speech_corpus_texts import DAYS, DIGITS, PREPOSITIONS, corpus_texts, frequent_texts  # noqa: E402
 
 MULTIWORD = {phrase.replace("_", " ") for phrase in PREPOSITIONS if "_" in phrase}
 
@@ -25,3 +25,13 @@ def test_every_kind_has_its_share():
     assert dates and len(texts) - len(numbers) - len(dates) > 200
     assert any(phrase in text for text in texts for phrase in MULTIWORD)
     assert {word for text in numbers for word in text.split()} == set(DIGITS)
+
+
+def test_frequent_words_are_plain_and_varied_and_follow_from_the_seed():
+    pytest.importorskip("wordfreq")
+    texts = frequent_texts(300, seed=1)
+    words = [word for text in texts for word in text.split()]
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
+    assert all(4 <= len(text.split()) <= 9 for text in texts)
+    assert len(set(words)) > 1000 and "the" in words  # flat enough to be varied, yet by frequency
+    assert frequent_texts(300, seed=1) == texts != frequent_texts(300, seed=2)
