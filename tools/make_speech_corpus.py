@@ -141,7 +141,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
     parser.add_argument("--parallel", type=int, default=0, help="texts of the decoder's voice that another speaks too")
-    parser.add_argument("--frequent-count", type=int, default=0, help="rows of frequent words in the decoder's voice (needs wordfreq)")
+    parser.add_argument("--frequent-count", type=int, default=0, help="rows of frequent words; needs wordfreq")
     parser.add_argument("--domain", action="store_true", help="the decoder's voice speaks the demo's training texts")
     parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
     parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
