@@ -11,7 +11,6 @@ waves, `codecs.json`, `codecs.md`, and pictures: spectrograms of a clip after ea
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from evaluation.evaluate_codec import evaluate_corpus, hear_originals, read_corp
 from evaluation.judges import get_judge
 from evaluation.pictures import draw_codecs, draw_spectrograms
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import resolve_device
 
 COLUMNS = {  # of the table: key of the figures, header, how it is written
@@ -98,12 +97,10 @@ def report(results: Mapping[str, Mapping], num_clips: int, judge: str | None) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    try:
+    with one_line_errors("evaluation.compare_codecs"):
         clips = read_corpus(options.audio, options.max_clips)
         codecs = load_codecs(options.codec, resolve_device(options.device))
         judge = None if options.judge == "none" else get_judge(options.judge, num_threads=torch.get_num_threads())
-    except (ValueError, OSError, MissingPackageError) as error:
-        sys.exit(f"evaluation.compare_codecs: {error}")
     options.output.mkdir(parents=True, exist_ok=True)
     heard = hear_originals(clips, judge) if judge else []
     results = {}
