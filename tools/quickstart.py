@@ -114,6 +114,19 @@ def run_steps(steps: Sequence[Step], progress: Progress, outlook: Mapping[str, f
         progress.mark(step, (time.monotonic() - start) / 60)
 
 
+def run_to_the_end(program: str, steps: Sequence[Step], progress: Progress, outlook: Mapping[str, float]) -> int:
+    """Run what is not done yet; return 0, or after a line on stderr the exit code of what stopped or failed."""
+    try:
+        run_steps(steps, progress, outlook)
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; the same command continues", file=sys.stderr)
+        return STOPPED_BY_USER
+    except subprocess.CalledProcessError as error:
+        print(f"\n{program}: a step failed, see above; once that is mended the same command continues", file=sys.stderr)
+        return error.returncode if error.returncode > 0 else 1
+    return 0
+
+
 def print_result(run: Run, caller: Path) -> None:
     """Say what came out and where it lies, to somebody in the folder `caller`."""
     answer = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))["answer"]
@@ -177,14 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     steps, progress = plan_steps(run), Progress(run.folder / "done")
     was_done = all(map(progress.is_done, steps))
-    try:
-        run_steps(steps, progress, form.minutes)
-    except KeyboardInterrupt:
-        print("\nquickstart: stopped; the same command continues", file=sys.stderr)
-        return STOPPED_BY_USER
-    except subprocess.CalledProcessError as error:
-        print("\nquickstart: a step failed, see above; once that is mended the same command continues", file=sys.stderr)
-        return error.returncode if error.returncode > 0 else 1
+    if code := run_to_the_end("quickstart", steps, progress, form.minutes):
+        return code
     print_result(run, caller)
     minutes = progress.minutes(steps)
     if was_done:

@@ -14,22 +14,19 @@ import hashlib
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quickstart import STOPPED_BY_USER, Progress, open_folder, run_steps, seen_from_root
+from quickstart import Progress, open_folder, run_to_the_end, seen_from_root
 from quickstart_plan import EMBEDDED, LOG_ENTRIES, ROOT, STAGE_SCRIPTS, VARIANTS, Form, Stage, Step
 
 from vita_audio.interleave import MODES
 
 PLAN_FILE = "plan.json"
 CENTRE_SCHEDULE = "boost"  # that of the quick start
-
-
 MODULES = {"quick": (1, 2, 5, 10), "ci": (1, 2)}  # by form of the quick start
 SCHEDULES = {"quick": ("boost", "balance", "turbo"), "ci": ("boost",)}
 
@@ -248,14 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"run_ablations: {error}", file=sys.stderr)
         return 2
     outlook = {step.name: setting.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
-    try:
-        run_steps(steps, Progress(setting.output / "done"), outlook)
-    except KeyboardInterrupt:
-        print("\nrun_ablations: stopped; the same command continues", file=sys.stderr)
-        return STOPPED_BY_USER
-    except subprocess.CalledProcessError as error:
-        print("\nrun_ablations: a step failed, see above; once mended the same command continues", file=sys.stderr)
-        return error.returncode if error.returncode > 0 else 1
+    if code := run_to_the_end("run_ablations", steps, Progress(setting.output / "done"), outlook):
+        return code
     print((setting.output / "ablations.md").read_text(encoding="utf-8"))
     return 0
 

@@ -5,6 +5,8 @@ from importlib.resources import files
 
 from demo_domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
 
+from vita_audio.audio_tokenizers.optional import MissingPackageError
+
 ANSWER_RENDERINGS = 4  # the decoder speaks answers more than anything else
 DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
 PAST = (
@@ -128,9 +130,14 @@ def corpus_texts(count: int, seed: int, number_share: float = 0.15, date_share: 
 
 
 def frequent_texts(count: int, seed: int) -> list[str]:
-    """Return `count` rows of 4 to 9 frequent English words, whose sounds the word lists alone do not cover."""
-    from wordfreq import top_n_list, word_frequency
+    """Return `count` rows of 4 to 9 frequent English words, whose sounds the word lists alone do not cover.
 
+    Raises: MissingPackageError without the package wordfreq.
+    """
+    try:
+        from wordfreq import top_n_list, word_frequency
+    except ImportError as error:
+        raise MissingPackageError("rows of frequent words need the package wordfreq; pip install wordfreq") from error
     rng, bad = random.Random(seed), profanities()
     words = [word for word in top_n_list("en", FREQUENT_WORDS, ascii_only=True) if word.isalpha() and len(word) > 1]
     words = [word for word in words if word not in bad]

@@ -113,6 +113,8 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     sizes = read_json(args.config).get("audio_config")
     if not isinstance(sizes, dict):
         raise ValueError(f"{args.config} must have the speech encoder's sizes under audio_config, got {sizes}")
+    if unknown := sorted(set(sizes) - set(SenseVoiceConfig.__dataclass_fields__)):
+        raise ValueError(f"{args.config}: audio_config has unknown sizes {', '.join(unknown)}; take them out")
     config = SenseVoiceConfig(**sizes)
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer, 0)
     if config.vocab_size <= len(tokenizer):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import make_speech_corpus
 import numpy as np
@@ -84,3 +85,21 @@ def test_a_missing_file_of_texts_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         make(tmp_path / "corpus", "--texts", tmp_path / "none.txt")
     assert "none.txt" in capsys.readouterr().err and not (tmp_path / "corpus").exists()
+
+
+def test_the_decoders_voice_speaks_rows_of_frequent_words_too(tmp_path):
+    pytest.importorskip("wordfreq")
+    jobs = make_speech_corpus.plan_jobs(
+        make_speech_corpus.parse_arguments(["--output", str(tmp_path), "--frequent-count", "5"])
+    )
+    assert len(jobs) == 5 and {job.voice for job in jobs} == {"joe"}
+
+
+def test_frequent_words_without_their_package_are_one_line(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wonderwords")
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    with pytest.raises(SystemExit):
+        make_speech_corpus.main(["--output", str(tmp_path / "corpus"), "--frequent-count", "5"])
+    error = capsys.readouterr().err
+    assert "need the package wordfreq; pip install wordfreq" in error and error.count("\n") == 1
+    assert not (tmp_path / "corpus").exists()
