@@ -1,7 +1,7 @@
 """Error rates and accuracies that count what was said, not how it is written; beside those of the reference.
 
 What is compared:
-* Tags in angle brackets are dropped; what stands in other brackets was said. Punctuation is no token.
+* Tags such as <unk> are dropped; what stands in brackets otherwise was said. Punctuation is no token.
 * English: words of the Whisper normaliser, numbers as single digits (`evaluation.metrics.normalise`).
 * Chinese: numbers and the like in words and simplified characters by wetext, full width as half, lower case; then every
   character is a token, and every word of other scripts is one.
@@ -17,26 +17,20 @@ from functools import cache
 
 from rapidfuzz.distance import Levenshtein
 
-from evaluation.metrics import normalise, whole_numbers
+from evaluation.metrics import normalise, whole_numbers, without_tags
 from evaluation.optional import require
 from evaluation.pairing import check_texts
 from evaluation.reference_metrics import UNITS
 from evaluation.score import Score
 
-_TAG = re.compile(r"<[^<>]*>")
-_BRACKETS = str.maketrans(dict.fromkeys("()[]{}<>（）［］【】〔〕", " "))
 _NO_WORD = re.compile(r"[\W_]+")
 _SOMETHING_SAID = re.compile(r"[^\W_]|[$€£¢%]")
 _AMOUNT_SIGN = re.compile(r"([$€£¢%])")
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
-def _without_tags(text: str) -> str:
-    return _TAG.sub(" ", text).translate(_BRACKETS)
-
-
 def _english_words(text: str) -> list[str]:
-    return _without_dots(normalise(_without_tags(text)).split())
+    return _without_dots(normalise(text).split())
 
 
 def _without_dots(words: list[str]) -> list[str]:
@@ -51,7 +45,7 @@ def _chinese_normalizer() -> Callable[[str], str]:
 
 
 def _chinese_tokens(text: str) -> list[str]:
-    text = unicodedata.normalize("NFKC", _without_tags(text))
+    text = unicodedata.normalize("NFKC", without_tags(text))
     return _NO_WORD.sub(" ", _space_characters(_chinese_normalizer()(text).lower())).split()
 
 
@@ -104,7 +98,7 @@ def corrected_error_rate(
 
 def answer_words(text: str) -> list[str]:
     """Return the words among which an answer is looked for: of "the twenty-one (21) cats" they are 21, 21, cats."""
-    text = whole_numbers(_without_tags(unicodedata.normalize("NFKC", text)))
+    text = whole_numbers(unicodedata.normalize("NFKC", text))
     words = _without_dots(_AMOUNT_SIGN.sub(r" \1 ", _space_characters(text)).split())
     return [word for word in words if word not in _ARTICLES] or words
 

@@ -14,7 +14,10 @@ import numpy as np
 
 _DIGIT_GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
 _INSIDE_DIGITS = re.compile(r"(?<=\d)(?=\d)")
+_WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?!\.?\d)")  # a decimal the normaliser reads whole
 _LONE_ONE = re.compile(r"\bone\b")  # the Whisper normaliser leaves it, as it may be a pronoun
+_TAG = re.compile(r"<[!-;=?-~]*>")  # ASCII without spaces: words in angle brackets are no tag
+_BRACKETS = str.maketrans(dict.fromkeys("()[]{}<>（）［］【】〔〕", " "))
 
 
 @cache
@@ -24,20 +27,26 @@ def _whisper_normalizer():
     return EnglishTextNormalizer()
 
 
+def without_tags(text: str) -> str:
+    """Drop tags such as <unk>; what stands in brackets was said, though the Whisper normaliser would drop it too."""
+    return _TAG.sub(" ", text).translate(_BRACKETS)
+
+
 def normalise(text: str) -> str:
-    """Return English text in the form that is scored: lower case, no punctuation, numbers as single digits.
+    """Return English text in the form that is scored: lower case, no punctuation or tags, numbers as single digits.
 
     The Whisper normaliser, and every digit is a word: "three four", "34" and "Thirty-four." all become "3 4". Without
     that a string of digits would be one word, right or wrong as a whole.
     """
-    text = _INSIDE_DIGITS.sub(" ", _DIGIT_GROUP_COMMA.sub("", text)).replace("+", " plus ")
+    text = _DIGIT_GROUP_COMMA.sub("", without_tags(text))
+    text = _WHOLE_NUMBER.sub(lambda number: " ".join(number[0]), text).replace("+", " plus ")
     text = _whisper_normalizer()(text).replace("+", "plus ")
     return " ".join(_INSIDE_DIGITS.sub(" ", _LONE_ONE.sub("1", text)).split())
 
 
 def whole_numbers(text: str) -> str:
     """Return English text in lower case without punctuation, each number as one word: "thirty four" becomes "34"."""
-    return _LONE_ONE.sub("1", _whisper_normalizer()(_DIGIT_GROUP_COMMA.sub("", text)))
+    return _LONE_ONE.sub("1", _whisper_normalizer()(_DIGIT_GROUP_COMMA.sub("", without_tags(text))))
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:

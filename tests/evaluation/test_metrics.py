@@ -25,6 +25,8 @@ from evaluation.metrics import (
         ("three is the sum of one plus two", "3 is the sum of 1+2."),
         ("three is the sum of one plus two", "Three is the sum of 1 plus 2"),
         ("bakers bake our bread", "Bakers bake our bread!"),
+        ("three point one four", "3.14"),
+        ("ten point zero five percent", "10.05%"),
     ],
 )
 def test_the_same_speech_written_differently_is_equal(spoken, written):
@@ -42,6 +44,13 @@ def test_word_errors_are_summed_over_all_texts():
     assert word_error_rate(references, ["the dog sleeps in garden", "one two four"]) == pytest.approx(2 / 9)
     assert word_error_rate(references, ["", ""]) == 1
     assert word_error_rate(["yes"], ["yes yes yes"]) == 2
+
+
+@pytest.mark.parametrize("more", ["(and so on)", "[and so on]", "{and so on}", "<and so on>", "（and so on）"])
+def test_what_is_said_in_brackets_is_said(more):
+    assert word_error_rate(["yes"], [f"yes {more}"]) == 3
+    assert not contains_answer(f"paris {more}", "paris", last_words=2)
+    assert word_error_rate(["yes"], ["<|audio|> yes <unk>"]) == 0
 
 
 def test_an_empty_reference_still_counts_what_was_said():
