@@ -5,7 +5,8 @@ What is compared:
 * English: words of the Whisper normaliser, numbers as single digits (`evaluation.metrics.normalise`).
 * Chinese: numbers and the like in words and simplified characters by wetext, full width as half, lower case; then every
   character is a token, and every word of other scripts is one.
-* Answers: whole words next to each other, numbers as numbers, without articles. An empty answer is never right.
+* Answers: whole words next to each other, numbers as numbers, without "the" and without the article that an answer
+  begins with. An empty answer is never right.
 """
 
 from __future__ import annotations
@@ -100,14 +101,19 @@ def answer_words(text: str) -> list[str]:
     """Return the words among which an answer is looked for: of "the twenty-one (21) cats" they are 21, 21, cats."""
     text = whole_numbers(unicodedata.normalize("NFKC", text))
     words = _without_dots(_AMOUNT_SIGN.sub(r" \1 ", _space_characters(text)).split())
-    return [word for word in words if word not in _ARTICLES] or words
+    return [word for word in words if word != "the"] or words
 
 
 def contains_any(text: str, answers: Sequence[str]) -> bool:
     """Say whether one of the answers occurs in a text, as whole words next to each other; one without words never."""
     words = answer_words(text)
-    for wanted in map(answer_words, answers):
-        starts = range(len(words) - len(wanted) + 1)
-        if wanted and any(words[start : start + len(wanted)] == wanted for start in starts):
-            return True
-    return False
+    return any(_is_among(words, answer_words(answer)) for answer in answers)
+
+
+def _is_among(words: list[str], wanted: list[str]) -> bool:
+    if _ARTICLES.issuperset(wanted):  # which are in many a text
+        return bool(wanted) and words == wanted
+    if wanted[0] in _ARTICLES:
+        wanted = wanted[1:]
+    starts = range(len(words) - len(wanted) + 1)
+    return any(words[start : start + len(wanted)] == wanted for start in starts)

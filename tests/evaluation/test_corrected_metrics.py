@@ -116,6 +116,9 @@ def test_a_rate_is_that_of_all_texts_and_keeps_each():
         ("Carbon dioxide (CO2)", "CO2"),
         ("It is the Nile", "Nile"),
         ("It is Nile", "The Nile"),
+        ("They keep dogs.", "a dogs"),
+        ("It is vitamin A.", "Vitamin A"),
+        ("A.", "a"),
         ("new  york", "New York"),
         ("the answer: O'Neill", "O'Neill"),
         ("北京是中国的首都", "北京"),
@@ -138,6 +141,8 @@ def test_answers_that_were_given(text, answer):
         ("", "Paris"),
         ("I don't know", "unknown"),
         ("首都是上海", "北京"),
+        ("Vitamin C", "Vitamin A"),
+        ("It is a cat", "A"),
     ],
 )
 def test_answers_that_were_not_given(text, answer):
