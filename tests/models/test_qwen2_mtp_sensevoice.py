@@ -212,6 +212,18 @@ def test_audio_that_does_not_fill_its_places_is_an_error(model, ids, arguments, 
         model.generate(ids, **arguments, max_new_tokens=2)
 
 
+def test_an_encoder_that_is_kept_on_disk_hears_alike(model, ids, tmp_path):
+    """As `device_map="auto"` does where memory is short."""
+    arguments = {"audios": random_audios(3), "audio_indices": [places(0, 2, 7)]}
+    model.save_pretrained(tmp_path)
+    names = [f"model.{name}" for name, _ in model.model.named_children()]
+    names += [name for name, _ in model.named_children() if name != "model"]
+    device_map = dict.fromkeys(names, "cpu") | {"model.audio_model": "disk"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
+    assert loaded.model.audio_model.model.embed.weight.is_meta
+    torch.testing.assert_close(loaded(ids, **arguments).logits, model(ids, **arguments).logits)
+
+
 def test_generate_takes_audio_with_ids_only(model, ids):
     embeds = model.model.embed_tokens(ids)
     with pytest.raises(ValueError, match="give input_ids, not inputs_embeds"):

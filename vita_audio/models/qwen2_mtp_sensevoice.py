@@ -51,6 +51,9 @@ class AudioModel(nn.Module):
         super().__init__()
         self.model = SenseVoiceSmall(config)
 
+    def forward(self, audios: Sequence[Tensor]) -> list[Tensor]:
+        return self.model(audios)
+
 
 class AudioProjection(nn.Module):
     """From the encoder's width to that of the language model."""
@@ -82,7 +85,7 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
 
     def encode_audio(self, audios: Sequence[Tensor]) -> list[Tensor]:
         """Encode features, (rows, 560) each, to what stands in the place of embeddings, (queries + rows, hidden)."""
-        encoded = self.audio_model.model(audios)
+        encoded = self.audio_model(audios)
         return list(self.audio_projection(torch.cat(encoded)).split([len(audio) for audio in encoded]))
 
     def insert_audio(

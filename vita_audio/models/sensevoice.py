@@ -187,7 +187,9 @@ class SenseVoiceSmall(nn.Module):
             queries: Rows of the query table to put before each.
         Returns: (queries + rows, output) of each audio.
         """
-        prefix = self.embed.weight[list(queries)]  # (queries, input)
+        table = self.embed.weight  # on the meta device where accelerate fetches weights for each call
+        device = features[0].device if table.is_meta else table.device
+        prefix = self.embed(torch.tensor(list(queries), device=device))  # (queries, input)
         rows = [torch.cat([prefix, audio.to(prefix)]) for audio in features]
         lengths = torch.tensor([len(row) for row in rows], device=prefix.device)
         encoded = self.encoder(pad_sequence(rows, batch_first=True), lengths)
