@@ -55,6 +55,12 @@ def test_voice_is_prompt_and_embedding(tokenizer):
     assert not torch.allclose(embedded, tokenizer.decode([1, 2, 3]))
 
 
+def test_a_hub_name_brings_what_is_read_of_the_release(folders):
+    names = {path.name for folder in folders["cosyvoice2"] for path in folder.iterdir()}
+    names |= {"speech_tokenizer_v2.onnx", "campplus.onnx", "cosyvoice2.yaml", "flow.pt", "hift.pt"}
+    assert names <= set(module.HUB_FILES)
+
+
 def test_size_of_chunks_cannot_be_chosen(folders):
     with pytest.raises(ValueError, match=r"chunks of 25 codes, got stream_chunks \[10\]"):
         get_audio_tokenizer("cosyvoice2", *folders["cosyvoice2"], stream_chunks=[10])

@@ -195,10 +195,11 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def find_in_another_process(name, offline, **environment):
+def find_in_another_process(name, offline, files=None, **environment):
     code = (
         "import sys\nfrom vita_audio.checkpoints.files import find_checkpoint\n"
-        f"try: print(find_checkpoint({name!r}, offline={offline}))\nexcept OSError as error: sys.exit(str(error))"
+        f"try: print(find_checkpoint({name!r}, offline={offline}, files={files}))\n"
+        "except OSError as error: sys.exit(str(error))"
     )
     cleared = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE"))}
     result = subprocess.run(
@@ -211,6 +212,7 @@ def test_a_hub_name_is_downloaded_once_and_found_offline_later(folder, tmp_path)
     """A server of our own stands for the hub."""
     wanted = {path.name: path.read_bytes() for path in folder.iterdir()}
     Hub.files, Hub.fetched = wanted | {"modeling.py": b"raise SystemExit", "pytorch_model.bin": b"x"}, []
+    Hub.files["codec.onnx"] = b"x"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
@@ -218,10 +220,13 @@ def test_a_hub_name_is_downloaded_once_and_found_offline_later(folder, tmp_path)
     try:
         found = find_in_another_process("someone/model", False, **settings)
         unknown = find_in_another_process("someone/other", False, **settings)
+        assert sorted(Hub.fetched) == sorted(wanted), found
+        assert {name: open(f"{found}/{name}", "rb").read() for name in os.listdir(found)} == wanted
+        Hub.fetched.clear()
+        assert find_in_another_process("someone/model", False, ["codec.onnx", "codec.pt"], **settings) == found
     finally:
         server.shutdown()
-    assert sorted(Hub.fetched) == sorted(wanted), found
-    assert {name: open(f"{found}/{name}", "rb").read() for name in os.listdir(found)} == wanted
+    assert Hub.fetched == ["codec.onnx"]  # of the files that were asked for, all that there are
     assert find_in_another_process("someone/model", True, **settings) == found
     assert find_in_another_process("someone/model", False, HF_HUB_OFFLINE="1", **settings) == found
     assert "someone/other is no folder here and cannot be had from the hub (" in unknown

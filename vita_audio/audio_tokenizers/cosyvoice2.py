@@ -19,7 +19,7 @@ from vita_audio.checkpoints.files import check_whole, find_checkpoint
 from vita_audio.checkpoints.tensors import fill_module, read_tensors
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.cosyvoice2_decoder import MEL, CosyVoice2Decoder, CosyVoice2State
+from vita_audio.speech_decoder.cosyvoice2_decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
 from .base import AudioStream, AudioTokenizer, Voice, fingerprint
@@ -31,6 +31,12 @@ TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .on
 SPEAKER_FILE = "campplus.onnx"
 SAMPLES_PER_CODE = 640
 HEAD_SIZE = 64
+HUB_FILES = (  # what is read of the repository, which has a language model and other forms of the same weights too
+    *(f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")),
+    *(f"{part}{suffix}" for part in ("flow", "hift") for suffix in (".safetensors", ".pt")),
+    CONFIG_NAME,
+    SPEAKER_FILE,
+)
 
 
 class CosyVoice2Stream(AudioStream):
@@ -122,17 +128,18 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         offline: bool = False,
         **options,
     ) -> CosyVoice2Tokenizer:
-        """Load the folder `CosyVoice2-0.5B`; the same one as `decoder_path`, if waves are wanted.
+        """Load the folder `CosyVoice2-0.5B`, or its hub name; the same as `decoder_path`, if waves are wanted.
 
         Raises: ImportError without the package `s3tokenizer`; FileNotFoundError, ValueError naming what is missing or
             wrong.
         """
         if path is None:
             raise ValueError(f"{NAME} has no weights in this package; give the folder of CosyVoice2-0.5B as path")
-        speech_tokenizer = _load_speech_tokenizer(find_checkpoint(path, offline=offline)).to(device)
+        folder = find_checkpoint(path, offline=offline, files=HUB_FILES)
+        speech_tokenizer = _load_speech_tokenizer(folder).to(device)
         if decoder_path is None:
             return cls(speech_tokenizer, **options)
-        folder = find_checkpoint(decoder_path, offline=offline)
+        folder = find_checkpoint(decoder_path, offline=offline, files=HUB_FILES)
         speaker = SpeakerEncoder(folder / SPEAKER_FILE) if (folder / SPEAKER_FILE).is_file() else None
         return cls(speech_tokenizer, CosyVoice2Decoder.from_pretrained(folder, device), speaker, **options)
 

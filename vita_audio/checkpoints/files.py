@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,23 @@ class StoredTensor:
     num_bytes: int
 
 
-def find_checkpoint(name_or_path: str | Path, *, offline: bool = False, revision: str | None = None) -> Path:
+def find_checkpoint(
+    name_or_path: str | Path,
+    *,
+    offline: bool = False,
+    revision: str | None = None,
+    files: Sequence[str] | None = None,
+) -> Path:
     """Return the folder of a checkpoint: the folder itself, or the local copy of a repository on the hub.
 
-    A repository is downloaded where it is not here yet; Python files in it never are, and `.bin` files only if it has
-    no safetensors.
+    A repository is downloaded where it is not here yet; Python files in it never are, and unless `files` says so
+    neither are `.onnx` files, nor `.bin` files if it has safetensors.
 
     Args:
         name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
         offline: Use what was downloaded earlier; the environment variable HF_HUB_OFFLINE=1 does the same.
         revision: Branch, tag or commit on the hub.
+        files: Names of the only files to download of those that the repository has.
     Raises: FileNotFoundError, NotADirectoryError, that say what to do.
     """
     path = Path(name_or_path).expanduser()
@@ -66,16 +74,18 @@ def find_checkpoint(name_or_path: str | Path, *, offline: bool = False, revision
         raise FileNotFoundError(
             f"no folder {path}; give the folder of a checkpoint, or its name on the hub (owner/name)"
         )
-    return _find_on_hub(str(name_or_path), offline, revision)
+    return _find_on_hub(str(name_or_path), offline, revision, files)
 
 
-def _find_on_hub(name: str, offline: bool, revision: str | None) -> Path:
+def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence[str] | None) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
         if offline:  # whether all files are there is for those who read them to say
             return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
+        if files is not None:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
         folder = Path(snapshot_download(name, revision=revision, ignore_patterns=[*_NEVER_DOWNLOADED, "*.bin"]))
         if not any(path.suffix in (".safetensors", ".pt") for path in folder.iterdir()):
             folder = Path(snapshot_download(name, revision=revision, ignore_patterns=list(_NEVER_DOWNLOADED)))
@@ -90,14 +100,18 @@ def _find_on_hub(name: str, offline: bool, revision: str | None) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises: FileNotFoundError; ValueError naming the file and what is wrong with it."""
-    _check_head(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it may be cut off, get it again") from error
+    values = _parse_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; it is not of a checkpoint")
     return values
+
+
+def _parse_json(path: Path) -> Any:
+    _check_head(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); it may be cut off, get it again") from error
 
 
 def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
@@ -124,7 +138,7 @@ def check_whole(path: Path) -> None:
     """
     head = _check_head(path)
     if path.suffix == ".json":
-        read_json(path)
+        _parse_json(path)  # some are lists, such as SenseVoiceSmall's tokens.json
     elif path.suffix == ".safetensors":
         read_header(path)
     elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):

@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from vita_audio.checkpoints.files import CONFIG_FILE, GENERATION_FILE, check_weights, check_whole, read_json
+from vita_audio.checkpoints.files import CONFIG_FILE, GENERATION_FILE, check_weights, read_json
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -65,7 +65,7 @@ def load_weights(
     folder = Path(folder)
     check_weights(folder)
     if (folder / GENERATION_FILE).exists():  # a damaged one would be taken for none, and decoding be another
-        check_whole(folder / GENERATION_FILE)
+        read_json(folder / GENERATION_FILE)
     with quiet_loading():
         model, report = model_class.from_pretrained(
             folder,
