@@ -2,11 +2,13 @@
 
 import copy
 import math
+import shutil
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_folders import LAYOUTS, OPTIONS
 
 from evaluation.evaluate_codec import evaluate_corpus, read_corpus
@@ -139,6 +141,13 @@ def test_loading_leaves_the_global_generator_alone_and_names_what_is_wrong(folde
     with pytest.raises(ValueError, match="one folder for codes and waves"):
         get_audio_tokenizer("sparktts")
     with pytest.raises(FileNotFoundError, match=r"BiCodec/config.yaml is missing"):
+        get_audio_tokenizer("sparktts", tmp_path)
+    shutil.copytree(folders["sparktts"][0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / module.SPEECH_MODEL / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layers.3.final_layer_norm.bias"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack encoder.layers.3.final_layer_norm.bias \(1 in all\)"):
         get_audio_tokenizer("sparktts", tmp_path)
 
 

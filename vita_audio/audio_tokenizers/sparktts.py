@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.checkpoints.files import find_checkpoint, read_json, read_yaml
+from vita_audio.checkpoints.files import check_weights, find_checkpoint, read_json, read_yaml
 from vita_audio.checkpoints.tensors import fill_module, read_tensors
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.inputs import check_codes
@@ -155,8 +155,7 @@ class SparkTTSTokenizer(AudioTokenizer):
             bicodec = make_bicodec(read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
-            read_json(folder / SPEECH_MODEL / "config.json")
-            speech_model = Wav2Vec2Model.from_pretrained(folder / SPEECH_MODEL, dtype=torch.float32)
+            speech_model = _load_speech_model(folder / SPEECH_MODEL)
         return cls(
             bicodec.to(device),
             speech_model.to(device),
@@ -255,3 +254,16 @@ def check_voice(voice: Voice) -> list[int]:
     if len(codes) != VOICE_SIZE:
         raise ValueError(f"a voice must have {VOICE_SIZE} codes, got {len(codes)}; make one with make_voice")
     return codes
+
+
+def _load_speech_model(folder: Path) -> Wav2Vec2Model:
+    """Load wav2vec 2.0 from a checkpoint that may have more, such as the heads it was trained with.
+
+    Raises: FileNotFoundError; ValueError naming the file that is damaged, or weights that are missing.
+    """
+    read_json(folder / "config.json")
+    check_weights(folder)
+    model, report = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"the weights in {folder} lack {', '.join(missing[:5])} ({len(missing)} in all); get it again")
+    return model
