@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
@@ -14,6 +15,7 @@ from vita_audio.errors import WRONG_INPUT
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
 
 DEFAULT_MODEL = Path("outputs/quickstart/stage4")
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,6 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument("--device-map", help="auto: spread the model over GPUs and memory, in place of --device")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
+    parser.add_argument("--attn-implementation", choices=ATTENTION, help="attention back end (default: sdpa)")
 
 
 def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
@@ -59,7 +62,9 @@ def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
 
 
 def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer) -> SpeechLM:
-    placement = {"device_map": options.device_map} if options.device_map else {}
+    if options.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError("--attn-implementation flash_attention_2 needs a GPU and the package flash-attn; leave it out")
+    chosen = {"device_map": options.device_map, "attn_implementation": options.attn_implementation}
     return SpeechLM.from_pretrained(
         options.model,
         audio_tokenizer,
@@ -68,7 +73,7 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         audio_model=options.audio_model_path,
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,
-        **placement,
+        **{name: value for name, value in chosen.items() if value is not None},
     )
 
 

@@ -85,7 +85,10 @@ def answer(options: argparse.Namespace) -> None:
     audio_tokenizer = load_audio_tokenizer(options)
     for path in conversation["audios"]:
         load_audio(path, audio_tokenizer.sample_rate)  # wrong files are named before a large model is loaded
-    voice = None if options.output is None else load_voice(audio_tokenizer, options.voice)
+    voice = None
+    if options.output is not None:
+        voice = load_voice(audio_tokenizer, options.voice)
+        audio_tokenizer.stream(voice)  # a speech decoder that is not there is missed now, not after the answer
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
     values = {name: getattr(options, name) for name in GENERATION_OPTIONS}

@@ -251,6 +251,25 @@ def test_checkpoint_of_another_vocabulary(run, capsys, toy_folders, tmp_path):
     assert "has 64 audio codes, the audio tokenizer glm4voice 48" in message
 
 
+def test_a_speech_decoder_is_missed_before_the_model_is_loaded(tool, toy_folders, tmp_path, capsys):
+    folders = {"--model": tmp_path / "none", "--audio-tokenizer-path": toy_folders.audio_tokenizer}
+    folders |= {"--output": tmp_path / "two.wav", "--device": "cpu"}
+    with pytest.raises(SystemExit):
+        tool.main(["--task", "tts", "--text", "two", *(str(part) for pair in folders.items() for part in pair)])
+    assert "glm4voice was loaded without a speech decoder; give decoder_path" in capsys.readouterr().err
+
+
+def test_the_attention_back_end_can_be_chosen(tool, toy_folders, monkeypatch):
+    options = ["--task", "text", "--text", "two", "--model", str(toy_folders.model), "--device", "cpu"]
+    options = tool.parse_arguments([*options, "--attn-implementation", "eager"])
+    speech_lm = tool.load_speech_lm(options, load_toy(toy_folders).audio_tokenizer)
+    assert speech_lm.model.config._attn_implementation == "eager"
+    options.attn_implementation = "flash_attention_2"
+    monkeypatch.setattr("command_line.is_flash_attn_2_available", lambda: False)
+    with pytest.raises(ValueError, match="needs a GPU and the package flash-attn"):
+        tool.load_speech_lm(options, speech_lm.audio_tokenizer)
+
+
 def test_missing_default_model_names_the_quick_start(tool, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
