@@ -60,7 +60,7 @@ def load_items(corpus: Path, task: str, count: int) -> list[Row]:
     Raises: FileNotFoundError; ValueError if there is none.
     """
     path = corpus / f"heldout_{task}.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not rows:
         raise ValueError(f"{path} must have a row, got none; make the corpus again with tools/make_demo_corpus.py")
     chosen = sorted(random.Random(0).sample(range(len(rows)), min(count, len(rows))))

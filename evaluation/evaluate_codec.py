@@ -53,7 +53,7 @@ def read_corpus(folder: Path, max_clips: int | None = None) -> list[Clip]:
     """
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
-        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line.strip()]
         clips = [Clip(folder / row["audio"], Path(row["audio"]).stem, row["text"]) for row in rows]
     else:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)

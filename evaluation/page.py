@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from urllib.parse import quote
 
 import soundfile
 
@@ -111,7 +112,7 @@ class Clips:
         soundfile.write(encoded, wave[: MAX_CLIP_SECONDS * PLAYER_RATE].numpy(), PLAYER_RATE, format="MP3")
         source = data_uri("audio/mpeg", encoded.getvalue())
         if len(source) > self._room:
-            source = Path(os.path.relpath(audio, self._folder)).as_posix()
+            source = quote(Path(os.path.relpath(audio, self._folder)).as_posix())
         else:
             self._room -= len(source)
         return f'<audio controls preload="none" src="{escape(source)}"></audio>'

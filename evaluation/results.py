@@ -16,11 +16,11 @@ import torch
 import transformers
 
 from evaluation.figures import TEXT, TRANSCRIPT, WITHOUT_AUDIO, Value, measured, speed_scores
-from evaluation.run_folder import Row, RowFile, read_settings
+from evaluation.run_folder import Row, RowFile, changed_items, read_items, read_settings
 from evaluation.runner import ANSWERS, FAILED, ORIGINAL, TRANSCRIPTS
-from evaluation.score import Score
+from evaluation.score import Score, shorten
 from evaluation.significance import compare
-from evaluation.suites import Benchmark, Item
+from evaluation.suites import Benchmark, Item, fingerprints
 from evaluation.tasks import TASKS, Task
 from vita_audio.audio_tokenizers.optional import MissingPackageError
 
@@ -113,9 +113,12 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     samples = [_sample(item, answers[item.id], heard.get(item.id, {}), folder) for item in items]
     judge = next((row["judge"] for row in heard.values()), None)
     outcome = Outcome(benchmark, mode, DONE, samples=samples, judge=judge)
-    if outcome.num_errors == len(samples):
-        return Outcome(benchmark, mode, BROKEN, f"all {len(samples)} samples failed, the first: {samples[0].error}")
-    if outcome.num_errors:
+    if failed := [sample.error for sample in samples if sample.error is not None]:
+        what = f"{len(failed)} of {len(samples)}"
+        if mode == ORIGINAL:  # a judge's own error would seem larger, and the model better beside it
+            return Outcome(benchmark, mode, BROKEN, f"{what} recordings cannot be heard, the first: {failed[0]}")
+        if len(failed) == len(samples):
+            return Outcome(benchmark, mode, BROKEN, f"all {len(samples)} samples failed, the first: {failed[0]}")
         outcome.note = f"{outcome.num_errors} samples failed and count as wrong"
     if mode != ORIGINAL:
         outcome.speed = speed_scores([answers[item.id] for item in items])
@@ -130,11 +133,15 @@ def set_against(outcomes: Sequence[Outcome], items: Mapping[str, Sequence[Item]]
         items: By name of the benchmark.
     Raises: FileNotFoundError if the folder holds no evaluation.
     """
-    name = read_settings(folder)["model"]
+    name, known = read_settings(folder)["model"], read_items(folder)
     for outcome in outcomes:
         if outcome.status != DONE or outcome.mode == ORIGINAL:
             continue
-        other = collect(folder, outcome.benchmark, items[outcome.benchmark.name], outcome.mode)
+        chosen = items[outcome.benchmark.name]
+        if changed := changed_items(known.get(outcome.benchmark.name, {}), fingerprints(chosen)):
+            outcome.add_note(f"not compared with {name}, which had other data: {shorten(changed)}")
+            continue
+        other = collect(folder, outcome.benchmark, chosen, outcome.mode)
         if other.status != DONE:
             outcome.add_note(f"not compared with {name}, whose {outcome.mode} is {other.status}: {other.note}")
         elif other.judge != outcome.judge:

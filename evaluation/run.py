@@ -32,9 +32,9 @@ from evaluation.judges import Judge, get_judge
 from evaluation.page import draw_chart, write_page
 from evaluation.processes import Processes
 from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, collect, environment, set_against
-from evaluation.run_folder import keep_settings, read_settings
+from evaluation.run_folder import keep_items, keep_settings, read_settings
 from evaluation.runner import FAILED, ORIGINAL, Runner, Shard, describe
-from evaluation.suites import DEMO, SUITES, Benchmark, Item, get_benchmarks
+from evaluation.suites import DEMO, SUITES, Benchmark, Item, fingerprints, get_benchmarks
 from evaluation.tables import as_markdown
 from evaluation.tasks import TASKS
 from vita_audio.audio_tokenizers import get_audio_tokenizer
@@ -45,16 +45,8 @@ from vita_audio.interleave import MODES, InterleavePlan
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NO_FIGURES = (
-    "output",
-    "suite",
-    "modes",
-    "batch_size",
-    "device",
-    "retry_errors",
-    "against",
-    "check",
-)  # may change when it goes on
+# May change when it goes on.
+NO_FIGURES = ("output", "suite", "modes", "batch_size", "device", "retry_errors", "against", "check")
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
 
 
@@ -81,7 +73,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
     parser.add_argument("--limit", type=at_least_one, help="so many samples of each benchmark, drawn with a fixed seed")
     parser.add_argument("--seed", type=int, default=42, help="of sampled answers")
-    parser.add_argument("--retry-errors", action="store_true", help="answer again what could not be answered earlier")
+    parser.add_argument("--retry-errors", action="store_true", help="take again what could not be answered, or heard")
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="--output of another model, to tell differences from"
     )
@@ -173,7 +165,7 @@ def evaluate(options: argparse.Namespace, processes: Processes) -> list[Outcome]
             found[benchmark.name] = load_items(benchmark, options)
         except FileNotFoundError as error:
             absent.append(Outcome(benchmark, "-", MISSING, str(error)))
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # of any kind that is wrong with one set, so that the others are run
             absent.append(Outcome(benchmark, "-", BROKEN, describe(error)))
     present = [benchmark for benchmark in benchmarks if benchmark.name in found]
     work = [(benchmark, mode) for mode in modes for benchmark in present]
@@ -181,6 +173,7 @@ def evaluate(options: argparse.Namespace, processes: Processes) -> list[Outcome]
     processes.claim(options.output)
     if processes.rank == 0:
         keep_settings(options.output, settings_of_run(options, folder))
+        keep_items(options.output, {name: fingerprints(items) for name, items in found.items()})
         for benchmark, mode in work:
             for path in (options.output / mode / benchmark.name).glob(f"{FAILED}-*.json"):
                 path.unlink()

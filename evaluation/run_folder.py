@@ -1,4 +1,4 @@
-"""The folder of an evaluation: rows that survive a kill, and settings that must not change."""
+"""The folder of an evaluation: rows that survive a kill, settings and samples that must not change."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.demo import write_json
+from evaluation.score import shorten
 
-SETTINGS = "settings.json"
+SETTINGS, ITEMS = "settings.json", "items.json"
 
 Row = dict[str, Any]
 
@@ -33,11 +34,18 @@ class RowFile:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def read(self) -> dict[str, Row]:
-        """Return the rows of all processes by their `id`; one without an `error` takes the place of one with."""
+        """Return the rows of all processes by their `id`; one without an `error` takes the place of one with.
+
+        Raises: ValueError naming a line that is damaged, other than by a kill.
+        """
         rows: dict[str, Row] = {}
         for path in sorted(self.folder.glob(f"{self.kind}-*.jsonl")):
             lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut off by a kill
-            for row in map(json.loads, lines):
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number}: must be one JSON object ({error}); delete the line") from error
                 if row["id"] not in rows or "error" not in row:
                     rows[row["id"]] = row
         return rows
@@ -68,6 +76,35 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{folder} was made with other settings ({described}); choose another --output, or delete what is there"
         )
+
+
+def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
+    """Write down what the samples are, or compare it with what is there: an answer is one to its sample only.
+
+    Args:
+        items: Fingerprints by benchmark and id.
+    Raises: ValueError if a sample has changed since.
+    """
+    known = read_items(folder)
+    for name, fingerprints in items.items():
+        earlier = known.setdefault(name, {})
+        if changed := changed_items(earlier, fingerprints):
+            raise ValueError(
+                f"{folder} was made with other data ({name}: {shorten(changed)}); choose another --output, or delete "
+                "what is there"
+            )
+        earlier |= fingerprints
+    write_json(folder / ITEMS, known)
+
+
+def read_items(folder: Path) -> dict[str, dict[str, str]]:
+    path = folder / ITEMS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def changed_items(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the ids that both know, of different samples."""
+    return [name for name in now if earlier.get(name, now[name]) != now[name]]
 
 
 def read_settings(folder: Path) -> Row:

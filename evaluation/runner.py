@@ -66,7 +66,7 @@ class Runner:
         output: Folder; answers go to output/MODE/BENCHMARK.
         max_new_tokens: Longest answer in place of the benchmark's.
         seed: Of sampled answers, which also depend on the batch they are in.
-        retry_errors: Answer samples again that could not be answered earlier.
+        retry_errors: Take samples again that could not be answered, or heard, earlier.
         measures: What to measure of speech, of `evaluation.figures.MEASURES`.
     """
 
@@ -101,9 +101,11 @@ class Runner:
             write_json(folder / f"{FAILED}-{self.shard.rank}.json", {"error": describe(error)})
 
     def _unanswered(self, items: Sequence[Item], folder: Path) -> list[Item]:
-        rows = RowFile(folder, ANSWERS).read()
-        done = {name for name, row in rows.items() if not (self.retry_errors and "error" in row)}
+        done = self._done(RowFile(folder, ANSWERS).read())
         return [item for item in self.shard.of(items) if item.id not in done]
+
+    def _done(self, rows: Mapping[str, Row]) -> set[str]:
+        return {name for name, row in rows.items() if not (self.retry_errors and "error" in row)}
 
     def _answer(self, benchmark: Benchmark, items: Sequence[Item], mode: str, folder: Path) -> None:
         file = RowFile(folder, ANSWERS, self.shard.rank)
@@ -123,13 +125,18 @@ class Runner:
     def _answered(self, benchmark: Benchmark, batch: Sequence[Item], mode: str, folder: Path) -> Iterator[list[Row]]:
         """Yield the rows of a batch, or of each sample by itself if one of them breaks it."""
         try:
-            yield self._respond(benchmark, batch, mode, folder)
+            rows = self._respond(benchmark, batch, mode, folder)
         except Exception as error:
-            if len(batch) > 1:
-                for item in batch:
-                    yield from self._answered(benchmark, [item], mode, folder)
-            else:
-                yield [{"id": batch[0].id, "text": "", "wav": None, "error": describe(error)}]
+            reason = describe(error)  # no more of it: its traceback holds what the batch has in memory
+        else:
+            yield rows
+            return
+        if len(batch) == 1:
+            yield [{"id": batch[0].id, "text": "", "wav": None, "error": reason}]
+            return
+        logger.warning("%s %s: one by one what failed as a batch of %d: %s", mode, benchmark.name, len(batch), reason)
+        for item in batch:
+            yield from self._answered(benchmark, [item], mode, folder)
 
     def _respond(self, benchmark: Benchmark, batch: Sequence[Item], mode: str, folder: Path) -> list[Row]:
         options: dict[str, Any] = {} if benchmark.sampled else dict(GREEDY)
@@ -147,7 +154,7 @@ class Runner:
 
     def _judge(self, benchmark: Benchmark, items: Sequence[Item], mode: str, folder: Path) -> None:
         file = RowFile(folder, TRANSCRIPTS, self.shard.rank)
-        share, heard, answers = self.shard.of(items), file.read(), RowFile(folder, ANSWERS).read()
+        share, heard, answers = self.shard.of(items), self._done(file.read()), RowFile(folder, ANSWERS).read()
         remaining = [item for item in share if answers.get(item.id, {}).get("wav") and item.id not in heard]
         if not remaining:
             return
@@ -169,7 +176,7 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
     """Write the wave, if there is speech, and return the row; the seconds are this answer's share of its batch's."""
     timings, wav, seconds = response.timings, None, 0.0
     if response.wave is not None and len(response.wave):
-        wav, seconds = f"audio/{item.id.replace('/', '-')}.wav", len(response.wave) / response.sample_rate
+        wav, seconds = f"audio/{_file_name(item.id)}.wav", len(response.wave) / response.sample_rate
         write_wave(folder / wav, response.wave, response.sample_rate)
     return {
         "id": item.id,
@@ -184,20 +191,24 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
     }
 
 
+def _file_name(name: str) -> str:
+    """Return a name without slashes, another one for every id."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
 def _recording_row(item: Item) -> Row:
     return {"id": item.id, "text": item.references[0], "wav": str(Path(item.recording).resolve())}
 
 
 def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], items: Sequence[Item]) -> list[Row]:
-    """Rows of what is understood and measured of speech; a file that cannot be read is heard as nothing."""
+    """Rows of what is understood and measured of speech; what cannot be read or measured is heard as nothing."""
     rows = [{"id": item.id, "transcript": "", "judge": judge.name} for item in items]
     sounds: dict[int, Sound] = {}
     for place, (path, item) in enumerate(zip(paths, items, strict=True)):
         try:
-            sounds[place] = load_audio(path, judge.sample_rate), judge.sample_rate
-            rows[place]["measures"] = {
-                name: meter(sounds[place], item) for name, meter in meters.items() if _fits(name, item)
-            }
+            sound = load_audio(path, judge.sample_rate), judge.sample_rate
+            rows[place]["measures"] = {name: meter(sound, item) for name, meter in meters.items() if _fits(name, item)}
+            sounds[place] = sound
         except (OSError, ValueError, soundfile.LibsndfileError) as error:
             rows[place]["error"] = describe(error)
     for place, transcript in zip(sounds, judge.transcribe(list(sounds.values())), strict=True):

@@ -7,6 +7,7 @@ reads the held-out files of `tools/make_demo_corpus.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,18 @@ class Item:
     voice: str | None = None
     keyword_last: bool = False
 
+    @property
+    def fingerprint(self) -> str:
+        """What is asked and what is right, in a few characters; by the names of audio files, whose folders may move."""
+        names = [Path(audio).name for audio in self.conversation.get("audios", ())]
+        content = (self.conversation["messages"], names, self.references, self.keyword_last)
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def fingerprints(items: Iterable[Item]) -> dict[str, str]:
+    """Return them by id."""
+    return {item.id: item.fingerprint for item in items}
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -87,6 +100,8 @@ class Benchmark:
             if item.id in seen:
                 raise ValueError(f"{path}: ids must be unique, {item.id} comes twice")
             seen.add(item.id)
+            if not all(isinstance(reference, str) for reference in item.references):
+                raise ValueError(f"{path}: references of {item.id} must be texts, got {list(item.references)}")
             if not any(reference.strip() for reference in item.references):
                 raise ValueError(f"{path}: {item.id} must have a reference with words, got {list(item.references)}")
         return items
@@ -142,7 +157,7 @@ def _only(content: str | list[str], place: str) -> str:
 def read_seedtts(path: Path, benchmark: Benchmark) -> list[Item]:
     """Items of a list of Seed-TTS: name | what the voice says | its audio | text to say [| a recording of that]."""
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in _lines(path):
         fields = line.strip().split("|")
         if len(fields) not in (4, 5):
             raise ValueError(f"{path}:{number}: must be `name|text|audio|text`, got {line!r}")
@@ -190,12 +205,20 @@ def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: must be one JSON object, got {error}") from error
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: must be one JSON object, got {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: must be one JSON object, got {line!r}")
+        yield number, row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield lines that are not empty, by number; of JSON, so that U+2028 and the like end none."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _recognition(name: str, path: str, language: str, rule: str = "words") -> Benchmark:

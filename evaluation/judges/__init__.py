@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from evaluation.judges.base import Judge, JudgeUnavailableError, Sound, is_audible, judge_floor
+from evaluation.judges.base import Judge, JudgeUnavailableError, Sound, is_audible
 from evaluation.judges.paraformer import ParaformerJudge
 from evaluation.judges.sphinx import SphinxJudge
 from evaluation.judges.whisper import (
@@ -28,7 +28,6 @@ __all__ = [
     "WhisperJudge",
     "get_judge",
     "is_audible",
-    "judge_floor",
 ]
 
 JUDGES: dict[str, Callable[[int | None], Judge]] = {

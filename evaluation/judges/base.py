@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.corrected_metrics import corrected_error_rate
-from evaluation.score import Score
 from vita_audio.audio_tokenizers.base import prepare_wave
 
 SECONDS_BEFORE, SECONDS_AFTER = 0.1, 0.5  # silence around a wave: recognisers clip words at sharp edges
@@ -66,15 +64,3 @@ class Judge(ABC):
         wave = prepare_wave(wave, rate, self.sample_rate)
         silence = (round(SECONDS_BEFORE * self.sample_rate), round(SECONDS_AFTER * self.sample_rate))
         return torch.nn.functional.pad(wave, silence).numpy()
-
-
-def judge_floor(
-    judge: Judge, originals: Sequence[Sound], references: Sequence[str], *, ids: Sequence[str] | None = None
-) -> Score:
-    """Return the judge's own error rate, on recordings of people: no model that it judges can be told to be better.
-
-    Raises: ValueError for a recording that is missing or silent, and as `corrected_error_rate`.
-    """
-    if silent := [index for index, sound in enumerate(originals) if not is_audible(sound)]:
-        raise ValueError(f"the judge's floor needs all original recordings, got nothing to hear at places {silent[:5]}")
-    return corrected_error_rate(references, judge.transcribe(originals), language=judge.language, ids=ids)

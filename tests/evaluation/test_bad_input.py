@@ -90,3 +90,28 @@ def test_a_single_sample_has_an_interval_and_is_compared():
     assert (interval.low, interval.value, interval.high) == (0.25, 0.25, 0.25)
     assert compare(score, other).difference == -0.25
     assert confidence_interval(Score([1.0, 0.0], [4.0, 0.0])).value == 0.25
+
+
+def test_answers_to_other_data_are_neither_kept_nor_compared(corpus, tmp_path, toy_folders):
+    """Of the same ids, as a corpus has that was made anew."""
+    path, options = corpus / "heldout_asr.jsonl", ("--modes", "boost")
+    assert run.main(arguments(toy_folders, corpus, tmp_path / "one", *options, suite="demo-asr")) == 0
+    path.write_text(path.read_text().replace(SENTENCES[1], "seven"))
+    with pytest.raises(ValueError, match=r"was made with other data \(demo-asr: asr-1\); choose another --output"):
+        run.main(arguments(toy_folders, corpus, tmp_path / "one", *options, suite="demo-asr"))
+    options = (*options, "--against", tmp_path / "one")
+    assert run.main(arguments(toy_folders, corpus, tmp_path / "two", *options, suite="demo-asr")) == 0
+    assert results(tmp_path / "two")["demo-asr", "boost"]["note"].endswith("which had other data: asr-1")
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["comparisons"] == []
+
+
+def test_a_set_of_an_unforeseen_form_does_not_stop_the_others(corpus, tmp_path, toy_folders):
+    rows = [json.loads(line) for line in (corpus / "heldout_tts.jsonl").read_text().splitlines()]
+    (corpus / "heldout_tts.jsonl").write_text(json.dumps(rows[0] | {"audio": 7}) + "\n")
+    options = arguments(toy_folders, corpus, tmp_path / "out", "--modes", "boost")
+    options[1:2] = ["demo-tts", "demo-asr"]
+    assert run.main(options) == 1
+    assert {name: row["status"] for (name, _), row in results(tmp_path / "out").items()} == {
+        "demo-tts": "failed",
+        "demo-asr": "done",
+    }

@@ -16,7 +16,6 @@ from evaluation.judges import (
     TransformersWhisperJudge,
     WhisperJudge,
     get_judge,
-    judge_floor,
 )
 from evaluation.metrics import word_error_rate
 from vita_audio.audio_tokenizers.optional import MissingPackageError
@@ -160,14 +159,3 @@ def test_sphinx_understands_most_of_synthetic_speech_whatever_came_before():
     heard = judge.transcribe(sounds)
     assert word_error_rate(texts, heard) <= 1 / 2
     assert judge.transcribe(sounds[::-1]) == heard[::-1]
-
-
-def test_the_floor_is_the_judges_error_on_recordings():
-    class Deaf(LengthJudge):
-        def _transcribe_all(self, waves):
-            yield from ["one two", "three five", ""]
-
-    floor = judge_floor(Deaf(), [noise(1, 0)] * 3, ["one two", "three four", "six"], ids=["a", "b", "c"])
-    assert floor.value == pytest.approx(2 / 5) and floor.numerators.tolist() == [0, 1, 1]
-    with pytest.raises(ValueError, match=r"needs all original recordings, got nothing to hear at places \[1\]"):
-        judge_floor(Deaf(), [noise(1, 0), None], ["one", "two"])

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 from filelock import FileLock
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
-from evaluation import prepare, processes, run
+from evaluation import page, prepare, processes, run
 from evaluation.figures import Value
 from evaluation.judges import JUDGES
 from evaluation.results import PUBLISHED
@@ -110,6 +111,12 @@ def test_the_page_needs_nothing_from_elsewhere(finished):
     assert markdown.index("(chart.png)") < markdown.index("## Recognition")
     assert page.index("data:image/png") < page.index("<table>")
     assert "recordings, as length hears them" in markdown and "* commit: " in markdown
+
+
+def test_audio_that_does_not_fit_into_the_page_is_linked_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MAX_EMBEDDED_BYTES", 0)
+    soundfile.write(tmp_path / "a%2Fb #1.wav", [0.1] * 2400, 24_000)
+    assert 'src="a%252Fb%20%231.wav"' in page.Clips(tmp_path).player(tmp_path / "a%2Fb #1.wav")
 
 
 def test_large_numbers_are_whole_and_small_ones_have_three_digits():

@@ -1,15 +1,19 @@
 """The runner by itself: parts of the work, samples that break their batch, recordings, measures, rows on disk."""
 
 import json
+import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from toy_corpus import LengthJudge, make_toy_corpus
 from toy_speech_lm import load_toy
 
 from evaluation import runner
 from evaluation.results import BROKEN, DONE, UNFINISHED, collect
-from evaluation.run_folder import RowFile, keep_settings
+from evaluation.run_folder import RowFile, keep_items, keep_settings
 from evaluation.runner import ORIGINAL, Runner, Shard
 from evaluation.suites import DEMO
 from vita_audio.inference.pipeline import SpeechLM
@@ -142,6 +146,9 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     second.append([{"id": "d", "text": "四"}])
     assert [json.loads(line)["id"] for line in first.path.read_text().splitlines()] == ["a", "c"]
     assert {name: row["text"] for name, row in second.read().items()} == {"a": "one", "c": "three\nlines", "d": "四"}
+    second.path.write_text('{"id": "d"\n{"id": "e"}\n')
+    with pytest.raises(ValueError, match="answers-1.jsonl:1: must be one JSON object .* delete the line"):
+        first.read()
 
 
 def test_settings_are_compared_by_what_they_are_on_disk(tmp_path):
@@ -149,3 +156,63 @@ def test_settings_are_compared_by_what_they_are_on_disk(tmp_path):
     keep_settings(tmp_path, {"a": [1, 2], "b": None})
     with pytest.raises(ValueError, match=r"other settings \(a: \[1, 2\] before, 3 now, c: None before, 4 now\)"):
         keep_settings(tmp_path, {"a": 3, "b": None, "c": 4})
+
+
+def test_a_failed_batch_leaves_no_memory_to_its_samples(make_runner, corpus, tmp_path, monkeypatch):
+    held = []
+
+    def fill_memory(self, conversations, *rest, **options):
+        if len(conversations) == 1:
+            assert held[-1]() is None
+        tensor = torch.zeros(1)
+        held.append(weakref.ref(tensor))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(SpeechLM, "respond_batch", fill_memory)
+    make_runner().run(RECOGNITION, RECOGNITION.items(corpus)[:2], "boost")
+    rows = RowFile(tmp_path / "boost" / RECOGNITION.name, "answers").read().values()
+    assert [row["error"] for row in rows] == ["RuntimeError: out of memory"] * 2
+
+
+def test_every_id_has_a_file_of_its_own(make_runner, corpus, tmp_path):
+    (item,) = SYNTHESIS.items(corpus)[:1]
+    items = [replace(item, id=name) for name in ("a/b", "a-b", "a%2Fb")]
+    make_runner().run(SYNTHESIS, items, "boost")
+    waves = [row["wav"] for row in RowFile(tmp_path / "boost" / SYNTHESIS.name, "answers").read().values()]
+    assert len({*waves}) == 3 and all((tmp_path / "boost" / SYNTHESIS.name / wave).is_file() for wave in waves)
+
+
+def test_speech_that_cannot_be_measured_is_heard_as_nothing(make_runner, corpus, tmp_path, monkeypatch):
+    def fail(sound, item):
+        raise ValueError("no voice")
+
+    monkeypatch.setitem(runner.METERS, "mos", lambda: fail)
+    items = SYNTHESIS.items(corpus)
+    make_runner(measures=("mos",)).run(SYNTHESIS, items, ORIGINAL)
+    outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
+    assert (outcome.status, outcome.note) == (
+        BROKEN,
+        "3 of 3 recordings cannot be heard, the first: ValueError: no voice",
+    )
+
+
+def test_a_judge_that_lacks_a_recording_has_no_error_of_its_own(make_runner, corpus, tmp_path):
+    """It would seem larger than it is, and so the model better."""
+    first, *others = SYNTHESIS.items(corpus)
+    items = [replace(first, recording=str(tmp_path / "none.wav")), *others]
+    make_runner().run(SYNTHESIS, items, ORIGINAL)
+    outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
+    assert (outcome.status, outcome.figures) == (BROKEN, {})
+    assert outcome.note.startswith("1 of 3 recordings cannot be heard, the first: ")
+    shutil.copy(first.recording, items[0].recording)
+    make_runner().run(SYNTHESIS, items, ORIGINAL)
+    assert collect(tmp_path, SYNTHESIS, items, ORIGINAL).status == BROKEN
+    make_runner(retry_errors=True).run(SYNTHESIS, items, ORIGINAL)
+    assert collect(tmp_path, SYNTHESIS, items, ORIGINAL).status == DONE
+
+
+def test_answers_to_other_samples_are_refused(tmp_path):
+    keep_items(tmp_path, {"one": {"a": "1", "b": "2"}})
+    keep_items(tmp_path, {"one": {"b": "2", "c": "3"}, "two": {"a": "4"}})
+    with pytest.raises(ValueError, match=r"made with other data \(one: a, c\); choose another --output"):
+        keep_items(tmp_path, {"one": {"a": "5", "b": "2", "c": "6"}})

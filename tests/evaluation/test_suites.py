@@ -87,7 +87,7 @@ def write_rows(folder: Path, *rows) -> Benchmark:
 
 def sample(answer, **more) -> dict:
     messages = [{"role": "user", "content": "<|audio|>"}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "audios": ["a.wav"], **more}
+    return {"messages": messages, "audios": ["a.wav"]} | more
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,8 @@ def sample(answer, **more) -> dict:
         (("{",), "x.jsonl:1: must be one JSON object"),
         ((sample("yes"), sample("  ")), "00001-a must have a reference with words"),
         ((sample([]),), "00000-a must have a reference with words"),
+        (("[]",), r"x.jsonl:1: must be one JSON object, got '\[\]'"),
+        ((sample([7]),), r"references of 00000-a must be texts, got \[7\]"),
     ],
 )
 def test_rows_that_would_score_wrongly_are_refused(rows, message, tmp_path):
@@ -125,3 +127,20 @@ def test_suites_and_benchmarks_are_found_by_name_once():
     with pytest.raises(ValueError, match="suite must be one of demo, asr, .*, got 'libri'"):
         get_benchmarks(["libri"])
     assert len(SUITES["paper"]) == 9 + 4 + 6
+
+
+def test_only_the_end_of_a_line_ends_a_row(tmp_path):
+    """Texts from the web have other characters that Python takes for the end of a line."""
+    rows = [json.dumps(sample(f"say\u2028{text}\x85"), ensure_ascii=False) for text in ("one", "two")]
+    items = write_rows(tmp_path, *rows).items(tmp_path)
+    assert [item.references for item in items] == [("say\u2028one\x85",), ("say\u2028two\x85",)]
+
+
+def test_a_fingerprint_tells_what_is_asked_and_right_not_where_it_lies(tmp_path):
+    def fingerprint(folder="here", answer="one", audio="a.wav"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (item,) = write_rows(tmp_path / folder, sample(answer, audios=[audio])).items(tmp_path / folder)
+        return item.fingerprint
+
+    assert fingerprint() == fingerprint("there")
+    assert len({fingerprint(), fingerprint(answer="two"), fingerprint(audio="b.wav")}) == 3
