@@ -140,10 +140,13 @@ def _wenetspeech_samples(
 
 
 def _cut(source: Path, begin: float, end: float, path: Path) -> None:
+    """Write a part of a recording as FLAC, whole or not at all: what is there is not cut again."""
     with soundfile.SoundFile(source) as file:
         file.seek(round(begin * file.samplerate))
         wave = file.read(round((end - begin) * file.samplerate))
-        soundfile.write(path, wave, file.samplerate)
+        partial = path.with_suffix(".partial")
+        soundfile.write(partial, wave, file.samplerate, format="FLAC")
+        os.replace(partial, path)
 
 
 def prepare_fleurs(source: Path, data: Path) -> dict[str, int]:
@@ -179,7 +182,7 @@ def _question_samples(source: Path, data: Path, benchmark: Benchmark) -> Iterato
     folder = (data / benchmark.path).parent / "audio"
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
-    for path in sorted(source.rglob("*.parquet")):
+    for path in _parquet_files(source, Path(benchmark.path).stem):
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=64):
             for row in batch.to_pylist():
                 audio = folder / f"{number:05d}.wav"
@@ -187,6 +190,12 @@ def _question_samples(source: Path, data: Path, benchmark: Benchmark) -> Iterato
                 soundfile.write(audio, wave, rate)
                 yield question_sample(audio, row["question"], _answers(row[_column(row, "answers", "answer")]))
                 number += 1
+
+
+def _parquet_files(source: Path, split: str) -> list[Path]:
+    """Return the files of a split, which their names begin with; all, if no name does."""
+    paths = sorted(source.rglob("*.parquet"))
+    return [path for path in paths if path.name.startswith(split)] or paths
 
 
 def _column(row: Mapping[str, Any], *names: str) -> str:

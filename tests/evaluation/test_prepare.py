@@ -104,3 +104,31 @@ def test_a_folder_without_the_download_is_one_clear_error(name, tmp_path):
     with pytest.raises((ValueError, OSError), match="no samples|nothing of|No such file"):
         prepare.main([name, "--from", str(tmp_path), "--data", str(tmp_path / "data")])
     assert not list((tmp_path / "data").rglob("*.jsonl"))
+
+
+def test_a_cut_that_was_stopped_is_made_again(tmp_path, monkeypatch):
+    wenetspeech(tmp_path / "download")
+    options = ["wenetspeech", "--from", str(tmp_path / "download"), "--data", str(tmp_path / "data")]
+    write = soundfile.write
+
+    def stop(path, wave, rate, **options):
+        write(path, wave[: len(wave) // 2], rate, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(soundfile, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.main(options)
+    monkeypatch.undo()
+    prepare.main(options)
+    for name in DOWNLOADS["wenetspeech"][1]:
+        (item,) = BENCHMARKS[name].items(tmp_path / "data")
+        assert soundfile.info(item.audio).duration == pytest.approx(0.5)
+
+
+def test_questions_of_other_parts_are_left_out(tmp_path):
+    make, _ = DOWNLOADS["web-questions"]
+    make(tmp_path / "download")
+    (tmp_path / "download" / "test-00000.parquet").rename(tmp_path / "download" / "train-00000.parquet")
+    make(tmp_path / "download")
+    prepare.main(["web-questions", "--from", str(tmp_path / "download"), "--data", str(tmp_path / "data")])
+    assert len(BENCHMARKS["web-questions"].items(tmp_path / "data")) == 1
