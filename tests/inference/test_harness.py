@@ -84,7 +84,7 @@ def test_a_request_is_greedy_unless_it_asks_to_sample(given, expected):
 
 
 def test_an_answer_ends_before_the_first_stop(speech_lm):
-    assert cut_before("a\n\nb. c", ["\n\n", "."]) == "a" and cut_before("a", ["b"]) == "a"
+    assert cut_before("a\n\nb. c", ["\n\n", "."]) == "a" and cut_before("a", ["b", ""]) == "a"
     whole = HarnessModel(speech_lm).generate_until([("say one", SHORT)])[0]
     stop = whole[len(whole) // 2 :]
     assert stop and HarnessModel(speech_lm).generate_until([("say one", SHORT | {"until": stop})]) == [

@@ -126,19 +126,25 @@ class HarnessModel:
 
     def _answered(self, requests: Sequence[Request], skip_errors: bool) -> list[str]:
         try:
-            responses = self.speech_lm.respond_batch(
-                [request.conversation for request in requests],
-                self.plan,
-                decode_audio=False,
-                **requests[0].generation,
-            )
+            return self._answer(requests)
         except Exception as error:
             if not skip_errors:
                 raise
-            if len(requests) > 1:
-                return [text for request in requests for text in self._answered([request], skip_errors)]
-            logger.warning("a request counts as not answered: %s: %s", type(error).__name__, error)
-            return [""]
+            reason = (
+                f"{type(error).__name__}: {error}"  # no more of it: its traceback holds what the batch has in memory
+            )
+        if len(requests) > 1:
+            return [text for request in requests for text in self._answered([request], skip_errors)]
+        logger.warning("a request counts as not answered: %s", reason)
+        return [""]
+
+    def _answer(self, requests: Sequence[Request]) -> list[str]:
+        responses = self.speech_lm.respond_batch(
+            [request.conversation for request in requests],
+            self.plan,
+            decode_audio=False,
+            **requests[0].generation,
+        )
         return [
             cut_before(response.text.strip(), request.until)
             for response, request in zip(responses, requests, strict=True)
@@ -199,5 +205,5 @@ def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def cut_before(text: str, until: Sequence[str]) -> str:
     """Return the text up to the first of some strings that occurs in it."""
-    ends = [text.find(stop) for stop in until if stop in text]
+    ends = [text.find(stop) for stop in until if stop and stop in text]
     return text[: min(ends)] if ends else text
