@@ -74,9 +74,10 @@ class Setting:
 
 def ablations(setting: Setting) -> list[Ablation]:
     """List all runs; the first one is what the others are compared with: all modules, without the divergence."""
-    modules = sorted(setting.modules, reverse=True)
+    modules = sorted(set(setting.modules), reverse=True)
     found = [Ablation(number, CENTRE_SCHEDULE, weight) for weight in (0.0, setting.kl_weight) for number in modules]
-    return found + [Ablation(modules[0], name, 0.0) for name in setting.schedules if name != CENTRE_SCHEDULE]
+    schedules = [name for name in dict.fromkeys(setting.schedules) if name != CENTRE_SCHEDULE]
+    return found + [Ablation(modules[0], name, 0.0) for name in schedules]
 
 
 def plan_steps(setting: Setting, runs: Sequence[Ablation]) -> list[Step]:

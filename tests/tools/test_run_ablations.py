@@ -56,7 +56,7 @@ def test_one_thing_changes_at_a_time(setting):
     modules = (10, 5, 2, 1)
     assert names == [*(f"{n}_boost" for n in modules), *(f"{n}_boost_kl" for n in modules), "10_balance", "10_turbo"]
     assert [run.name for run in ablations(setting("--ci"))] == ["2_boost", "1_boost", "2_boost_kl", "1_boost_kl"]
-    chosen = ablations(setting("--modules", "3", "--schedules", "turbo", "--kl-weight", "0.5"))
+    chosen = ablations(setting("--modules", "3", "3", "--schedules", "turbo", "turbo", "--kl-weight", "0.5"))
     assert [(run.num_modules, run.schedule, run.kl_weight) for run in chosen] == [
         (3, "boost", 0.0),
         (3, "boost", 0.5),
