@@ -1,7 +1,11 @@
-"""The commands of the README's section on released weights, run on toy folders in place of the downloads."""
+"""The commands of the README's section on released weights, run on toy folders in place of the downloads.
+
+Where RELEASED_WEIGHTS names the folder that the downloads made, `pytest -m weights` runs them on the real ones.
+"""
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -28,6 +32,7 @@ SECTION = re.search(r"## Use the released weights\n(.*?)\n## ", (ROOT / "README.
 LINES = "\n".join(re.findall(r"```bash\n(.*?)```", SECTION, re.DOTALL)).replace("\\\n", " ").splitlines()
 DOWNLOADS = [line.split() for line in LINES if line.startswith("hf download")]
 COMMANDS = [line for line in LINES if line.startswith("python")]
+REAL_WEIGHTS = os.environ.get("RELEASED_WEIGHTS")
 
 
 def make_sensevoice_small(plus_model: Path, folder: Path) -> None:
@@ -65,8 +70,18 @@ def weights(toy_folders, tmp_path_factory):
         as_the_public_code_saves(folder / "weights" / model)
         path = folder / "weights" / model / "generation_config.json"  # short answers
         path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 24}))
-    soundfile.write(folder / "question.wav", 0.1 * np.sin(np.arange(8000) / 9), 16_000)
+    write_question(folder)
     return folder
+
+
+def write_question(folder: Path) -> None:
+    soundfile.write(folder / "question.wav", 0.1 * np.sin(np.arange(8000) / 9), 16_000)
+
+
+def run_command(command: str) -> None:
+    """Run a command in this process, in the current folder."""
+    _, program, *arguments = shlex.split(command)
+    importlib.import_module(Path(program).stem).main(arguments)
 
 
 def test_every_folder_is_downloaded_before_it_is_used():
@@ -78,8 +93,7 @@ def test_every_folder_is_downloaded_before_it_is_used():
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.search(r"weights/(\S+)", command)[1])
 def test_commands_answer(command, weights, monkeypatch, capsys):
     monkeypatch.chdir(weights)
-    _, program, *arguments = shlex.split(command)
-    importlib.import_module(Path(program).stem).main(arguments)
+    run_command(command)
     assert "answer.wav: " in capsys.readouterr().out
     assert soundfile.info(weights / "answer.wav").frames > 0
     (weights / "answer.wav").unlink()
@@ -91,3 +105,17 @@ def test_folders_pass_the_check(weights, monkeypatch, capsys):
     for folder in Path("weights").iterdir():
         importlib.import_module("check_checkpoint").main([str(folder)])
         assert capsys.readouterr().out.endswith("loads\n")
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not REAL_WEIGHTS, reason="RELEASED_WEIGHTS names no folder with the README's downloads")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.search(r"weights/(\S+)", command)[1])
+def test_the_real_weights_pass_the_check_and_answer(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "weights").symlink_to(Path(REAL_WEIGHTS).resolve())
+    write_question(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for folder in sorted(set(re.findall(r"weights/[\w.-]+", command))):
+        run_command(f"python tools/check_checkpoint.py {folder}")
+        assert capsys.readouterr().out.endswith("loads\n")
+    run_command(command)  # the model chooses whether it speaks; its text is always there
+    assert len(capsys.readouterr().out.strip().splitlines()) >= 2
