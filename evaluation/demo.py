@@ -46,6 +46,7 @@ from vita_audio.interleave import MODES, InterleavePlan
 
 ROUND_TRIP, ANSWER = "roundtrip", "answer"
 PARTS = (*MODES, ROUND_TRIP, ANSWER)
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 OTHER_OPTIONS = ("output", "codes", "batch_size")  # those that change no figure
 
 
@@ -166,7 +167,7 @@ def read_part(folder: Path, part: str) -> Row:
 def settings_of(options: argparse.Namespace) -> Row:
     """Return what decides the figures, as JSON values; weights are known by their files."""
     options = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
-    files = sorted(options["model"].glob("*.safetensors"))
+    files = sorted(path for form in WEIGHTS for path in options["model"].glob(form))
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     return settings | {"weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,13 @@ def test_parts_of_another_model_are_refused(unfinished, toy_folders, tmp_path):
     (model / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"boost.json was made with other settings \(weights\)"):
         demo.check_part(folder, "boost", demo.settings_of(demo.parse_arguments(options)))
+
+
+def test_weights_of_every_form_are_settings(tmp_path):
+    for name in ("model.safetensors", "pytorch_model-00001-of-00002.bin", "training_args.bin"):
+        (tmp_path / name).touch()
+    weights = demo.settings_of(Namespace(model=tmp_path))["weights"]
+    assert [name for name, _, _ in weights] == ["model.safetensors", "pytorch_model-00001-of-00002.bin"]
 
 
 def test_without_a_new_phrasing_the_first_question_is_kept(toy_folders, monkeypatch, tmp_path):
