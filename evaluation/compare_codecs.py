@@ -4,9 +4,9 @@
         --codec glm4voice=glm-4-voice-tokenizer,glm-4-voice-decoder --codec snac24khz=snac_24khz \\
         --codec cosyvoice2=CosyVoice2-0.5B,CosyVoice2-0.5B --codec sparktts=Spark-TTS-0.5B
 
-Texts, if there are any, come from `manifest.jsonl` or from `NAME.txt` beside `NAME.wav`; else words are compared with
-those heard in the original. A codec whose codes do not say who speaks gets the voice of each clip. Leaves the decoded
-waves, `codecs.json`, `codecs.md`, and pictures: spectrograms of a clip after each codec, errors over bits per second.
+Texts, of all clips or of none, come from `manifest.jsonl` or from `NAME.txt` beside `NAME.wav`; without them words are
+compared with those heard in the originals. A codec whose codes do not say who speaks gets the voice of each clip. Leaves
+the decoded waves, `codecs.json`, `codecs.md`, and pictures: spectrograms of a clip after each codec, errors over bits per second.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python -m evaluation.evaluate_codec --corpus domain=DIR --corpus digits=DIR --output DIR
 
 A corpus is a folder of audio files. Texts come from `manifest.jsonl` (`audio` and `text`), as
-`tools/make_speech_corpus.py` writes it, or else from `NAME.txt` beside `NAME.wav`; where a clip has none, its text is
-what the judge hears in the original. The decoded waves, `codec.json` and a picture of the first pair's mel spectrograms
-go to the output folder.
+`tools/make_speech_corpus.py` writes it, or else from `NAME.txt` beside `NAME.wav`; where no clip has one, words are
+compared with those heard in the originals. The decoded waves, `codec.json` and a picture of the first pair's mel
+spectrograms go to the output folder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -27,6 +28,8 @@ from tqdm import tqdm
 from evaluation.judges import Judge, get_judge
 from evaluation.metrics import code_counts, codebook_perplexity, digit_error_rate, word_error_rate
 from evaluation.pictures import draw_spectrograms
+from evaluation.score import check_unique
+from evaluation.suites import read_rows
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
@@ -49,18 +52,37 @@ class Clip:
 def read_corpus(folder: Path, max_clips: int | None = None) -> list[Clip]:
     """Clips of a corpus folder.
 
-    Raises: FileNotFoundError if the folder is missing or holds no audio.
+    Raises: FileNotFoundError if the folder is missing or holds no audio; ValueError for a line of the manifest without
+        `audio` or with a `text` that is none, texts of some clips only, or two clips of one name.
     """
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
-        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").split("\n") if line.strip()]
-        clips = [Clip(folder / row["audio"], Path(row["audio"]).stem, row["text"]) for row in rows]
+        clips = [_listed(folder, row, f"{manifest}:{number}") for number, row in read_rows(manifest)]
     else:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        clips = [Clip(path, "-".join(path.relative_to(folder).with_suffix("").parts), _text(path)) for path in paths]
+        clips = [Clip(path, _name(path.relative_to(folder)), _text(path)) for path in paths]
     if not clips:
         raise FileNotFoundError(f"no {', '.join(AUDIO_SUFFIXES)} files in {folder}; give a folder of speech")
+    check_unique([clip.name for clip in clips], str(folder))
+    without = [clip.name for clip in clips if clip.text is None]
+    if 0 < len(without) < len(clips):
+        raise ValueError(
+            f"{folder}: all clips must have a text or none, {len(without)} of {len(clips)} have none, such as "
+            f"{without[0]}; add their texts or take these clips out"
+        )
     return clips[:max_clips]
+
+
+def _listed(folder: Path, row: Mapping[str, Any], place: str) -> Clip:
+    audio, text = row.get("audio"), row.get("text")
+    if not isinstance(audio, str) or not isinstance(text, str | None):
+        raise ValueError(f'{place}: must have "audio", a file, and may have "text", got {dict(row)}')
+    return Clip(folder / audio, _name(Path(audio)), text)
+
+
+def _name(path: Path) -> str:
+    """Name what becomes of a file: its folders belong to it, unless they lead elsewhere."""
+    return path.stem if path.is_absolute() or ".." in path.parts else "-".join(path.with_suffix("").parts)
 
 
 def _text(path: Path) -> str | None:
@@ -125,14 +147,13 @@ def code_figures(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> d
 def judged_figures(
     clips: Sequence[Clip], judge: Judge, decoded: Sequence[tuple[Tensor, int]], heard_originals: Sequence[str]
 ) -> dict:
-    """Words understood before and after the codec."""
+    """Words understood after the codec, and before it unless those are what it is compared with."""
     heard = judge.transcribe(decoded, progress="judging decoded")
-    texts = [
-        original if clip.text is None else clip.text for clip, original in zip(clips, heard_originals, strict=True)
-    ]
+    written = [clip.text for clip in clips if clip.text is not None]
+    texts = written or list(heard_originals)
     return {
         "wer": word_error_rate(texts, heard),
-        "wer_original": word_error_rate(texts, heard_originals),
+        **({"wer_original": word_error_rate(texts, heard_originals)} if written else {}),
         **digit_figures(texts, heard, heard_originals),
         "generated": [
             {"wav": f"{clip.name}.wav", "reference_text": text, "transcript": transcript, "original": original}

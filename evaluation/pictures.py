@@ -99,20 +99,22 @@ def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw the words wrong after each codec over the bits per second of its codes, and those of the originals."""
+    """Draw the words wrong after each codec over the bits per second of its codes, and of the originals if known."""
     figure, (axis,) = _figure(1, height=4.5, width=7)
     for name, figures in codecs.items():
         point = figures["bits_per_second"], 100 * figures["wer"]
         axis.plot(*point, marker="o", linestyle="none")
         axis.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize="small")
-    original = 100 * next(iter(codecs.values()))["wer_original"]
-    axis.axhline(original, color="grey", linestyle="--", label=f"originals, {original:.1f} %")
+    original = 100 * next(iter(codecs.values())).get("wer_original", 0.0)
+    if original:
+        axis.axhline(original, color="grey", linestyle="--", label=f"originals, {original:.1f} %")
     widest = max(figures["bits_per_second"] for figures in codecs.values())
     highest = max(100 * figures["wer"] for figures in codecs.values())
     limits = {"xlim": (0, 1.25 * widest), "ylim": (-1, 1.1 * max(highest, original, 5))}  # room for names and zeros
     axis.set(xlabel="bits per second", ylabel="words wrong, %", **limits)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    if original:
+        axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
 

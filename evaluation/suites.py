@@ -112,7 +112,7 @@ def read_samples(path: Path, benchmark: Benchmark) -> list[Item]:
 
     An optional field `question` is the text of a spoken question.
     """
-    return [_sample_item(place, row, path, benchmark) for place, row in _rows(path)]
+    return [_sample_item(place, row, path, benchmark) for place, row in read_rows(path)]
 
 
 def _sample_item(number: int, row: Mapping[str, Any], path: Path, benchmark: Benchmark) -> Item:
@@ -186,7 +186,7 @@ def read_seedtts_any_voice(path: Path, benchmark: Benchmark) -> list[Item]:
 def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
     """Items of the demo corpus; questions are answered by a sentence that ends with a keyword."""
     items = []
-    for _, row in _rows(path):
+    for _, row in read_rows(path):
         row = row | {"audio": str(resolve(row["audio"], path.parent))}
         as_text = benchmark.task == TEXT_QA
         is_question = "keyword" in row
@@ -204,7 +204,11 @@ def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
     return items
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSONL file, by line number.
+
+    Raises: FileNotFoundError; ValueError, naming the line, if one is no JSON object.
+    """
     for number, line in _lines(path):
         try:
             row = json.loads(line)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,14 +27,21 @@ def tone(seconds, frequency):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three tones in a tree of folders, one of them with a text."""
+    """Three tones in a tree of folders, with their texts."""
     folder = tmp_path_factory.mktemp("sounds")
     (folder / "more").mkdir()
     soundfile.write(folder / "b.wav", tone(0.6, 300), RATE)
     soundfile.write(folder / "more" / "a.flac", tone(0.5, 200), RATE)
     soundfile.write(folder / "a.wav", tone(0.4, 440), RATE)
-    (folder / "a.txt").write_text("one two\n", encoding="utf-8")
+    for name, text in (("a", "one two\n"), ("b", "three"), ("more/a", "four")):
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def untold(folder, tmp_path):
+    """The same without texts."""
+    return shutil.copytree(folder, tmp_path / "untold", ignore=shutil.ignore_patterns("*.txt"))
 
 
 class Codec:
@@ -44,13 +52,29 @@ class Codec:
 
 def test_folders_are_read_in_order_with_their_texts(folder, tmp_path):
     clips = read_corpus(folder)
-    assert [(clip.name, clip.text) for clip in clips] == [("a", "one two"), ("b", None), ("more-a", None)]
+    assert [(clip.name, clip.text) for clip in clips] == [("a", "one two"), ("b", "three"), ("more-a", "four")]
     assert len(read_corpus(folder, 2)) == 2
     with pytest.raises(FileNotFoundError, match=f"no .wav, .* files in {tmp_path}"):
         read_corpus(tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"audio": "x/c.wav", "text": "three"}\n', encoding="utf-8")
     (clip,) = read_corpus(tmp_path)
-    assert (clip.path, clip.name, clip.text) == (tmp_path / "x/c.wav", "c", "three")
+    assert (clip.path, clip.name, clip.text) == (tmp_path / "x/c.wav", "x-c", "three")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"audio": "a.wav", "text": "one"}', '{"audio": "b.wav"}'], "1 of 2 have none, such as b; add their texts"),
+        (['{"audio": "x/a.wav"}', '{"audio": "x/a.flac"}'], "got more than one of x-a"),
+        (["", '{"text": "one"}'], r'manifest.jsonl:2: must have "audio"'),
+        (['{"audio": "a.wav", "text": 1}'], r'manifest.jsonl:1: must have "audio", .* "text"'),
+        (['{"audio": '], "manifest.jsonl:1: must be one JSON object"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_its_line(lines, message, tmp_path):
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_corpus(tmp_path)
 
 
 def test_bits_are_those_of_the_codebooks_and_of_the_frequencies():
@@ -69,13 +93,25 @@ def test_mel_distance_is_zero_for_the_same_sound_at_any_rate_and_length():
     assert math.isfinite(mel_distance((wave, RATE), (torch.zeros(0), RATE)))
 
 
-def test_clips_without_a_text_are_compared_with_what_is_heard_in_them(folder):
-    clips, judge = read_corpus(folder), LengthJudge()
+def heard_in(clips, judge):
     sounds = [(torch.from_numpy(soundfile.read(clip.path, dtype="float32")[0]), RATE) for clip in clips]
-    heard = judge.transcribe(sounds)
+    return sounds, judge.transcribe(sounds)
+
+
+def test_words_are_compared_with_the_texts(folder):
+    clips, judge = read_corpus(folder), LengthJudge()
+    sounds, heard = heard_in(clips, judge)
     figures = judged_figures(clips, judge, sounds, heard)
-    assert [row["reference_text"] for row in figures["generated"]] == ["one two", *heard[1:]]
+    assert [row["reference_text"] for row in figures["generated"]] == ["one two", "three", "four"]
     assert figures["wer"] == figures["wer_original"] > 0
+
+
+def test_without_texts_words_are_compared_with_those_heard_in_the_originals(untold):
+    clips, judge = read_corpus(untold), LengthJudge()
+    sounds, heard = heard_in(clips, judge)
+    figures = judged_figures(clips, judge, sounds, heard)
+    assert [row["reference_text"] for row in figures["generated"]] == heard
+    assert figures["wer"] == 0 and "wer_original" not in figures
 
 
 def test_several_corpora_are_evaluated_one_by_one(folder, tmp_path, monkeypatch):
@@ -148,6 +184,16 @@ def test_the_tool_starts_it_from_any_folder(tmp_path):
     command = [sys.executable, tool, "--audio", "nowhere", "--output", "out", "--codec", "glm4voice"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and "files in nowhere; give a folder of speech" in result.stderr
+
+
+def test_codecs_are_compared_without_texts(untold, tmp_path, monkeypatch):
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    output = tmp_path / "codecs"
+    compare_codecs.main(
+        f"--audio {untold} --output {output} --codec glm4voice --judge length --max-clips 2 --device cpu".split()
+    )
+    assert "WER of originals" not in (output / "codecs.md").read_text(encoding="utf-8")
+    assert (output / "codecs.png").stat().st_size > 5000
 
 
 def test_without_a_judge_there_are_no_errors_to_draw(folder, tmp_path):
