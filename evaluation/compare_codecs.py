@@ -5,8 +5,9 @@
         --codec cosyvoice2=CosyVoice2-0.5B,CosyVoice2-0.5B --codec sparktts=Spark-TTS-0.5B
 
 Texts, of all clips or of none, come from `manifest.jsonl` or from `NAME.txt` beside `NAME.wav`; without them words are
-compared with those heard in the originals. A codec whose codes do not say who speaks gets the voice of each clip. Leaves
-the decoded waves, `codecs.json`, `codecs.md`, and pictures: spectrograms of a clip after each codec, errors over bits per second.
+compared with those heard in the originals. A codec whose codes do not say who speaks gets the voice of each clip.
+Leaves the decoded waves, `codecs.json`, `codecs.md`, and pictures: spectrograms of a clip after each codec, errors over
+bits per second.
 """
 
 import argparse
