@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
         folder = find_checkpoint(options.model, offline=True)
         audio_model = options.audio_model and find_checkpoint(options.audio_model, offline=True)
         export_checkpoint(folder, options.output, options.code, audio_model=audio_model)
-    print(f"{options.output}: load it with AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)")
+    print(
+        f"{options.output}: AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True) loads it with the public "
+        "code, which it fetches from the hub"
+    )
 
 
 if __name__ == "__main__":
