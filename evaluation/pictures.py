@@ -60,11 +60,11 @@ def draw_errors_over_speed(
     for label, values in errors.items():
         known = [mode for mode in places if mode in values]
         axis.plot([places[mode] for mode in known], [100 * values[mode] for mode in known], marker="o", label=label)
-    for index, (mode, speed) in enumerate(ordered):
-        text = f"{mode}, {speed['tokens_per_second']:.0f} tokens/s"
-        height = 1.02 + 0.05 * (len(ordered) - 1 - index)  # one line each: modes may lie close together
-        axis.annotate(text, (places[mode], height), xycoords=("data", "axes fraction"), ha="center", fontsize="small")
-        axis.axvline(places[mode], color="grey", alpha=0.2)
+    names = [f"{mode}, {speed['tokens_per_second']:.0f} tokens/s" for mode, speed in ordered]
+    slanted = {"rotation": 40, "rotation_mode": "anchor", "ha": "left"}  # modes may lie close together
+    axis.secondary_xaxis("top").set_xticks(list(places.values()), names, fontsize="small", **slanted)
+    for place in places.values():
+        axis.axvline(place, color="grey", alpha=0.2)
     highest = max(max(values.values()) for values in errors.values())
     axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, 105 * min(max(highest, 0.05), 1)))
     axis.grid(alpha=0.3)
@@ -105,16 +105,16 @@ def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
         point = figures["bits_per_second"], 100 * figures["wer"]
         axis.plot(*point, marker="o", linestyle="none")
         axis.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize="small")
-    original = 100 * next(iter(codecs.values())).get("wer_original", 0.0)
-    if original:
-        axis.axhline(original, color="grey", linestyle="--", label=f"originals, {original:.1f} %")
-    widest = max(figures["bits_per_second"] for figures in codecs.values())
     highest = max(100 * figures["wer"] for figures in codecs.values())
-    limits = {"xlim": (0, 1.25 * widest), "ylim": (-1, 1.1 * max(highest, original, 5))}  # room for names and zeros
+    original = next(iter(codecs.values())).get("wer_original")
+    if original is not None:
+        axis.axhline(100 * original, color="grey", linestyle="--", label=f"originals, {100 * original:.1f} %")
+        axis.legend(fontsize="small")
+        highest = max(highest, 100 * original)
+    widest = max(figures["bits_per_second"] for figures in codecs.values())
+    limits = {"xlim": (0, 1.25 * widest), "ylim": (-1, 1.1 * max(highest, 5))}  # room for names and zeros
     axis.set(xlabel="bits per second", ylabel="words wrong, %", **limits)
     axis.grid(alpha=0.3)
-    if original:
-        axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
 

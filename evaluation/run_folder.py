@@ -98,6 +98,7 @@ def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def read_items(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the fingerprints by benchmark and id; none of a folder that has not kept them."""
     path = folder / ITEMS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

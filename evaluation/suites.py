@@ -59,7 +59,7 @@ class Item:
 
 
 def fingerprints(items: Iterable[Item]) -> dict[str, str]:
-    """Return them by id."""
+    """Return the fingerprints of samples by their ids."""
     return {item.id: item.fingerprint for item in items}
 
 
@@ -220,7 +220,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield lines that are not empty, by number; of JSON, so that U+2028 and the like end none."""
+    """Yield lines that are not empty, by number; only a newline ends one, not U+2028 and the like inside a text."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 

@@ -16,6 +16,7 @@ from toy_corpus import LengthJudge
 from evaluation import compare_codecs
 from evaluation.evaluate_codec import code_figures, judged_figures, main, mel_distance, read_corpus
 from evaluation.judges import JUDGES
+from evaluation.pictures import draw_codecs
 
 RATE = 16_000
 
@@ -194,6 +195,16 @@ def test_codecs_are_compared_without_texts(untold, tmp_path, monkeypatch):
     )
     assert "WER of originals" not in (output / "codecs.md").read_text(encoding="utf-8")
     assert (output / "codecs.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("originals", "lines"), [({"wer_original": 0.0}, 2), ({"wer_original": 0.2}, 2), ({}, 1)])
+def test_the_errors_of_originals_are_drawn_where_they_are_known(originals, lines, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_codecs({"codec": {"bits_per_second": 100.0, "wer": 0.1, **originals}}, tmp_path / "codecs.png")
+    (axis,) = drawn[0].axes
+    assert len(axis.lines) == lines and (axis.get_legend() is None) == (not originals)
+    assert axis.get_ylim()[1] > 100 * originals.get("wer_original", 0.1)
 
 
 def test_without_a_judge_there_are_no_errors_to_draw(folder, tmp_path):

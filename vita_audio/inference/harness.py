@@ -130,9 +130,8 @@ class HarnessModel:
         except Exception as error:
             if not skip_errors:
                 raise
-            reason = (
-                f"{type(error).__name__}: {error}"  # no more of it: its traceback holds what the batch has in memory
-            )
+            # No more of it: its traceback holds what the batch has in memory.
+            reason = f"{type(error).__name__}: {error}"
         if len(requests) > 1:
             return [text for request in requests for text in self._answered([request], skip_errors)]
         logger.warning("a request counts as not answered: %s", reason)

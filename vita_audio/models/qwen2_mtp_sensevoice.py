@@ -52,6 +52,7 @@ class AudioModel(nn.Module):
         self.model = SenseVoiceSmall(config)
 
     def forward(self, audios: Sequence[Tensor]) -> list[Tensor]:
+        """Encode features, (rows, 560) each, to (queries + rows, encoder width); called, so that hooks see it."""
         return self.model(audios)
 
 
