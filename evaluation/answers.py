@@ -16,10 +16,10 @@ from typing import Any
 import soundfile
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from evaluation.judges import Judge
 from evaluation.metrics import contains_answer, normalise, word_error_rate
+from evaluation.progress import progress_bar
 from vita_audio.data.mixture import resolve
 from vita_audio.inference.harness import GREEDY
 from vita_audio.inference.pipeline import Response, SpeechLM
@@ -94,7 +94,7 @@ def answer_items(
     speaks = rows[0]["task"] in SPOKEN_TASKS
     name = f"{mode} {rows[0]['task']}"
     responses: list[Response] = []
-    with tqdm(total=len(rows), desc=name, unit="answer") as bar:
+    with progress_bar(total=len(rows), desc=name, unit="answer") as bar:
         for start in range(0, len(rows), batch_size):
             batch = [conversation_of(row) for row in rows[start : start + batch_size]]
             options = {"decode_audio": speaks, "max_new_tokens": max_new_tokens, **GREEDY}

@@ -3,9 +3,10 @@
     python -m evaluation.demo --model outputs/quickstart/stage4 --corpus outputs/quickstart/corpus \\
         --codes outputs/quickstart/codes --output outputs/quickstart/evaluation
 
-Speech is judged by a recogniser that nobody here trained. Each part (a mode, the codec, one answer to keep) is a file
-written when it is done, with what it was made with, so a stopped evaluation continues and results of two models never
-mix; `evaluation.report` makes the report of them.
+Speech is judged by a recogniser that nobody here trained. Each part (a task in a mode, the codec, one answer to keep)
+is a file written when it is done, with what it was made with, so a stopped evaluation continues and results of two
+models never mix; `evaluation.report` makes the report of them. Processes with the same options, started by torchrun or
+one by one, share the parts among themselves.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from evaluation.answers import (
     GREEDY,
     SPOKEN_TASKS,
+    TASKS,
+    Answer,
     Row,
     answer_items,
     conversation_of,
@@ -36,16 +38,20 @@ from evaluation.answers import (
 )
 from evaluation.judges import Judge, get_judge
 from evaluation.metrics import codebook_perplexity, word_error_rate
+from evaluation.processes import Processes, claim_part
+from evaluation.progress import progress_bar
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.data.audio import load_audio
 from vita_audio.data.codes import AudioCodeStore
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.errors import one_line_errors
-from vita_audio.inference.pipeline import SpeechLM, resolve_device
+from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.interleave import MODES, InterleavePlan
 
 ROUND_TRIP, ANSWER = "roundtrip", "answer"
-PARTS = (*MODES, ROUND_TRIP, ANSWER)
+TIMED_TASK = "qa"
+# The longest first, so that processes that share them end together.
+PARTS = (*(f"{mode}_{task}" for task in reversed(TASKS) for mode in MODES), ROUND_TRIP, ANSWER)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 OTHER_OPTIONS = ("output", "codes", "batch_size")  # those that change no figure
 
@@ -53,9 +59,8 @@ OTHER_OPTIONS = ("output", "codes", "batch_size")  # those that change no figure
 class DemoEvaluation:
     """Model, judge and held-out items, loaded once; `make` makes one part."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, device: str):
         self.options = options
-        device = resolve_device("auto")
         self.audio_tokenizer: AudioTokenizer = get_audio_tokenizer(
             options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
         )
@@ -68,32 +73,29 @@ class DemoEvaluation:
     def make(self, part: str) -> Row:
         if part == ROUND_TRIP:
             return self.round_trip()
-        return self.answer() if part == ANSWER else self.mode(part)
+        return self.answer() if part == ANSWER else self.answers(*part.split("_"))
 
-    def mode(self, mode: str) -> Row:
-        """Scores and answers of one mode. Only the backbone alone can follow a ratio it was not trained with."""
-        options, plan = self.options, InterleavePlan.parse(mode)
-        answers = [
-            answer
-            for task, rows in self.items.items()
-            for answer in answer_items(
-                self.speech_lm,
-                rows,
-                mode,
-                judge=self.judge,
-                folder=options.output / "audio" / mode / task,
-                batch_size=options.batch_size,
-                max_new_tokens=options.max_new_tokens,
-            )
-        ]
-        speed = measure_speed(self.speech_lm, self.items["qa"], mode, options.max_new_tokens)
-        return {
+    def answers(self, mode: str, task: str) -> Row:
+        """Judged answers of one task; only the backbone alone can follow a ratio that it was not trained with."""
+        options, plan, rows = self.options, InterleavePlan.parse(mode), self.items[task]
+        answers = answer_items(
+            self.speech_lm,
+            rows,
+            mode,
+            judge=self.judge,
+            folder=options.output / "audio" / mode / task,
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+        )
+        part = {
             "judge": self.judge.name,
             "trained_ratio": list(self.trained_plan.ratio),
             "foreign_ratio": any(plan.ratio[1::2]) and plan != self.trained_plan,
-            "scores": score(answers) | {"tokens_per_second": speed},
             "answers": [asdict(answer) for answer in answers],
         }
+        if task == TIMED_TASK:
+            part["tokens_per_second"] = measure_speed(self.speech_lm, rows, mode, options.max_new_tokens)
+        return part
 
     def round_trip(self) -> Row:
         """What the judge understands of held-out speech before and after the codec, and the codebook's use.
@@ -103,7 +105,7 @@ class DemoEvaluation:
         rate = self.audio_tokenizer.output_rate
         rows = load_items(self.options.corpus, "asr", self.options.num_roundtrip)
         originals = [load_audio(row["audio"], rate) for row in rows]
-        bar = tqdm(originals, desc="codec", unit="clip")
+        bar = progress_bar(originals, desc="codec", unit="clip")
         decoded = [self.audio_tokenizer.decode(self.audio_tokenizer.encode(wave, rate)) for wave in bar]
         folder = self.options.output / "audio" / ROUND_TRIP
         paths = [write_wave(folder / f"{row['id']}.wav", wave, rate) for row, wave in zip(rows, decoded, strict=True)]
@@ -164,6 +166,17 @@ def read_part(folder: Path, part: str) -> Row:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_mode(folder: Path, mode: str) -> Row:
+    """Return the scores and answers of a mode, all tasks together.
+
+    Raises: FileNotFoundError that says how to make what is missing.
+    """
+    parts = {task: read_part(folder, f"{mode}_{task}") for task in TASKS}
+    answers = [row for part in parts.values() for row in part["answers"]]
+    speed = {"tokens_per_second": parts[TIMED_TASK]["tokens_per_second"]}
+    return parts[TIMED_TASK] | {"answers": answers, "scores": score([Answer(**row) for row in answers]) | speed}
+
+
 def settings_of(options: argparse.Namespace) -> Row:
     """Return what decides the figures, as JSON values; weights are known by their files."""
     options = {name: value for name, value in vars(options).items() if name not in OTHER_OPTIONS}
@@ -219,7 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    missing = [part for part in PARTS if not (options.output / f"{part}.json").exists()]
+    processes = Processes()
+    files = {part: options.output / f"{part}.json" for part in PARTS}
+    missing = [part for part in PARTS if not files[part].exists()]
     settings = settings_of(options)
     try:
         for part in sorted({*PARTS} - {*missing}):
@@ -227,11 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"evaluation.demo: {error}")
     if not missing:
-        print(f"evaluated already: {options.output}")
+        if processes.rank == 0:
+            print(f"evaluated already: {options.output}")
         return
-    evaluation = DemoEvaluation(options)
+    evaluation = DemoEvaluation(options, processes.device("auto"))
     for part in missing:
-        write_json(options.output / f"{part}.json", evaluation.make(part) | {"settings": settings})
+        with claim_part(options.output, part) as is_ours:
+            if is_ours and not files[part].exists():
+                write_json(files[part], evaluation.make(part) | {"settings": settings})
 
 
 if __name__ == "__main__":

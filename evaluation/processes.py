@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,6 +54,23 @@ class Processes:
             raise ValueError(
                 f"another evaluation works in {folder}; wait until it is done or end it, or choose another --output"
             ) from error
+
+
+@contextmanager
+def claim_part(folder: Path, part: str) -> Iterator[bool]:
+    """Keep a part of the work in `folder` to this process for a while; yields False if another process has it."""
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / part)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def end_with_parent() -> None:

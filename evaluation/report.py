@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.answers import KEYWORD_LEEWAY, TASKS, share
-from evaluation.demo import ANSWER, ROUND_TRIP, read_part, spoken_answers, write_json
+from evaluation.demo import ANSWER, ROUND_TRIP, read_mode, read_part, spoken_answers, write_json
 from evaluation.pictures import draw_losses, draw_modes, draw_spectrograms
 from vita_audio.errors import one_line_errors
 from vita_audio.interleave import MODES
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for report.json, report.md and the pictures")
     parser.add_argument("--note", default="", help="what a reader must know first")
     options = parser.parse_args(arguments)
-    modes = {name: read_part(options.evaluation, name) for name in MODES}
+    modes = {name: read_mode(options.evaluation, name) for name in MODES}
     round_trip, answer = (read_part(options.evaluation, name) for name in (ROUND_TRIP, ANSWER))
     stages = {folder.name: json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")) for folder in options.stages}
     states = {folder.name: json.loads((folder / STATE_FILE).read_text(encoding="utf-8")) for folder in options.stages}

@@ -11,6 +11,8 @@ STAGE_SCRIPTS = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
 ASSETS = Path("vita_audio/assets")
 TEXT_MODEL = ASSETS / "tiny_text_lm"
 EMBEDDED = "embedded"  # as a path: the speech tokenizer or decoder in ASSETS
+NUM_CORES = os.cpu_count() or 1
+MOST_EVALUATORS = 4  # processes, a model and a judge in each
 LOG_ENTRIES = 75  # of a stage, for its curves
 ENCODER_FLAGS = "--batch-seconds 20 --lr 2e-3 --warmup 200 --no-bf16"
 
@@ -211,7 +213,7 @@ def _codes_step(run: Run) -> Step:
     mixtures = [str(run.corpus / data) for data in dict.fromkeys(stage.data for stage in run.variant.stages)]
     command = ["python", "tools/extract_audio_codes.py", "--data", *mixtures, "--codes", str(run.codes)]
     command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type]
-    command += ["--processes", str(os.cpu_count() or 1), *run.audio_flags(decoder=False)]
+    command += ["--processes", str(NUM_CORES), *run.audio_flags(decoder=False)]
     return Step("codes", "turn its speech into audio codes", run.codes, command)
 
 
@@ -265,11 +267,14 @@ def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
 def _evaluation_step(run: Run) -> Step:
     output = run.folder / "evaluation"
     paths = {"model": run.model, "corpus": run.corpus, "codes": run.codes, "output": output}
-    command = ["python", "-m", "evaluation.demo"]
+    num_processes = min(NUM_CORES, MOST_EVALUATORS)
+    command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.demo"]
     command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type]
     command += [part for task, count in run.form.num_heldout.items() for part in (f"--num-{task}", str(count))]
-    return Step("evaluation", "evaluate on held-out speech", output / "answer.json", command + run.audio_flags())
+    command += run.audio_flags()
+    threads = {"OMP_NUM_THREADS": str(NUM_CORES // num_processes)}
+    return Step("evaluation", "evaluate on held-out speech", output / "answer.json", command, threads)
 
 
 def _report_step(run: Run) -> Step:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from evaluation.progress import progress_bar
 from vita_audio.audio_tokenizers.base import prepare_wave
 
 SECONDS_BEFORE, SECONDS_AFTER = 0.1, 0.5  # silence around a wave: recognisers clip words at sharp edges
@@ -55,7 +55,7 @@ class Judge(ABC):
         heard = [index for index, sound in enumerate(sounds) if is_audible(sound)]
         texts = [""] * len(sounds)
         transcripts = self._transcribe_all([self._prepare(*sounds[index]) for index in heard])
-        bar = tqdm(transcripts, total=len(heard), desc=progress, unit="clip", disable=progress is None)
+        bar = progress_bar(transcripts, total=len(heard), desc=progress, unit="clip", disable=progress is None)
         for index, text in zip(heard, bar, strict=True):
             texts[index] = text.strip()
         return texts

@@ -14,6 +14,7 @@ from toy_speech_lm import load_toy
 from evaluation import demo, report
 from evaluation.answers import Answer, answer_items, load_items, score, write_wave
 from evaluation.judges import JUDGES
+from evaluation.processes import claim_part
 from vita_audio.data.codes import AudioCodeStore, extract_codes
 from vita_audio.interleave import MODES
 
@@ -114,7 +115,7 @@ def test_a_count_of_nothing_is_refused_at_once(results, option, capsys):
 
 def test_every_mode_answers_every_item_and_speech_is_judged_from_its_file(results):
     for mode in MODES:
-        part = json.loads((results / "evaluation" / f"{mode}.json").read_text())
+        part = demo.read_mode(results / "evaluation", mode)
         assert [answer["task"] for answer in part["answers"]] == ["asr"] * 3 + ["tts"] * 2 + ["qa"] * 2
         for answer in part["answers"]:
             assert answer["num_tokens"] > 0
@@ -122,14 +123,13 @@ def test_every_mode_answers_every_item_and_speech_is_judged_from_its_file(result
             if answer["wav"] and answer["has_audio"]:
                 seconds = soundfile.info(answer["wav"]).duration + 0.6
                 assert len(answer["transcript"].split()) == round(10 * seconds)
-    passes = {
-        mode: demo.read_part(results / "evaluation", mode)["scores"]["backbone_passes_per_token"] for mode in MODES
-    }
+    scores = {mode: demo.read_mode(results / "evaluation", mode)["scores"] for mode in MODES}
+    passes = {mode: scores[mode]["backbone_passes_per_token"] for mode in MODES}
     assert passes["vanilla"] == 1 and passes["turbo"] < passes["boost"] < 1
 
 
 def test_only_ratios_that_were_not_trained_are_marked(results):
-    foreign = {mode: demo.read_part(results / "evaluation", mode)["foreign_ratio"] for mode in MODES}
+    foreign = {mode: demo.read_mode(results / "evaluation", mode)["foreign_ratio"] for mode in MODES}
     assert foreign == {"vanilla": False, "balance": True, "boost": False, "turbo": True}
 
 
@@ -174,6 +174,36 @@ def test_parts_made_with_other_settings_are_refused(unfinished, capsys, option, 
     assert not (folder / "answer.json").exists()
 
 
+def test_a_part_that_another_process_works_on_is_left_to_it(unfinished, monkeypatch):
+    folder, options = unfinished
+    made = []
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    monkeypatch.setattr(demo.DemoEvaluation, "make", lambda self, part: made.append(part) or {})
+    (folder / "turbo_asr.json").unlink()
+    with claim_part(folder, "answer") as is_ours:
+        assert is_ours
+        demo.main(options)
+        assert made == ["turbo_asr"]
+    demo.main(options)
+    assert made == ["turbo_asr", "answer"]
+
+
+def test_a_part_that_another_process_has_finished_meanwhile_is_not_made_again(unfinished, monkeypatch):
+    """It was missing when this process looked, and is there when its turn comes."""
+    folder, options = unfinished
+    (folder / "turbo_asr.json").unlink()
+
+    def make(self, part: str) -> dict:
+        (folder / "answer.json").write_text("{}")
+        return {"made": part}
+
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    monkeypatch.setattr(demo.DemoEvaluation, "make", make)
+    demo.main(options)
+    assert demo.read_part(folder, "turbo_asr")["made"] == "turbo_asr"
+    assert demo.read_part(folder, "answer") == {}
+
+
 def test_parts_of_another_model_are_refused(unfinished, toy_folders, tmp_path):
     """Of a copy in another folder, and of one that was trained again in the same folder."""
     folder, options = unfinished
@@ -182,11 +212,11 @@ def test_parts_of_another_model_are_refused(unfinished, toy_folders, tmp_path):
     with pytest.raises(SystemExit, match=r"other settings \(model\)"):
         demo.main(options)
     settings = demo.settings_of(demo.parse_arguments(options))
-    demo.write_json(folder / "boost.json", demo.read_part(folder, "boost") | {"settings": settings})
-    demo.check_part(folder, "boost", settings)
+    demo.write_json(folder / "boost_tts.json", demo.read_part(folder, "boost_tts") | {"settings": settings})
+    demo.check_part(folder, "boost_tts", settings)
     (model / "model.safetensors").touch()
-    with pytest.raises(ValueError, match=r"boost.json was made with other settings \(weights\)"):
-        demo.check_part(folder, "boost", demo.settings_of(demo.parse_arguments(options)))
+    with pytest.raises(ValueError, match=r"boost_tts.json was made with other settings \(weights\)"):
+        demo.check_part(folder, "boost_tts", demo.settings_of(demo.parse_arguments(options)))
 
 
 def test_weights_of_every_form_are_settings(tmp_path):
@@ -202,7 +232,7 @@ def test_without_a_new_phrasing_the_first_question_is_kept(toy_folders, monkeypa
     (corpus / "heldout_qa.jsonl").write_text("".join(line for line in lines if '"phrasing"' not in line))
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
     options = demo.parse_arguments(demo_options(toy_folders, corpus, tmp_path))
-    assert demo.DemoEvaluation(options).make("answer")["question_text"] == json.loads(lines[0])["text"]
+    assert demo.DemoEvaluation(options, "cpu").make("answer")["question_text"] == json.loads(lines[0])["text"]
 
 
 def write_stage(folder: Path, num_modules: int) -> Path:
@@ -240,5 +270,5 @@ def test_the_report_has_its_fields_files_and_pictures(results, tmp_path):
 
 
 def test_a_report_of_an_unfinished_evaluation_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="vanilla.json; run python -m evaluation.demo"):
+    with pytest.raises(FileNotFoundError, match="vanilla_asr.json; run python -m evaluation.demo"):
         report.main(["--evaluation", str(tmp_path), "--output", str(tmp_path), "--stages", str(tmp_path)])

@@ -122,7 +122,8 @@ def test_the_other_programs_accept_their_commands(run):
     assert codes.data == [run.corpus / name for name in ("stage1.yaml", "mtp.yaml", "stage4.yaml")]
     assert (codes.codes, codes.audio_tokenizer_path) == (run.codes, "my_tokenizer")
     assert codes.audio_tokenizer_type == run.variant.audio_tokenizer_type
-    options = demo.parse_arguments(steps["evaluation"].command[3:])
+    evaluation = steps["evaluation"].command
+    options = demo.parse_arguments(evaluation[evaluation.index("evaluation.demo") + 1 :])
     assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
     assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
     assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
