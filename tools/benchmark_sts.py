@@ -36,6 +36,7 @@ from command_line import (
     quieten_transformers,
 )
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoConfig, LogitsProcessor, WhisperFeatureExtractor
 
 from vita_audio.audio_tokenizers import AudioTokenizer
@@ -141,11 +142,11 @@ def measure_modes(
     """Measure all modes in turn, after one answer of each that does not count; the first mode is the yardstick."""
     conversation = make_prompt(speech_lm, num_prompt)
     plans = {mode: InterleavePlan.parse(mode) for mode in modes}
-    rounds = []
-    for number in range(repeats + 1):
-        rounds.append({mode: measure(speech_lm, conversation, plan, num_new) for mode, plan in plans.items()})
-        print(f"round {number} of {repeats}" if number else "warmed up", flush=True)
-    figures = {mode: summarise([one[mode] for one in rounds[1:]]) for mode in modes}
+    measurements: dict[str, list[Measurement]] = {mode: [] for mode in plans}
+    turns = list(plans.items()) * (repeats + 1)
+    for mode, plan in tqdm(turns, desc="measuring", unit="answer"):
+        measurements[mode].append(measure(speech_lm, conversation, plan, num_new))
+    figures = {mode: summarise(measurements[mode][1:]) for mode in modes}
     yardstick = figures[modes[0]]
     for mode in modes:
         figures[mode]["speedup"] = figures[mode]["tokens_per_second"] / yardstick["tokens_per_second"]

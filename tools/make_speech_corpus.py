@@ -4,7 +4,7 @@ Needs piper-tts and a Piper voice package (the decoder's voice), and, for the ot
 espeak-ng where they are installed. Existing files are kept, so an interrupted run continues.
 
     python tools/make_speech_corpus.py --output DIR --main-count 5100 --other-count 2600 --parallel 3000 --domain
-    python tools/make_speech_corpus.py --output TEST --texts FILE --voice flite:slt
+    python tools/make_speech_corpus.py --output TEST --texts FILE --voice flite:slt --renderings 4 --processes 0
 """
 
 import argparse
@@ -56,7 +56,10 @@ class Job:
 
 
 class Speaker:
-    """Speaks with the Piper voice and the commands, and tells phones; one for each process, whose `rank` seeds it."""
+    """Speaks with the Piper voice and the commands, and tells phones; one for each process.
+
+    The noise in Piper's speech follows from `rank` and from what the process has spoken before.
+    """
 
     def __init__(self, rank: int):
         self.piper = load_voice(default_voice(), seed=rank)
@@ -118,7 +121,7 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
         spoken += [(MAIN_VOICE, text) for text in domain_texts(args.seed)]
     if args.texts:
         lines = args.texts.read_text(encoding="utf-8").splitlines()
-        spoken += [(args.voice, line.strip()) for line in lines if line.strip()]
+        spoken += [(args.voice, line.strip()) for line in lines if line.strip()] * args.renderings
     return spoken
 
 
@@ -145,7 +148,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--domain", action="store_true", help="the decoder's voice speaks the demo's training texts")
     parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
     parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
-    parser.add_argument("--processes", type=int, default=2, help="processes that speak; 0: this one")
+    parser.add_argument("--renderings", type=int, default=1, help="how often, each time differently, --texts is spoken")
+    parser.add_argument("--processes", type=int, default=2, help="that speak; 0: this one; same waves each time")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 

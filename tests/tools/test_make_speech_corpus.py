@@ -36,6 +36,18 @@ def test_sentences_are_spoken_once_and_can_be_read(tmp_path):
     assert 0.4 < len(nine.wave) / nine.rate < 1.5 and np.abs(nine.wave).max() == pytest.approx(0.7 * 32768, rel=0.01)
 
 
+def test_renderings_of_a_sentence_differ_and_one_process_makes_the_same_ones_again(tmp_path):
+    (tmp_path / "texts.txt").write_text("yes\n", encoding="utf-8")
+    waves = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        rows = make(folder, "--texts", tmp_path / "texts.txt", "--renderings", "2")
+        assert [row["text"] for row in rows] == ["yes", "yes"]
+        waves.append([soundfile.read(folder / row["audio"])[0] for row in rows])
+    (one, other), again = waves
+    assert len(one) != len(other) or not np.array_equal(one, other)
+    assert all(map(np.array_equal, (one, other), again))
+
+
 def test_other_voices_speak_at_the_same_rate_between_the_same_silences(tmp_path):
     voices = {"flite": "flite:slt", "espeak-ng": "espeak:en-us+f3"}
     if not (programs := [program for program in voices if shutil.which(program)]):
