@@ -54,6 +54,7 @@ class Form:
     seq_length: int
     num_heldout: Mapping[str, int]  # items of each task, in each of four modes; clips for the codec's round trip
     minutes: Mapping[str, float]
+    attention: str = "auto"  # how it is computed in training
     note: str = ""  # for the report
     encoder_steps: int | None = None  # of a speech encoder; None: the model hears codes, without one
 
@@ -62,11 +63,12 @@ FORMS = {
     "quick": Form(
         folder="outputs/quickstart",
         corpus_size="quick",
-        steps=(3800, 1500, 400, 260),
-        batch_size=6,
-        seq_length=256,
+        steps=(4200, 1800, 420, 280),
+        batch_size=12,
+        seq_length=128,
+        attention="eager",  # on a CPU, and in packs this short, faster than what is fastest elsewhere
         num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes={"corpus": 3, "codes": 0.5, "stage1": 9, "stage2": 2, "stage3": 3, "stage4": 2.5, "evaluation": 3.5},
+        minutes={"corpus": 3, "codes": 0.5, "stage1": 7.5, "stage2": 2.5, "stage3": 3, "stage4": 2.5, "evaluation": 3},
     ),
     "long": Form(
         folder="outputs/quickstart_long",
@@ -102,6 +104,10 @@ PLUS_FORMS = {
     "quick": replace(
         FORMS["quick"],
         folder="outputs/quickstart_plus",
+        steps=(3800, 1500, 400, 260),
+        batch_size=3,
+        seq_length=512,
+        attention="auto",
         encoder_steps=1500,
         minutes=FORMS["quick"].minutes | {"encoder": 4, "stage1": 13, "stage2": 4, "stage3": 3.5, "stage4": 3},
     ),
@@ -244,6 +250,7 @@ def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
         "max_steps": num_steps,
         "per_device_train_batch_size": run.form.batch_size,
         "gradient_accumulation_steps": 1,
+        "attn_implementation": run.form.attention,
         "logging_steps": max(num_steps // LOG_ENTRIES, 1),
         "save_steps": 0.1,
     }

@@ -105,6 +105,7 @@ def _stage_step(setting: Setting, run: Ablation, stage: Stage, num_steps: int, s
         "mtp_kl_weight": run.kl_weight,
         "per_device_train_batch_size": form.batch_size,
         "gradient_accumulation_steps": 1,
+        "attn_implementation": form.attention,
         "logging_steps": max(num_steps // LOG_ENTRIES, 1),
         "save_steps": 0.5,
         "save_total_limit": 1,
