@@ -63,7 +63,7 @@ FORMS = {
     "quick": Form(
         folder="outputs/quickstart",
         corpus_size="quick",
-        steps=(4200, 1800, 420, 280),
+        steps=(4200, 2400, 520, 360),
         batch_size=12,
         seq_length=128,
         attention="eager",  # on a CPU, and in packs this short, faster than what is fastest elsewhere
