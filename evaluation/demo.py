@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,10 @@ from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.interleave import MODES, InterleavePlan
 
-ROUND_TRIP, ANSWER = "roundtrip", "answer"
-TIMED_TASK = "qa"
-# The longest first, so that processes that share them end together.
-PARTS = (*(f"{mode}_{task}" for task in reversed(TASKS) for mode in MODES), ROUND_TRIP, ANSWER)
+ROUND_TRIP, ANSWER, SPEED = "roundtrip", "answer", "speed"
+ANSWER_PARTS = {f"{mode}_{task}": (mode, task) for task in ("qa", "tts", "asr") for mode in MODES}
+# The long ones first, so that processes that share them end together; the last one has to have the machine for itself.
+PARTS = (ROUND_TRIP, *ANSWER_PARTS, ANSWER, SPEED)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 OTHER_OPTIONS = ("output", "codes", "batch_size")  # those that change no figure
 
@@ -73,9 +72,11 @@ class DemoEvaluation:
     def make(self, part: str) -> Row:
         if part == ROUND_TRIP:
             return self.round_trip()
-        return self.answer() if part == ANSWER else self.answers(*part.split("_"))
+        if part == SPEED:
+            return self.speed()
+        return self.answer() if part == ANSWER else self.task_answers(*ANSWER_PARTS[part])
 
-    def answers(self, mode: str, task: str) -> Row:
+    def task_answers(self, mode: str, task: str) -> Row:
         """Judged answers of one task; only the backbone alone can follow a ratio that it was not trained with."""
         options, plan, rows = self.options, InterleavePlan.parse(mode), self.items[task]
         answers = answer_items(
@@ -87,15 +88,17 @@ class DemoEvaluation:
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
         )
-        part = {
+        return {
             "judge": self.judge.name,
             "trained_ratio": list(self.trained_plan.ratio),
             "foreign_ratio": any(plan.ratio[1::2]) and plan != self.trained_plan,
             "answers": [asdict(answer) for answer in answers],
         }
-        if task == TIMED_TASK:
-            part["tokens_per_second"] = measure_speed(self.speech_lm, rows, mode, options.max_new_tokens)
-        return part
+
+    def speed(self) -> Row:
+        """Tokens per second of each mode, one question at a time."""
+        limit = self.options.max_new_tokens
+        return {mode: measure_speed(self.speech_lm, self.items["qa"], mode, limit) for mode in MODES}
 
     def round_trip(self) -> Row:
         """What the judge understands of held-out speech before and after the codec, and the codebook's use.
@@ -171,10 +174,10 @@ def read_mode(folder: Path, mode: str) -> Row:
 
     Raises: FileNotFoundError that says how to make what is missing.
     """
-    parts = {task: read_part(folder, f"{mode}_{task}") for task in TASKS}
-    answers = [row for part in parts.values() for row in part["answers"]]
-    speed = {"tokens_per_second": parts[TIMED_TASK]["tokens_per_second"]}
-    return parts[TIMED_TASK] | {"answers": answers, "scores": score([Answer(**row) for row in answers]) | speed}
+    parts = [read_part(folder, f"{mode}_{task}") for task in TASKS]
+    answers = [row for part in parts for row in part["answers"]]
+    speed = {"tokens_per_second": read_part(folder, SPEED)[mode]}
+    return parts[0] | {"answers": answers, "scores": score([Answer(**row) for row in answers]) | speed}
 
 
 def settings_of(options: argparse.Namespace) -> Row:
@@ -185,14 +188,15 @@ def settings_of(options: argparse.Namespace) -> Row:
     return settings | {"weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]}
 
 
-def check_part(folder: Path, part: str, settings: Row) -> None:
+def check_parts(folder: Path, parts: Iterable[str], settings: Row) -> None:
     """Raise ValueError if a finished part was made with other settings."""
-    earlier = read_part(folder, part).get("settings", {})
-    if changed := [name for name in settings if settings[name] != earlier.get(name)]:
-        raise ValueError(
-            f"{folder / part}.json was made with other settings ({', '.join(changed)}); choose another --output, or "
-            "delete what is there"
-        )
+    for part in sorted(parts):
+        earlier = read_part(folder, part).get("settings", {})
+        if changed := [name for name in settings if settings[name] != earlier.get(name)]:
+            raise ValueError(
+                f"{folder / part}.json was made with other settings ({', '.join(changed)}); choose another --output, "
+                "or delete what is there"
+            )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -233,23 +237,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     processes = Processes()
-    files = {part: options.output / f"{part}.json" for part in PARTS}
-    missing = [part for part in PARTS if not files[part].exists()]
     settings = settings_of(options)
-    try:
-        for part in sorted({*PARTS} - {*missing}):
-            check_part(options.output, part, settings)
-    except ValueError as error:
-        sys.exit(f"evaluation.demo: {error}")
+    missing = [part for part in PARTS if not (options.output / f"{part}.json").exists()]
+    check_parts(options.output, {*PARTS} - {*missing}, settings)
     if not missing:
         if processes.rank == 0:
             print(f"evaluated already: {options.output}")
         return
     evaluation = DemoEvaluation(options, processes.device("auto"))
-    for part in missing:
-        with claim_part(options.output, part) as is_ours:
-            if is_ours and not files[part].exists():
-                write_json(files[part], evaluation.make(part) | {"settings": settings})
+    # First what nobody works on; then what others have not finished, so that all is there when any process ends.
+    turns = [(part, False) for part in missing if part != SPEED] + [(part, True) for part in missing]
+    for part, wait in turns:
+        path = options.output / f"{part}.json"
+        with claim_part(options.output, part, wait=wait) as is_ours:
+            if is_ours and not path.exists():
+                write_json(path, evaluation.make(part) | {"settings": settings})
+    check_parts(options.output, PARTS, settings)  # others may have made some meanwhile
 
 
 if __name__ == "__main__":

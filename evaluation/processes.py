@@ -28,12 +28,12 @@ class Processes:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_with_parent()
-        if self.size > 1:
-            torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
+            if not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
             torch.distributed.barrier()
 
     def device(self, wanted: str) -> str:
@@ -57,13 +57,17 @@ class Processes:
 
 
 @contextmanager
-def claim_part(folder: Path, part: str) -> Iterator[bool]:
-    """Keep a part of the work in `folder` to this process for a while; yields False if another process has it."""
+def claim_part(folder: Path, part: str, *, wait: bool) -> Iterator[bool]:
+    """Keep a part of the work in `folder` to this process for a while.
+
+    Args:
+        wait: Until another process that has it is done with it; False: yield False instead.
+    """
     locks = folder / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / part)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except Timeout:
         yield False
         return

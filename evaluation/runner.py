@@ -22,6 +22,7 @@ from evaluation.answers import write_wave
 from evaluation.demo import write_json
 from evaluation.figures import MOS, SIMILARITY
 from evaluation.judges import Judge, Sound
+from evaluation.progress import progress_bar
 from evaluation.run_folder import Row, RowFile
 from evaluation.speech_figures import PredictedMos, SpeakerSimilarity
 from evaluation.suites import Benchmark, Item
@@ -169,7 +170,7 @@ class Runner:
 
     def _bar(self, name: str, items: Sequence[Item]) -> tqdm:
         name = name if self.shard.size == 1 else f"{name} [{self.shard.rank}]"
-        return tqdm(total=len(items), desc=name, unit="sample", position=self.shard.rank, disable=not items)
+        return progress_bar(total=len(items), desc=name, unit="sample", disable=not items)
 
 
 def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -> Row:

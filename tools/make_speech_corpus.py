@@ -149,9 +149,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
     parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
     parser.add_argument("--renderings", type=int, default=1, help="how often, each time differently, --texts is spoken")
-    parser.add_argument("--processes", type=int, default=2, help="that speak; 0: this one; same waves each time")
+    parser.add_argument("--processes", type=int, default=2, help="that speak; 0: this one, same waves in a new folder")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.renderings < 1 or (args.renderings > 1 and args.texts is None):
+        parser.error(f"--renderings must be 1 or more, of the --texts given with it, got {args.renderings}")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from quickstart_plan import ASSETS, EMBEDDED, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
+from quickstart_plan import ASSETS, EMBEDDED, ROOT, TEXT_MODEL, UNDECISIVE, VARIANTS, Run, Step, plan_steps
 
 MARK = "quickstart.json"  # in a folder that is ours, with the settings it was made with
 STOPPED_BY_USER = 130
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Run(variant, form, seen_from_root(options.output) if options.output else Path(form.folder), *audio_paths)
     caller = Path.cwd()
     os.chdir(ROOT)
-    settings = {name: value for name, value in asdict(form).items() if name not in ("minutes", "note")}
+    settings = {name: value for name, value in asdict(form).items() if name not in UNDECISIVE}
     settings |= {"stages": [asdict(stage) for stage in variant.stages], **fingerprints(run)}
     try:
         open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)

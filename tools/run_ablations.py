@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quickstart import Progress, open_folder, run_to_the_end, seen_from_root
-from quickstart_plan import EMBEDDED, LOG_ENTRIES, ROOT, STAGE_SCRIPTS, VARIANTS, Form, Stage, Step
+from quickstart_plan import EMBEDDED, LOG_ENTRIES, ROOT, STAGE_SCRIPTS, UNDECISIVE, VARIANTS, Form, Stage, Step
 
 from vita_audio.interleave import MODES
 
@@ -218,7 +218,7 @@ def recorded(setting: Setting) -> dict[str, Any]:
     """Return what decides the figures; the model that all start from is known by its weights."""
     weights = (setting.base / "stage1" / "model.safetensors").read_bytes()
     values = asdict(setting) | {"weights": hashlib.blake2b(weights, digest_size=8).hexdigest()}
-    for name in ("folder", "minutes", "note"):
+    for name in ("folder", *UNDECISIVE):
         values["form"].pop(name)
     return json.loads(json.dumps(values, default=str))
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,39 +171,65 @@ def unfinished(results, tmp_path) -> tuple[Path, list[str]]:
 def test_parts_made_with_other_settings_are_refused(unfinished, capsys, option, value, named):
     folder, options = unfinished
     options[options.index(f"--{option}") + 1] = value
-    with pytest.raises(SystemExit, match=rf"evaluation.demo: .*\.json was made with other settings \({named}\)"):
+    with pytest.raises(ValueError, match=rf"\.json was made with other settings \({named}\)"):
         demo.main(options)
     assert not (folder / "answer.json").exists()
 
 
-def test_a_part_that_another_process_works_on_is_left_to_it(unfinished, monkeypatch):
+def test_a_part_that_another_process_works_on_is_waited_for_and_made_if_it_never_comes(unfinished, monkeypatch):
     folder, options = unfinished
-    made = []
+    made, (has_it, may_end) = [], (threading.Event(), threading.Event())
+
+    def work_elsewhere() -> None:
+        with claim_part(folder, "answer", wait=False) as is_ours:
+            has_it.set()
+            assert is_ours and may_end.wait(60)
+
+    def make(self, part: str) -> dict:
+        made.append(part)
+        may_end.set()  # without a result, as if that process had been killed
+        return {}
+
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
-    monkeypatch.setattr(demo.DemoEvaluation, "make", lambda self, part: made.append(part) or {})
+    monkeypatch.setattr(demo.DemoEvaluation, "make", make)
     (folder / "turbo_asr.json").unlink()
-    with claim_part(folder, "answer") as is_ours:
-        assert is_ours
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(work_elsewhere)
+        assert has_it.wait(60)
         demo.main(options)
-        assert made == ["turbo_asr"]
-    demo.main(options)
+        elsewhere.result()
     assert made == ["turbo_asr", "answer"]
 
 
-def test_a_part_that_another_process_has_finished_meanwhile_is_not_made_again(unfinished, monkeypatch):
+def test_a_part_that_another_process_has_finished_meanwhile_is_not_made_again(results, unfinished, monkeypatch):
     """It was missing when this process looked, and is there when its turn comes."""
     folder, options = unfinished
+    finished = results / "evaluation" / "answer.json"
     (folder / "turbo_asr.json").unlink()
 
     def make(self, part: str) -> dict:
-        (folder / "answer.json").write_text("{}")
+        shutil.copy(finished, folder / "answer.json")
         return {"made": part}
 
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
     monkeypatch.setattr(demo.DemoEvaluation, "make", make)
     demo.main(options)
     assert demo.read_part(folder, "turbo_asr")["made"] == "turbo_asr"
-    assert demo.read_part(folder, "answer") == {}
+    assert (folder / "answer.json").read_bytes() == finished.read_bytes()
+
+
+def test_a_part_that_another_process_has_made_meanwhile_of_another_model_is_refused(unfinished, monkeypatch, capsys):
+    folder, options = unfinished
+    (folder / "turbo_asr.json").unlink()
+
+    def make(self, part: str) -> dict:
+        demo.write_json(folder / "answer.json", {"settings": {"model": "another"}})
+        return {}
+
+    monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
+    monkeypatch.setattr(demo.DemoEvaluation, "make", make)
+    with pytest.raises(ValueError, match=r"answer.json was made with other settings \(model"):
+        demo.main(options)
 
 
 def test_parts_of_another_model_are_refused(unfinished, toy_folders, tmp_path):
@@ -209,14 +237,14 @@ def test_parts_of_another_model_are_refused(unfinished, toy_folders, tmp_path):
     folder, options = unfinished
     model = shutil.copytree(toy_folders.model, tmp_path / "model")
     options[options.index("--model") + 1] = str(model)
-    with pytest.raises(SystemExit, match=r"other settings \(model\)"):
+    with pytest.raises(ValueError, match=r"other settings \(model\)"):
         demo.main(options)
     settings = demo.settings_of(demo.parse_arguments(options))
     demo.write_json(folder / "boost_tts.json", demo.read_part(folder, "boost_tts") | {"settings": settings})
-    demo.check_part(folder, "boost_tts", settings)
+    demo.check_parts(folder, ["boost_tts"], settings)
     (model / "model.safetensors").touch()
     with pytest.raises(ValueError, match=r"boost_tts.json was made with other settings \(weights\)"):
-        demo.check_part(folder, "boost_tts", demo.settings_of(demo.parse_arguments(options)))
+        demo.check_parts(folder, ["boost_tts"], demo.settings_of(demo.parse_arguments(options)))
 
 
 def test_weights_of_every_form_are_settings(tmp_path):

@@ -48,6 +48,13 @@ def test_renderings_of_a_sentence_differ_and_one_process_makes_the_same_ones_aga
     assert all(map(np.array_equal, (one, other), again))
 
 
+@pytest.mark.parametrize("flags", [("--texts", "x.txt", "--renderings", "0"), ("--domain", "--renderings", "2")])
+def test_renderings_of_nothing_are_refused(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit):
+        make_speech_corpus.parse_arguments(["--output", str(tmp_path), *flags])
+    assert "--renderings must be 1 or more, of the --texts given with it" in capsys.readouterr().err
+
+
 def test_other_voices_speak_at_the_same_rate_between_the_same_silences(tmp_path):
     voices = {"flite": "flite:slt", "espeak-ng": "espeak:en-us+f3"}
     if not (programs := [program for program in voices if shutil.which(program)]):

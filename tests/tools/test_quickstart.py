@@ -127,7 +127,7 @@ def test_the_other_programs_accept_their_commands(run):
     assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
     assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
     assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
-    assert options.output / "answer.json" == steps["evaluation"].product
+    assert options.output / f"{demo.PARTS[-1]}.json" == steps["evaluation"].product
 
 
 def test_without_other_weights_no_flag_asks_for_them(ci_run):
