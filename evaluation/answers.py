@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evaluation.judges import Judge
-from evaluation.metrics import contains_answer, normalise, word_error_rate
+from evaluation.metrics.ours import contains_answer, normalise, word_error_rate
 from evaluation.progress import progress_bar
 from vita_audio.data.mixture import resolve
 from vita_audio.inference.harness import GREEDY
@@ -62,7 +62,7 @@ def load_items(corpus: Path, task: str, count: int) -> list[Row]:
     path = corpus / f"heldout_{task}.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not rows:
-        raise ValueError(f"{path} must have a row, got none; make the corpus again with tools/make_demo_corpus.py")
+        raise ValueError(f"{path} must have a row, got none; make the corpus again with tools/demo/make_corpus.py")
     chosen = sorted(random.Random(0).sample(range(len(rows)), min(count, len(rows))))
     return [rows[index] | {"audio": str(resolve(rows[index]["audio"], corpus))} for index in chosen]
 

@@ -19,7 +19,7 @@ import torch
 
 from evaluation.evaluate_codec import evaluate_corpus, hear_originals, read_corpus, shown
 from evaluation.judges import get_judge
-from evaluation.pictures import draw_codecs, draw_spectrograms
+from evaluation.reporting.plots import draw_codecs, draw_spectrograms
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import resolve_device

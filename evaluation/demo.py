@@ -5,7 +5,7 @@
 
 Speech is judged by a recogniser that nobody here trained. Each part (a task in a mode, the codec, one answer to keep)
 is a file written when it is done, with what it was made with, so a stopped evaluation continues and results of two
-models never mix; `evaluation.report` makes the report of them. Processes with the same options, started by torchrun or
+models never mix; `tools.demo.report` makes the report of them. Processes with the same options, started by torchrun or
 one by one, share the parts among themselves.
 """
 
@@ -36,7 +36,7 @@ from evaluation.answers import (
     write_wave,
 )
 from evaluation.judges import Judge, get_judge
-from evaluation.metrics import codebook_perplexity, word_error_rate
+from evaluation.metrics.ours import codebook_perplexity, word_error_rate
 from evaluation.processes import Processes, claim_part
 from evaluation.progress import progress_bar
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
@@ -216,7 +216,7 @@ def at_least_one(text: str) -> int:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="folder of the trained model")
-    parser.add_argument("--corpus", required=True, type=Path, help="folder of tools/make_demo_corpus.py")
+    parser.add_argument("--corpus", required=True, type=Path, help="folder of tools/demo/make_corpus.py")
     parser.add_argument("--codes", required=True, type=Path, help="code store of the corpus, for the codebook's use")
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     parser.add_argument("--audio-tokenizer-type", default="glm4voice")

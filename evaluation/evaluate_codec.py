@@ -3,7 +3,7 @@
     python -m evaluation.evaluate_codec --corpus domain=DIR --corpus digits=DIR --output DIR
 
 A corpus is a folder of audio files. Texts come from `manifest.jsonl` (`audio` and `text`), as
-`tools/make_speech_corpus.py` writes it, or else from `NAME.txt` beside `NAME.wav`; where no clip has one, words are
+`tools/codec/make_corpus.py` writes it, or else from `NAME.txt` beside `NAME.wav`; where no clip has one, words are
 compared with those heard in the originals. The decoded waves, `codec.json` and a picture of the first pair's mel
 spectrograms go to the output folder.
 """
@@ -26,9 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.judges import Judge, get_judge
-from evaluation.metrics import code_counts, codebook_perplexity, digit_error_rate, word_error_rate
-from evaluation.pictures import draw_spectrograms
-from evaluation.score import check_unique
+from evaluation.metrics.ours import code_counts, codebook_perplexity, digit_error_rate, word_error_rate
+from evaluation.metrics.score import check_unique
+from evaluation.reporting.plots import draw_spectrograms
 from evaluation.suites import read_rows
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
 from vita_audio.constants import INPUT_RATE

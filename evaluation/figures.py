@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any
 
 from evaluation.answers import KEYWORD_LEEWAY
-from evaluation.corrected_metrics import contains_any, corrected_error_rate
-from evaluation.metrics import contains_answer, normalise
-from evaluation.reference_metrics import (
+from evaluation.metrics.corrected import contains_any, corrected_error_rate
+from evaluation.metrics.ours import contains_answer, normalise
+from evaluation.metrics.public import (
     libritts_error_rate,
     reference_containment,
     reference_error_rate,
     seedtts_error_rate,
 )
-from evaluation.score import Score
-from evaluation.significance import confidence_interval
-from evaluation.speech_figures import LOWEST_MOS, NO_SIMILARITY
+from evaluation.metrics.score import Score
+from evaluation.metrics.significance import confidence_interval
+from evaluation.metrics.speech import LOWEST_MOS, NO_SIMILARITY
 from evaluation.suites import Benchmark, Item
 
 TEXT, TRANSCRIPT = "text", "transcript"  # what the model wrote; what a judge understood of its speech

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from vita_audio.optional import MissingPackageError
 
 
 def require(module: str, *, purpose: str, install: str) -> ModuleType:

@@ -16,13 +16,13 @@ import torch
 import transformers
 
 from evaluation.figures import TEXT, TRANSCRIPT, WITHOUT_AUDIO, Value, measured, speed_scores
+from evaluation.metrics.score import Score, shorten
+from evaluation.metrics.significance import compare
 from evaluation.run_folder import Row, RowFile, changed_items, read_items, read_settings
 from evaluation.runner import ANSWERS, FAILED, ORIGINAL, TRANSCRIPTS
-from evaluation.score import Score, shorten
-from evaluation.significance import compare
 from evaluation.suites import Benchmark, Item, fingerprints
 from evaluation.tasks import TASKS, Task
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from vita_audio.optional import MissingPackageError
 
 DONE, MISSING, BROKEN, UNFINISHED = "done", "missing", "failed", "unfinished"
 PUBLISHED = Path(__file__).parent / "published.json"

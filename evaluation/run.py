@@ -29,17 +29,17 @@ from transformers.utils import logging as transformers_logging
 from evaluation.demo import at_least_one, settings_of, write_json
 from evaluation.figures import MEASURES
 from evaluation.judges import Judge, get_judge
-from evaluation.page import draw_chart, write_page
 from evaluation.processes import Processes
+from evaluation.reporting.page import draw_chart, write_page
+from evaluation.reporting.tables import as_markdown
 from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, collect, environment, set_against
 from evaluation.run_folder import keep_items, keep_settings, read_settings
 from evaluation.runner import FAILED, ORIGINAL, Runner, Shard, describe
 from evaluation.suites import DEMO, SUITES, Benchmark, Item, fingerprints, get_benchmarks
-from evaluation.tables import as_markdown
 from evaluation.tasks import TASKS
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.errors import one_line_errors
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.interleave import MODES, InterleavePlan
 
@@ -55,7 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
     parser.add_argument("--model", required=True, help="folder of a model, or hub name")
     parser.add_argument("--output", required=True, type=Path, help="folder for answers and results")
-    parser.add_argument("--corpus", type=Path, help="folder of tools/make_demo_corpus.py, for the demo suite")
+    parser.add_argument("--corpus", type=Path, help="folder of tools/demo/make_corpus.py, for the demo suite")
     parser.add_argument("--data", type=Path, help="folder of evaluation/prepare.py, for the public sets")
     parser.add_argument("--modes", nargs="+", help=f"{', '.join(MODES)} or ratios (default: the model's own)")
     judges = " ".join(f"{language}={name}" for language, name in DEFAULT_JUDGES.items())

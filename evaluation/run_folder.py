@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.demo import write_json
-from evaluation.score import shorten
+from evaluation.metrics.score import shorten
 
 SETTINGS, ITEMS = "settings.json", "items.json"
 

@@ -22,9 +22,9 @@ from evaluation.answers import write_wave
 from evaluation.demo import write_json
 from evaluation.figures import MOS, SIMILARITY
 from evaluation.judges import Judge, Sound
+from evaluation.metrics.speech import PredictedMos, SpeakerSimilarity
 from evaluation.progress import progress_bar
 from evaluation.run_folder import Row, RowFile
-from evaluation.speech_figures import PredictedMos, SpeakerSimilarity
 from evaluation.suites import Benchmark, Item
 from evaluation.tasks import TASKS
 from vita_audio.constants import INPUT_RATE

@@ -2,7 +2,7 @@
 
 Data of the public sets lies in one folder, under the paths below (`evaluation/prepare.py` makes them of the downloads):
 samples of the training format as JSON lines, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite
-reads the held-out files of `tools/make_demo_corpus.py`.
+reads the held-out files of `tools/demo/make_corpus.py`.
 """
 
 from __future__ import annotations

@@ -9,4 +9,6 @@ bash "$root/scripts/setup_env.sh"
 venv=$(cd "${VENV:-$root/.venv}" && pwd)
 export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions} # where DeepSpeed builds its extension, once
-exec python "$root/tools/quickstart.py" "$@"
+caller=$PWD
+cd "$root"
+exec python -m tools.demo.quickstart --paths-from "$caller" "$@"

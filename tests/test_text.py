@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoints.broken_folders import make_pointer
+from files.broken_folders import make_pointer
 from transformers import AutoTokenizer
 
 from vita_audio.text import TextTokenizer

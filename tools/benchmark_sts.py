@@ -26,7 +26,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from command_line import (
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoConfig, LogitsProcessor, WhisperFeatureExtractor
+
+from vita_audio.audio_tokenizers import AudioTokenizer
+from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
+from vita_audio.command_line import (
     DTYPES,
     OneLineParser,
     add_model_options,
@@ -35,21 +42,14 @@ from command_line import (
     load_speech_lm,
     quieten_transformers,
 )
-from torch import Tensor
-from tqdm import tqdm
-from transformers import AutoConfig, LogitsProcessor, WhisperFeatureExtractor
-
-from vita_audio.audio_tokenizers import AudioTokenizer
-from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
-from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
 from vita_audio.inference.tasks import Conversation, text_conversation
 from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import Qwen2MTPForCausalLM
 from vita_audio.speech_decoder.config import DecoderConfig
-from vita_audio.speech_decoder.decoder import SpeechDecoder
-from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
+from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.text import TextTokenizer
 

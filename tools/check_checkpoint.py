@@ -23,15 +23,15 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from command_line import DTYPES, OneLineParser, quieten_transformers
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from vita_audio.checkpoints.files import find_checkpoint
 from vita_audio.checkpoints.inspection import LANGUAGE_MODELS, Part, Report, inspect_checkpoint
-from vita_audio.checkpoints.loading import load_weights, read_config
+from vita_audio.command_line import DTYPES, OneLineParser, quieten_transformers
 from vita_audio.errors import one_line_errors
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.inference.pipeline import default_dtype, resolve_device
 from vita_audio.models import SPEECH_CONFIGS
+from vita_audio.models.loading import load_weights, read_config
 
 DOES_NOT_FIT = 1  # exit code
 UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))

@@ -8,11 +8,10 @@ Reads `config.yaml`, `flow.pt` and `hift.pt` (or `.safetensors`) as they were re
 import argparse
 from pathlib import Path
 
-from command_line import DTYPES, OneLineParser
-
-from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.command_line import DTYPES, OneLineParser
 from vita_audio.errors import one_line_errors
-from vita_audio.speech_decoder.decoder import SpeechDecoder
+from vita_audio.files.checkpoint import find_checkpoint
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from command_line import OneLineParser, quieten_transformers
-
 from vita_audio.checkpoints.export import export_checkpoint
-from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.command_line import OneLineParser, quieten_transformers
 from vita_audio.errors import one_line_errors
+from vita_audio.files.checkpoint import find_checkpoint
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@
 
 The output folder gets the model, its tokenizer, curves.png and train_results.json. The same command again continues a
 run that was stopped, and does nothing when it is done; with another model, data or learning rate it is refused.
-With --eval_suite every checkpoint is evaluated, see tools/checkpoint_evaluation.py.
+With --eval_suite every checkpoint is evaluated, see vita_audio/training/checkpoint_evaluation.py.
 """
 
 import json
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.errors import one_line_errors
 from vita_audio.training.arguments import Arguments, SpeechTrainingArguments, argument_values, parse_arguments
+from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
 from vita_audio.training.curves import draw_run, read_quality, summarise
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,

@@ -19,7 +19,9 @@ from typing import Any
 
 import soundfile
 import torch
-from command_line import (
+
+from vita_audio.audio_tokenizers import AudioTokenizer
+from vita_audio.command_line import (
     OneLineParser,
     add_model_options,
     check_model_folder,
@@ -27,8 +29,6 @@ from command_line import (
     load_speech_lm,
     quieten_transformers,
 )
-
-from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.data.audio import load_audio
 from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import soundfile
 
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from vita_audio.optional import MissingPackageError
 
 WRONG_INPUT = 2  # exit code, as argparse uses
 

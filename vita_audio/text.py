@@ -14,7 +14,6 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vita_audio.checkpoints.files import check_whole, find_checkpoint
 from vita_audio.constants import (
     AUDIO_CODE_FORMAT,
     AUDIO_TAG,
@@ -27,6 +26,7 @@ from vita_audio.constants import (
     IM_START,
     structural_tokens,
 )
+from vita_audio.files.checkpoint import check_whole, find_checkpoint
 
 ROLES = ("system", "user", "assistant")
 

@@ -14,7 +14,7 @@ from evaluation.judges.whisper import (
     load_faster_whisper,
     load_whisper_tiny_en,
 )
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from vita_audio.optional import MissingPackageError
 
 __all__ = [
     "JUDGES",

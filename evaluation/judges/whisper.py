@@ -13,8 +13,8 @@ import torch
 
 from evaluation.judges.base import Judge
 from evaluation.optional import require
-from vita_audio.audio_tokenizers.optional import MissingPackageError
 from vita_audio.constants import INPUT_RATE
+from vita_audio.optional import MissingPackageError
 
 WINDOW_SECONDS = 30  # what Whisper hears at once
 BATCH_SIZE = 8

@@ -6,7 +6,7 @@
 #   OUTPUT_DIR            for answers and results.{html,md,json}; the same folder again continues a run that was stopped
 #   DATA_PATH             folder that evaluation/prepare.py has filled; sets that are not there are named in the table
 # Optional: SUITE (default "paper"; several are split at spaces; "demo" takes CORPUS, a folder of
-#   tools/make_demo_corpus.py, in place of DATA_PATH), MODES (such as "vanilla boost"), JUDGES (such as
+#   tools/demo/make_corpus.py, in place of DATA_PATH), MODES (such as "vanilla boost"), JUDGES (such as
 #   "en=whisper:openai/whisper-large-v3 zh=paraformer_zh", as the public evaluation), AUDIO_TOKENIZER_TYPE,
 #   AUDIO_DECODER_PATH, AUDIO_MODEL_NAME_OR_PATH (SenseVoiceSmall, for a Plus model without am.mvn), EXTRA_ARGS (more
 #   flags, split at spaces), NPROC_PER_NODE (default: one process for each GPU, else one), OMP_NUM_THREADS; several

@@ -9,7 +9,7 @@ from tiny_folders import LAYOUTS
 
 from vita_audio.audio_tokenizers import cosyvoice2 as module
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.audio_tokenizers.optional import import_optional
+from vita_audio.optional import import_optional
 
 LAYOUT = LAYOUTS["cosyvoice2"]
 

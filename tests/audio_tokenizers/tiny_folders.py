@@ -17,10 +17,10 @@ from vita_audio.speech_decoder.config import (
     FlowConfig,
     HiFTConfig,
 )
-from vita_audio.speech_decoder.cosyvoice2_decoder import read_sizes
-from vita_audio.speech_decoder.cosyvoice2_flow import CosyVoice2Flow
-from vita_audio.speech_decoder.decoder import SpeechDecoder
-from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
+from vita_audio.speech_decoder.cosyvoice2.decoder import read_sizes
+from vita_audio.speech_decoder.cosyvoice2.flow import CosyVoice2Flow
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
+from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 
 ASSETS = Path(__file__).parents[1] / "assets" / "speech_tokenizer"
@@ -57,7 +57,7 @@ def make_glm4voice_folders(folder: Path) -> tuple[Path, Path]:
 
 def make_cosyvoice2_folders(folder: Path) -> tuple[Path, Path]:
     """An S3 tokenizer and a decoder like those of CosyVoice2-0.5B, at the smallest sizes that its head size allows."""
-    from vita_audio.audio_tokenizers.optional import import_optional
+    from vita_audio.optional import import_optional
 
     model_v2 = import_optional("s3tokenizer.model_v2", extra="cosyvoice2", unused=("torchaudio",))
     config = model_v2.ModelConfig(n_mels=80, n_audio_state=64, n_audio_head=1, n_audio_layer=1)

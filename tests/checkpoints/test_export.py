@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
-from broken_folders import make_pointer
+from files.broken_folders import make_pointer
 from safetensors.torch import load_file
 from toy_speech_lm import load_toy, make_toy_folders
 from transformers import AutoModelForCausalLM
 
 from vita_audio.checkpoints.export import export_checkpoint, public_config
-from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.loading import load_weights, read_config
 from vita_audio.text import CONTINUOUS_INPUT
 
 

@@ -7,11 +7,11 @@ from test_run import arguments, results
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
 from evaluation import run
-from evaluation.corrected_metrics import error_counts
 from evaluation.judges import JUDGES
+from evaluation.metrics.corrected import error_counts
+from evaluation.metrics.score import Score
+from evaluation.metrics.significance import compare, confidence_interval
 from evaluation.run_folder import RowFile
-from evaluation.score import Score
-from evaluation.significance import compare, confidence_interval
 from evaluation.suites import BENCHMARKS
 
 

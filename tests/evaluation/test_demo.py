@@ -13,10 +13,11 @@ import torch
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 from toy_speech_lm import load_toy
 
-from evaluation import demo, report
+from evaluation import demo
 from evaluation.answers import Answer, answer_items, load_items, score, write_wave
 from evaluation.judges import JUDGES
 from evaluation.processes import claim_part
+from tools.demo import report
 from vita_audio.data.codes import AudioCodeStore, extract_codes
 from vita_audio.interleave import MODES
 

@@ -3,9 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from toy_corpus import LengthJudge
 from evaluation import compare_codecs
 from evaluation.evaluate_codec import code_figures, judged_figures, main, mel_distance, read_corpus
 from evaluation.judges import JUDGES
-from evaluation.pictures import draw_codecs
+from evaluation.reporting.plots import draw_codecs
 
 RATE = 16_000
 
@@ -178,13 +175,6 @@ def test_wrong_requests_are_one_line(folder, tmp_path, arguments, message, capsy
     *before, line = capsys.readouterr().err.splitlines()  # a codec loads with a progress bar
     assert stop.value.code == 2 and line.startswith("evaluation.compare_codecs: ") and message in line
     assert not any("Traceback" in text for text in before)
-
-
-def test_the_tool_starts_it_from_any_folder(tmp_path):
-    tool = Path(__file__).parents[2] / "tools" / "get_neural_audio_codecs.py"
-    command = [sys.executable, tool, "--audio", "nowhere", "--output", "out", "--codec", "glm4voice"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2 and "files in nowhere; give a folder of speech" in result.stderr
 
 
 def test_codecs_are_compared_without_texts(untold, tmp_path, monkeypatch):

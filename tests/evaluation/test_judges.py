@@ -17,8 +17,8 @@ from evaluation.judges import (
     WhisperJudge,
     get_judge,
 )
-from evaluation.metrics import word_error_rate
-from vita_audio.audio_tokenizers.optional import MissingPackageError
+from evaluation.metrics.ours import word_error_rate
+from vita_audio.optional import MissingPackageError
 
 
 class RecordingJudge(LengthJudge):

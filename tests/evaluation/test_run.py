@@ -11,9 +11,10 @@ import soundfile
 from filelock import FileLock
 from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
 
-from evaluation import page, prepare, processes, run
+from evaluation import prepare, processes, run
 from evaluation.figures import Value
 from evaluation.judges import JUDGES
+from evaluation.reporting import page
 from evaluation.results import PUBLISHED
 from evaluation.run_folder import RowFile
 from evaluation.suites import BENCHMARKS

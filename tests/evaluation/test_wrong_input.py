@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("evaluation.demo", ("--model", "{}", "--corpus", "{}", "--codes", "{}", "--output", "{}")),
         ("evaluation.evaluate_codec", ("--corpus", "a={}", "--output", "{}")),
-        ("evaluation.report", ("--evaluation", "{}", "--stages", "{}", "--output", "{}")),
+        ("tools.demo.report", ("--evaluation", "{}", "--stages", "{}", "--output", "{}")),
     ],
 )
 def test_a_missing_folder_is_one_line_and_exit_code_2(program, flags, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from checkpoints.broken_folders import make_pointer
+from files.broken_folders import make_pointer
 from toy_speech_lm import load_toy, make_toy_folders
 
 from vita_audio.data.audio import load_audio

@@ -1,6 +1,7 @@
 import pytest
-from finetune_sts import main as train
 from training.toy_run import ToyRun, make_toy_run
+
+from tools.finetune_sts import main as train
 
 
 @pytest.fixture(scope="session")

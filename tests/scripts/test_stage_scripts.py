@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_sts import main as train
 from safetensors.torch import load_file
 from training.toy_run import ROOT, STAGES, logged, run_stage, stage_command
 
+from tools.finetune_sts import main as train
 from vita_audio.models.sensevoice import read_weights
 from vita_audio.training.arguments import parse_arguments
 from vita_audio.training.run_folder import RESULTS_FILE, last_checkpoint

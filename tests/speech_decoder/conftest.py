@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vita_audio.speech_decoder.decoder import SpeechDecoder
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
 ASSETS = Path(__file__).parents[1] / "assets" / "speech_decoder"
 

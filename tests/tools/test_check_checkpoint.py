@@ -12,13 +12,13 @@ from contextlib import redirect_stdout
 from math import prod
 from pathlib import Path
 
-import check_checkpoint
 import pytest
 import torch
 from audio_tokenizers.tiny_folders import MAKE_FOLDERS, PACKAGES
-from checkpoints.broken_folders import cut_off, make_pointer
+from files.broken_folders import cut_off, make_pointer
 from safetensors.torch import load_file, save_file
 
+from tools import check_checkpoint
 from vita_audio.models import Qwen2MTPConfig
 
 ROOT = Path(__file__).parents[2]

@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-import convert_speech_decoder
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vita_audio.speech_decoder.decoder import SpeechDecoder
+from tools import convert_speech_decoder
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
 TINY = Path(__file__).parents[1] / "assets" / "speech_decoder" / "tiny"
 

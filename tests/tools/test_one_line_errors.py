@@ -1,9 +1,10 @@
 """Tools that make and train what the demo starts from end with one line for wrong input."""
 
-import make_demo_corpus
-import make_tiny_tokenizer
 import pytest
-import train_text_lm
+
+from tools.demo import make_corpus as make_demo_corpus
+from tools.demo import make_tokenizer as make_tiny_tokenizer
+from tools.demo import train_text_lm
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ import pytest
 import soundfile
 import torch
 import yaml
-from checkpoints.released_folders import as_shards, as_the_public_code_saves
+from files.released_folders import as_shards, as_the_public_code_saves
 from safetensors.torch import load_file
 from speech_decoder.test_config_file import UNUSED_IN_THE_RELEASED_FILE
 from toy_speech_lm import make_toy_folders
 from transformers import AutoModelForCausalLM
 
-from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.models import SPEECH_CONFIGS
+from vita_audio.models.loading import load_weights, read_config
 from vita_audio.text import CONTINUOUS_INPUT
 
 ROOT = Path(__file__).parents[2]

@@ -5,15 +5,15 @@ import shutil
 import sys
 from pathlib import Path
 
-import checkpoint_evaluation
 import pytest
-from checkpoint_evaluation import evaluation_command, read_figures
-from finetune_sts import main as train
 from PIL import Image
 from toy_run import ROOT, logged, run_stage
 
 from evaluation import run
+from tools.finetune_sts import main as train
+from vita_audio.training import checkpoint_evaluation
 from vita_audio.training.arguments import parse_arguments
+from vita_audio.training.checkpoint_evaluation import evaluation_command, read_figures
 from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import RESULTS_FILE
 

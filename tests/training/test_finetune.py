@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from finetune_sts import main as train
 from safetensors.torch import load_file
 from toy_run import logged
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools.finetune_sts import main as train
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.training.run_folder import ARGUMENTS_FILE, RESULTS_FILE

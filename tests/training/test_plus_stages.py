@@ -7,11 +7,11 @@ import pytest
 import soundfile
 import torch
 from audio_tokenizers.tiny_folders import NUM_CODES
-from finetune_sts import main as train
 from safetensors.torch import load_file, save_file
 from toy_run import TINY_TOKENIZER, logged
 from transformers import AutoModelForCausalLM
 
+from tools.finetune_sts import main as train
 from vita_audio.data.codes import AudioCodeStore
 from vita_audio.models import Qwen2MTPSenseVoiceForCausalLM
 from vita_audio.models.sensevoice import SenseVoiceFrontEnd, read_weights

@@ -2,9 +2,9 @@
 
 import shlex
 
-import extract_audio_codes
 import pytest
 
+from tools import extract_audio_codes
 from vita_audio.training.arguments import parse_arguments
 from vita_audio.training.stage_data import load_stage_data
 

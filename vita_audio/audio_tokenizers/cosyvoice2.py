@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vita_audio.checkpoints.files import check_whole, find_checkpoint
-from vita_audio.checkpoints.tensors import fill_module, read_tensors
+from vita_audio.files.checkpoint import check_whole, find_checkpoint
+from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.optional import import_optional
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.cosyvoice2_decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
+from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
 from .base import AudioStream, AudioTokenizer, Voice, fingerprint
-from .optional import import_optional
 
 NAME = "cosyvoice2"
 UNUSED = ("torchaudio",)  # s3tokenizer reads files with it, which we never ask for

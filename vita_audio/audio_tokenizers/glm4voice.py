@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from vita_audio.checkpoints.files import check_weights, find_checkpoint, read_json
+from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.decoder import SpeechDecoder, SpeechDecoderState
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder, SpeechDecoderState
 from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import mel_spectrogram
 

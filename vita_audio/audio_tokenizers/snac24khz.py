@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vita_audio.checkpoints.files import find_checkpoint, read_json
-from vita_audio.checkpoints.tensors import fill_module, read_tensors
+from vita_audio.files.checkpoint import find_checkpoint, read_json
+from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.optional import import_optional
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.noise import FrameNoise
 
 from .base import AudioTokenizer, fingerprint
-from .optional import import_optional
 from .windowed_stream import WindowedDecoder, WindowedStream
 
 NAME = "snac24khz"

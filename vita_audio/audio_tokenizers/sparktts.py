@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.checkpoints.files import check_weights, find_checkpoint, read_json, read_yaml
-from vita_audio.checkpoints.tensors import fill_module, read_tensors
+from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json, read_yaml
+from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.optional import import_optional
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 
 from .base import AudioTokenizer, fingerprint
-from .optional import import_optional
 from .windowed_stream import WindowedDecoder, WindowedStream
 
 NAME = "sparktts"

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from vita_audio.checkpoints.files import (
+from vita_audio.files.checkpoint import (
     CONFIG_FILE,
     GENERATION_FILE,
     WEIGHT_NAMES,
@@ -23,8 +23,8 @@ from vita_audio.checkpoints.files import (
     check_whole,
     read_json,
 )
-from vita_audio.checkpoints.loading import read_config
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import CMVN_FILE
 from vita_audio.text import TextTokenizer, chat_template
 

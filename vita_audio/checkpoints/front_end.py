@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vita_audio.checkpoints.files import check_whole, find_checkpoint
+from vita_audio.files.checkpoint import check_whole, find_checkpoint
 from vita_audio.models.sensevoice import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 

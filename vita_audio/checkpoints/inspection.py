@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
-from vita_audio.checkpoints.files import (
+from vita_audio.files.checkpoint import (
     CONFIG_FILE,
     GENERATION_FILE,
     TORCH_SUFFIXES,
@@ -33,14 +33,14 @@ from vita_audio.checkpoints.files import (
     read_json,
     read_yaml,
 )
-from vita_audio.checkpoints.loading import read_config
-from vita_audio.checkpoints.tensors import find_file, read_tensors
+from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import CMVN_FILE, WEIGHT_FILES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
-from vita_audio.speech_decoder.flow import MaskedDiffWithXvec
+from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.text import TextTokenizer, tokenizer_files
 

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.audio_utils import mel_filter_bank
 
-from vita_audio.checkpoints.tensors import find_file, read_tensors
 from vita_audio.constants import INPUT_RATE
+from vita_audio.files.tensors import find_file, read_tensors
 
 QUERIES = (0, 1, 2, 15)  # rows of the query table put before the features: any language, event, emotion, plain text
 WEIGHT_FILES = ("model.safetensors", "model.pt")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vita_audio.checkpoints.files import read_yaml
+from vita_audio.files.checkpoint import read_yaml
 
 from .config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
 

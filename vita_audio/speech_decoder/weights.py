@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vita_audio.checkpoints.tensors import fill_module, find_file, read_tensors
+from vita_audio.files.tensors import fill_module, find_file, read_tensors
 
 
 def load_weights(module: nn.Module, folder: Path, name: str, config_name: str = "config.yaml") -> None:

@@ -109,7 +109,7 @@ class SpeechTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = option("Leave columns out of the packs that the model does not take", False)
     report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
     eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation/run.py, such as demo")
-    eval_corpus: str | None = option("Folder of tools/make_demo_corpus.py, for the demo suite")
+    eval_corpus: str | None = option("Folder of tools/demo/make_corpus.py, for the demo suite")
     eval_data: str | None = option("Folder of evaluation/prepare.py, for the public sets")
     eval_limit: int = option("Samples of each benchmark", 20)
     eval_minutes: float = option("Longest time of one evaluation; what takes longer has failed", 60.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from vita_audio.checkpoints.files import find_checkpoint
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import load_speech_encoder

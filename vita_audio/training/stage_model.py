@@ -14,11 +14,11 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from transformers.utils import is_flash_attn_2_available
 
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer
-from vita_audio.checkpoints.files import find_checkpoint
-from vita_audio.checkpoints.loading import load_weights, read_config
 from vita_audio.constants import structural_tokens
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.surgery import gathered, init_missing_mtp, mtp_parameter_patterns, set_trainable
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import ModelArguments

@@ -1,0 +1,62 @@
+"""What a flow learns from: mels stretched to another voice's rhythm, and which recordings become pairs."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tools.codec.code_mel_pairs import CodeMelPairs, at_the_times_of, collate
+from tools.codec.corpus import Utterance
+
+NUM_BANDS = 80
+
+
+def speech_like_mel(num_frames: int) -> np.ndarray:
+    """A peak that wanders over the bands, (bands, frames) float32."""
+    frames = np.linspace(0, 1, num_frames)
+    centre = 40 + 25 * np.sin(7 * frames) + 10 * np.sin(23 * frames)
+    return np.exp(-(((np.arange(NUM_BANDS)[:, None] - centre) / 8) ** 2)).astype(np.float32) * 6 - 6
+
+
+def test_a_mel_is_stretched_to_where_the_same_sounds_are():
+    pytest.importorskip("librosa")
+    mel = speech_like_mel(120)
+    times = np.linspace(0, 1, 150) ** 1.3 * 119  # slower at first, then faster
+    other = mel[:, np.round(times).astype(int)]
+    stretched = at_the_times_of(mel, 0.5 * other - 1)  # a voice with less contrast
+    plainly = mel[:, np.linspace(0, 119, 150).round().astype(int)]
+    assert stretched.shape == other.shape and stretched.dtype == np.float32
+    assert np.abs(stretched - other).mean() < 0.2 * np.abs(plainly - other).mean()
+
+
+class CountingTokenizer:
+    """One code for every 1764 samples (12.5 a second), which says how loud they are."""
+
+    def encode(self, wave, rate):
+        return (wave.abs()[: len(wave) // 1764 * 1764].reshape(-1, 1764).mean(1) * 100).long().tolist()
+
+
+def utterance(text: str, voice: str, seconds: float) -> Utterance:
+    time = np.arange(int(seconds * 22050)) / 22050
+    wave = np.sin(2 * np.pi * 150 * time) * np.sin(2 * np.pi * 2 * time) * 16000
+    return Utterance(wave.astype(np.int16), 22050, text, voice, list(text))
+
+
+def test_other_voices_count_where_the_text_is_the_same():
+    pytest.importorskip("librosa")
+    own = [utterance("yes", "me", 1.0), utterance("no", "me", 0.8)]
+    others = [utterance("yes", "you", 1.5), utterance("never", "you", 1.2)]
+    pairs = CodeMelPairs(
+        own, CountingTokenizer(), lambda count: round(count * 6.89), random.Random(0), others, joined=1
+    )
+    assert [len(codes) for codes, _ in pairs.items[:3]] == [10, 12, 18] and len(pairs.items) == 4
+    assert all(mel.shape == (round(len(codes) * 6.89), NUM_BANDS) for codes, mel in pairs.items)
+
+
+def test_a_batch_is_padded_and_of_neighbours_in_length():
+    rows = [(torch.arange(count), torch.ones(7 * count, NUM_BANDS).half()) for count in (3, 5)]
+    batch = collate(rows)
+    assert batch["codes"].tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]] and batch["code_lengths"].tolist() == [3, 5]
+    assert batch["mel"].shape == (2, 35, NUM_BANDS) and batch["mel"].dtype == torch.float32
+    assert batch["mel_lengths"].tolist() == [21, 35] and not batch["mel"][0, 21:].any()

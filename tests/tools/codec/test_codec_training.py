@@ -1,0 +1,138 @@
+"""The codec's training tools on seconds of synthetic tones: they train, resume and export folders that load."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tools.codec import train_decoder as train_speech_decoder
+from tools.codec import train_tokenizer as train_speech_tokenizer
+from tools.codec.train_tokenizer import edit_distance
+from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
+
+RATE = 22050
+TINY_TOKENIZER = {"width": 32, "ffn": 32, "layers": 1, "codes": 16, "batch_seconds": 1}
+TINY_FLOW = replace(
+    train_speech_decoder.SMALL_FLOW,
+    input_size=16,
+    encoder=EncoderConfig(input_size=16, output_size=16, attention_heads=2, linear_units=16, num_blocks=1),
+    estimator=EstimatorConfig(channels=(16, 16), n_blocks=0, num_mid_blocks=1),
+)
+TINY_HIFT = replace(train_speech_decoder.SMALL_HIFT, base_channels=16, f0_channels=16)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Twelve clips of voiced noise in one voice, six in another."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(18):
+        time = np.arange(int(1.2 * RATE)) / RATE
+        wave = sum(np.sin(2 * np.pi * (110 + 3 * index) * h * time) / h for h in range(1, 9)) * 0.1
+        soundfile.write(folder / f"{index}.flac", wave + 0.003 * rng.standard_normal(len(time)), RATE)
+        voice = "main" if index < 12 else "other"
+        rows.append({"audio": f"{index}.flac", "text": "one two", "phones": list("wʌn tuː"), "voice": voice})
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return folder
+
+
+def flags(corpus: Path, output: Path, /, **changes) -> list[str]:
+    values = {"corpus": corpus, "voice": "main", "output": output, "device": "cpu", "warmup": 1, "held_out": 2}
+    return [part for name, value in (values | changes).items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def train_tokenizer(corpus: Path, output: Path, **changes) -> Path:
+    train_speech_tokenizer.main(flags(corpus, output, **TINY_TOKENIZER, **changes))
+    return output / "tokenizer"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_work():
+    """Few batches for the first codebook, and a decoder of few channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_speech_tokenizer, "CODEBOOK_START_BATCHES", 3)
+        patch.setattr(train_speech_decoder, "SMALL_FLOW", TINY_FLOW)
+        patch.setattr(train_speech_decoder, "SMALL_HIFT", TINY_HIFT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus, tmp_path_factory) -> Path:
+    """A run stopped before it had a codebook, and continued."""
+    run = tmp_path_factory.mktemp("tokenizer")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_speech_tokenizer, "validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(corpus, run, steps=9, quantize_from=8, save_every=2)
+    return train_tokenizer(corpus, run, steps=4, quantize_from=1)
+
+
+def test_a_codebook_is_started_also_if_the_run_is_past_its_step(tokenizer):
+    state = torch.load(tokenizer.parent / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4 and state["model"]["quantizer.initialized"]
+    (figures,) = [json.loads(line) for line in (tokenizer.parent / "log.jsonl").read_text().splitlines()]
+    assert figures["step"] == 4 and {"phone_error_main", "phone_error_other", "perplexity", "mel"} <= figures.keys()
+    exported = get_audio_tokenizer("glm4voice", tokenizer)
+    assert exported.encoder.codebook.weight == pytest.approx(state["model"]["quantizer.codebook.weight"], abs=1e-2)
+
+
+def test_a_codebook_that_would_never_start_is_refused(corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_tokenizer(corpus, tmp_path, steps=2, quantize_from=2)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.match("train_speech_tokenizer.py: --quantize-from 2 must leave .* --steps 2", line)
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
+    pytest.importorskip("parselmouth")
+    run = train_speech_decoder.main
+    run(["vocoder", *flags(corpus, tmp_path / "vocoder", steps=2, batch_size=2, frames=30)])
+    more = {"tokenizer": tokenizer, "joined": 1, "disguised": 1, "frames_per_batch": 200, "prior_steps": 1}
+    run(["flow", *flags(corpus, tmp_path / "flow", steps=2, **more)])
+    run(["flow", *flags(corpus, tmp_path / "flow", steps=3, **more)])
+    log = [json.loads(line) for line in (tmp_path / "flow" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [2, 3] and {"flow_loss", "held_out_flow_loss"} <= log[-1].keys()
+    folders = ("--vocoder", tmp_path / "vocoder", "--flow", tmp_path / "flow", "--output", tmp_path / "decoder")
+    run(["export", *map(str, folders)])
+
+    codec = get_audio_tokenizer("glm4voice", tokenizer, tmp_path / "decoder")
+    wave, rate = soundfile.read(corpus / "0.flac", dtype="float32")
+    codes = codec.encode(torch.from_numpy(wave), rate)
+    assert len(codes) == 15  # 1.2 s at 12.5 codes per second
+    assert abs(len(codec.decode(codes)) - len(wave)) < 256 * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"held_out": 0}, "--held-out must be 1 or more, got 0"),
+        ({"held_out": 7}, "--held-out 7 needs at least 14 utterances, got 12; lower it"),
+        ({"frames": 200}, "--frames 200 needs recordings longer than 2.32 s, got none; lower it"),
+        ({"voice": "nobody"}, "gives no usable utterance of voice nobody"),
+        ({"corpus": "nowhere"}, "no nowhere/manifest.jsonl; make one with"),
+    ],
+)
+def test_wrong_input_is_one_line(corpus, tmp_path, capsys, changes, reason):
+    with pytest.raises(SystemExit) as exit:
+        train_speech_decoder.main(["vocoder", *flags(corpus, tmp_path, **changes)])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert exit.value.code == 2 and line.startswith("train_speech_decoder.py: ") and reason in line
+
+
+def test_errors_of_symbols_are_counted():
+    assert edit_distance([1, 2, 3], [1, 2, 3]) == 0
+    assert edit_distance([1, 3], [1, 2, 3]) == edit_distance([1, 2, 2, 3], [1, 2, 3]) == 1
+    assert edit_distance([], [1, 2]) == edit_distance([1, 2], []) == 2
+    assert edit_distance([12], [1, 2]) == 2

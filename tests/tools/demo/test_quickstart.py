@@ -1,0 +1,301 @@
+"""The quick start: commands that their programs accept, marks, continuing, and folders that are not its own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evaluation import demo
+from tools import extract_audio_codes
+from tools.codec import train_encoder as train_speech_encoder
+from tools.demo import quickstart
+from tools.demo.plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
+from tools.demo.quickstart import Progress, open_folder, print_result, run_steps
+from vita_audio.training.arguments import parse_arguments
+
+STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+@pytest.fixture(params=VARIANTS)
+def run(request, tmp_path) -> Run:
+    variant = VARIANTS[request.param]
+    return Run(variant, variant.forms["quick"], tmp_path / "out", "my_tokenizer", "my_decoder")
+
+
+@pytest.fixture
+def ci_run(tmp_path) -> Run:
+    return Run(VARIANTS["glm4voice"], FORMS["ci"], tmp_path)
+
+
+def by_name(steps: list[Step]) -> dict[str, Step]:
+    return {step.name: step for step in steps}
+
+
+def write_line(name: str, folder: Path, text: str, *, fails: bool = False) -> Step:
+    """A step whose command appends a line to its product, and may fail after that."""
+    product = folder / name
+    code = f"open({str(product)!r}, 'a').write({text!r} + '\\n'); raise SystemExit({int(fails)})"
+    return Step(name, name, product, [sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
+    variant = VARIANTS[name]
+    steps = plan_steps(Run(variant, variant.forms[form], tmp_path))
+    encoder = ["encoder"] if name == "plus" else []
+    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "report"]
+    assert set(variant.forms[form].minutes) == {step.name for step in steps} - {"report"}
+    assert (ROOT / TEXT_MODEL / "config.json").is_file()
+
+
+def test_every_variant_and_form_has_a_folder_of_its_own():
+    folders = {(name, form): plan.folder for name, variant in VARIANTS.items() for form, plan in variant.forms.items()}
+    assert folders == {
+        ("glm4voice", "quick"): "outputs/quickstart",
+        ("glm4voice", "long"): "outputs/quickstart_long",
+        ("glm4voice", "ci"): "outputs/quickstart_ci",
+        ("plus", "quick"): "outputs/quickstart_plus",
+        ("plus", "long"): "outputs/quickstart_plus_long",
+        ("plus", "ci"): "outputs/quickstart_plus_ci",
+    }
+
+
+def test_each_stage_starts_from_the_one_before(run):
+    steps = by_name(plan_steps(run))
+    starts = [steps[name].environment["MODEL_NAME_OR_PATH"] for name in STAGE_NAMES]
+    assert starts == [str(TEXT_MODEL), *(str(run.folder / name) for name in STAGE_NAMES[:-1])]
+    assert steps["evaluation"].command[steps["evaluation"].command.index("--model") + 1] == str(run.folder / "stage4")
+
+
+def test_the_first_plus_stage_takes_the_encoder_of_the_step_before_trained_on_training_speech(tmp_path):
+    plus = VARIANTS["plus"]
+    steps = by_name(plan_steps(Run(plus, plus.forms["quick"], tmp_path)))
+    options = train_speech_encoder.parse_arguments(steps["encoder"].command[2:])
+    assert options.data == tmp_path / "corpus" / "asr.jsonl" and options.corpus is None
+    assert str(options.config) == steps["stage1"].environment["CONFIG_NAME"]
+    assert options.tokenizer == steps["stage1"].environment["MODEL_NAME_OR_PATH"]
+    assert options.steps == plus.forms["quick"].encoder_steps
+    folders = [step.environment.get("AUDIO_MODEL_NAME_OR_PATH") for step in steps.values()]
+    folder = options.output / "encoder"
+    assert folders == [str(folder) if name == "stage1" else None for name in steps]
+    assert steps["encoder"].product.parent == folder
+
+
+def test_stage_scripts_get_what_the_training_program_accepts(run, tmp_path):
+    torchrun = tmp_path / "bin" / "torchrun"
+    torchrun.parent.mkdir()
+    torchrun.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    torchrun.chmod(0o755)
+    run.corpus.mkdir(parents=True)
+    hears_codes, steps = run.variant is VARIANTS["glm4voice"], by_name(plan_steps(run))
+    for number, stage in enumerate(run.variant.stages):
+        step = steps[stage.name]
+        (run.corpus / stage.data).write_text("dataset: {}\n", encoding="utf-8")
+        variables = os.environ | step.environment | {"PATH": f"{torchrun.parent}:{os.environ['PATH']}"}
+        variables |= {"CUDA_VISIBLE_DEVICES": "", "DEEPSPEED_CONFIG": "none"}
+        result = subprocess.run(step.command, env=variables, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = result.stdout.splitlines()
+        flags = lines[lines.index(str(ROOT / "tools" / "finetune_sts.py")) + 1 :]
+        place = flags.index("--ddp_backend")
+        model, data, training = parse_arguments(flags[:place] + flags[place + 2 :])
+        assert training.output_dir == str(run.folder / stage.name)
+        assert training.max_steps == run.form.steps[number]
+        assert step.product == run.folder / stage.name / "train_results.json"
+        assert model.audio_tokenizer_path == "my_tokenizer" and data.audio_code_dir == str(run.codes)
+        assert model.language_model_freeze == (stage.name in ("stage2", "stage3"))
+        assert data.user_audio_loss_weight == (0.3 if hears_codes and stage.name == "stage1" else 0)
+        assert model.audio_tokenizer_type == run.variant.audio_tokenizer_type
+        assert model.audio_model_freeze == (not hears_codes)
+        assert training.mtp_model_lr_mult == (10 if stage.name == "stage4" else 1)
+        config = json.loads((ROOT / model.config_name).read_text(encoding="utf-8"))
+        assert config["num_nextn_predict_layers"] == stage.num_modules and ("audio_config" in config) != hears_codes
+
+
+def test_the_other_programs_accept_their_commands(run):
+    steps = by_name(plan_steps(run))
+    codes = extract_audio_codes.parse_arguments(steps["codes"].command[2:])
+    assert codes.data == [run.corpus / name for name in ("stage1.yaml", "mtp.yaml", "stage4.yaml")]
+    assert (codes.codes, codes.audio_tokenizer_path) == (run.codes, "my_tokenizer")
+    assert codes.audio_tokenizer_type == run.variant.audio_tokenizer_type
+    evaluation = steps["evaluation"].command
+    options = demo.parse_arguments(evaluation[evaluation.index("evaluation.demo") + 1 :])
+    assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
+    assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
+    assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
+    assert options.output / f"{demo.PARTS[-1]}.json" == steps["evaluation"].product
+
+
+def test_without_other_weights_no_flag_asks_for_them(ci_run):
+    steps = by_name(plan_steps(ci_run))
+    flags = {"--audio-tokenizer-path", "--audio-decoder-path"}
+    assert not any(flags & set(step.command) for step in steps.values())
+    assert steps["stage1"].environment["AUDIO_TOKENIZER_PATH"] == "embedded"
+    assert "--note" in steps["report"].command
+
+
+def test_a_failed_step_stops_the_run_and_the_next_run_continues_with_it(tmp_path, capfd):
+    progress = Progress(tmp_path / "done")
+    first, third = write_line("first", tmp_path, "1"), write_line("third", tmp_path, "3")
+    with pytest.raises(subprocess.CalledProcessError):
+        run_steps([first, write_line("second", tmp_path, "2", fails=True), third], progress, {"second": 2, "third": 3})
+    assert "Step 2 of 3: second; about 2 of 5 minutes left" in capfd.readouterr().out
+    steps = [first, write_line("second", tmp_path, "2"), third]
+    assert not all(map(progress.is_done, steps))
+    run_steps(steps, progress, {})
+    assert (tmp_path / "first").read_text() == "1\n"
+    assert (tmp_path / "second").read_text() == "2\n2\n"
+    assert all(map(progress.is_done, steps)) and progress.minutes(steps) > 0
+    run_steps(steps, progress, {})
+    assert (tmp_path / "third").read_text() == "3\n"
+
+
+def test_a_step_whose_product_is_gone_is_not_done(tmp_path):
+    progress = Progress(tmp_path / "done")
+    step = write_line("only", tmp_path, "1")
+    run_steps([step], progress, {})
+    step.product.unlink()
+    run_steps([step], progress, {})
+    assert step.product.read_text() == "1\n"
+
+
+def test_the_environment_of_a_step_is_added(tmp_path):
+    code = "import os; open(os.environ['PLACE'], 'w').write(os.environ['PATH'])"
+    step = Step("only", "only", tmp_path / "x", [sys.executable, "-c", code], {"PLACE": str(tmp_path / "x")})
+    run_steps([step], Progress(tmp_path / "done"), {})
+    assert step.product.read_text() == os.environ["PATH"]
+
+
+def test_fresh_deletes_only_folders_of_its_own(tmp_path):
+    ours, foreign = tmp_path / "ours", tmp_path / "foreign"
+    open_folder(ours, {"steps": [1]}, fresh=False)
+    (ours / "model").write_text("weights")
+    open_folder(ours, {"steps": [1]}, fresh=False)
+    assert (ours / "model").exists()
+    with pytest.raises(ValueError, match=r"other settings \(steps\); start over with --fresh"):
+        open_folder(ours, {"steps": [2]}, fresh=False)
+    open_folder(ours, {"steps": [2]}, fresh=True)
+    assert not (ours / "model").exists()
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="holds other files; choose another folder"):
+            open_folder(foreign, {}, fresh)
+    assert (foreign / "thesis.txt").exists()
+    with pytest.raises(NotADirectoryError, match="--output must be a folder, got the file .*thesis.txt"):
+        open_folder(foreign / "thesis.txt", {}, fresh=True)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """The folder the user is in; the working folder is put back after the test."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[Run]:
+    """Runs that the program began; none of their steps is run."""
+    seen = []
+    monkeypatch.setattr(quickstart, "plan_steps", lambda run: seen.append(run) or [])
+    monkeypatch.setattr(quickstart, "print_result", lambda run, caller: None)
+    return seen
+
+
+@pytest.mark.parametrize("changed", ["speech_tokenizer", "speech_decoder"])
+def test_other_weights_than_those_of_a_folder_are_one_line_and_start_over_with_fresh(
+    elsewhere, runs, monkeypatch, capsys, changed
+):
+    weights = {"speech_tokenizer": "tokenizer", "speech_decoder": "decoder"}
+    for name, folder in weights.items():
+        (elsewhere / folder).mkdir()
+        (elsewhere / folder / "model.safetensors").write_text("weights")
+        monkeypatch.setenv(f"AUDIO_{name.removeprefix('speech_').upper()}_PATH", folder)
+
+    def start(*more: str) -> int:
+        os.chdir(elsewhere)
+        return quickstart.main(["--ci", "--output", "out", *more])
+
+    assert start() == start() == 0
+    (elsewhere / weights[changed] / "model.safetensors").write_text("other weights")
+    assert start() == 2
+    error = capsys.readouterr().err
+    assert f"made with other settings ({changed}); start over with --fresh" in error and error.count("\n") == 1
+    assert start("--fresh") == start() == 0
+
+
+def test_the_embedded_weights_are_part_of_the_settings(elsewhere, ci_run, monkeypatch):
+    plain = quickstart.fingerprints(ci_run)
+    assert set(plain) == {"speech_tokenizer", "speech_decoder", "text_model"} and len(set(plain.values())) == 3
+    embedded = replace(ci_run, tokenizer_path="embedded", decoder_path="embedded")
+    assert quickstart.fingerprints(embedded) == plain
+    monkeypatch.setattr(quickstart, "ASSETS", elsewhere)
+    (elsewhere / "speech_decoder").mkdir()
+    assert quickstart.fingerprints(ci_run)["speech_decoder"] != plain["speech_decoder"]
+
+
+def test_paths_count_from_the_folder_of_the_user(elsewhere, runs, monkeypatch):
+    (elsewhere / "mine").mkdir()
+    monkeypatch.setenv("AUDIO_TOKENIZER_PATH", "mine")
+    monkeypatch.setenv("AUDIO_DECODER_PATH", "embedded")
+    assert quickstart.main(["--ci", "--output", "../out"]) == 0
+    assert Path.cwd() == ROOT
+    folder = elsewhere / ".." / "out"
+    assert runs == [Run(VARIANTS["glm4voice"], FORMS["ci"], folder, str(elsewhere / "mine"), "embedded")]
+    assert (elsewhere.parent / "out" / quickstart.MARK).is_file()
+
+
+def test_a_folder_of_one_variant_is_not_continued_with_the_other(elsewhere, runs, capsys):
+    folder = str(elsewhere / "out")
+    assert quickstart.main(["--ci", "--output", folder, "--variant", "plus"]) == 0
+    assert runs[0].variant is VARIANTS["plus"]
+    assert quickstart.main(["--ci", "--output", folder]) == 2
+    assert "stages); start over with --fresh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_scripts_start_in_any_folder_with_the_environment_named_from_there(elsewhere, script):
+    """A finished environment whose Python writes down where it was started and with what."""
+    scripts = elsewhere.parent / "repository" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "setup_env.sh").write_text("")
+    (scripts / script).write_text((ROOT / "scripts" / script).read_text())
+    python = elsewhere / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/usr/bin/env bash\necho "$PWD $*"\n')
+    python.chmod(0o755)
+    command = ["bash", str(scripts / script), "--output", "mine"]
+    environment = os.environ | {"VENV": "venv"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    started = {
+        "quickstart.sh": f"{scripts.parent} -m tools.demo.quickstart --paths-from {elsewhere} --output mine",
+        "test.sh": f"{scripts.parent} -m pytest --output mine",
+    }
+    assert result.stdout.strip() == started[script]
+
+
+def test_a_foreign_folder_is_one_line_and_an_exit_code(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert quickstart.main(["--ci", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_end_says_where_things_lie(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
+    run.folder.mkdir()
+    answer = {"question_wav": "q.wav", "wav": "a.wav", "text": "paris", "transcript": ""}
+    (run.folder / "report.json").write_text(json.dumps({"answer": answer}))
+    print_result(run, ROOT)
+    lines = capsys.readouterr().out
+    assert f"In {ROOT}:" not in lines and "ask more: .venv/bin/python tools/inference_sts.py" in lines
+    for text in ("q.wav", "a.wav", "paris", "(nothing)", "report.md", f"--model {run.folder / 'stage4'} --task sts"):
+        assert text in lines
+    assert lines.rstrip().endswith("--audio-tokenizer-path my_tokenizer --audio-decoder-path my_decoder")
+    print_result(run, run.folder)
+    assert capsys.readouterr().out.startswith(f"\nIn {ROOT}:\n")

@@ -1,0 +1,137 @@
+"""What the flow of a speech decoder learns from: audio codes, and the mel that the decoder's voice would have.
+
+The codes come from that voice itself, from its disguised speech, and from other voices that say the same text, so that
+every voice is answered in the one voice.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from tools.codec.corpus import Utterance
+from vita_audio.audio_tokenizers.base import AudioTokenizer
+from vita_audio.speech_decoder.mel import MIN_MAGNITUDE, SAMPLE_RATE, mel_spectrogram
+
+NUM_CEPSTRA = 16  # the shape of the spectrum without its detail, which is what voices share
+SMOOTHED_FRAMES = 5
+
+
+def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
+    """The same words at the same times as another speaker would say them: Praat moves formants and pitch."""
+    import parselmouth
+
+    formants, pitch, melody = rng.uniform(0.88, 1.22), rng.uniform(85, 230), rng.uniform(0.7, 1.4)
+    sound = parselmouth.Sound(wave, SAMPLE_RATE)
+    changed = parselmouth.praat.call(sound, "Change gender", 60, 400, formants, pitch, melody, 1.0)
+    return changed.values[0].astype(np.float32)
+
+
+def mel_of(wave: np.ndarray) -> np.ndarray:
+    """Log-mel, (bands, frames) float32, of a wave at SAMPLE_RATE."""
+    return mel_spectrogram(torch.from_numpy(wave)[None])[0].numpy()
+
+
+def at_the_times_of(mel: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Stretch a mel so that its sounds come when those of another mel of the same text do.
+
+    Dynamic time warping over cepstra, each normalised over its recording, which takes most of the voice away.
+
+    Args:
+        mel, other: (bands, frames) and (bands, other frames), two frames or more.
+    Returns: (bands, other frames).
+    """
+    import librosa
+
+    cepstra = []
+    for spectrum in (mel, other):
+        values = librosa.feature.mfcc(S=spectrum, n_mfcc=NUM_CEPSTRA)[1:]  # the first is the loudness
+        cepstra.append((values - values.mean(1, keepdims=True)) / (values.std(1, keepdims=True) + 1e-5))
+    _, path = librosa.sequence.dtw(*cepstra)
+    sources = np.interp(np.arange(other.shape[1]), path[::-1, 1], path[::-1, 0])
+    margin = SMOOTHED_FRAMES // 2
+    sources = np.convolve(np.pad(sources, margin, mode="edge"), np.full(SMOOTHED_FRAMES, 1 / SMOOTHED_FRAMES), "valid")
+    before = sources.astype(int).clip(0, mel.shape[1] - 2)
+    share = (sources - before).astype(np.float32)
+    return mel[:, before] * (1 - share) + mel[:, before + 1] * share
+
+
+class CodeMelPairs:
+    """Codes and mel of single recordings, of several in a row, of disguised ones and of other voices, encoded once."""
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        tokenizer: AudioTokenizer,
+        num_frames_of: Callable[[int], int],
+        rng: random.Random,
+        others: Iterable[Utterance] = (),
+        *,
+        joined: int = 0,
+        disguised: int = 0,
+    ):
+        """Encode everything.
+
+        Args:
+            utterances: Of the decoder's voice.
+            num_frames_of: Mel frames that so many codes become.
+            others: Of other voices; those whose text the decoder's voice says too are used.
+            joined: Pieces of two to four utterances.
+            disguised: Pieces of one or two utterances in a changed voice.
+        """
+        said = {utterance.text: utterance for utterance in utterances}
+        groups = [[utterance] for utterance in utterances]
+        groups += [rng.choices(utterances, k=rng.randint(2, 4)) for _ in range(joined)]
+        waves = map(joined_wave, groups)
+        changed = [rng.choices(utterances, k=rng.randint(1, 2)) for _ in range(disguised)]
+        followed = [(other, said[other.text]) for other in others if other.text in said]
+        pairs = chain(
+            ((wave, mel_of(wave)) for wave in waves),
+            ((disguise(wave, rng), mel_of(wave)) for wave in map(joined_wave, changed)),
+            (follow(joined_wave([other]), joined_wave([own])) for other, own in followed),
+        )
+        num_pairs = len(groups) + len(changed) + len(followed)
+        self.items = []
+        for heard, mel in tqdm(pairs, total=num_pairs, desc="encoding", unit="piece"):
+            codes = tokenizer.encode(torch.from_numpy(heard), SAMPLE_RATE)
+            num_frames = num_frames_of(len(codes))
+            missing = max(0, num_frames - mel.shape[1])
+            mel = np.pad(mel, ((0, 0), (0, missing)), constant_values=math.log(MIN_MAGNITUDE))[:, :num_frames]
+            self.items.append((torch.tensor(codes), torch.from_numpy(mel.T.astype(np.float16))))
+        self.items.sort(key=lambda item: len(item[0]))
+
+    def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
+        """Neighbours in length from a random place on, about `frames_per_batch` mel frames in all."""
+        start = rng.randrange(len(self.items))
+        rows, total = [], 0
+        while total < frames_per_batch and start + len(rows) < len(self.items):
+            rows.append(self.items[start + len(rows)])
+            total += len(rows[-1][1])
+        return collate(rows)
+
+
+def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
+    """(samples,) float32 at SAMPLE_RATE."""
+    return np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in utterances])
+
+
+def follow(wave: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A wave of another voice, and the mel of the decoder's voice, from its own wave of that text, in that rhythm."""
+    return wave, at_the_times_of(mel_of(own), mel_of(wave))
+
+
+def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Pad codes and mels, (codes,) int64 and (frames, bands), to a batch in float32 with their lengths."""
+    codes, mels = zip(*rows, strict=True)
+    return {
+        "codes": pad_sequence(codes, batch_first=True),
+        "code_lengths": torch.tensor([len(row) for row in codes]),
+        "mel": pad_sequence([mel.float() for mel in mels], batch_first=True),
+        "mel_lengths": torch.tensor([len(row) for row in mels]),
+    }

@@ -1,0 +1,142 @@
+"""A folder of speech with a manifest, held in memory as 16-bit waves, for the codec's training tools.
+
+`manifest.jsonl`: one object a line with `audio` (file name in the folder), `text`, `voice`, and optionally `phones`
+(list of symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the first three fields.
+Recognition samples of the training format will do where only the text counts.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from vita_audio.data.audio import load_audio
+from vita_audio.data.chat import Conversation, SampleError
+from vita_audio.data.mixture import Problem, read_samples, resolve, shuffled
+
+MANIFEST = "manifest.jsonl"
+SHORTEST_SECONDS = 0.1
+FULL_SCALE = 32768  # of 16-bit samples
+PROBLEMS_SHOWN = 20
+IGNORED_PHONES = set(" ˈˌː.,?!;:-'\"")
+
+
+@dataclass
+class Utterance:
+    """One recording: `wave` int16 (samples,) at `rate` Hz; `symbols` are phones, or letters where there are none."""
+
+    wave: np.ndarray
+    rate: int
+    text: str
+    voice: str
+    symbols: list[str]
+
+    def float_wave(self, rate: int) -> np.ndarray:
+        """The wave as float32 in [-1, 1], resampled to `rate` Hz."""
+        wave = self.wave.astype(np.float32) / FULL_SCALE
+        return wave if rate == self.rate else soxr.resample(wave, self.rate, rate).astype(np.float32)
+
+
+def read_utterance(folder: Path, row: Any) -> Utterance:
+    """Read the recording of a manifest row.
+
+    CTC targets are the row's phones without stress and length marks, or the letters of its text.
+
+    Raises: ValueError, OSError or LibsndfileError for a row or a file that cannot be used.
+    """
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("audio", "text", "voice")):
+        raise ValueError(f"a row must be an object with the texts audio, text and voice, got {row!r:.100}")
+    symbols = row.get("phones") or list(row["text"].lower())
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise ValueError(f"phones must be a list of symbols, got {symbols!r:.100}")
+    path = folder / row["audio"]
+    rate = soundfile.info(path).samplerate
+    wave = load_audio(path, rate).numpy()
+    if len(wave) < SHORTEST_SECONDS * rate:
+        raise ValueError(f"{path}: audio must be at least {SHORTEST_SECONDS} s, got {len(wave) / rate:.3f} s")
+    samples = np.rint(wave * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    symbols = [symbol for symbol in symbols if symbol not in IGNORED_PHONES]
+    return Utterance(samples, rate, row["text"], row["voice"], symbols)
+
+
+def recognition_row(sample: Any, folder: Path) -> dict[str, str]:
+    """Return the manifest row of a recognition sample: what the user says, and the answer, its text.
+
+    Args:
+        folder: Of the file that holds the sample.
+    Raises: SampleError for a sample of another form.
+    """
+    conversation = Conversation.parse(sample)
+    audios, answer = conversation.audios, conversation.turns[-1]
+    if conversation.audio_roles != ["user"] or not isinstance(audios[0], str) or answer.role != "assistant":
+        raise SampleError(
+            f"a recognition sample needs one audio file, the user's, and a last turn of text, got {sample}"
+        )
+    return {"audio": str(resolve(audios[0], folder).absolute()), "text": answer.content, "voice": "anyone"}
+
+
+def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
+    """Read a corpus folder; a row that cannot be used is named and skipped.
+
+    Args:
+        voice: Keep only this voice; None keeps all.
+    Raises: FileNotFoundError without a manifest, ValueError if no utterance is left.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise FileNotFoundError(f"no {manifest}; make one with tools/codec/make_corpus.py or write your own")
+
+    def read(row: Any) -> Utterance | None:
+        if voice is not None and isinstance(row, dict) and row.get("voice") != voice:
+            return None
+        return read_utterance(folder, row)
+
+    return _read_rows(manifest, read, f"voice {voice or 'any'}")
+
+
+def load_recognition(path: Path) -> list[Utterance]:
+    """Read the recognition samples of a data file, mixed, in the same order each time; others are named and skipped.
+
+    Raises: FileNotFoundError, ValueError if no utterance is left.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; give a .jsonl file of recognition samples")
+    utterances = _read_rows(
+        path, lambda row: read_utterance(path.parent, recognition_row(row, path.parent)), "speech with its text"
+    )
+    return [utterances[place] for place in shuffled(len(utterances), seed=0)]
+
+
+def _read_rows(path: Path, read: Callable[[Any], Utterance | None], what: str) -> list[Utterance]:
+    problems: list[Problem] = []
+    utterances = []
+    for number, text in tqdm(list(read_samples(path, problems)), desc="reading speech", unit="clip"):
+        try:
+            utterances.append(read(json.loads(text)))
+        except (ValueError, OSError, soundfile.LibsndfileError) as error:
+            problems.append(Problem(str(path), number, "unusable", str(error)))
+    utterances = [utterance for utterance in utterances if utterance is not None]
+    for problem in problems[:PROBLEMS_SHOWN]:
+        print("skipped", problem)
+    print(f"{len(utterances)} utterances read, {len(problems)} skipped, {what}")
+    if not utterances:
+        raise ValueError(f"{path} gives no usable utterance of {what}")
+    return utterances
+
+
+def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
+    """Split into (training, held out), the last `count` utterances being held out.
+
+    Raises: ValueError if nothing is held out, or training would get fewer utterances than that.
+    """
+    if count < 1:
+        raise ValueError(f"--held-out must be 1 or more, got {count}")
+    if len(utterances) < 2 * count:
+        raise ValueError(f"--held-out {count} needs at least {2 * count} utterances, got {len(utterances)}; lower it")
+    return utterances[:-count], utterances[-count:]

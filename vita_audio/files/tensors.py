@@ -1,0 +1,69 @@
+"""Weight files of any library, read without running anything in them, and put into modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vita_audio.files.checkpoint import check_whole
+
+
+def find_file(folder: Path, *names: str) -> Path:
+    """Return the first of these files that is in a folder.
+
+    Raises: FileNotFoundError naming all of them.
+    """
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"no {' or '.join(names)} in {folder}; get the folder again, or give the right one")
+    return path
+
+
+def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read a `.safetensors` file, or a pickled state dict, which may lie under the name `state_dict`.
+
+    Args:
+        device: "meta" reads no values.
+    Raises: FileNotFoundError; ValueError naming the file and what is wrong with it.
+    """
+    check_whole(path)
+    try:
+        if path.suffix == ".safetensors":
+            return {name: value.to(device) for name, value in load_file(path).items()}
+        values = torch.load(path, device, weights_only=True)
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}, not a state dict")
+    except Exception as error:  # of pickle, zip and safetensors, which share no class
+        raise ValueError(f"{path} cannot be read as weights: {error}; get it again") from error
+    values = values.get("state_dict", values)
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fits: str) -> None:
+    """Fill a module, which may be on the meta device, with the weights of a file; numbers become float32.
+
+    Args:
+        path, fits: The file and what it has to fit, for the message.
+    Raises: ValueError naming the file and its missing, unexpected and misshapen weights.
+    """
+    expected = module.state_dict()
+    common = expected.keys() & weights.keys()
+    misshapen = sorted(name for name in common if expected[name].shape != weights[name].shape)
+    floats = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+        if name not in misshapen
+    }
+    report = module.load_state_dict(floats, strict=False, assign=True)
+    problems = {
+        "missing": sorted(set(report.missing_keys) - set(misshapen)),
+        "unexpected": sorted(report.unexpected_keys),
+        "of another shape": misshapen,
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what}: {', '.join(names[:5])} ({len(names)})" for what, names in problems.items() if names)
+        raise ValueError(f"{path} does not fit {fits}: {found}")

@@ -1,0 +1,237 @@
+"""CosyVoice 2: codes to wave at 24 kHz, whole or as a stream.
+
+A whole utterance is decoded with full attention, as the public VITA-Audio tokenizer does. A stream decodes in chunks of
+25 codes, each as soon as the three codes behind it are there. Attention then sees earlier chunks and its own one, so a
+stream gives exactly what `decode` gives with `is_chunked`, as long as the utterance fits into the stream's context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, HiFTConfig
+from vita_audio.speech_decoder.config_file import read_tagged
+from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_decoder.inputs import check_codes, check_voice
+from vita_audio.speech_decoder.mel import MelSettings
+from vita_audio.speech_decoder.vocoder import VocoderState, start_vocoder, vocode
+from vita_audio.speech_decoder.weights import load_weights
+
+from .flow import (
+    CODE_RATE,
+    FRAMES_PER_CODE,
+    LOOKAHEAD_CODES,
+    NOISE_SEED,
+    CosyVoice2Flow,
+    CosyVoice2FlowConfig,
+    released_noise,
+)
+
+CONFIG_NAME = "cosyvoice2.yaml"
+MEL = MelSettings(sample_rate=24_000, hop_length=480, fft_size=1920)
+F0_LOOKAHEAD = 6  # frames: five of the predictor of the fundamental, one of the glide between two frames
+MAX_WHOLE_CODES = 750  # 30 s
+CONTEXT_CODES = 500  # 20 s
+
+
+@dataclass
+class CosyVoice2State:
+    """One audio stream: made by `CosyVoice2Decoder.start`, changed by `decode_chunk`, owned by the caller."""
+
+    num_steps: int
+    is_chunked: bool
+    embedding: Tensor | None
+    prompt_codes: list[int]
+    prompt_mel: Tensor  # (1, bands, frames of the prompt codes)
+    vocoder: VocoderState
+    codes: list[int] = field(default_factory=list)  # from `first` on
+    first: int = 0  # position in the stream of codes[0], prompt not counted
+    position: int = 0  # codes that became mel
+    mel: Tensor | None = None  # mel that is not audible yet, (1, bands, frames)
+    is_finished: bool = False
+
+
+class CosyVoice2Decoder:
+    """Flow and vocoder, put into evaluation mode; serves any number of streams.
+
+    Attributes: `sample_rate` of the output in Hz, `frame_rate` in codes per second, `vocab_size`, `device`.
+    """
+
+    sample_rate = MEL.sample_rate
+    frame_rate = CODE_RATE
+
+    def __init__(self, flow: CosyVoice2Flow, hift: HiFTGenerator, *, noise_seed: int = NOISE_SEED):
+        """`noise_seed`: of the noise that every utterance begins with; the released one by default."""
+        mel = (hift.config.sampling_rate, hift.config.samples_per_frame, hift.config.in_channels)
+        if mel != (MEL.sample_rate, MEL.hop_length, flow.config.num_bands):
+            raise ValueError(
+                f"the vocoder must read {flow.config.num_bands} bands and make {MEL.hop_length} samples of a frame at "
+                f"{MEL.sample_rate} Hz, got sampling_rate, samples per frame, in_channels = {mel}"
+            )
+        self.flow, self.hift = flow.eval(), hift.eval()
+        self.vocab_size = flow.config.vocab_size
+        self.device = flow.encoder_proj.weight.device
+        self._noise = released_noise(flow.config.num_bands, noise_seed).to(self.device)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "CosyVoice2Decoder":
+        """Load `cosyvoice2.yaml` and the weights of flow and vocoder, each as `.safetensors` or, failing that, `.pt`.
+
+        Raises: FileNotFoundError, or ValueError naming the file and what is missing or wrong in it.
+        """
+        folder = Path(folder)
+        flow_config, hift_config = read_sizes(folder / CONFIG_NAME)
+        with torch.device("meta"):
+            flow, hift = CosyVoice2Flow(flow_config), HiFTGenerator(hift_config)
+        load_weights(flow, folder, "flow", CONFIG_NAME)
+        load_weights(hift, folder, "hift", CONFIG_NAME)
+        return cls(flow.to(device), hift.to(device))
+
+    def decode(
+        self,
+        codes: Sequence[int],
+        *,
+        num_steps: int = 10,
+        seed: int = 42,
+        is_chunked: bool = False,
+        prompt_codes: Sequence[int] | None = None,
+        prompt_mel: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> Tensor:
+        """Wave of all codes, (960 * codes,), float32 in [-1, 1], on the CPU; arguments as in `start`.
+
+        More than 30 s are decoded as a stream, since full attention grows with the square of the length.
+        """
+        state = self.start(
+            num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
+        )
+        state.is_chunked = is_chunked or len(codes) > MAX_WHOLE_CODES
+        return self.decode_chunk(state, codes, final=True)
+
+    def start(
+        self,
+        *,
+        num_steps: int = 10,
+        seed: int = 42,
+        prompt_codes: Sequence[int] | None = None,
+        prompt_mel: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> CosyVoice2State:
+        """Begin a stream.
+
+        Args:
+            num_steps: Euler steps of the flow. seed: Of the vocoder's random numbers.
+            prompt_codes: Codes of a voice sample, and prompt_mel: its log-mel, (bands, frames), in `MEL` settings. They
+                are cut to where both end.
+            embedding: Speaker, (spk_embed_dim,).
+        Raises: ValueError if only half a prompt is given or the embedding has another shape.
+        """
+        size, bands = self.flow.config.spk_embed_dim, self.flow.config.num_bands
+        check_voice(prompt_codes, prompt_mel, embedding, num_bands=bands, embedding_size=size)
+        prompt_codes, mel = ([], torch.zeros(bands, 0)) if prompt_mel is None else (prompt_codes, prompt_mel)
+        num_codes = min(len(prompt_codes), mel.shape[1] // FRAMES_PER_CODE)
+        return CosyVoice2State(
+            num_steps=num_steps,
+            is_chunked=True,
+            embedding=None if embedding is None else embedding.float()[None].to(self.device),
+            prompt_codes=check_codes(prompt_codes[:num_codes], self.vocab_size),
+            prompt_mel=mel[None, :, : num_codes * FRAMES_PER_CODE].float().to(self.device),
+            vocoder=start_vocoder(self.hift, seed),
+            mel=torch.zeros(1, bands, 0, device=self.device),
+        )
+
+    @torch.inference_mode()
+    def decode_chunk(self, state: CosyVoice2State, codes: Sequence[int], final: bool = False) -> Tensor:
+        """Decode the next codes of a stream, any number; `final`: nothing follows.
+
+        Returns: The samples that are finished now, (samples,), float32, on the CPU; possibly none.
+        Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
+        """
+        if state.is_finished:
+            raise ValueError("this stream is finished; begin another one with start()")
+        state.codes, state.is_finished = state.codes + check_codes(codes, self.vocab_size), final
+        num_codes, chunk_size = state.first + len(state.codes), self.flow.config.encoder.block_size
+        if final and not state.is_chunked:
+            self._make_mel(state, num_codes)
+        while state.is_chunked:
+            # Chunks are counted from the beginning of the prompt.
+            stop = state.position + chunk_size - (len(state.prompt_codes) + state.position) % chunk_size
+            if stop + LOOKAHEAD_CODES > num_codes:
+                break
+            self._make_mel(state, stop)
+        if final and state.position < num_codes:
+            self._make_mel(state, num_codes)
+        return self._make_wave(state, final)
+
+    def _make_mel(self, state: CosyVoice2State, stop: int) -> None:
+        """Append the mel of the codes up to `stop`, which is the end of a chunk or of everything."""
+        prompt, num_new = len(state.prompt_codes), stop - state.position
+        if not num_new:
+            return
+        window, future = state.codes[: stop - state.first], state.codes[stop - state.first :][:LOOKAHEAD_CODES]
+        begin = FRAMES_PER_CODE * (prompt + state.first)
+        frames = torch.cat(
+            [torch.arange(FRAMES_PER_CODE * prompt), torch.arange(begin, FRAMES_PER_CODE * (prompt + stop))]
+        )
+        mel = self.flow.inference(
+            torch.tensor([state.prompt_codes + window], device=self.device),
+            self._noise[:, :, (frames % self._noise.shape[2]).to(self.device)],
+            future=torch.tensor([future], dtype=torch.long, device=self.device),
+            prompt_mel=state.prompt_mel,
+            embedding=state.embedding,
+            num_steps=state.num_steps,
+            is_chunked=state.is_chunked,
+        )
+        state.mel = torch.cat([state.mel, mel[:, :, -FRAMES_PER_CODE * num_new :]], dim=2)
+        state.position = stop
+        chunk_size = self.flow.config.encoder.block_size
+        if state.is_chunked and (surplus := (stop - state.first - CONTEXT_CODES) // chunk_size * chunk_size) > 0:
+            state.codes, state.first = state.codes[surplus:], state.first + surplus
+
+    def _make_wave(self, state: CosyVoice2State, final: bool) -> Tensor:
+        """Make the mel audible that has all of its future, or all of it."""
+        num_new = state.mel.shape[2] - (0 if final else self.hift.receptive_frames + F0_LOOKAHEAD)
+        if num_new <= 0:
+            return torch.zeros(0)
+        wave = vocode(self.hift, state.vocoder, state.mel, num_new)
+        state.mel = state.mel[:, :, num_new:]
+        return wave.cpu()
+
+
+def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
+    """Read the sizes of flow and vocoder from a released `cosyvoice2.yaml`; nothing in it runs.
+
+    Raises: FileNotFoundError; ValueError naming the file and the block that is missing or does not fit.
+    """
+    values = read_tagged(path)
+    try:
+        flow, hift = dict(values["flow"]), dict(values["hift"])
+        encoder, estimator = dict(flow["encoder"]), dict(flow["decoder"]["estimator"])
+        encoder["block_size"] = encoder["static_chunk_size"]
+        hift |= hift["istft_params"] | {"f0_channels": hift["f0_predictor"]["cond_channels"]}
+        fixed = {"token_mel_ratio": FRAMES_PER_CODE, "pre_lookahead_len": LOOKAHEAD_CODES}
+        if unlike := {key: flow[key] for key, value in fixed.items() if flow.get(key, value) != value}:
+            raise ValueError(f"flow must have {fixed}, got {unlike}")
+        config = CosyVoice2FlowConfig(
+            vocab_size=flow["vocab_size"],
+            spk_embed_dim=flow["spk_embed_dim"],
+            num_bands=flow["output_size"],
+            encoder=EncoderConfig(**_fields(EncoderConfig, encoder)),
+            estimator=EstimatorConfig(**_fields(EstimatorConfig, estimator)),
+        )
+        return config, HiFTConfig(**_fields(HiFTConfig, hift))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe the flow and hift of CosyVoice 2: {error!r}") from error
+
+
+def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a configuration, lists as tuples; the others keep their defaults."""
+    return {item.name: _tuples(values[item.name]) for item in fields(kind) if item.name in values}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

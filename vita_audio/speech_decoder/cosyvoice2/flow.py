@@ -1,0 +1,223 @@
+"""The flow of CosyVoice 2 (arXiv 2412.10117): codes at 25 Hz to mel at 50 Hz, causal but for three codes of lookahead.
+
+Parameter names are those of the released `flow.pt`. Attention sees everything, or, chunked, all earlier chunks and its
+own one; with chunks a mel frame never changes once the three codes behind its chunk are known.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowMatchingConfig
+from vita_audio.speech_decoder.flow_matching import ConditionalCFM
+from vita_audio.speech_decoder.transformer import EncoderLayer, InputProjection, block_causal_mask, relative_positions
+from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock, time_sinusoids
+
+LOOKAHEAD_CODES = 3
+FRAMES_PER_CODE = 2
+CODE_RATE = 25.0  # per second
+NUM_UP_BLOCKS = 4
+NUM_NOISE_FRAMES = 15_000  # the released noise lasts five minutes; later frames begin it again
+NOISE_SEED = 0
+
+
+@dataclass(frozen=True)
+class CosyVoice2FlowConfig:
+    """Sizes of the flow; the defaults are the released ones. `encoder.block_size`: codes per chunk."""
+
+    vocab_size: int = 6561
+    spk_embed_dim: int = 192
+    num_bands: int = 80
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(block_size=25))
+    cfm: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
+    estimator: EstimatorConfig = field(default_factory=lambda: EstimatorConfig(channels=(256,)))
+
+    def __post_init__(self):
+        if len(self.estimator.channels) != 1:
+            raise ValueError(f"the estimator must have one scale, got channels {self.estimator.channels}")
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution over the present and the past."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (batch, channels, time)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class CausalConvBlock(nn.Module):
+    """Causal convolution, normalisation of each frame, Mish. The two empty places keep the released names."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        conv, norm = CausalConv1d(in_channels, out_channels, 3), ChannelNorm(out_channels)
+        self.block = nn.Sequential(conv, nn.Identity(), norm, nn.Identity(), nn.Mish())
+
+    def forward(self, x: Tensor, mask: None = None) -> Tensor:
+        return self.block(x)
+
+
+class CausalConditionalDecoder(ConditionalDecoder):
+    """The UNet at one scale with causal convolutions."""
+
+    def __init__(self, config: EstimatorConfig):
+        super().__init__(config)
+        (size,) = config.channels
+        for block in [module for module in self.modules() if isinstance(module, ResnetBlock)]:
+            block.block1 = CausalConvBlock(block.res_conv.in_channels, block.res_conv.out_channels)
+            block.block2 = CausalConvBlock(block.res_conv.out_channels, block.res_conv.out_channels)
+        self.down_blocks[-1][2] = CausalConv1d(size, size, 3)
+        self.up_blocks[-1][2] = CausalConv1d(size, size, 3)
+        self.final_block = CausalConvBlock(size, size)
+
+    def forward(self, x: Tensor, visible: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
+        """Velocity at `x`, arguments as in `ConditionalDecoder` but for nothing being padded.
+
+        Args:
+            visible: (1, frames, frames) bool, true where a query sees a key; None: everywhere.
+        """
+        time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
+        hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
+        (down,), (up,) = self.down_blocks, self.up_blocks
+        skip = _run(down[0], down[1], hidden, visible, time)
+        hidden = down[2](skip)
+        for resnet, transformers in self.mid_blocks:
+            hidden = _run(resnet, transformers, hidden, visible, time)
+        hidden = up[2](_run(up[0], up[1], torch.cat([hidden, skip], dim=1), visible, time))
+        return self.final_proj(self.final_block(hidden))
+
+
+def _run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, visible: Tensor | None, time: Tensor) -> Tensor:
+    x = resnet(x, None, time).transpose(1, 2)  # (batch, time, channels)
+    for block in transformers:
+        x = block(x, visible)
+    return x.transpose(1, 2)
+
+
+class CausalCFM(ConditionalCFM):
+    """Flow matching with the causal estimator, whose mask says which frames a frame sees."""
+
+    estimator_class = CausalConditionalDecoder
+
+
+class LookaheadLayer(nn.Module):
+    """Mix a position with the next three, then with the last two."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.conv1 = nn.Conv1d(size, size, LOOKAHEAD_CODES + 1)
+        self.conv2 = nn.Conv1d(size, size, 3)
+
+    def forward(self, x: Tensor, future: Tensor) -> Tensor:
+        """x (batch, time, size), future (batch, at most 3, size) -> like x."""
+        ahead = torch.cat([x, future], dim=1).transpose(1, 2)
+        ahead = F.pad(ahead, (0, x.shape[1] + LOOKAHEAD_CODES - ahead.shape[2]))
+        hidden = F.leaky_relu(self.conv1(ahead))
+        return x + self.conv2(F.pad(hidden, (2, 0))).transpose(1, 2)
+
+
+class DoublingLayer(nn.Module):
+    """Repeat every position, then a causal convolution."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.conv = CausalConv1d(size, size, 2 * FRAMES_PER_CODE + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.repeat_interleave(FRAMES_PER_CODE, dim=1).transpose(1, 2)).transpose(1, 2)
+
+
+class UpsampleEncoder(nn.Module):
+    """Transformer over codes, doubled in time, and a second one over frames."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = InputProjection(config)
+        self.pre_lookahead_layer = LookaheadLayer(config.output_size)
+        self.encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_blocks))
+        self.up_layer = DoublingLayer(config.output_size)
+        self.up_embed = InputProjection(config)
+        self.up_encoders = nn.ModuleList(EncoderLayer(config) for _ in range(NUM_UP_BLOCKS))
+        self.after_norm = nn.LayerNorm(config.output_size)
+
+    def forward(self, x: Tensor, future: Tensor, *, is_chunked: bool) -> Tensor:
+        """Encode (batch, codes, input_size), followed by `future`, to (batch, frames of the codes, output_size)."""
+        scale, size = math.sqrt(self.config.output_size), self.config.block_size
+        x = self.pre_lookahead_layer(self.embed(x) * scale, self.embed(future) * scale)
+        x = self._attend(self.encoders, x, size if is_chunked else None)
+        x = self.up_embed(self.up_layer(x)) * scale
+        return self.after_norm(self._attend(self.up_encoders, x, size * FRAMES_PER_CODE if is_chunked else None))
+
+    def _attend(self, layers: nn.ModuleList, x: Tensor, chunk_size: int | None) -> Tensor:
+        num_positions = x.shape[1]
+        positions = relative_positions(num_positions, self.config.output_size, x.device)
+        visible = block_causal_mask(num_positions, chunk_size or num_positions, x.device)[None, None]
+        for layer in layers:
+            x = layer(x, positions, visible)
+        return x
+
+
+class CosyVoice2Flow(nn.Module):
+    """Codes to mel, for one utterance or a piece of it."""
+
+    def __init__(self, config: CosyVoice2FlowConfig):
+        super().__init__()
+        self.config = config
+        self.input_embedding = nn.Embedding(config.vocab_size, config.encoder.input_size)
+        self.spk_embed_affine_layer = nn.Linear(config.spk_embed_dim, config.num_bands)
+        self.encoder = UpsampleEncoder(config.encoder)
+        self.encoder_proj = nn.Linear(config.encoder.output_size, config.num_bands)
+        self.decoder = CausalCFM(config.cfm, config.estimator)
+
+    def inference(
+        self,
+        codes: Tensor,
+        noise: Tensor,
+        *,
+        future: Tensor | None = None,
+        prompt_mel: Tensor | None = None,
+        embedding: Tensor | None = None,
+        num_steps: int = 10,
+        is_chunked: bool = False,
+    ) -> Tensor:
+        """Mel of codes.
+
+        Args:
+            codes: (1, time), those of a voice prompt included.
+            noise: Standard normal, (1, bands, 2 * time).
+            future: The next three codes, (1, 3); None at the end of the utterance.
+            prompt_mel: What the first codes sounded like, (1, bands, prompt frames).
+            embedding: Speaker, (1, spk_embed_dim); None for the default voice.
+        Returns: (1, bands, frames after the prompt's).
+        """
+        future = codes[:, :0] if future is None else future
+        encoded = self.encoder(self.input_embedding(codes), self.input_embedding(future), is_chunked=is_chunked)
+        mu = self.encoder_proj(encoded).transpose(1, 2)  # (1, bands, frames)
+        if embedding is None:
+            embedding = self.spk_embed_affine_layer.weight.new_zeros(1, self.config.spk_embed_dim)
+        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
+        cond, num_prompt_frames = torch.zeros_like(mu), 0
+        if prompt_mel is not None:
+            num_prompt_frames = prompt_mel.shape[2]
+            cond[:, :, :num_prompt_frames] = prompt_mel
+        visible = None
+        if is_chunked:
+            chunk_size = self.config.encoder.block_size * FRAMES_PER_CODE
+            visible = block_causal_mask(mu.shape[2], chunk_size, mu.device)[None]
+        mel = self.decoder.solve(noise, mu, speaker, cond, num_steps=num_steps, mask=visible)
+        return mel[:, :, num_prompt_frames:]
+
+
+def released_noise(num_bands: int, seed: int = NOISE_SEED) -> Tensor:
+    """The noise that the release draws once and starts every utterance with, (1, bands, NUM_NOISE_FRAMES)."""
+    return torch.randn(1, num_bands, NUM_NOISE_FRAMES, generator=torch.Generator().manual_seed(seed))
