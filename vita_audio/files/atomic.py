@@ -1,0 +1,37 @@
+"""Files that appear whole or not at all, so that whatever exists is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path` to write to, and move it to `path` when the block succeeds.
+
+    The folder is created if needed. If the block raises, `path` is left as it was and the temporary file is removed.
+    The temporary name carries the process id, so that several processes may write the same file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, UTF-8, atomically. Raises: TypeError if `value` is not serialisable."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
