@@ -1,1 +1,1 @@
-"""Measuring trained models: judges that listen, metrics, the demo evaluation. Run its parts with `python -m`."""
+"""Evaluation of trained models: benchmarks, third-party judges, metrics and reports. Run its programs with `python -m`."""

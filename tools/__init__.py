@@ -1,0 +1,1 @@
+"""Programs for users: train, talk to, check, export and measure models."""

@@ -1,0 +1,1 @@
+"""Training of a small speech tokenizer, speech decoder and speech encoder."""

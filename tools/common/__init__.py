@@ -1,0 +1,1 @@
+"""Code shared by the programs of `tools.demo` and `tools.codec`."""

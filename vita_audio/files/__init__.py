@@ -1,0 +1,1 @@
+"""Files and folders of weights: found, checked, read as tensors, and written atomically."""

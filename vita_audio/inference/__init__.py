@@ -1,0 +1,1 @@
+"""Conversations to text and speech with a trained model."""

@@ -1,0 +1,1 @@
+"""Speech decoders, audio codes to waves, and the parts they share."""

@@ -1,0 +1,1 @@
+"""One training stage: its arguments, model, data, Trainer and run folder."""
