@@ -1,1 +1,1 @@
-"""Evaluation of trained models: benchmarks, third-party judges, metrics and reports. Run its programs with `python -m`."""
+"""Evaluation of trained models: benchmarks, third-party judges, metrics, reports. Run its programs with `python -m`."""
