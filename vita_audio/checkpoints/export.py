@@ -25,7 +25,7 @@ from vita_audio.files.checkpoint import (
 )
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import read_config
-from vita_audio.models.sensevoice import CMVN_FILE
+from vita_audio.speech_features import CMVN_FILE
 from vita_audio.text import TextTokenizer, chat_template
 
 CODE_FILES = ("configuration_qwen2", "modeling_qwen2")  # of the public classes

@@ -37,11 +37,12 @@ from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import read_config
-from vita_audio.models.sensevoice import CMVN_FILE, WEIGHT_FILES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_features import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer, tokenizer_files
 
 DECODER_CONFIG = "config.yaml"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.audio import AudioError, load_audio
-from vita_audio.models.sensevoice import QUERIES, SenseVoiceFrontEnd
+from vita_audio.speech_features import QUERIES, SenseVoiceFrontEnd
 
 _AUDIO_COLUMNS = ("audio_paths", "audio_starts", "audio_rows")
 _COLUMNS = {"input_ids": torch.int64, "labels": torch.int64, "position_ids": torch.int64, "loss_weights": torch.float32}

@@ -31,7 +31,7 @@ from vita_audio.data.codes import AudioCodeStore, hash_file
 from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
 from vita_audio.data.parallel import map_ordered
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import num_encoder_rows
+from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
 NUM_OPEN_PACKS = 256  # packs a document can choose from; more fill better and stray further from the mixture's order

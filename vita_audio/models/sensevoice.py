@@ -1,4 +1,4 @@
-"""SenseVoice: the speech encoder of the Plus models, and the features it reads.
+"""SenseVoice: the speech encoder of the Plus models. Its features are computed by `vita_audio.speech_features`.
 
 The encoder is FunASR's SenseVoiceSmall (arXiv 2407.04051): self-attention whose values also pass a depth-wise
 convolution over time, the FSMN memory. Module names are those of its `model.pt`. Two things differ from that code on
@@ -9,33 +9,19 @@ no dropout, because the stages keep the encoder frozen.
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers.audio_utils import mel_filter_bank
 
-from vita_audio.constants import INPUT_RATE
 from vita_audio.files.tensors import find_file, read_tensors
+from vita_audio.speech_features import FEATURE_SIZE, QUERIES
 
-QUERIES = (0, 1, 2, 15)  # rows of the query table put before the features: any language, event, emotion, plain text
 WEIGHT_FILES = ("model.safetensors", "model.pt")
-CMVN_FILE = "am.mvn"
-
-NUM_MELS = 80
-WINDOW = 400  # samples, 25 ms
-HOP = 160  # samples, 10 ms
-STACKED_FRAMES = 7  # in a row of features
-STACK_STEP = 6  # frames between two rows
-ROWS_PER_SECOND = INPUT_RATE / (HOP * STACK_STEP)
-FEATURE_SIZE = NUM_MELS * STACKED_FRAMES
 
 
 @dataclass(frozen=True)
@@ -202,115 +188,3 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises: FileNotFoundError without a weight file, ValueError for one that cannot be read.
     """
     return read_tensors(find_file(Path(folder), *WEIGHT_FILES))
-
-
-def num_feature_rows(num_samples: int) -> int:
-    """Return how many rows of features a wave of so many samples at 16 kHz has."""
-    num_frames = 1 + max(0, num_samples - WINDOW) // HOP
-    return -(-num_frames // STACK_STEP)
-
-
-def num_encoder_rows(num_samples: int) -> int:
-    """Return how many places such a wave takes in the language model: its rows and the queries before them."""
-    return num_feature_rows(num_samples) + len(QUERIES)
-
-
-def fbank(wave: Tensor, dither: float = 0.0) -> Tensor:
-    """Return Kaldi's log-mel filter banks, (frames, 80), float32.
-
-    Equals `torchaudio.compliance.kaldi.fbank` with a hamming window, 80 bins from 20 Hz up, no energy. A wave that is
-    shorter than a window (25 ms) is one frame of its own length, as in FunASR's WavFrontend.
-
-    Args:
-        wave: (samples,), float32 in [-1, 1], 16 kHz, at least two samples.
-        dither: Standard deviation of noise added to each window, on the scale of 16-bit samples.
-    """
-    window = min(WINDOW, len(wave))
-    frames = (wave * 32768).unfold(0, window, HOP)  # (frames, window)
-    if dither:
-        frames = frames + dither * torch.randn_like(frames)
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[:, :-1]
-    num_points = 1 << (window - 1).bit_length()
-    spectrum = torch.fft.rfft(frames * torch.hamming_window(window, periodic=False), num_points)
-    mels = spectrum.abs().square() @ _mel_filters(num_points // 2 + 1)
-    return mels.clamp(min=torch.finfo(torch.float32).eps).log()
-
-
-@lru_cache
-def _mel_filters(num_bins: int) -> Tensor:
-    with warnings.catch_warnings():  # a short wave has fewer bins than filters, and some filters are zero
-        warnings.simplefilter("ignore")
-        filters = mel_filter_bank(
-            num_bins, NUM_MELS, 20.0, INPUT_RATE / 2, INPUT_RATE, mel_scale="kaldi", triangularize_in_mel_space=True
-        )
-    return torch.from_numpy(filters).float()  # (bins, mels)
-
-
-def stack_frames(frames: Tensor) -> Tensor:
-    """Join seven frames to a row, every sixth frame: (frames, mels) to (rows, 7 mels); the ends are repeated."""
-    num_rows = -(-len(frames) // STACK_STEP)
-    first = torch.arange(num_rows)[:, None] * STACK_STEP - STACKED_FRAMES // 2
-    places = (first + torch.arange(STACKED_FRAMES)).clamp(0, len(frames) - 1)  # (rows, 7)
-    return frames[places].flatten(1)
-
-
-class SenseVoiceFrontEnd:
-    """From a wave to what the encoder reads: filter banks, stacked and normalised.
-
-    Args:
-        shift, scale: Of the normalisation `(x + shift) * scale`, (560,), float32.
-        dither: As in `fbank`. The public front end adds 1.0 from the global generator, so that no run repeats another;
-            here it is off unless asked for.
-    """
-
-    sample_rate = INPUT_RATE
-
-    def __init__(self, shift: Tensor, scale: Tensor, *, dither: float = 0.0):
-        if shift.shape != (FEATURE_SIZE,) or scale.shape != (FEATURE_SIZE,):
-            shapes = f"{tuple(shift.shape)} and {tuple(scale.shape)}"
-            raise ValueError(f"shift and scale must have {FEATURE_SIZE} values, got shapes {shapes}")
-        if not dither >= 0:
-            raise ValueError(f"dither must be 0 or more, got {dither}")
-        self.shift, self.scale, self.dither = shift, scale, dither
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dither: float = 0.0) -> SenseVoiceFrontEnd:
-        """Read `am.mvn` from a SenseVoiceSmall folder or from a checkpoint of ours.
-
-        Raises: FileNotFoundError; ValueError for a file of another form.
-        """
-        path = Path(folder) / CMVN_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"no {CMVN_FILE} in {folder}; give the folder of a SenseVoiceSmall")
-        text = path.read_text(encoding="utf-8")
-        try:
-            shift, scale = (_read_vector(text, name) for name in ("AddShift", "Rescale"))
-            return cls(shift, scale, dither=dither)
-        except ValueError as error:
-            raise ValueError(f"{path} is not the normalisation of SenseVoice features: {error}") from error
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `am.mvn`, in Kaldi's form."""
-        size = f"{FEATURE_SIZE} {FEATURE_SIZE}"
-        lines = ["<Nnet>", f"<Splice> {size}", "[ 0 ]"]
-        for name, vector in (("AddShift", self.shift), ("Rescale", self.scale)):
-            values = " ".join(f"{value:.9g}" for value in vector.tolist())
-            lines += [f"<{name}> {size}", f"<LearnRateCoef> 0 [ {values} ]"]
-        (Path(folder) / CMVN_FILE).write_text("\n".join([*lines, "</Nnet>", ""]), encoding="utf-8")
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        """Return the features of a wave: (rows, 560), float32.
-
-        Args:
-            wave: (samples,), float32 in [-1, 1], 16 kHz.
-        """
-        wave = F.pad(wave, (0, max(0, 2 - len(wave))))
-        return (stack_frames(fbank(wave, self.dither)) + self.shift) * self.scale
-
-
-def _read_vector(text: str, name: str) -> Tensor:
-    match = re.search(rf"<{name}>[^\[]*\[([^\]]*)\]", text)
-    if match is None:
-        raise ValueError(f"it has no <{name}>")
-    return torch.tensor([float(value) for value in match[1].split()])
