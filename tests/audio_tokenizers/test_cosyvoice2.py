@@ -9,7 +9,7 @@ from tiny_folders import LAYOUTS
 
 from vita_audio.audio_tokenizers import cosyvoice2 as module
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 
 LAYOUT = LAYOUTS["cosyvoice2"]
 
@@ -31,7 +31,7 @@ def test_sizes_are_those_of_the_released_layout(tokenizer):
 
 @pytest.mark.parametrize("seconds", [1.0, 2.345])
 def test_codes_are_those_of_the_package(tokenizer, seconds):
-    utils = import_optional("s3tokenizer.utils", extra="cosyvoice2", unused=("torchaudio",))
+    utils = require("s3tokenizer.utils", purpose="tests", install="s3tokenizer", unused=["torchaudio"])
     mel = utils.log_mel_spectrogram(sound(seconds), 80)
     codes, lengths = tokenizer.speech_tokenizer(mel[None], torch.tensor([mel.shape[1]]))
     assert tokenizer.encode(sound(seconds), 16_000) == codes[0, : lengths[0]].tolist()

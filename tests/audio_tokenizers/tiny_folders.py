@@ -57,9 +57,9 @@ def make_glm4voice_folders(folder: Path) -> tuple[Path, Path]:
 
 def make_cosyvoice2_folders(folder: Path) -> tuple[Path, Path]:
     """An S3 tokenizer and a decoder like those of CosyVoice2-0.5B, at the smallest sizes that its head size allows."""
-    from vita_audio.optional import import_optional
+    from vita_audio.optional import require
 
-    model_v2 = import_optional("s3tokenizer.model_v2", extra="cosyvoice2", unused=("torchaudio",))
+    model_v2 = require("s3tokenizer.model_v2", purpose="tests", install="s3tokenizer", unused=["torchaudio"])
     config = model_v2.ModelConfig(n_mels=80, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
     model = model_v2.S3TokenizerV2("speech_tokenizer_v2_25hz", config)
     save_file(model.state_dict(), folder / "speech_tokenizer_v2.safetensors")

@@ -9,7 +9,7 @@ counts, and longer audio is encoded by the package in windows of 30 s that overl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vita_audio.files.checkpoint import check_whole, find_checkpoint
 from vita_audio.files.tensors import fill_module, read_tensors
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
@@ -26,7 +26,6 @@ from vita_audio.speech_decoder.mel import mel_spectrogram
 from .base import AudioStream, AudioTokenizer, Voice, fingerprint
 
 NAME = "cosyvoice2"
-UNUSED = ("torchaudio",)  # s3tokenizer reads files with it, which we never ask for
 TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .onnx
 SPEAKER_FILE = "campplus.onnx"
 SAMPLES_PER_CODE = 640
@@ -36,6 +35,13 @@ HUB_FILES = (  # what is read of the repository, which has a language model and 
     *(f"{part}{suffix}" for part in ("flow", "hift") for suffix in (".safetensors", ".pt")),
     CONFIG_NAME,
     SPEAKER_FILE,
+)
+
+_require = partial(
+    require,
+    purpose=f"the audio tokenizer {NAME}",
+    install=f"'vita-audio[{NAME}]'",
+    unused=["torchaudio"],  # s3tokenizer reads audio files with it; we read them ourselves
 )
 
 
@@ -59,12 +65,12 @@ class SpeakerEncoder:
 
     def __init__(self, path: Path):
         check_whole(path)
-        onnxruntime = import_optional("onnxruntime", extra=NAME)
+        onnxruntime = _require("onnxruntime")
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def __call__(self, wave: Tensor) -> Tensor:
         """Embed a wave, (samples,) at 16 kHz: (192,)."""
-        fbank = import_optional("kaldi_native_fbank", extra=NAME)
+        fbank = _require("kaldi_native_fbank")
         options = fbank.FbankOptions()
         options.frame_opts.dither = 0.0
         options.mel_opts.num_bins = 80
@@ -172,7 +178,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
 
     @torch.inference_mode()
     def _encode_one(self, wave: Tensor) -> list[int]:
-        utils = import_optional("s3tokenizer.utils", extra=NAME, unused=UNUSED)
+        utils = _require("s3tokenizer.utils")
         wave = nn.functional.pad(wave, (0, max(0, SAMPLES_PER_CODE - len(wave))))
         mel = utils.log_mel_spectrogram(wave, self.speech_tokenizer.config.n_mels)  # (bands, frames)
         device = self.speech_tokenizer.device
@@ -182,7 +188,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
 
 def _load_speech_tokenizer(folder: Path) -> nn.Module:
     """Make an `S3TokenizerV2` of the sizes of its weights and load them."""
-    model_v2 = import_optional("s3tokenizer.model_v2", extra=NAME, unused=UNUSED)
+    model_v2 = _require("s3tokenizer.model_v2")
     paths = [folder / f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vita_audio.files.checkpoint import find_checkpoint, read_json
 from vita_audio.files.tensors import fill_module, read_tensors
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.noise import FrameNoise
 
@@ -99,7 +99,7 @@ class SNAC24kHzTokenizer(AudioTokenizer):
 
         Raises: ImportError without the package `snac`; FileNotFoundError, ValueError naming what is missing or wrong.
         """
-        snac = import_optional("snac", extra=NAME)
+        snac = require("snac", purpose=f"the audio tokenizer {NAME}", install=f"'vita-audio[{NAME}]'")
         if path is None or decoder_path not in (None, path):
             raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
         folder = find_checkpoint(path, offline=offline)

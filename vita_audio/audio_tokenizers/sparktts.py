@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json, read_yaml
 from vita_audio.files.tensors import fill_module, read_tensors
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
@@ -38,6 +38,10 @@ SECONDS_PER_PIECE = 60  # audio up to this long is encoded as a whole, as the pa
 CODES_PER_PIECE = 1500  # 30 s
 STREAM_CHUNKS = (10, 50)  # codes
 
+_require = partial(
+    require, purpose=f"the audio tokenizer {NAME}", install=f"'vita-audio[{NAME}]'", unused=["torchaudio"]
+)
+
 Voice = Sequence[int]
 
 
@@ -46,7 +50,6 @@ def make_bicodec(config: dict[str, Any]) -> nn.Module:
 
     Its own mel spectrogram, which needs torchaudio, is replaced by `_Mel`.
     """
-    unused = ("torchaudio",)
     modules = {
         "BiCodec": "models.bicodec",
         "Encoder": "modules.encoder_decoder.feat_encoder",
@@ -55,10 +58,7 @@ def make_bicodec(config: dict[str, Any]) -> nn.Module:
         "FactorizedVectorQuantize": "modules.vq.factorized_vector_quantize",
         "SpeakerEncoder": "modules.speaker.speaker_encoder",
     }
-    kinds = {
-        kind: getattr(import_optional(f"{PACKAGE}.{module}", extra=NAME, unused=unused), kind)
-        for kind, module in modules.items()
-    }
+    kinds = {kind: getattr(_require(f"{PACKAGE}.{module}"), kind) for kind, module in modules.items()}
 
     class BiCodec(kinds["BiCodec"]):
         def init_mel_transformer(self, settings: dict[str, Any]) -> None:
@@ -244,7 +244,7 @@ class SparkTTSTokenizer(AudioTokenizer):
         """Bring a wave to the usual volume, by the package's rule, if the folder asks for it."""
         if not self.config["volume_normalize"]:
             return wave
-        audio = import_optional(f"{PACKAGE}.utils.audio", extra=NAME, unused=("torchaudio",))
+        audio = _require(f"{PACKAGE}.utils.audio")
         return torch.from_numpy(audio.audio_volume_normalize(wave.numpy())).float()
 
 
