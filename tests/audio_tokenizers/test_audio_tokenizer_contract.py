@@ -1,12 +1,13 @@
 """What every registered audio tokenizer promises."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_folders import CODES_LOST, MAKE_FOLDERS, OPTIONS
+from tiny_folders import CODES_LOST, MAKE_FOLDERS, OPTIONS, PACKAGES
 
 from evaluation.evaluate_codec import evaluate_corpus, read_corpus
 from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
@@ -29,6 +30,12 @@ def num_codes(tokenizer, seconds):
 
 def test_every_type_is_tested():
     assert MAKE_FOLDERS.keys() == AUDIO_TOKENIZERS.keys()
+
+
+def test_every_type_that_needs_a_package_has_an_extra():
+    text = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+    assert PACKAGES.keys() == MAKE_FOLDERS.keys() - {"glm4voice"}
+    assert [name for name in PACKAGES if f'"{name}": [' not in text] == []
 
 
 def test_unknown_type_lists_the_known_ones():
