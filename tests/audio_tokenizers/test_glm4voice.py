@@ -163,7 +163,7 @@ def test_embedded_weights_are_the_default(folders, monkeypatch):
             b"version https://git-lfs.github.com/spec/v1\n",
             "model.safetensors is a Git LFS pointer",
         ),
-        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{", "model.safetensors is no safetensors file, or its head is cut"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{", "model.safetensors is cut off or damaged"),
     ],
 )
 def test_missing_and_damaged_files_are_named(folders, tmp_path, name, content, message):

@@ -347,7 +347,7 @@ def _read_heads(path: Path) -> dict[str, StoredTensor]:
         check_whole(path)
         return read_header(path)
     return {
-        name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), value.nbytes)
+        name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in read_tensors(path, "meta").items()
     }
 

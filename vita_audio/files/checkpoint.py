@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -24,26 +25,15 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
 _POINTER = b"version https://git-lfs"  # first bytes of the text that stands for a file in a clone without Git LFS
-_DTYPES = {  # of the safetensors format
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # of the safetensors format -> of torch
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What the head of a weight file says of one tensor. `dtype`: as torch calls it, such as `bfloat16`."""
+    """Shape of a tensor in a weight file, and its dtype by torch's name, such as `bfloat16`."""
 
     shape: tuple[int, ...]
     dtype: str
-    num_bytes: int
 
 
 def find_checkpoint(
@@ -164,26 +154,24 @@ def _check_head(path: Path) -> bytes:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read what a safetensors file holds, without the values. Raises: ValueError if it is damaged or cut off."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        num_header = int.from_bytes(file.read(8), "little")
-        header = file.read(num_header) if num_header <= _MAX_HEADER else b""
+    """List the tensors of a safetensors file without reading their values.
+
+    Raises: ValueError if the file is damaged, too short or too long.
+    """
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {
-            name: StoredTensor(tuple(entry["shape"]), _DTYPES.get(entry["dtype"], entry["dtype"]), end - start)
-            for name, entry in entries.items()
-            for start, end in [entry["data_offsets"]]
-        }
-        expected = 8 + num_header + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no safetensors file, or its head is cut off; get it again") from error
-    if size != expected:
-        what = "is cut off" if size < expected else "has bytes too many"
-        raise ValueError(f"{path} {what}: {size:,} of {expected:,} bytes; get it again")
-    return tensors
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {
+                name: StoredTensor(tuple(part.get_shape()), _torch_dtype(part.get_dtype()))
+                for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path} is cut off or damaged ({error}; {size:,} bytes); get it again") from error
+
+
+def _torch_dtype(name: str) -> str:
+    return re.sub(r"^(BF|F|I|U)(?=\d+$)", lambda match: _DTYPES[match[1]], name).lower()
 
 
 def weight_files(folder: Path) -> list[Path]:
