@@ -144,6 +144,28 @@ class Upsample(nn.Module):
         return self.conv(x)
 
 
+def run_block(
+    resnet: ResnetBlock,
+    transformers: nn.ModuleList,
+    x: Tensor,
+    time: Tensor,
+    *,
+    mask: Tensor | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Run one block of the UNet over (batch, channels, time).
+
+    Args:
+        time: Embedded flow time, (batch, time_size).
+        mask: (batch, 1, time) bool, true where valid; None when nothing is padded.
+        visible: Attention mask, (batch or 1, time, time) bool, that takes the place of `mask` in the attention.
+    """
+    x = resnet(x, mask, time).transpose(1, 2)  # (batch, time, channels)
+    for block in transformers:
+        x = block(x, mask if visible is None else visible)
+    return x.transpose(1, 2)
+
+
 class ConditionalDecoder(nn.Module):
     """The UNet: velocity at a point of the flow, given prior, speaker and prompt."""
 
@@ -201,24 +223,17 @@ class ConditionalDecoder(nn.Module):
         hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
         masks, skips = [mask], []
         for resnet, transformers, resample in self.down_blocks:
-            hidden = _run(resnet, transformers, hidden, masks[-1], time)
+            hidden = run_block(resnet, transformers, hidden, time, mask=masks[-1])
             skips.append(hidden)
             hidden = resample(apply_mask(hidden, masks[-1]))
             halved = isinstance(resample, Downsample) and masks[-1] is not None
             masks.append(masks[-1][..., ::2] if halved else masks[-1])
         masks.pop()
         for resnet, transformers in self.mid_blocks:
-            hidden = _run(resnet, transformers, hidden, masks[-1], time)
+            hidden = run_block(resnet, transformers, hidden, time, mask=masks[-1])
         for resnet, transformers, resample in self.up_blocks:
             mask_up, skip = masks.pop(), skips.pop()
             hidden = torch.cat([hidden[..., : skip.shape[-1]], skip], dim=1)
-            hidden = _run(resnet, transformers, hidden, mask_up, time)
+            hidden = run_block(resnet, transformers, hidden, time, mask=mask_up)
             hidden = resample(apply_mask(hidden, mask_up))
         return apply_mask(self.final_proj(self.final_block(hidden, mask)), mask)
-
-
-def _run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, mask: Tensor | None, time: Tensor) -> Tensor:
-    x = resnet(x, mask, time).transpose(1, 2)  # (batch, time, channels)
-    for block in transformers:
-        x = block(x, mask)
-    return x.transpose(1, 2)

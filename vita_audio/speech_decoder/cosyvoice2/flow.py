@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowMatchingConfig
 from vita_audio.speech_decoder.flow_matching import ConditionalCFM
 from vita_audio.speech_decoder.transformer import EncoderLayer, InputProjection, block_causal_mask, relative_positions
-from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock, time_sinusoids
+from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock, run_block, time_sinusoids
 
 LOOKAHEAD_CODES = 3
 FRAMES_PER_CODE = 2
@@ -88,19 +88,12 @@ class CausalConditionalDecoder(ConditionalDecoder):
         time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
         hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
         (down,), (up,) = self.down_blocks, self.up_blocks
-        skip = _run(down[0], down[1], hidden, visible, time)
+        skip = run_block(down[0], down[1], hidden, time, visible=visible)
         hidden = down[2](skip)
         for resnet, transformers in self.mid_blocks:
-            hidden = _run(resnet, transformers, hidden, visible, time)
-        hidden = up[2](_run(up[0], up[1], torch.cat([hidden, skip], dim=1), visible, time))
+            hidden = run_block(resnet, transformers, hidden, time, visible=visible)
+        hidden = up[2](run_block(up[0], up[1], torch.cat([hidden, skip], dim=1), time, visible=visible))
         return self.final_proj(self.final_block(hidden))
-
-
-def _run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, visible: Tensor | None, time: Tensor) -> Tensor:
-    x = resnet(x, None, time).transpose(1, 2)  # (batch, time, channels)
-    for block in transformers:
-        x = block(x, visible)
-    return x.transpose(1, 2)
 
 
 class CausalCFM(ConditionalCFM):
