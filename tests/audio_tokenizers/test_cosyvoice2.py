@@ -51,7 +51,7 @@ def test_voice_is_prompt_and_embedding(tokenizer):
     voice = tokenizer.make_voice(sound(1.2), 16_000)
     assert voice.codes == tokenizer.encode(sound(1.2), 16_000) and voice.mel.shape == (80, 60)
     assert voice.embedding is None  # the folder has no campplus.onnx
-    embedded = tokenizer.decode([1, 2, 3], module.Voice(embedding=torch.ones(192)))
+    embedded = tokenizer.decode([1, 2, 3], module.FlowVoice(embedding=torch.ones(192)))
     assert not torch.allclose(embedded, tokenizer.decode([1, 2, 3]))
 
 
@@ -143,7 +143,7 @@ def test_speaker_embedding(tmp_path):
 
 
 def test_wrong_folders_are_named(folders, tmp_path):
-    with pytest.raises(ValueError, match="give the folder of CosyVoice2-0.5B"):
+    with pytest.raises(ValueError, match="give the folder of FunAudioLLM/CosyVoice2-0.5B as path"):
         get_audio_tokenizer("cosyvoice2")
     if find_spec("s3tokenizer") is None:
         pytest.skip("needs the package s3tokenizer: pip install 'vita-audio[cosyvoice2]'")

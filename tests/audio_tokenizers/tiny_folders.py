@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperFeatureExtractor
 
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
+from vita_audio.audio_tokenizers.sparktts import SparkTTSVoice
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.speech_decoder.config import (
     DecoderConfig,
@@ -152,5 +153,5 @@ PACKAGES = {  # what a type needs beyond this package
     "snac24khz": ("snac",),
     "sparktts": ("spark_tts_lib", "einx", "omegaconf"),
 }
-OPTIONS = {"sparktts": {"voice": list(range(0, 4096, 128))}}  # of `get_audio_tokenizer`
+OPTIONS = {"sparktts": {"voice": SparkTTSVoice(range(0, 4096, 128))}}  # of `get_audio_tokenizer`
 CODES_LOST = {"sparktts": 1}  # at the end, where a window of wav2vec 2.0 is not full

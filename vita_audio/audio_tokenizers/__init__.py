@@ -3,9 +3,17 @@
 from importlib import import_module
 from pathlib import Path
 
-from .base import AudioStream, AudioTokenizer
+from .base import AudioStream, AudioTokenizer, Voice
 
-__all__ = ["AUDIO_TOKENIZERS", "TYPES", "AudioStream", "AudioTokenizer", "get_audio_tokenizer", "is_continuous"]
+__all__ = [
+    "AUDIO_TOKENIZERS",
+    "TYPES",
+    "AudioStream",
+    "AudioTokenizer",
+    "Voice",
+    "get_audio_tokenizer",
+    "is_continuous",
+]
 
 AUDIO_TOKENIZERS = {  # name -> module:class, imported when asked for
     "glm4voice": "glm4voice:GLM4VoiceTokenizer",

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vita_audio.files.checkpoint import check_whole, find_checkpoint
+from vita_audio.files.checkpoint import check_whole
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
@@ -23,7 +23,7 @@ from vita_audio.resample import resample
 from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, Voice, fingerprint
+from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
 
 NAME = "cosyvoice2"
 TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .onnx
@@ -88,7 +88,9 @@ class CosyVoice2Tokenizer(AudioTokenizer):
     """S3 speech tokenizer and CosyVoice 2 decoder."""
 
     name = NAME
-    has_voices = True
+    released_as = "FunAudioLLM/CosyVoice2-0.5B"
+    hub_files = HUB_FILES
+    voice_class = FlowVoice
     sample_rate = 16_000
     output_rate = CosyVoice2Decoder.sample_rate
     frame_rate = CosyVoice2Decoder.frame_rate
@@ -125,53 +127,32 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         self.num_steps, self.seed = num_steps, seed
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
-    ) -> CosyVoice2Tokenizer:
-        """Load the folder `CosyVoice2-0.5B`, or its hub name; the same as `decoder_path`, if waves are wanted.
-
-        Raises: ImportError without the package `s3tokenizer`; FileNotFoundError, ValueError naming what is missing or
-            wrong.
-        """
-        if path is None:
-            raise ValueError(f"{NAME} has no weights in this package; give the folder of CosyVoice2-0.5B as path")
-        folder = find_checkpoint(path, offline=offline, files=HUB_FILES)
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> CosyVoice2Tokenizer:
         speech_tokenizer = _load_speech_tokenizer(folder).to(device)
-        if decoder_path is None:
+        if decoder_folder is None:
             return cls(speech_tokenizer, **options)
-        folder = find_checkpoint(decoder_path, offline=offline, files=HUB_FILES)
-        speaker = SpeakerEncoder(folder / SPEAKER_FILE) if (folder / SPEAKER_FILE).is_file() else None
-        return cls(speech_tokenizer, CosyVoice2Decoder.from_pretrained(folder, device), speaker, **options)
+        speaker_file = decoder_folder / SPEAKER_FILE
+        speaker = SpeakerEncoder(speaker_file) if speaker_file.is_file() else None
+        return cls(speech_tokenizer, CosyVoice2Decoder.from_pretrained(decoder_folder, device), speaker, **options)
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.name, [RESAMPLING_RULE], self.speech_tokenizer.state_dict())
 
-    def _stream(self, voice: Voice | None) -> CosyVoice2Stream:
+    def _stream(self, voice: FlowVoice | None) -> CosyVoice2Stream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
         return CosyVoice2Stream(decoder, state)
 
-    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+    def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
         return self._need_decoder().decode(
-            codes, num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt()
+            codes, num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt()
         )
 
-    def _make_voice(self, wave: Tensor) -> Voice:
+    def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None], MEL)[0]
         embedding = None if self.speaker_encoder is None else self.speaker_encoder(wave)
-        return Voice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
-
-    def _need_decoder(self) -> CosyVoice2Decoder:
-        if self.decoder is None:
-            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
-        return self.decoder
+        return FlowVoice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
 
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         return [self._encode_one(wave) for wave in waves]

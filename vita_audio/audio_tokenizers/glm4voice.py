@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json
+from vita_audio.files.checkpoint import check_weights, read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder, SpeechDecoderState
 from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, Voice, fingerprint
+from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -103,7 +103,8 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     """WhisperVQ encoder and speech decoder; float32 on any device."""
 
     name = "glm4voice"
-    has_voices = True
+    released_as = "THUDM/glm-4-voice-tokenizer"
+    voice_class = FlowVoice
     output_rate = SpeechDecoder.sample_rate
 
     def __init__(
@@ -161,26 +162,25 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
+        cls, path: str | Path | None = None, decoder_path: str | Path | None = None, **options
     ) -> "GLM4VoiceTokenizer":
-        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder; arguments as in `get_audio_tokenizer`.
+        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder, or the weights in this package.
 
-        Both may be names on the hub; with `offline` only what was downloaded earlier is taken.
+        Args:
+            path: None or "embedded" for the tokenizer in this package.
+            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer.
+            options: More arguments as in `AudioTokenizer.from_pretrained`.
         """
         if path in (None, EMBEDDED):
             path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
         if decoder_path == EMBEDDED:
             decoder_path = EMBEDDED_DECODER
-        encoder, feature_extractor = _load_encoder(find_checkpoint(path, offline=offline))
-        decoder = None
-        if decoder_path is not None:
-            decoder = SpeechDecoder.from_pretrained(find_checkpoint(decoder_path, offline=offline), device)
+        return super().from_pretrained(path, decoder_path, **options)
+
+    @classmethod
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":
+        encoder, feature_extractor = _load_encoder(folder)
+        decoder = None if decoder_folder is None else SpeechDecoder.from_pretrained(decoder_folder, device)
         return cls(encoder.to(device), feature_extractor, decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -196,28 +196,23 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
-    def _stream(self, voice: Voice | None) -> GLM4VoiceStream:
+    def _stream(self, voice: FlowVoice | None) -> GLM4VoiceStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
         return GLM4VoiceStream(decoder, state, self.stream_chunks, self.stream_steps)
 
-    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+    def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
         return self._need_decoder().decode(
             codes,
             num_steps=self.num_steps,
             seed=self.seed,
             released_noise=self.released_noise,
-            **(voice or Voice()).as_prompt(),
+            **(voice or FlowVoice()).as_prompt(),
         )
 
-    def _make_voice(self, wave: Tensor) -> Voice:
+    def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]
-        return Voice(codes=self._encode([wave])[0], mel=mel)
-
-    def _need_decoder(self) -> SpeechDecoder:
-        if self.decoder is None:
-            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
-        return self.decoder
+        return FlowVoice(codes=self._encode([wave])[0], mel=mel)
 
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         pieces = [(number, piece) for number, wave in enumerate(waves) for piece in wave.split(self.samples_per_piece)]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vita_audio.files.checkpoint import find_checkpoint, read_json
+from vita_audio.files.checkpoint import read_json
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
@@ -62,6 +62,8 @@ class SNAC24kHzTokenizer(AudioTokenizer):
     """A `snac.SNAC` model of three codebooks, in evaluation mode."""
 
     name = NAME
+    released_as = "hubertsiuzdak/snac_24khz"
+    has_one_folder = True
     vocab_size = GROUP_SIZE * CODEBOOK_SIZE
     codes_per_group = GROUP_SIZE
 
@@ -75,7 +77,7 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         """
         kind = {"codebook_size": CODEBOOK_SIZE, "vq_strides": list(VQ_STRIDES), "attn_window_size": None}
         if unlike := {key: getattr(model, key) for key, value in kind.items() if getattr(model, key) != value}:
-            raise ValueError(f"{NAME} must be a SNAC with {kind}, got {unlike}; take hubertsiuzdak/snac_24khz")
+            raise ValueError(f"{NAME} must be a SNAC with {kind}, got {unlike}; take {self.released_as}")
         if not stream_chunks or min(stream_chunks) < 1:
             raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         self.model = model.eval().requires_grad_(False)
@@ -86,23 +88,8 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         self.context_groups = math.ceil(max(_reach(model, decoding=True), _reach(model, decoding=False)))
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
-    ) -> SNAC24kHzTokenizer:
-        """Load the folder of `hubertsiuzdak/snac_24khz` (`config.json`, `pytorch_model.bin`), or that hub name.
-
-        Raises: ImportError without the package `snac`; FileNotFoundError, ValueError naming what is missing or wrong.
-        """
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> SNAC24kHzTokenizer:
         snac = require("snac", purpose=f"the audio tokenizer {NAME}", install=f"'vita-audio[{NAME}]'")
-        if path is None or decoder_path not in (None, path):
-            raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
-        folder = find_checkpoint(path, offline=offline)
         with torch.device("meta"):
             model = snac.SNAC(**read_json(folder / "config.json"))
         weights = folder / "pytorch_model.bin"
