@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from vita_audio.files.atomic import write_json
 from vita_audio.files.checkpoint import (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -97,11 +98,11 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
         _link(path, output / path.name)
     for path in sources:
         shutil.copyfile(path, output / path.name)
-    _write(output / CONFIG_FILE, values)
+    write_json(output / CONFIG_FILE, values)
     if (folder / GENERATION_FILE).exists():
-        _write(output / GENERATION_FILE, public_generation_config(folder))
+        write_json(output / GENERATION_FILE, public_generation_config(folder))
     tokenizer.base.backend_tokenizer.save(str(output / "tokenizer.json"))
-    _write(output / "tokenizer_config.json", public_tokenizer_config(tokenizer))
+    write_json(output / "tokenizer_config.json", public_tokenizer_config(tokenizer))
 
 
 def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
@@ -193,7 +194,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 from datasets import Dataset, Features, Value, concatenate_datasets
+from transformers.utils import logging
 
 from vita_audio.data.chat import Conversation, SampleError
 from vita_audio.text import ROLES
@@ -27,7 +28,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DATA_SUFFIXES = (".json", ".jsonl")
 _FEATURES = Features({"sample": Value("large_string"), "line": Value("int64"), "source": Value("int32")})
 _ENTRY_KEYS = {"ratio", "num", "data_paths"}
-_TOP_KEYS = {"dataset", "do_dataset_format", "do_dataset_cast", "xlsx_sample_num"}  # all but the first have no effect
+_IGNORED_KEYS = {"do_dataset_format", "do_dataset_cast", "xlsx_sample_num"}  # of the public code's data yamls
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,14 @@ def read_entries(path: str | Path) -> list[Entry]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not yaml: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("dataset"), dict) or content.keys() - _TOP_KEYS:
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("dataset"), dict)
+        or content.keys() - _IGNORED_KEYS - {"dataset"}
+    ):
         raise ValueError(f"{path}: expected `dataset: {{name: {{ratio, num, data_paths}}}}`, got {content!r:.200}")
+    if ignored := sorted(content.keys() & _IGNORED_KEYS):
+        logger.warning_once(f"{path}: {', '.join(ignored)} have no effect here")
     entries = (_parse_entry(path, name, value) for name, value in content["dataset"].items())
     return [entry for entry in entries if entry is not None]
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +27,7 @@ from vita_audio.data.chat import EncodedConversation, SampleError, encode_conver
 from vita_audio.data.codes import AudioCodeStore, hash_file
 from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
 from vita_audio.data.parallel import map_ordered
+from vita_audio.files.atomic import atomic_folder, write_json
 from vita_audio.interleave import InterleavePlan
 from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
@@ -292,22 +290,6 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _write_folder(folder: Path, write: Callable[[str], PackReport]) -> None:
-    """Fill `folder` so that it is either absent or complete, also when several processes do it at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".packs-", dir=folder.parent))
-    try:
-        report = write(str(unfinished / "packs.arrow"))
-        (unfinished / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False), encoding="utf-8")
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def build_packs(
     mixture: str | Path,
     tokenizer: TextTokenizer,
@@ -345,6 +327,8 @@ def build_packs(
         return Dataset.from_buffer(sink.getvalue()).with_format("numpy"), report
     folder = Path(cache_dir) / f"packs-{recipe.fingerprint()}"
     if not folder.exists():
-        _write_folder(folder, partial(recipe.write, num_workers=num_workers, progress=progress))
+        with atomic_folder(folder) as unfinished:
+            report = recipe.write(str(unfinished / "packs.arrow"), num_workers, progress)
+            write_json(unfinished / "report.json", report.to_json())
     report = PackReport.from_json(json.loads((folder / "report.json").read_text(encoding="utf-8")))
     return Dataset.from_file(str(folder / "packs.arrow")).with_format("numpy"), report

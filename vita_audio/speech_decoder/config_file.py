@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vita_audio.files.atomic import write_text
 from vita_audio.files.checkpoint import read_yaml
 
 from .config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
@@ -120,7 +121,7 @@ def write_config(config: DecoderConfig, path: str | Path) -> None:
         "flow": flow_block,
         "hift": _Block("cosyvoice.hifigan.generator.HiFTGenerator", hift),
     }
-    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    write_text(Path(path), yaml.dump(values, Dumper=_Dumper, sort_keys=False))
 
 
 def _look_up(value: Any, names: dict[str, Any]) -> Any:
