@@ -178,7 +178,7 @@ def test_missing_and_damaged_files_are_named(folders, tmp_path, name, content, m
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nowhere"):
         get_audio_tokenizer("glm4voice", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="somebody/glm-4-voice-tokenizer is no folder here .*offline"):
+    with pytest.raises(FileNotFoundError, match="somebody/glm-4-voice-tokenizer is not a local folder .*offline"):
         get_audio_tokenizer("glm4voice", "somebody/glm-4-voice-tokenizer", offline=True)
 
 

@@ -99,7 +99,7 @@ DAMAGES = {
     "web page": (lambda folder: (folder / SHARDS[0]).write_text("<html>" * 99), rf"{SHARDS[0]} is cut off or damaged"),
     "mixed": (of_another_checkpoint, rf"{SHARDS[0]} lacks layers.0.b \(1 tensors\), which {INDEX} says it holds"),
     "no metadata": (without_metadata, rf"{INDEX} must hold metadata and weight_map, got \['weight_map'\]"),
-    "leading outside": (leading_outside, "must name files beside it, got '../../secret.safetensors'"),
+    "leading outside": (leading_outside, "must name files in its own folder, got '../../secret.safetensors'"),
 }
 
 
@@ -238,7 +238,9 @@ def test_a_hub_name_is_downloaded_once_and_found_offline_later(folder, tmp_path)
     assert Hub.fetched == ["codec.onnx"]  # of the files that were asked for, all that there are
     assert find_in_another_process("someone/model", True, **settings) == found
     assert find_in_another_process("someone/model", False, HF_HUB_OFFLINE="1", **settings) == found
-    assert "someone/other is no folder here and cannot be had from the hub (" in unknown
+    assert "someone/other is not a local folder and could not be downloaded from the hub (" in unknown
     missing = find_in_another_process("someone/other", True, **settings)
-    assert missing.startswith("someone/other is no folder here and cannot be had from the hub (offline, and no earlier")
+    assert missing.startswith(
+        "someone/other is not a local folder and could not be downloaded from the hub (offline, and it"
+    )
     assert "hf download someone/other --local-dir DIR" in missing

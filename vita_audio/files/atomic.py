@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, so that whatever exists is complete."""
+"""Write files and folders atomically, so that whatever exists is complete."""
 
 from __future__ import annotations
 
