@@ -206,9 +206,9 @@ class AudioTokenizer(ABC):
 
 
 def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) -> Tensor:
-    """Check a wave and bring its first channel to `target_rate`: (samples,), float32, on the CPU, never empty.
+    """Check a wave and resample its first channel to `target_rate`: (samples,), float32, on the CPU, never empty.
 
-    Arguments and errors are those of `AudioTokenizer.encode`.
+    Arguments and errors as in `AudioTokenizer.encode`.
     """
     wave = wave.detach().cpu() if isinstance(wave, Tensor) else torch.as_tensor(wave)
     if not wave.is_floating_point():

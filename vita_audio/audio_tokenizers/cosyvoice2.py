@@ -1,9 +1,9 @@
 """CosyVoice 2: S3 codes at 25 per second, flow and vocoder to 24 kHz.
 
-Codes come from the public `s3tokenizer` package with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are
-`speech_decoder.cosyvoice2_decoder`. All files are those of `CosyVoice2-0.5B`. Unlike the public VITA-Audio tokenizer,
-which mixes the channels and returns no codes at all where anything fails, such as for more than 30 s: the first channel
-counts, and longer audio is encoded by the package in windows of 30 s that overlap.
+The public `s3tokenizer` package makes the codes with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are in
+`speech_decoder.cosyvoice2`. All files are those of `CosyVoice2-0.5B`. The public VITA-Audio tokenizer averages the
+channels and returns no codes where anything fails, such as for more than 30 s. Here the first channel is used, and the
+package encodes longer audio in overlapping windows of 30 s.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .on
 SPEAKER_FILE = "campplus.onnx"
 SAMPLES_PER_CODE = 640
 HEAD_SIZE = 64
-HUB_FILES = (  # what is read of the repository, which has a language model and other forms of the same weights too
+HUB_FILES = (  # the repository also has a language model, and the same weights in other formats
     *(f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")),
     *(f"{part}{suffix}" for part in ("flow", "hift") for suffix in (".safetensors", ".pt")),
     CONFIG_NAME,
@@ -46,7 +46,7 @@ _require = partial(
 
 
 class CosyVoice2Stream(AudioStream):
-    """Decodes chunks of 25 codes when the three behind them are there."""
+    """Decodes chunks of 25 codes, each once the three codes after it have arrived."""
 
     def __init__(self, decoder: CosyVoice2Decoder, state: CosyVoice2State):
         self._decoder, self._state = decoder, state
@@ -61,7 +61,7 @@ class CosyVoice2Stream(AudioStream):
 
 
 class SpeakerEncoder:
-    """CAM++: who speaks, as 192 numbers. Needs the packages onnxruntime and kaldi-native-fbank."""
+    """CAM++ speaker embeddings. Needs the packages onnxruntime and kaldi-native-fbank."""
 
     def __init__(self, path: Path):
         check_whole(path)
@@ -69,7 +69,7 @@ class SpeakerEncoder:
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def __call__(self, wave: Tensor) -> Tensor:
-        """Embed a wave, (samples,) at 16 kHz: (192,)."""
+        """Return the embedding of a wave, (samples,) at 16 kHz: (192,)."""
         fbank = _require("kaldi_native_fbank")
         options = fbank.FbankOptions()
         options.frame_opts.dither = 0.0
@@ -105,12 +105,14 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         seed: int = 42,
         stream_chunks: Sequence[int] | None = None,
     ):
-        """Put the parts together.
+        """Combine speech tokenizer and decoder.
 
         Args:
-            decoder: None if waves are never wanted.
-            speaker_encoder: None: voices are prompts without an embedding.
-            num_steps: Euler steps of the flow. seed: Of the vocoder's noise; the flow's is the released one.
+            speech_tokenizer: An `S3TokenizerV2`.
+            decoder: None if no waves are needed.
+            speaker_encoder: None: voices have no speaker embedding.
+            num_steps: Euler steps of the flow.
+            seed: Seed for the vocoder's noise; the flow's noise is the released one.
             stream_chunks: Must be None; the flow was trained for chunks of one size.
         Raises: ValueError if tokenizer and decoder do not belong together.
         """
@@ -168,7 +170,10 @@ class CosyVoice2Tokenizer(AudioTokenizer):
 
 
 def _load_speech_tokenizer(folder: Path) -> nn.Module:
-    """Make an `S3TokenizerV2` of the sizes of its weights and load them."""
+    """Load an `S3TokenizerV2`, whose sizes are those of its weights.
+
+    Raises: FileNotFoundError; ValueError for a damaged file or other weights.
+    """
     model_v2 = _require("s3tokenizer.model_v2")
     paths = [folder / f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]
     path = next((path for path in paths if path.is_file()), None)

@@ -1,8 +1,9 @@
 """BiCodec of Spark-TTS: 50 semantic codes per second say what is said, 32 global codes say who speaks.
 
-The model is that of the package `spark-tts-lib` (arXiv 2503.01710), the folder that of `SparkAudio/Spark-TTS-0.5B` with
-`BiCodec` and `wav2vec2-large-xlsr-53` in it. Only semantic codes are tokens of a language model. The public VITA-Audio
-tokenizer throws the global ones away and decodes with 32 zeros; here they are a voice, and decoding must be given one.
+The model is from the package `spark-tts-lib` (arXiv 2503.01710); the weights are those of `SparkAudio/Spark-TTS-0.5B`,
+with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model. The
+public VITA-Audio tokenizer discards the global codes and decodes with 32 zeros; here they form a voice, which decoding
+requires.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ SPEECH_MODEL = "wav2vec2-large-xlsr-53"
 SPEECH_LAYERS = (11, 14, 16)  # whose hidden states are averaged
 VOICE_SIZE = 32  # global codes
 VOICE_VOCAB_SIZE = 4096
-MIN_SAMPLES = 400  # what the speech model needs for its first code
-SECONDS_PER_PIECE = 60  # audio up to this long is encoded as a whole, as the package does; longer audio in pieces
+MIN_SAMPLES = 400  # samples that the speech model needs for its first code
+SECONDS_PER_PIECE = 60  # audio up to this length is encoded at once, as in the package; longer audio in pieces
 CODES_PER_PIECE = 1500  # 30 s
 STREAM_CHUNKS = (10, 50)  # codes
 
@@ -62,7 +63,7 @@ class SparkTTSVoice(Voice):
 def make_bicodec(config: dict[str, Any]) -> nn.Module:
     """Make a BiCodec with random weights from the `audio_tokenizer` block of its `config.yaml`.
 
-    Its own mel spectrogram, which needs torchaudio, is replaced by `_Mel`.
+    `_Mel` replaces its own mel spectrogram, which needs torchaudio.
     """
     modules = {
         "BiCodec": "models.bicodec",
@@ -90,7 +91,7 @@ def make_bicodec(config: dict[str, Any]) -> nn.Module:
 
 
 class _Mel(nn.Module):
-    """Mel spectrogram of magnitudes, (batch, samples) -> (batch, bands, samples // hop + 1); holds no weights."""
+    """Magnitude mel spectrogram, (batch, samples) -> (batch, bands, samples // hop + 1), without weights."""
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__()
@@ -128,10 +129,13 @@ class SparkTTSTokenizer(AudioTokenizer):
         voice: SparkTTSVoice | None = None,
         stream_chunks: Sequence[int] = STREAM_CHUNKS,
     ):
-        """Put the parts together.
+        """Combine speech model and codec.
 
         Args:
-            config: `config.yaml` of the whole folder.
+            bicodec: From `make_bicodec`.
+            speech_model: Its hidden states are the codec's input.
+            feature_extractor: Normalises waves for the speech model.
+            config: Values of the `config.yaml` at the top of the folder.
             voice: Default voice for decoding.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
         Raises: ValueError for a voice of another codec, or chunks that are not positive.
@@ -174,9 +178,9 @@ class SparkTTSTokenizer(AudioTokenizer):
 
     @cached_property
     def context_codes(self) -> int:
-        """Codes on either side beyond which nothing changes a sample; an upper bound.
+        """Upper bound of the number of codes on either side that influence a sample.
 
-        Each convolution is 7 wide; dilated 1, 3 and 9 in the residual units of the wave generator.
+        Convolutions are 7 wide, with dilations 1, 3 and 9 in the residual units of the wave generator.
         """
         prenet, reach, rate = self.bicodec.prenet, 0.0, 1
         for backbone in (prenet.vocos_backbone, *(block[1] for block in prenet.downsample)):
@@ -203,8 +207,8 @@ class SparkTTSTokenizer(AudioTokenizer):
         voice = voice or self.voice
         if voice is None:
             raise ValueError(
-                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from somebody's speech, or "
-                "load the tokenizer with one"
+                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from a recording, or load the "
+                "tokenizer with one"
             )
         device = self.speech_model.device
         voice_codes = torch.tensor(voice.codes, device=device)[None, None]  # (1, 1, 32)
@@ -238,7 +242,7 @@ class SparkTTSTokenizer(AudioTokenizer):
         return SparkTTSVoice(self.bicodec.speaker_encoder.tokenize(mel.transpose(1, 2)).flatten().tolist())
 
     def _level(self, wave: Tensor) -> Tensor:
-        """Bring a wave to the usual volume, by the package's rule, if the folder asks for it."""
+        """Normalise the volume of a wave by the package's rule, if the folder's configuration asks for it."""
         if not self.config["volume_normalize"]:
             return wave
         audio = _require(f"{PACKAGE}.utils.audio")
@@ -246,9 +250,9 @@ class SparkTTSTokenizer(AudioTokenizer):
 
 
 def _load_speech_model(folder: Path) -> Wav2Vec2Model:
-    """Load wav2vec 2.0 from a checkpoint that may have more, such as the heads it was trained with.
+    """Load wav2vec 2.0 from a checkpoint, which may have additional weights such as the heads of its training.
 
-    Raises: FileNotFoundError; ValueError naming the file that is damaged, or weights that are missing.
+    Raises: FileNotFoundError; ValueError naming the damaged file or the missing weights.
     """
     read_json(folder / "config.json")
     check_weights(folder)
