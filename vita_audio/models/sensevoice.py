@@ -26,15 +26,18 @@ WEIGHT_FILES = ("model.safetensors", "model.pt")
 
 @dataclass(frozen=True)
 class SenseVoiceConfig:
-    """Sizes of the encoder; the defaults are those of SenseVoiceSmall, names are those of its `config.yaml`.
+    """Sizes of the encoder; defaults are those of SenseVoiceSmall, names those of its `config.yaml`.
 
-    Args:
+    Attributes:
         input_size: Width of the features.
-        num_blocks: Layers of the first part, the one from `input_size` to `output_size` included.
+        output_size: Width of the layers.
+        attention_heads: Attention heads of a layer.
+        linear_units: Width inside the feed-forward layers.
+        num_blocks: Layers of the first part, including the one from `input_size` to `output_size`.
         tp_blocks: Layers of the second part.
-        kernel_size: Of the FSMN memory, odd.
+        kernel_size: Kernel size of the FSMN memory, odd.
         num_queries: Rows of the query table.
-        vocab_size: Of the CTC head, which the language model does not use.
+        vocab_size: Vocabulary of the CTC head, which the language model does not use.
     """
 
     input_size: int = FEATURE_SIZE
@@ -60,7 +63,7 @@ class SenseVoiceConfig:
 
 
 class SANMAttention(nn.Module):
-    """Self-attention plus an FSMN memory: a depth-wise convolution of the values, and the values themselves."""
+    """Self-attention plus an FSMN memory: the values and a depth-wise convolution of them."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
@@ -93,7 +96,7 @@ class FeedForward(nn.Module):
 
 
 class SenseVoiceLayer(nn.Module):
-    """Attention and feed-forward behind norms; the first layer of the encoder changes the width, so has no residual."""
+    """Pre-norm attention and feed-forward; a layer that changes the width has no residual around its attention."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
@@ -110,7 +113,7 @@ class SenseVoiceLayer(nn.Module):
 
 
 class SenseVoiceEncoder(nn.Module):
-    """Two stacks of layers, each with a norm behind it."""
+    """Two stacks of layers, each followed by a norm."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
@@ -127,8 +130,8 @@ class SenseVoiceEncoder(nn.Module):
 
         Args:
             x: (batch, time, input), padded on the right.
-            lengths: Rows of each, (batch,).
-        Returns: (batch, time, output); what stands beyond the lengths is meaningless.
+            lengths: Number of rows of each item, (batch,).
+        Returns: (batch, time, output); rows beyond the lengths are meaningless.
         """
         mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (batch, time)
         positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(x.device)
@@ -142,14 +145,14 @@ class SenseVoiceEncoder(nn.Module):
 
 
 def sinusoidal_positions(length: int, size: int) -> Tensor:
-    """Return the embeddings of positions 1, 2, ..., sines before cosines: (length, size), float32."""
+    """Return the embeddings of positions 1, 2, ..., first sines, then cosines: (length, size), float32."""
     rates = torch.exp(torch.arange(size // 2) * -(math.log(10_000) / (size // 2 - 1)))
     angles = torch.arange(1, length + 1)[:, None] * rates  # (length, size / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class CTCHead(nn.Module):
-    """SenseVoice's own output layer; part of the released weights, and not used here."""
+    """SenseVoice's output layer, which is part of the released weights and unused here."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
@@ -166,14 +169,14 @@ class SenseVoiceSmall(nn.Module):
         self.embed = nn.Embedding(config.num_queries, config.input_size)
 
     def forward(self, features: Sequence[Tensor], queries: Sequence[int] = QUERIES) -> list[Tensor]:
-        """Encode several audios at once; the result does not depend on the company.
+        """Encode several audios at once; results do not depend on the other items in the batch.
 
         Args:
-            features: (rows, input) of each audio.
-            queries: Rows of the query table to put before each.
-        Returns: (queries + rows, output) of each audio.
+            features: Features of each audio, (rows, input).
+            queries: Rows of the query table that precede the features.
+        Returns: Encoded rows of each audio, (queries + rows, output).
         """
-        table = self.embed.weight  # on the meta device where accelerate fetches weights for each call
+        table = self.embed.weight  # on the meta device if accelerate loads weights for each call
         device = features[0].device if table.is_meta else table.device
         prefix = self.embed(torch.tensor(list(queries), device=device))  # (queries, input)
         rows = [torch.cat([prefix, audio.to(prefix)]) for audio in features]
@@ -183,7 +186,7 @@ class SenseVoiceSmall(nn.Module):
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a SenseVoiceSmall folder, on the CPU; nothing in the file is executed.
+    """Read the weights of a SenseVoiceSmall folder on the CPU, without executing anything in the file.
 
     Raises: FileNotFoundError without a weight file, ValueError for one that cannot be read.
     """
