@@ -67,7 +67,6 @@ class TextTokenizer:
         """Add the missing tokens to `base`, which is modified.
 
         Args:
-            base: A Qwen2 tokenizer, with or without our tokens.
             num_audio_codes: Size of the audio codebook; 0 for text only.
             continuous_input: If `base` does not say how audio enters the model: as in the released Plus models, instead
                 of as codes.
@@ -121,8 +120,6 @@ class TextTokenizer:
         Args:
             folder: Local folder or hub name of a plain Qwen2 tokenizer or one saved by `save_pretrained`.
             num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None for the number in the folder.
-            continuous_input: As in the constructor.
-            audio_input: As in the constructor.
         Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
         folder = find_checkpoint(folder)

@@ -47,7 +47,6 @@ def get_audio_tokenizer(
         path: Folder or hub name of the weights that make codes; None or "embedded" for the small ones in this package.
         decoder_path: Folder or hub name of the weights that make waves. None: the embedded ones with the embedded
             tokenizer, otherwise none, and only `encode` works.
-        device: Device of the weights.
         options: More arguments for `AudioTokenizer.from_pretrained`.
     Raises: ValueError for an unknown name or weights that do not fit; FileNotFoundError.
     """

@@ -103,7 +103,6 @@ class AudioTokenizer(ABC):
             path: Folder or hub name of the weights that make codes.
             decoder_path: Folder or hub name of the weights that make waves. None: only `encode` works, unless the codec
                 `has_one_folder`.
-            device: Device of the weights.
             offline: Use only files that were downloaded earlier.
             options: Arguments of the class.
         Raises: FileNotFoundError, ValueError that name what is missing or wrong; MissingPackageError.

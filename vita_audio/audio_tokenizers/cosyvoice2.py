@@ -108,7 +108,6 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         """Combine speech tokenizer and decoder.
 
         Args:
-            speech_tokenizer: An `S3TokenizerV2`.
             decoder: None if no waves are needed.
             speaker_encoder: None: voices have no speaker embedding.
             num_steps: Euler steps of the flow.

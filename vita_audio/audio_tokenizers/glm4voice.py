@@ -57,7 +57,6 @@ def piece_features(
 
     Args:
         pieces: Waves, (samples,) each, at the extractor's rate.
-        extractor: Feature extractor of the released tokenizer.
         samples_per_code: Each piece is padded to a multiple of this length.
     """
     settings = {"padding": "longest", "pad_to_multiple_of": samples_per_code, "return_tensors": "pt"}
@@ -81,8 +80,6 @@ class GLM4VoiceStream(AudioStream):
         """Begin a stream.
 
         Args:
-            decoder: Speech decoder.
-            state: State of this stream in the decoder.
             chunk_sizes: Codes in the first, second, ... chunk; the last size repeats.
             chunk_steps: Euler steps for the first, second, ... chunk; the last number repeats.
         """
@@ -132,8 +129,6 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         """Combine encoder, features and decoder.
 
         Args:
-            encoder: Encoder with the codebook.
-            feature_extractor: Computes the encoder's features.
             decoder: None if no waves are needed.
             num_steps: Euler steps of the flow, `option_steps` in the release.
             seed: Seed for the noise of flow and vocoder; the same codes always give the same wave.

@@ -19,7 +19,6 @@ def check_audio_tokenizer(trained_with: Mapping[str, str], given: Mapping[str, s
     Args:
         trained_with: Entry of the model's configuration, from `describe_audio_tokenizer`.
         given: Description of the audio tokenizer to be used.
-        model_name: Name of the model for the error message.
     Raises: ValueError if they differ.
     """
     if trained_with == given:

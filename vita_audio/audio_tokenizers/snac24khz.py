@@ -71,7 +71,6 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         """Wrap a model.
 
         Args:
-            model: A `snac.SNAC`.
             seed: Seed for the decoder's noise; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream, in whole groups; the last size repeats.
         Raises: ValueError for another kind of SNAC.

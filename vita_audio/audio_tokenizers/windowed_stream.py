@@ -19,8 +19,6 @@ class WindowedDecoder:
         decode: Function of the codes of consecutive groups and the index of the first group that returns their wave,
             (samples,). Indices never decrease from call to call; the last group may be incomplete.
         vocab_size: Codes are 0..vocab_size - 1.
-        codes_per_group: Codes in a group.
-        samples_per_group: Samples in the wave of a group.
         context_groups: Number of groups on either side that may influence a sample.
     """
 
@@ -38,7 +36,6 @@ class WindowedStream(AudioStream):
         """Begin a stream.
 
         Args:
-            decoder: Decoder for this stream alone.
             chunk_sizes: Codes in the first, second, ... chunk, rounded up to groups; the last size repeats.
         """
         self._decoder = decoder

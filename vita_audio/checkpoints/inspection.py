@@ -54,9 +54,7 @@ class Part:
     """A set of weights compared with the module that it is for.
 
     Attributes:
-        name: Name of the module.
         files: File name -> bytes.
-        num_tensors: Number of tensors in the files.
         parameters: dtype in the files -> number of parameters of the module.
         missing: Tensors of the module that the files lack; initialised at random or as `initialised` says.
         unexpected: Tensors in the files that the module lacks.
@@ -81,11 +79,8 @@ class Report:
     """Contents of a folder.
 
     Attributes:
-        folder: The folder.
         kind: A key of `KINDS`, or "unknown".
-        title: Description of the kind.
         parts: Weights of each module.
-        facts: Further information.
         problems: Reasons why the folder does not load.
     """
 
@@ -109,7 +104,6 @@ def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
     """Report what a folder is and whether it loads.
 
     Args:
-        folder: Folder of a checkpoint.
         config: For a language model, the configuration of a training stage that would start from it; weights that the
             stage initialises are then no problem.
     Raises: NotADirectoryError.

@@ -91,8 +91,6 @@ class AudioSpan:
     """Position of an audio in the ids of a conversation.
 
     Attributes:
-        audio: Entry of `audios`.
-        role: Role of the speaker.
         start: Position of the first marker.
         stop: Position after the last marker.
         num_ids: Number of ids between the markers.
@@ -128,8 +126,6 @@ def encode_conversation(
     """Encode a training sample; labels cover the content of assistant turns, `<|im_end|>` and the newline after it.
 
     Args:
-        sample: See the module's docstring.
-        tokenizer: Text tokenizer with audio codes.
         audio_ids: Returns the ids of an entry of `audios`.
         plan: How text and audio of an answer alternate.
         user_audio_loss_weight: If positive, the audio codes of user turns are learnt too, with this loss weight.

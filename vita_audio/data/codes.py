@@ -203,11 +203,9 @@ def extract_codes(
 
     Args:
         paths: Audio files; duplicates are ignored.
-        store: Store for the codes.
         make_tokenizer: Makes the audio tokenizer, given `device`; called once per worker, so it must be picklable.
         devices: Devices assigned to the workers in turn.
         num_workers: Number of processes; 0 encodes in the calling process.
-        progress: Show a progress bar.
     """
     report = ExtractionReport()
     pending = []

@@ -114,7 +114,6 @@ def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Pa
     """Return the audio files named in the rows of a mixture, each once; malformed rows are skipped.
 
     Args:
-        mixture: From `load_mixture`.
         roles: Roles whose audio is included.
     """
     paths: dict[Path, None] = {}

@@ -211,10 +211,7 @@ def stored_audio_ids(
     count them, because headers may be wrong.
 
     Args:
-        audio: Name of the audio file.
         role: Role of the speaker, which decides how the audio enters the model.
-        tokenizer: Text tokenizer with audio codes.
-        store: Codes of the audio files.
         folder: Folder of the data file.
     Raises: SampleError, AudioError, FileNotFoundError, MissingCodesError.
     """
@@ -314,8 +311,6 @@ def build_packs(
     """Encode and pack a data yaml; the result depends on its contents and the arguments, not on `num_workers`.
 
     Args:
-        mixture: The data yaml.
-        tokenizer: Text tokenizer with audio codes.
         store: Codes of the audio files whose role has codes as input; fill it with tools/extract_audio_codes.py.
         plan: How text and audio of an answer alternate.
         max_length: Maximum number of tokens in a pack; longer samples are left out and reported.
@@ -324,7 +319,6 @@ def build_packs(
         user_audio_loss_weight: If positive, packs have `loss_weights`, and user audio is learnt with this weight.
         seed: Seed for the order of the rows.
         num_workers: Number of encoding processes; 0 encodes in the calling process.
-        progress: Show a progress bar.
     Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report. With
         continuous input they also have `audio_paths`, `audio_starts` (position of the first placeholder in the pack)
         and `audio_rows` (number of placeholders); the collator computes the features.

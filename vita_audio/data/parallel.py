@@ -30,7 +30,6 @@ def map_ordered(
 
     Args:
         make_function: Called once in each worker with its rank (from 0), so that set-up may be expensive; picklable.
-        items: Picklable items.
         num_workers: Number of processes; 0 works in the calling process.
         chunk_size: Number of items sent to a worker at a time.
     Raises: Exceptions of the workers; BrokenProcessPool if one dies.

@@ -47,8 +47,6 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fi
     """Fill a module, which may be on the meta device, with weights; floating-point weights become float32.
 
     Args:
-        module: Module to fill.
-        weights: Name -> tensor.
         path: File that the weights come from, for the error message.
         fits: What the weights must fit, for the error message.
     Raises: ValueError naming the file and its missing, unexpected and misshapen weights.

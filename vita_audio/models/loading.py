@@ -55,8 +55,6 @@ def load_weights(
     """Load the weights of a folder, after checking that its files are complete.
 
     Args:
-        model_class: Class with transformers' `from_pretrained`.
-        folder: Folder of the checkpoint.
         config: Configuration of the model, which may have parameters that the folder lacks.
         dtype: dtype of the loaded weights.
         device_map: Placement of the weights as in transformers: "auto" spreads them over GPUs and main memory.

@@ -30,9 +30,6 @@ class SenseVoiceConfig:
 
     Attributes:
         input_size: Width of the features.
-        output_size: Width of the layers.
-        attention_heads: Attention heads of a layer.
-        linear_units: Width inside the feed-forward layers.
         num_blocks: Layers of the first part, including the one from `input_size` to `output_size`.
         tp_blocks: Layers of the second part.
         kernel_size: Kernel size of the FSMN memory, odd.

@@ -35,7 +35,6 @@ class ConditionalCFM(nn.Module):
             spks: Speakers, (batch, bands).
             cond: Prompt mel, like `noise`.
             num_steps: Euler steps, each one call of the estimator on conditioned and unconditioned input together.
-            mask: Mask for the estimator.
         Returns: Mel, like `noise`.
         Raises: ValueError if num_steps is less than 1.
         """

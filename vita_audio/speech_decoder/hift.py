@@ -139,7 +139,6 @@ class HarmonicSource(nn.Module):
 
         Args:
             f0: Hz per frame, (batch, frames).
-            noise: Start phases, and noise for these frames.
             start_cycles: Cycles of the fundamental before the first frame, (batch,), float64; None at the beginning.
         Returns: (batch, 1, samples), in (-1, 1).
         """

@@ -26,8 +26,6 @@ def check_voice(
         codes: Codes of a recording of the speaker.
         mel: Log-mel of the same recording, (num_bands, frames); codes and mel are given together.
         embedding: Speaker embedding, (embedding_size,).
-        num_bands: Bands of the decoder's mel.
-        embedding_size: Size of the decoder's speaker embeddings.
     Raises: ValueError.
     """
     if (codes is None) != (mel is None):

@@ -57,7 +57,6 @@ class RelativeAttention(nn.Module):
         """Attend over x, (batch, time, size).
 
         Args:
-            x: (batch, time, size).
             positions: From `relative_positions`, (2 * time - 1, size).
             mask: (batch or 1, 1, time, time) bool, true where a query sees a key.
         """

@@ -46,8 +46,6 @@ def vocode(hift: HiFTGenerator, state: VocoderState, mel: Tensor, num_new: int) 
     """Vocode the next frames of a stream.
 
     Args:
-        hift: The vocoder.
-        state: State of the stream.
         mel: The frames that follow the finished ones, (1, bands, frames).
         num_new: Number of these frames to finish; the rest serve as look-ahead.
     Returns: (num_new * samples_per_frame,), float32, on the vocoder's device.

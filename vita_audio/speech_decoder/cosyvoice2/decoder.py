@@ -62,7 +62,6 @@ class CosyVoice2Decoder:
         sample_rate: Rate of the wave, Hz.
         frame_rate: Codes per second.
         vocab_size: Codes are 0..vocab_size - 1.
-        device: Device of the weights.
     """
 
     sample_rate = MEL.sample_rate
@@ -158,7 +157,6 @@ class CosyVoice2Decoder:
         """Decode the next codes of a stream.
 
         Args:
-            state: State of the stream.
             codes: Any number of codes, including none.
             final: Whether these are the last codes.
         Returns: The finished samples, (samples,), float32, on the CPU; may be none.

@@ -191,7 +191,6 @@ class CosyVoice2Flow(nn.Module):
             future: The next three codes, (1, 3); None at the end of the utterance.
             prompt_mel: Mel of the prompt, (1, bands, prompt frames).
             embedding: Speaker embedding, (1, spk_embed_dim); None for the default voice.
-            num_steps: Euler steps.
             is_chunked: Attend to earlier chunks and the current one, not to the whole utterance.
         """
         future = codes[:, :0] if future is None else future

@@ -64,7 +64,6 @@ class SpeechDecoder:
         sample_rate: Rate of the wave, Hz.
         frame_rate: Codes per second.
         vocab_size: Codes are 0..vocab_size - 1.
-        device: Device of the weights.
     """
 
     sample_rate = SAMPLE_RATE
@@ -116,7 +115,6 @@ class SpeechDecoder:
         Time and memory grow with the square of the length, so more than a minute is decoded as a stream.
 
         Args:
-            codes: Codes in the vocabulary.
             released_noise: Draw the noise as the release does on a CPU, all at once and in its order, which gives the
                 same wave; otherwise draw it as a stream with this seed does.
         """
@@ -182,7 +180,6 @@ class SpeechDecoder:
         """Decode the next codes of a stream.
 
         Args:
-            state: State of the stream.
             codes: Any number of codes, including none.
             final: Whether these are the last codes; the codes that were held back are then decoded too.
         Returns: The finished samples, (samples,), float32, on the CPU; may be none.

@@ -134,7 +134,6 @@ class MaskedDiffWithXvec(nn.Module):
             codes: (1, time).
             noise: Standard normal, (1, bands, frames), for prompt and codes together: `num_frames` of all their codes,
                 give or take one for a piece of a longer utterance.
-            num_steps: Euler steps.
             prompt_codes: Codes of the prompt, (1, prompt time).
             prompt_mel: Mel of the prompt, (1, bands, prompt frames).
             embedding: Speaker embedding, (1, spk_embed_dim), or None.
