@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evaluation.judges.base import Judge
-from evaluation.optional import require
 from vita_audio.constants import INPUT_RATE
+from vita_audio.optional import require
 
 
 class SphinxJudge(Judge):

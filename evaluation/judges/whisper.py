@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from evaluation.judges.base import Judge
-from evaluation.optional import require
 from vita_audio.constants import INPUT_RATE
-from vita_audio.optional import MissingPackageError
+from vita_audio.optional import MissingPackageError, require
 
 WINDOW_SECONDS = 30  # what Whisper hears at once
 BATCH_SIZE = 8

@@ -22,7 +22,7 @@ from evaluation.metrics.ours import normalise, whole_numbers, without_tags
 from evaluation.metrics.pairing import check_texts
 from evaluation.metrics.public import UNITS
 from evaluation.metrics.score import Score
-from evaluation.optional import require
+from vita_audio.optional import require
 
 _NO_WORD = re.compile(r"[\W_]+")
 _SOMETHING_SAID = re.compile(r"[^\W_]|[$€£¢%]")

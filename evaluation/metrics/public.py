@@ -18,7 +18,7 @@ import jiwer
 
 from evaluation.metrics.pairing import check_answers, check_texts
 from evaluation.metrics.score import Score
-from evaluation.optional import require
+from vita_audio.optional import require
 
 UNITS = ("word", "character")
 _SKIPPED = frozenset("!,?、。！，；？：「」︰『』《》 \t\r\n")

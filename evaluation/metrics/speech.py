@@ -12,9 +12,9 @@ from torch import Tensor
 
 from evaluation.judges.base import Sound, is_audible
 from evaluation.metrics.score import Score, check_same_length
-from evaluation.optional import require
 from vita_audio.audio_tokenizers.base import prepare_wave
 from vita_audio.constants import INPUT_RATE
+from vita_audio.optional import require
 
 LOWEST_MOS = 1.0  # opinions are from 1, bad, to 5, excellent
 NO_SIMILARITY = 0.0

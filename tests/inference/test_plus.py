@@ -14,7 +14,7 @@ from vita_audio.data.chat import encode_conversation
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import num_encoder_rows
+from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS_INPUT
 
 RATE = 16_000

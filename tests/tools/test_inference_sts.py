@@ -159,14 +159,14 @@ def test_answer_without_audio_says_so(run, tmp_path):
 
 
 def write_audio(folder, name):
-    path = folder / f"{name}.wav"
+    path = folder / ("sound.raw" if name == "raw" else f"{name}.wav")
     waves = {"nan": np.full(1000, np.nan), "empty": np.zeros(0), "long": np.zeros(16000 * 600, dtype=np.float32)}
     if name in waves:
         soundfile.write(path, waves[name], 16000, subtype="FLOAT")
     elif name == "text":
         path.write_text("no sound")
-    elif name == "nothing":
-        path.write_bytes(b"")
+    elif name in ("nothing", "raw"):
+        path.write_bytes(b"" if name == "nothing" else bytes(1000))
     elif name == "truncated":
         soundfile.write(path, np.zeros(16000), 16000)
         path.write_bytes(path.read_bytes()[:8000])
@@ -182,6 +182,7 @@ def write_audio(folder, name):
         ("text", "text.wav: not readable as audio"),
         ("truncated", "truncated.wav: truncated, its header promises 1.00 s"),
         ("nan", "nan.wav: 1000 of 1000 samples are NaN"),
+        ("raw", "not readable as audio (samplerate must be specified)"),
         ("long", "too long, the model reads at most 41 s, got 600 s"),
     ],
 )

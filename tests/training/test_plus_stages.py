@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from tools.finetune_sts import main as train
 from vita_audio.data.codes import AudioCodeStore
 from vita_audio.models import Qwen2MTPSenseVoiceForCausalLM
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd, read_weights
+from vita_audio.models.sensevoice import read_weights
 from vita_audio.models.surgery import load_speech_encoder
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import CONTINUOUS_INPUT, TextTokenizer
 from vita_audio.training.arguments import ModelArguments
 from vita_audio.training.stage_model import load_stage_model

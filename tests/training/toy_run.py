@@ -17,7 +17,8 @@ from audio_tokenizers.tiny_folders import make_glm4voice_folders
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
-from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
+from vita_audio.speech_features import SenseVoiceFrontEnd
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"

@@ -25,8 +25,9 @@ from tools.codec.train_tokenizer import edit_distance
 from tools.common.training_loop import TrainingLoop, add_loop_arguments
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import read_json
-from vita_audio.models.sensevoice import FEATURE_SIZE, QUERIES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.resample import resample
+from vita_audio.speech_features import FEATURE_SIZE, QUERIES, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
 STATISTICS_UTTERANCES = 500  # whose features give the normalisation

@@ -1,1 +1,1 @@
-"""Whole checkpoints: what a folder is and whether its weights fit, and export for users of the public code."""
+"""Whole checkpoints: inspect a folder before loading it, and export one for the public VITA-Audio code."""

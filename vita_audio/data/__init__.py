@@ -1,1 +1,1 @@
-"""From JSON samples and sound files to packed rows of token ids: see the README in this folder."""
+"""Training data: audio files to waves and codes, conversations to token ids, mixtures of files to packs and batches."""

@@ -1,1 +1,1 @@
-"""Files and folders of weights: found, checked, read as tensors, and written atomically."""
+"""Files without knowledge of the models: checkpoint folders, weight files, and files written atomically."""

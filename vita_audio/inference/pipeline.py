@@ -15,14 +15,13 @@ from transformers import AutoModelForCausalLM, StoppingCriteriaList, StopStringC
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
-from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.inference.prompts import Prompt, PromptEncoder, generate_inputs
 from vita_audio.inference.streaming import IdQueue, RowEnds, StopRequest, TextStream, generate_in_thread
 from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import load_weights, read_config
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
 MAX_NEW_TOKENS = 2048  # where neither the caller nor the checkpoint says otherwise
@@ -161,7 +160,9 @@ class SpeechLM:
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_audio_tokenizer(config.audio_tokenizer, describe_audio_tokenizer(audio_tokenizer), folder)
         tokenizer = TextTokenizer.from_pretrained(folder)
-        front_end = load_front_end(tokenizer, folder, audio_model, offline=offline)
+        front_end = None
+        if tokenizer.continuous_roles:
+            front_end = SenseVoiceFrontEnd.find(folder, audio_model, offline=offline)
         device = resolve_device(device)
         options.setdefault("device_map", device)
         dtype = dtype or default_dtype(device)

@@ -15,7 +15,7 @@ from vita_audio.data.audio import Channel, load_audio, stated_seconds
 from vita_audio.data.chat import encode_prompt
 from vita_audio.inference.tasks import Audio
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import QUERIES, ROWS_PER_SECOND, SenseVoiceFrontEnd
+from vita_audio.speech_features import QUERIES, ROWS_PER_SECOND, SenseVoiceFrontEnd
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
 

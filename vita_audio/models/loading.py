@@ -1,6 +1,6 @@
-"""Load checkpoints with our classes: configuration and weights.
+"""Load configuration and weights of checkpoints into our classes.
 
-A checkpoint may name classes of its own (`auto_map` in config.json) and bring their code; it is never run.
+A checkpoint may name its own classes (`auto_map` in config.json) and contain their code; that code is never executed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> Pr
 
     Args:
         path: Folder of a checkpoint, or a JSON file.
-        kinds: Classes it may be of.
-    Raises: FileNotFoundError; ValueError if it is damaged, of another `model_type`, or has impossible values.
+        kinds: Configuration classes that are allowed.
+    Raises: FileNotFoundError; ValueError if it is damaged, has another `model_type`, or impossible values.
     """
     path = Path(path)
     file = path / CONFIG_FILE if path.is_dir() else path
@@ -39,7 +39,7 @@ def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> Pr
     values.pop("auto_map", None)
     try:
         return by_type[model_type].from_dict(values)
-    except Exception as error:  # the strict configurations of transformers raise kinds of their own
+    except Exception as error:  # the strict configurations of transformers raise their own exceptions
         raise ValueError(f"{file}: {error}") from error
 
 
@@ -52,19 +52,19 @@ def load_weights(
     device_map: str | dict[str, Any] | None = None,
     **options,
 ) -> tuple[Model, list[str]]:
-    """Load the weights of a folder, after a look at whether its files are whole.
+    """Load the weights of a folder, after checking that its files are complete.
 
     Args:
-        config: The model's; it may have more than the folder holds.
-        dtype: Of the loaded weights.
-        device_map: Where they go, as in transformers: "auto" spreads them over the GPUs and the memory.
-        options: More for the class's `from_pretrained`, such as `attn_implementation`.
-    Returns: The model, and the parameters that the folder lacks, which are random.
+        config: Configuration of the model, which may have parameters that the folder lacks.
+        dtype: dtype of the loaded weights.
+        device_map: Placement of the weights as in transformers: "auto" spreads them over GPUs and main memory.
+        options: More arguments for `from_pretrained`, such as `attn_implementation`.
+    Returns: The model, and the names of parameters that the folder lacks, which are initialised at random.
     Raises: FileNotFoundError, ValueError naming the file that is missing or damaged, or the weights that do not fit.
     """
     folder = Path(folder)
     check_weights(folder)
-    if (folder / GENERATION_FILE).exists():  # a damaged one would be taken for none, and decoding be another
+    if (folder / GENERATION_FILE).exists():  # transformers would silently ignore a damaged one
         read_json(folder / GENERATION_FILE)
     with quiet_loading():
         model, report = model_class.from_pretrained(
@@ -92,7 +92,7 @@ def load_weights(
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Leave out transformers' report of missing weights, which our callers judge themselves."""
+    """Suppress transformers' report of missing weights, which our callers check."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -1,1 +1,1 @@
-"""Speech decoders, audio codes to waves, and the parts they share."""
+"""Audio codes to waves: the parts that the decoders of GLM-4-Voice and CosyVoice 2 share, and one package for each."""

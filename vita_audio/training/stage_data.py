@@ -11,11 +11,10 @@ from datasets import Dataset
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
-from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechTrainingArguments
 
@@ -55,7 +54,11 @@ def load_stage_data(
         continuous_input=is_continuous(model_arguments.audio_tokenizer_type),
         audio_input=model_arguments.audio_input_roles,
     )
-    front_end = load_front_end(tokenizer, model_arguments.model_name_or_path, model_arguments.audio_model_name_or_path)
+    front_end = None
+    if tokenizer.continuous_roles:
+        front_end = SenseVoiceFrontEnd.find(
+            model_arguments.model_name_or_path, model_arguments.audio_model_name_or_path
+        )
     output_dir = Path(training_arguments.output_dir)
     code_dir = Path(data_arguments.audio_code_dir or output_dir / "audio_codes")
     with training_arguments.main_process_first(local=True, desc="packing"):

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from vita_audio.models.mtp_loss import MTPOutput
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
 from vita_audio.models.surgery import mtp_parameter_patterns
+from vita_audio.speech_features import SenseVoiceFrontEnd
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")

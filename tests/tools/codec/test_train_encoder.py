@@ -16,8 +16,8 @@ from models.toy_models import make_plus_model
 from tools.codec import train_encoder as train_speech_encoder
 from tools.codec.corpus import load_corpus
 from tools.codec.train_encoder import draw_batch, features_of, measure_normalisation
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd, num_feature_rows
 from vita_audio.models.surgery import load_speech_encoder
+from vita_audio.speech_features import SenseVoiceFrontEnd, num_feature_rows
 
 ROOT = Path(__file__).parents[3]
 RATE = 22_050
