@@ -17,7 +17,6 @@ from vita_audio.models import Qwen2MTPSenseVoiceForCausalLM
 from vita_audio.models.sensevoice import SenseVoiceFrontEnd, read_weights
 from vita_audio.models.surgery import load_speech_encoder
 from vita_audio.text import CONTINUOUS_INPUT, TextTokenizer
-from vita_audio.training.arguments import ModelArguments
 from vita_audio.training.stage_model import load_stage_model
 
 ENCODER, PROJECTION = "model.audio_model.model.", "model.audio_projection."
@@ -135,13 +134,8 @@ def load(toy_run):
     tokenizer = TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES, continuous_input=True)
 
     def load_model(**changes):
-        values = {
-            "model_name_or_path": str(toy_run.text_model),
-            "config_name": str(toy_run.config(1, plus=True)),
-            "audio_model_name_or_path": str(toy_run.speech_encoder),
-            "model_max_length": 128,
-        }
-        return load_stage_model(ModelArguments(**values | changes), tokenizer, dtype=torch.float32, seed=0)
+        values = {"config": str(toy_run.config(1, plus=True)), "speech_encoder": str(toy_run.speech_encoder)}
+        return load_stage_model(toy_run.settings(**values | changes), tokenizer)
 
     return load_model
 
@@ -151,13 +145,13 @@ def trained(model, prefix):
 
 
 def test_what_of_the_speech_input_trains(load):
-    free, frozen = load(), load(audio_model_freeze=True)
+    free, frozen = load(), load(freeze_speech_encoder=True)
     everything = {name for name, _ in free.named_parameters()}
     unused = {name for name in everything if name.startswith(f"{ENCODER}ctc.")}
     assert len(unused) == 2 and trained(free, "") == everything - unused
     assert trained(frozen, "") == {name for name in everything if not name.startswith(ENCODER)}
     assert trained(frozen, PROJECTION)
-    both = load(audio_model_freeze=True, language_model_freeze=True)
+    both = load(freeze_speech_encoder=True, freeze_language_model=True)
     assert trained(both, "") == {name for name in trained(free, "") if name.startswith(("mtp_", "model.layers.2."))}
 
 
@@ -168,16 +162,16 @@ def test_a_new_projection_is_drawn_like_every_new_layer(load):
 
 
 def test_random_weights_still_take_the_encoder_from_its_folder(load, toy_run):
-    model = load(model_name_or_path=None, tokenizer_name="unused")
+    model = load(checkpoint=None)
     for name, value in read_weights(toy_run.speech_encoder).items():
         assert torch.equal(model.get_parameter(ENCODER + name), value)
 
 
 def test_an_encoder_that_is_nowhere_or_does_not_fit_is_refused(load, toy_run, tmp_path):
     with pytest.raises(ValueError, match=r"lacks the speech encoder .* give --audio_model_name_or_path"):
-        load(audio_model_name_or_path=None)
+        load(speech_encoder=None)
     with pytest.raises(ValueError, match=r"does not fit the model config: .*\(\d+ tensors in all\); see audio_config"):
-        load(config_name=str(toy_run.config(0, plus=True, audio_config={"output_size": 16})))
+        load(config=str(toy_run.config(0, plus=True, audio_config={"output_size": 16})))
     model = load()
     save_file({"encoder.other": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="does not fit the model config"):
@@ -187,12 +181,14 @@ def test_an_encoder_that_is_nowhere_or_does_not_fit_is_refused(load, toy_run, tm
 def test_another_encoder_than_that_of_the_checkpoint_is_refused(load, toy_run, tmp_path):
     load().save_pretrained(tmp_path)
     other = toy_run.config(1, plus=True, audio_config={"num_blocks": 3})
-    with pytest.raises(ValueError, match="speech encoder SenseVoiceConfig"):
-        load(model_name_or_path=str(tmp_path), config_name=str(other))
+    with pytest.raises(
+        ValueError,
+        match="speech encoder is SenseVoice.* in the checkpoint, SenseVoice.* in the config",
+    ):
+        load(checkpoint=str(tmp_path), config=str(other))
 
 
 def test_encoder_arguments_need_an_encoder(load, toy_run):
     tokenizer = TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES)
-    values = {"model_name_or_path": str(toy_run.text_model), "model_max_length": 128, "audio_model_freeze": True}
     with pytest.raises(ValueError, match="--audio_model_freeze and --audio_model_name_or_path need a model with"):
-        load_stage_model(ModelArguments(**values), tokenizer, dtype=torch.float32, seed=0)
+        load_stage_model(toy_run.settings(freeze_speech_encoder=True), tokenizer)

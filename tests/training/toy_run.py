@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.training.settings import StageSettings
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
@@ -56,6 +57,19 @@ class ToyRun:
         folder = self.folder / "-".join(["config", config.model_type, str(num_modules), *changes])
         config.save_pretrained(folder)
         return folder / "config.json"
+
+    def settings(self, **changes) -> StageSettings:
+        """Return the settings of a run like that of `flags`."""
+        settings = {
+            "data": self.data,
+            "code_dir": self.folder / "codes",
+            "pack_dir": self.folder / "packs",
+            "text_tokenizer": str(TINY_TOKENIZER),
+            "checkpoint": str(self.text_model),
+            "audio_tokenizer_path": str(self.audio_tokenizer),
+            "max_length": 128,
+        }
+        return StageSettings(**settings | changes)
 
     def flags(self, output_dir: Path, **changes) -> list[str]:
         """Return the flags of tools/finetune_sts.py for a run of a few steps on the CPU."""
