@@ -14,6 +14,7 @@ PACKAGE = "vita_audio"
 # From the bottom up; neighbours in a row do not know each other. The longest name that fits is that of a module.
 LAYERS = (
     ("constants", "interleave", "resample", "files", "optional"),
+    ("plots",),
     ("speech_decoder",),
     ("text", "models", "audio_tokenizers"),
     ("checkpoints",),
@@ -24,7 +25,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where it is not the name of the requirement
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
-    *("deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
+    *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
     *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords"),
 )
 

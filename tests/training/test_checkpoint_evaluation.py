@@ -184,7 +184,7 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
 def test_the_real_program_starts_in_any_folder(toy_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = evaluation_command(toy_run.settings(), ["demo-asr"], corpus="no_corpus")
-    with pytest.raises(ValueError, match="--eval_suite: run.py: .*no_corpus"):
+    with pytest.raises(ValueError, match="--eval_suite: .*no no_corpus.heldout_asr.jsonl"):
         check_evaluation(command)
 
 

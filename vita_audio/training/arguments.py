@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from vita_audio.errors import WRONG_INPUT
 from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.training.trainer_flags import trainer_flags
 
@@ -145,7 +144,7 @@ class _Parser(HfArgumentParser):
         super().__init__(classes, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """Parse flags, or the one JSON file whose keys are flag names."""
