@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import logged
+from toy_run import logged, make_merged_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.finetune_sts import main as train
@@ -145,6 +145,17 @@ def test_a_json_file_is_enough(stages, toy_run, tmp_path):
     assert logged(tmp_path / "run") == pytest.approx(logged(stages[0])[:1])
     recorded = json.loads((tmp_path / "run" / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     assert recorded["learning_rate"] == 1e-3
+
+
+def test_a_merged_adapter_keeps_its_head(toy_run, stages, tmp_path):
+    before = make_merged_model(toy_run, tmp_path / "base")
+    train(toy_run.flags(tmp_path / "run", model_name_or_path=tmp_path / "base", max_steps=1))
+    after = weights(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["tie_word_embeddings"] is False
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        change = (after[name][:736] - before[name][:736]).abs().max()
+        assert 0 < change < 0.01, name  # one small step
 
 
 def as_json(flag):

@@ -1,9 +1,10 @@
+import json
 import shutil
 
 import pytest
 import torch
 from audio_tokenizers.tiny_folders import NUM_CODES
-from toy_run import NUM_BACKBONE_LAYERS, NUM_TEXT_ROWS, SETTINGS, TINY_TOKENIZER
+from toy_run import NUM_BACKBONE_LAYERS, NUM_TEXT_ROWS, SETTINGS, TINY_TOKENIZER, make_merged_model
 from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.interleave import InterleavePlan
@@ -57,6 +58,30 @@ def test_separate_output_rows_are_drawn_like_the_output_rows(load, toy_run, tmp_
     output = model.lm_head.weight
     torch.testing.assert_close(output[NUM_TEXT_TOKENS:].std(), output[:NUM_TEXT_TOKENS].std(), rtol=0.1, atol=0)
     assert model.model.embed_tokens.weight.std() < 0.5 * output.std()
+
+
+def test_the_head_of_a_merged_adapter_survives_the_stages(load, toy_run, tmp_path, caplog):
+    weights = make_merged_model(toy_run, tmp_path / "base")
+    load(checkpoint=str(tmp_path / "base")).save_pretrained(tmp_path / "stage1")
+    assert "says tie_word_embeddings, but the weights hold an lm_head.weight that differs" in caplog.text
+    model = load(checkpoint=str(tmp_path / "stage1"), config=str(toy_run.config(1, tie_word_embeddings=False)))
+    assert model.config.tie_word_embeddings is False
+    for table, name in ((model.lm_head, "lm_head.weight"), (model.model.embed_tokens, "model.embed_tokens.weight")):
+        assert torch.equal(table.weight[:NUM_TEXT_TOKENS], weights[name][:NUM_TEXT_TOKENS])
+    new = slice(NUM_TEXT_TOKENS, None)
+    shift = model.lm_head.weight[new].mean() - model.model.embed_tokens.weight[new].mean()
+    assert shift.item() == pytest.approx(1, abs=0.1)  # new rows are drawn like those of their table
+    with pytest.raises(ValueError, match="tie_word_embeddings is False in the checkpoint, True in the configuration"):
+        load(checkpoint=str(tmp_path / "stage1"), config=str(toy_run.config(1)))
+
+
+def test_an_untied_text_model_needs_its_head(load, toy_run, tmp_path):
+    make_merged_model(toy_run, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    shutil.copy(toy_run.text_model / "model.safetensors", tmp_path / "base")
+    with pytest.raises(ValueError, match="the checkpoint also lacks lm_head.weight"):
+        load(checkpoint=str(tmp_path / "base"))
 
 
 def test_the_backbone_of_a_text_model_is_kept(load, toy_run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import soundfile
 import torch
 from audio_tokenizers.tiny_folders import make_glm4voice_folders
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
@@ -115,6 +117,15 @@ def make_toy_run(folder: Path) -> ToyRun:
     (folder / "data.jsonl").write_text("\n".join(samples), encoding="utf-8")
     (folder / "data.yaml").write_text("dataset:\n  toy:\n    data_paths: [data.jsonl]\n", encoding="utf-8")
     return ToyRun(folder, folder / "text_model", audio_tokenizer, speech_encoder, folder / "data.yaml")
+
+
+def make_merged_model(run: ToyRun, folder: Path) -> dict[str, torch.Tensor]:
+    """Write the text model with a head of its own under a configuration that ties it; return its weights."""
+    shutil.copytree(run.text_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return weights
 
 
 def make_speech_encoder(folder: Path) -> Path:
