@@ -1,4 +1,4 @@
-"""Figures without a display, for curves, reports and benchmarks."""
+"""Figures for curves, reports and benchmarks; they need no display."""
 
 from __future__ import annotations
 
@@ -10,24 +10,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def require_matplotlib() -> None:
-    """Check that plots can be drawn. Raises: MissingPackageError."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(f"plots need matplotlib ({error}); pip install 'vita-audio[plots]'") from error
-
-
 def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """Make an empty figure, which needs no display to be saved.
+    """Make an empty figure; `savefig` writes it to a file.
 
     Args:
         width: Width in inches.
         height: Height in inches.
         options: More arguments of matplotlib's `Figure`, such as `layout`.
-    Raises: MissingPackageError.
+    Raises: MissingPackageError without matplotlib.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError(f"plots need matplotlib ({error}); pip install 'vita-audio[plots]'") from error
     return Figure(figsize=(width, height), **options)

@@ -12,6 +12,7 @@ from toy_run import ROOT, logged, run_stage
 from evaluation import run
 from tools.finetune_sts import main as train
 from vita_audio.training import checkpoint_evaluation
+from vita_audio.training.arguments import SpeechOptions
 from vita_audio.training.checkpoint_evaluation import check_evaluation, evaluation_command, read_metrics
 from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import RESULTS_FILE
@@ -161,14 +162,15 @@ def test_modes_are_named_when_there_are_several():
 
 
 def test_the_real_program_takes_the_command(toy_run, tmp_path):
-    command = evaluation_command(
-        toy_run.settings(),
-        ["demo", "librispeech-test-clean"],
-        corpus="corpus",
-        data="data",
-        limit=7,
-        options=["judge=en=pocketsphinx", "judge=zh=paraformer_zh", "modes=vanilla", "dtype=float32"],
+    options = SpeechOptions(
+        output_dir=str(tmp_path),
+        eval_suite=["demo", "librispeech-test-clean"],
+        eval_corpus="corpus",
+        eval_data="data",
+        eval_limit=7,
+        eval_options=["judge=en=pocketsphinx", "judge=zh=paraformer_zh", "modes=vanilla", "dtype=float32"],
     )
+    command = evaluation_command(toy_run.settings(), options)
     assert command[:3] == [sys.executable, "-m", "evaluation.run"]
     parsed = run.parse_arguments([*command[3:], "--model", "checkpoint", "--output", "out", "--check"])
     assert (parsed.suite, parsed.corpus, parsed.data) == (
@@ -183,7 +185,9 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
 
 def test_the_real_program_starts_in_any_folder(toy_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = evaluation_command(toy_run.settings(), ["demo-asr"], corpus="no_corpus")
+    command = evaluation_command(
+        toy_run.settings(), SpeechOptions("out", eval_suite=["demo-asr"], eval_corpus="no_corpus")
+    )
     with pytest.raises(ValueError, match="--eval_suite: .*no no_corpus.heldout_asr.jsonl"):
         check_evaluation(command)
 
@@ -191,7 +195,7 @@ def test_the_real_program_starts_in_any_folder(toy_run, tmp_path, monkeypatch):
 def test_an_installation_without_the_evaluation_is_named(toy_run, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_evaluation, "ROOT", tmp_path)
     with pytest.raises(ValueError, match=f"needs the folder evaluation .*got {tmp_path}; train from a clone"):
-        check_evaluation(evaluation_command(toy_run.settings(), ["demo"]))
+        check_evaluation(evaluation_command(toy_run.settings(), SpeechOptions("out", eval_suite=["demo"])))
 
 
 @pytest.mark.slow

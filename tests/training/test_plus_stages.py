@@ -134,7 +134,10 @@ def load(toy_run):
     tokenizer = TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES, continuous_input=True)
 
     def load_model(**changes):
-        values = {"config": str(toy_run.config(1, plus=True)), "speech_encoder": str(toy_run.speech_encoder)}
+        values = {
+            "config_name": str(toy_run.config(1, plus=True)),
+            "audio_model_name_or_path": str(toy_run.speech_encoder),
+        }
         return load_stage_model(toy_run.settings(**values | changes), tokenizer)
 
     return load_model
@@ -145,13 +148,13 @@ def trained(model, prefix):
 
 
 def test_what_of_the_speech_input_trains(load):
-    free, frozen = load(), load(freeze_speech_encoder=True)
+    free, frozen = load(), load(audio_model_freeze=True)
     everything = {name for name, _ in free.named_parameters()}
     unused = {name for name in everything if name.startswith(f"{ENCODER}ctc.")}
     assert len(unused) == 2 and trained(free, "") == everything - unused
     assert trained(frozen, "") == {name for name in everything if not name.startswith(ENCODER)}
     assert trained(frozen, PROJECTION)
-    both = load(freeze_speech_encoder=True, freeze_language_model=True)
+    both = load(audio_model_freeze=True, language_model_freeze=True)
     assert trained(both, "") == {name for name in trained(free, "") if name.startswith(("mtp_", "model.layers.2."))}
 
 
@@ -162,16 +165,16 @@ def test_a_new_projection_is_drawn_like_every_new_layer(load):
 
 
 def test_random_weights_still_take_the_encoder_from_its_folder(load, toy_run):
-    model = load(checkpoint=None)
+    model = load(model_name_or_path=None)
     for name, value in read_weights(toy_run.speech_encoder).items():
         assert torch.equal(model.get_parameter(ENCODER + name), value)
 
 
 def test_an_encoder_that_is_nowhere_or_does_not_fit_is_refused(load, toy_run, tmp_path):
     with pytest.raises(ValueError, match=r"lacks the speech encoder .* give --audio_model_name_or_path"):
-        load(speech_encoder=None)
+        load(audio_model_name_or_path=None)
     with pytest.raises(ValueError, match=r"does not fit the model config: .*\(\d+ tensors in all\); see audio_config"):
-        load(config=str(toy_run.config(0, plus=True, audio_config={"output_size": 16})))
+        load(config_name=str(toy_run.config(0, plus=True, audio_config={"output_size": 16})))
     model = load()
     save_file({"encoder.other": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="does not fit the model config"):
@@ -185,10 +188,10 @@ def test_another_encoder_than_that_of_the_checkpoint_is_refused(load, toy_run, t
         ValueError,
         match="speech encoder is SenseVoice.* in the checkpoint, SenseVoice.* in the config",
     ):
-        load(checkpoint=str(tmp_path), config=str(other))
+        load(model_name_or_path=str(tmp_path), config_name=str(other))
 
 
 def test_encoder_arguments_need_an_encoder(load, toy_run):
     tokenizer = TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES)
     with pytest.raises(ValueError, match="--audio_model_freeze and --audio_model_name_or_path need a model with"):
-        load_stage_model(toy_run.settings(freeze_speech_encoder=True), tokenizer)
+        load_stage_model(toy_run.settings(audio_model_freeze=True), tokenizer)

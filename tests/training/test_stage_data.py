@@ -17,8 +17,8 @@ def settings(toy_run, tmp_path):
     data.write_text(f"dataset:\n  toy: {{ratio: 0.5, data_paths: [{toy_run.data.with_suffix('.jsonl')}]}}\n")
 
     def make(**changes):
-        folders = {"code_dir": tmp_path / "the codes", "pack_dir": tmp_path / "packs"}
-        return toy_run.settings(data=data, seed=SEED, **folders, **changes)
+        folders = {"audio_code_dir": tmp_path / "the codes", "pack_cache_dir": tmp_path / "packs"}
+        return toy_run.settings(dataset_name=data, seed=SEED, **folders, **changes)
 
     return make
 

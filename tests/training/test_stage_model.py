@@ -54,7 +54,7 @@ def test_separate_output_rows_are_drawn_like_the_output_rows(load, toy_run, tmp_
     text_model = Qwen2ForCausalLM(config)
     text_model.lm_head.weight.data.mul_(3)
     text_model.save_pretrained(tmp_path)
-    model = load(checkpoint=str(tmp_path))
+    model = load(model_name_or_path=str(tmp_path))
     output = model.lm_head.weight
     torch.testing.assert_close(output[NUM_TEXT_TOKENS:].std(), output[:NUM_TEXT_TOKENS].std(), rtol=0.1, atol=0)
     assert model.model.embed_tokens.weight.std() < 0.5 * output.std()
@@ -62,9 +62,11 @@ def test_separate_output_rows_are_drawn_like_the_output_rows(load, toy_run, tmp_
 
 def test_the_head_of_a_merged_adapter_survives_the_stages(load, toy_run, tmp_path, caplog):
     weights = make_merged_model(toy_run, tmp_path / "base")
-    load(checkpoint=str(tmp_path / "base")).save_pretrained(tmp_path / "stage1")
+    load(model_name_or_path=str(tmp_path / "base")).save_pretrained(tmp_path / "stage1")
     assert "says tie_word_embeddings, but the weights hold an lm_head.weight that differs" in caplog.text
-    model = load(checkpoint=str(tmp_path / "stage1"), config=str(toy_run.config(1, tie_word_embeddings=False)))
+    model = load(
+        model_name_or_path=str(tmp_path / "stage1"), config_name=str(toy_run.config(1, tie_word_embeddings=False))
+    )
     assert model.config.tie_word_embeddings is False
     for table, name in ((model.lm_head, "lm_head.weight"), (model.model.embed_tokens, "model.embed_tokens.weight")):
         assert torch.equal(table.weight[:NUM_TEXT_TOKENS], weights[name][:NUM_TEXT_TOKENS])
@@ -72,7 +74,7 @@ def test_the_head_of_a_merged_adapter_survives_the_stages(load, toy_run, tmp_pat
     shift = model.lm_head.weight[new].mean() - model.model.embed_tokens.weight[new].mean()
     assert shift.item() == pytest.approx(1, abs=0.1)  # new rows are drawn like those of their table
     with pytest.raises(ValueError, match="tie_word_embeddings is False in the checkpoint, True in the configuration"):
-        load(checkpoint=str(tmp_path / "stage1"), config=str(toy_run.config(1)))
+        load(model_name_or_path=str(tmp_path / "stage1"), config_name=str(toy_run.config(1)))
 
 
 def test_an_untied_text_model_needs_its_head(load, toy_run, tmp_path):
@@ -81,7 +83,7 @@ def test_an_untied_text_model_needs_its_head(load, toy_run, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
     shutil.copy(toy_run.text_model / "model.safetensors", tmp_path / "base")
     with pytest.raises(ValueError, match="the checkpoint also lacks lm_head.weight"):
-        load(checkpoint=str(tmp_path / "base"))
+        load(model_name_or_path=str(tmp_path / "base"))
 
 
 def test_the_backbone_of_a_text_model_is_kept(load, toy_run):
@@ -93,9 +95,9 @@ def test_the_backbone_of_a_text_model_is_kept(load, toy_run):
 
 def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
     model = load(
-        checkpoint=checkpoint,
-        config=str(toy_run.config(3)),
-        freeze_language_model=True,
+        model_name_or_path=checkpoint,
+        config_name=str(toy_run.config(3)),
+        language_model_freeze=True,
         mtp_loss_weight=0.5,
         mtp_kl_weight=0.25,
     )
@@ -109,7 +111,7 @@ def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
 
 
 def test_everything_trains_without_freezing(load, toy_run):
-    model = load(config=str(toy_run.config(1)))
+    model = load(config_name=str(toy_run.config(1)))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -123,7 +125,7 @@ def test_generation_defaults_are_those_of_the_released_models(load, tokenizer, t
 
 
 def test_random_weights_need_no_checkpoint(load, toy_run, tokenizer):
-    model = load(checkpoint=None, config=str(toy_run.config(1)))
+    model = load(model_name_or_path=None, config_name=str(toy_run.config(1)))
     assert model.config.vocab_size == tokenizer.padded_size
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -151,36 +153,36 @@ def test_random_weights_need_no_checkpoint(load, toy_run, tokenizer):
 )
 def test_a_config_that_computes_something_else_is_refused(load, toy_run, settings, message):
     with pytest.raises(ValueError, match=message):
-        load(config=str(toy_run.config(1, **settings)))
+        load(config_name=str(toy_run.config(1, **settings)))
 
 
 def test_a_sliding_window_is_not_lost(load, toy_run, tmp_path):
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     config = Qwen2Config(num_hidden_layers=NUM_BACKBONE_LAYERS, vocab_size=NUM_TEXT_ROWS, **SETTINGS, **window)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    assert load(checkpoint=str(tmp_path)).config.sliding_window == 8
-    config = load(checkpoint=str(tmp_path), config=str(toy_run.config(1, **window))).config
+    assert load(model_name_or_path=str(tmp_path)).config.sliding_window == 8
+    config = load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1, **window))).config
     assert config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
     with pytest.raises(ValueError, match="sliding_window is 8 in the checkpoint, None in the configuration"):
-        load(checkpoint=str(tmp_path), config=str(toy_run.config(1)))
+        load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1)))
 
 
 def test_fields_that_change_no_result_may_differ(load, toy_run):
     free = {"max_position_embeddings": 512, "attention_dropout": 0.1, "initializer_range": 0.1, "use_cache": False}
-    config = load(config=str(toy_run.config(1, max_window_layers=1, bos_token_id=3, **free))).config
+    config = load(config_name=str(toy_run.config(1, max_window_layers=1, bos_token_id=3, **free))).config
     assert (config.max_position_embeddings, config.attention_dropout) == (512, 0.1)
 
 
 def test_modules_are_never_dropped(load, toy_run, tmp_path):
-    load(config=str(toy_run.config(3))).save_pretrained(tmp_path)
+    load(config_name=str(toy_run.config(3))).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="the checkpoint has 3 MTP modules, the configuration only 1"):
-        load(checkpoint=str(tmp_path), config=str(toy_run.config(1)))
+        load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1)))
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(toy_run, checkpoint):
     other = TextTokenizer.from_pretrained(TINY_TOKENIZER, 2 * NUM_CODES)
     with pytest.raises(ValueError, match=r"vocabulary of \d+, text and audio tokenizer make \d+; use the tokenizers"):
-        load_stage_model(toy_run.settings(checkpoint=checkpoint), other)
+        load_stage_model(toy_run.settings(model_name_or_path=checkpoint), other)
 
 
 def test_a_text_model_with_too_few_rows_is_refused(load, toy_run, tmp_path):
@@ -188,7 +190,7 @@ def test_a_text_model_with_too_few_rows_is_refused(load, toy_run, tmp_path):
     model.resize_token_embeddings(700)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="736 text tokens, the model only 700"):
-        load(checkpoint=str(tmp_path))
+        load(model_name_or_path=str(tmp_path))
 
 
 def test_missing_and_foreign_weights_are_refused(load, checkpoint, tmp_path):
@@ -204,23 +206,23 @@ def test_missing_and_foreign_weights_are_refused(load, checkpoint, tmp_path):
         shutil.copytree(checkpoint, folder)
         model.save_pretrained(folder, state_dict=weights)
         with pytest.raises(ValueError, match=message):
-            load(checkpoint=str(folder))
+            load(model_name_or_path=str(folder))
 
 
 def test_other_model_types_are_refused(load, tmp_path):
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_type must be one of qwen2, qwen2_mtp.*, got llama"):
-        load(checkpoint=str(tmp_path))
+        load(model_name_or_path=str(tmp_path))
 
 
 def test_packs_longer_than_the_positions_are_refused(load):
     with pytest.raises(ValueError, match="--model_max_length 512 exceeds.*256"):
-        load(max_length=512)
+        load(model_max_length=512)
 
 
 def test_a_frozen_language_model_needs_modules(load):
     with pytest.raises(ValueError, match="--language_model_freeze needs MTP modules"):
-        load(freeze_language_model=True)
+        load(language_model_freeze=True)
 
 
 def test_a_named_attention_is_taken_as_it_is():
@@ -231,8 +233,8 @@ def test_a_named_attention_is_taken_as_it_is():
 def test_a_model_remembers_its_audio_tokenizer(load, tmp_path, checkpoint):
     mine, other = ({"type": "glm4voice", "fingerprint": f"glm4voice-{name}"} for name in ("1", "2"))
     load(audio_tokenizer=mine).save_pretrained(tmp_path / "mine")
-    model = load(audio_tokenizer=mine, checkpoint=str(tmp_path / "mine"))
+    model = load(audio_tokenizer=mine, model_name_or_path=str(tmp_path / "mine"))
     assert model.config.audio_tokenizer == mine
     with pytest.raises(ValueError, match="mine was trained on codes of .* glm4voice-1, got glm4voice-2"):
-        load(audio_tokenizer=other, checkpoint=str(tmp_path / "mine"))
-    assert load(audio_tokenizer=other, checkpoint=checkpoint).config.audio_tokenizer == other
+        load(audio_tokenizer=other, model_name_or_path=str(tmp_path / "mine"))
+    assert load(audio_tokenizer=other, model_name_or_path=checkpoint).config.audio_tokenizer == other

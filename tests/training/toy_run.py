@@ -63,13 +63,13 @@ class ToyRun:
     def settings(self, **changes) -> StageSettings:
         """Return the settings of a run like that of `flags`."""
         settings = {
-            "data": self.data,
-            "code_dir": self.folder / "codes",
-            "pack_dir": self.folder / "packs",
-            "text_tokenizer": str(TINY_TOKENIZER),
-            "checkpoint": str(self.text_model),
+            "dataset_name": str(self.data),
+            "audio_code_dir": self.folder / "codes",
+            "pack_cache_dir": self.folder / "packs",
+            "tokenizer_name": str(TINY_TOKENIZER),
+            "model_name_or_path": str(self.text_model),
             "audio_tokenizer_path": str(self.audio_tokenizer),
-            "max_length": 128,
+            "model_max_length": 128,
         }
         return StageSettings(**settings | changes)
 

@@ -23,6 +23,7 @@ from typing import Any
 from transformers.trainer_callback import TrainerCallback
 
 from vita_audio.files.atomic import write_json
+from vita_audio.training.arguments import SpeechOptions
 from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import EVALUATIONS, QUALITY_FILE
 from vita_audio.training.settings import StageSettings
@@ -39,39 +40,22 @@ class EvaluationError(RuntimeError):
     """An evaluation produced no metrics, or only some of them."""
 
 
-def evaluation_command(
-    settings: StageSettings,
-    suites: Sequence[str],
-    *,
-    corpus: str | None = None,
-    data: str | None = None,
-    limit: int = 20,
-    options: Sequence[str] = (),
-) -> list[str]:
-    """Return the command that evaluates a checkpoint, without --model and --output.
-
-    Args:
-        settings: Settings of the stage, for its audio tokenizer and speech encoder.
-        suites: Suites or benchmarks of evaluation/run.py.
-        corpus: Folder of the demo corpus.
-        data: Folder of the public sets.
-        limit: Samples of each benchmark.
-        options: More options as NAME=VALUE; a name may occur several times.
-    """
+def evaluation_command(settings: StageSettings, options: SpeechOptions) -> list[str]:
+    """Return the command that evaluates a checkpoint of a stage, without --model and --output."""
     values: dict[str, Sequence[str]] = {
-        "suite": suites,
-        "limit": [str(limit)],
+        "suite": options.eval_suite,
+        "limit": [str(options.eval_limit)],
         "audio-tokenizer-type": [settings.audio_tokenizer_type],
     }
     for name, path in (
-        ("corpus", corpus),
-        ("data", data),
+        ("corpus", options.eval_corpus),
+        ("data", options.eval_data),
         ("audio-tokenizer-path", settings.audio_tokenizer_path),
-        ("audio-model-path", settings.speech_encoder),
+        ("audio-model-path", settings.audio_model_name_or_path),
     ):
         if path:
             values[name] = [path]
-    for entry in options:
+    for entry in options.eval_options or ():
         name, _, value = entry.partition("=")
         values[name] = [*values.get(name, ()), value]
     return [*PROGRAM, *(part for name, parts in values.items() for part in (f"--{name}", *parts))]
@@ -87,12 +71,8 @@ def check_evaluation(command: Sequence[str]) -> None:
             f"--eval_suite needs the folder evaluation of the repository next to the package vita_audio, got {ROOT}; "
             "train from a clone of the repository, installed with pip install -e"
         )
-    result = subprocess.run(
-        [*command, "--model", "-", "--output", "-", "--check"],
-        env=evaluation_environment(),
-        capture_output=True,
-        text=True,
-    )
+    command = [*command, "--model", "-", "--output", "-", "--check"]
+    result = subprocess.run(command, env=evaluation_environment(), capture_output=True, text=True)
     if result.returncode:
         raise ValueError(f"--eval_suite: {last_line(result.stderr)}")
 

@@ -32,7 +32,7 @@ def check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, setting
             "the model has a speech encoder, but audio of no role is continuous input; set --audio_tokenizer_type to "
             "one with sensevoice_, or --audio_input"
         )
-    if not has_encoder and (settings.freeze_speech_encoder or settings.speech_encoder):
+    if not has_encoder and (settings.audio_model_freeze or settings.audio_model_name_or_path):
         raise ValueError(
             f"--audio_model_freeze and --audio_model_name_or_path need a model with a speech encoder, got "
             f"{config.model_type}; leave them out or set --config_name"
@@ -50,8 +50,8 @@ def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], s
     missing = set(missing)
     encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
     projection = {name for name in missing if name.startswith(f"{AUDIO_PROJECTION}.")}
-    if settings.speech_encoder:
-        folder = find_checkpoint(settings.speech_encoder)
+    if settings.audio_model_name_or_path:
+        folder = find_checkpoint(settings.audio_model_name_or_path)
         load_speech_encoder(model, folder)
         logger.info("speech encoder from %s", folder)
     elif encoder:
@@ -68,4 +68,4 @@ def frozen_speech_patterns(config: Qwen2MTPConfig, settings: StageSettings) -> l
     """Return the patterns for `set_trainable` that freeze the encoder, or its unused CTC head if the encoder trains."""
     if not isinstance(config, Qwen2MTPSenseVoiceConfig):
         return []
-    return [f"{AUDIO_ENCODER}.*" if settings.freeze_speech_encoder else f"{AUDIO_ENCODER}.model.ctc.*"]
+    return [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]

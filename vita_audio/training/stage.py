@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.files.atomic import write_json
-from vita_audio.plots import require_matplotlib
+from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
 from vita_audio.training.curves import draw_run, read_quality, summarise
@@ -42,9 +42,9 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     Returns: The trainer, None if the run is finished; and the checkpoint to resume from, None for a new run.
     Raises: FileExistsError, FileNotFoundError, ValueError, MissingPackageError for input that cannot be trained on.
     """
-    model_arguments, data_arguments, training_arguments = arguments
+    _, data_arguments, training_arguments = arguments
     start_logging(training_arguments)
-    require_matplotlib()  # for the curves at the end
+    new_figure(1, 1)  # without matplotlib this fails now, not when the curves are drawn
     settings = stage_settings(*arguments)
     if training_arguments.deepspeed:
         import deepspeed
@@ -56,7 +56,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    callbacks = [prepare_evaluation(settings, training_arguments)] if training_arguments.eval_suite else None
+    callbacks = _prepare_evaluation(settings, training_arguments)
     set_seed(training_arguments.seed)
     data = _prepare_data(settings, training_arguments)
     trainer = SpeechTrainer(
@@ -108,22 +108,16 @@ def open_run(arguments: Arguments) -> bool:
     return True
 
 
-def prepare_evaluation(settings: StageSettings, training_arguments: SpeechTrainingArguments) -> CheckpointEvaluation:
-    """Return the callback that evaluates checkpoints, after a check that its command works.
-
-    Raises: ValueError if it does not.
-    """
-    command = evaluation_command(
-        settings,
-        training_arguments.eval_suite,
-        corpus=training_arguments.eval_corpus,
-        data=training_arguments.eval_data,
-        limit=training_arguments.eval_limit,
-        options=training_arguments.eval_options or (),
-    )
+def _prepare_evaluation(
+    settings: StageSettings, training_arguments: SpeechTrainingArguments
+) -> list[CheckpointEvaluation]:
+    """Return the callback that evaluates checkpoints, if they are to be evaluated, after a check of its command."""
+    if not training_arguments.eval_suite:
+        return []
+    command = evaluation_command(settings, training_arguments)
     if training_arguments.process_index == 0:
         check_evaluation(command)
-    return CheckpointEvaluation(command, training_arguments.eval_minutes)
+    return [CheckpointEvaluation(command, training_arguments.eval_minutes)]
 
 
 def _prepare_data(settings: StageSettings, training_arguments: SpeechTrainingArguments) -> StageData:

@@ -51,26 +51,26 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
     """
     audio_tokenizer = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path)
     tokenizer = TextTokenizer.from_pretrained(
-        settings.text_tokenizer,
+        settings.tokenizer_name,
         audio_tokenizer.vocab_size,
         continuous_input=is_continuous(settings.audio_tokenizer_type),
         audio_input=settings.audio_input,
     )
-    front_end = load_front_end(tokenizer, settings.checkpoint, settings.speech_encoder)
-    store = AudioCodeStore(settings.code_dir, audio_tokenizer.fingerprint)
+    front_end = load_front_end(tokenizer, settings.model_name_or_path, settings.audio_model_name_or_path)
+    store = AudioCodeStore(settings.audio_code_dir, audio_tokenizer.fingerprint)
     if settings.extract_codes and is_main:
         _extract(settings, tokenizer, store, device)
     try:
         packs, report = build_packs(
-            settings.data,
+            settings.dataset_name,
             tokenizer,
             store,
             settings.plan,
-            settings.max_length,
-            cache_dir=settings.pack_dir,
+            settings.model_max_length,
+            cache_dir=settings.pack_cache_dir,
             user_audio_loss_weight=settings.user_audio_loss_weight,
             seed=settings.seed,
-            num_workers=settings.num_workers if is_main else 0,
+            num_workers=settings.preprocessing_num_workers if is_main else 0,
             progress=is_main,
         )
     except MissingCodesError as error:
@@ -83,8 +83,8 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
 def extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:
     """Return the shell command that makes the codes of a stage; the seed decides which data rows are used."""
     options = {
-        "--data": [settings.data],
-        "--codes": [settings.code_dir],
+        "--data": [settings.dataset_name],
+        "--codes": [settings.audio_code_dir],
         "--seed": [settings.seed],
         "--audio-tokenizer-type": [settings.audio_tokenizer_type],
         "--audio-input": [f"{role}={how}" for role, how in tokenizer.audio_input.items()],
@@ -97,6 +97,6 @@ def extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str
 
 def _extract(settings: StageSettings, tokenizer: TextTokenizer, store: AudioCodeStore, device: str) -> None:
     make_tokenizer = partial(get_audio_tokenizer, settings.audio_tokenizer_type, settings.audio_tokenizer_path)
-    paths = referenced_audio(load_mixture(settings.data, settings.seed), tokenizer.discrete_roles)
+    paths = referenced_audio(load_mixture(settings.dataset_name, settings.seed), tokenizer.discrete_roles)
     report = extract_codes(paths, store, make_tokenizer, devices=[device], progress=True)
     logger.info("%s", report.summary())

@@ -115,56 +115,49 @@ def load_stage_model(
     Raises: FileNotFoundError; ValueError if a file is damaged, or if configuration, checkpoint, tokenizers and pack
         length do not fit each other.
     """
-    folder = find_checkpoint(settings.checkpoint) if settings.checkpoint else None
+    folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
     base = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)) if folder else None
-    config = make_stage_config(settings, tokenizer, folder, base, audio_tokenizer)
-    if base is None:
-        model = AutoModelForCausalLM.from_config(config, **_load_options(settings))
-        prepare_speech_encoder(model, dict(model.named_parameters()), settings)
-    else:
-        model = _load_checkpoint(folder, config, settings)
-        if not isinstance(base, Qwen2MTPConfig):
-            add_tokens(model, tokenizer, settings.seed)
-    choose_trained(model, settings)
+    config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
+    model = _load_stage_weights(settings, folder, config)
+    if base is not None and not isinstance(base, Qwen2MTPConfig):
+        add_tokens(model, tokenizer, settings.seed)
+    _choose_trained(model, settings)
     model.generation_config = generation_config(settings.plan, tokenizer)
-    # Not before the weights are loaded: the embedding treats the row of `pad_token_id` in its own way.
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.im_end_id, tokenizer.pad_id
     model.config.audio_tokenizer = audio_tokenizer
     return model
 
 
-def make_stage_config(
+def _stage_config(
     settings: StageSettings,
     tokenizer: TextTokenizer,
     folder: Path | None,
     base: Qwen2Config | None,
     audio_tokenizer: Mapping[str, str] | None,
 ) -> Qwen2MTPConfig:
-    """Return the configuration of the model to load, after checking it against checkpoint and tokenizers.
+    """Return the configuration of the model to load, checked against tokenizers and checkpoint.
 
     Args:
         folder: Checkpoint to start from; None for random weights.
-        base: Its configuration, plain Qwen2 or one of ours.
-        audio_tokenizer: Description of the tokenizer that makes the codes.
-    Raises: FileNotFoundError; ValueError if they do not fit each other.
+        base: Its configuration, of plain Qwen2 or of a speech model.
     """
-    config = read_stage_config(settings.config) if settings.config else _as_speech_config(base)
-    if settings.max_length > config.max_position_embeddings:
+    config = read_stage_config(settings.config_name) if settings.config_name else _as_speech_config(base)
+    if settings.model_max_length > config.max_position_embeddings:
         raise ValueError(
-            f"--model_max_length {settings.max_length} exceeds the positions the model knows, "
+            f"--model_max_length {settings.model_max_length} exceeds the positions the model knows, "
             f"max_position_embeddings {config.max_position_embeddings}"
         )
     for name in ("mtp_loss_weight", "mtp_kl_weight"):
         if getattr(settings, name) is not None:
             setattr(config, name, getattr(settings, name))
-    if settings.freeze_language_model and not config.num_nextn_predict_layers:
+    if settings.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
     check_speech_input(config, tokenizer, settings)
     if base is None:
         config.vocab_size = tokenizer.padded_size
         return config
     checkpoint = _as_speech_config(base)
-    check_configs(config, checkpoint, (settings.config or str(folder), str(folder)))
+    check_configs(config, checkpoint, (settings.config_name or str(folder), str(folder)))
     if checkpoint.audio_tokenizer and audio_tokenizer:
         check_audio_tokenizer(checkpoint.audio_tokenizer, audio_tokenizer, folder)
     if checkpoint is base and base.vocab_size != tokenizer.padded_size:
@@ -176,21 +169,22 @@ def make_stage_config(
     return config
 
 
-def _load_checkpoint(folder: Path, config: Qwen2MTPConfig, settings: StageSettings) -> Qwen2MTPForCausalLM:
-    model, missing = load_weights(AutoModelForCausalLM, folder, config, **_load_options(settings))
+def _load_stage_weights(settings: StageSettings, folder: Path | None, config: Qwen2MTPConfig) -> Qwen2MTPForCausalLM:
+    """Load the checkpoint, if any, and the speech encoder; initialise MTP modules that the checkpoint lacks."""
+    options = {"dtype": settings.dtype, "attn_implementation": resolve_attention(settings.attn_implementation)}
+    if folder is None:
+        model = AutoModelForCausalLM.from_config(config, **options)
+        prepare_speech_encoder(model, dict(model.named_parameters()), settings)
+        return model
+    model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
     initialised = init_missing_mtp(model, prepare_speech_encoder(model, missing, settings))
     if initialised:
         logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
     return model
 
 
-def _load_options(settings: StageSettings) -> dict[str, Any]:
-    return {"dtype": settings.dtype, "attn_implementation": resolve_attention(settings.attention)}
-
-
-def choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
-    """Freeze all parameters but those that the settings train, and log how many train."""
-    patterns = mtp_parameter_patterns(model.config) if settings.freeze_language_model else ["*"]
+def _choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+    patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     trained = set_trainable(model, patterns, frozen=frozen_speech_patterns(model.config, settings))
     num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     logger.info("%d parameters in %d tensors train", num_trained, len(trained))
