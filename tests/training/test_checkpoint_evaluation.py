@@ -184,11 +184,16 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
 
 
 def test_the_real_program_starts_in_any_folder(toy_run, tmp_path, monkeypatch):
+    """Paths count from the folder where the training was started; names that are no paths stay as they are."""
     monkeypatch.chdir(tmp_path)
-    command = evaluation_command(
-        toy_run.settings(), SpeechOptions("out", eval_suite=["demo-asr"], eval_corpus="no_corpus")
-    )
-    with pytest.raises(ValueError, match="--eval_suite: .*no no_corpus.heldout_asr.jsonl"):
+    for name in ("corpus", "demo-asr", "glm4voice"):
+        Path(name).mkdir()
+    options = SpeechOptions("out", eval_suite=["demo-asr"], eval_corpus="corpus", eval_options=["audio-decoder-path=x"])
+    command = evaluation_command(toy_run.settings(), options)
+    values = dict(zip(command[3::2], command[4::2], strict=True))
+    assert (values["--suite"], values["--audio-tokenizer-type"]) == ("demo-asr", "glm4voice")
+    assert (values["--corpus"], values["--audio-decoder-path"]) == (str(tmp_path / "corpus"), "x")
+    with pytest.raises(ValueError, match=f"--eval_suite: .*no {tmp_path}/corpus/heldout_asr.jsonl"):
         check_evaluation(command)
 
 

@@ -1,1 +1,1 @@
-"""Training of the stages: flags, packs, model, Trainer, the folder of a run, and evaluation of its checkpoints."""
+"""One training stage: its flags, settings, data, model, Trainer, run folder, and evaluation of checkpoints."""

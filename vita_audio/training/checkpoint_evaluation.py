@@ -1,4 +1,4 @@
-"""Evaluation of the checkpoints of a training run, by evaluation/run.py in a separate process.
+"""Evaluation of the checkpoints of a training run, by `evaluation.run` in a separate process.
 
 The main process waits for the evaluation, the other processes wait for the main process. An evaluation that fails costs
 its metrics and nothing else: the failure is logged and counted, and training continues. Files in the run folder:
@@ -28,8 +28,9 @@ from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import EVALUATIONS, QUALITY_FILE
 from vita_audio.training.settings import StageSettings
 
-ROOT = Path(__file__).resolve().parents[2]  # the repository, which also holds the package `evaluation`
+ROOT = Path(__file__).resolve().parents[2]  # the repository, where the package `evaluation` is found
 PROGRAM = [sys.executable, "-m", "evaluation.run"]
+PATH_OPTIONS = ("corpus", "data", "against", "audio-tokenizer-path", "audio-decoder-path", "audio-model-path")
 RESULTS, LOG, FAILURE = "results.json", "log.txt", "failure.json"
 LAUNCHER_VARIABLES = ("TORCHELASTIC_", "ACCELERATE_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
@@ -41,28 +42,30 @@ class EvaluationError(RuntimeError):
 
 
 def evaluation_command(settings: StageSettings, options: SpeechOptions) -> list[str]:
-    """Return the command that evaluates a checkpoint of a stage, without --model and --output."""
-    values: dict[str, Sequence[str]] = {
+    """Return the command that evaluates a checkpoint of a stage, without --model and --output.
+
+    Paths that exist become absolute, because the command runs in the repository.
+    """
+    values: dict[str, list[str | None]] = {
         "suite": options.eval_suite,
         "limit": [str(options.eval_limit)],
+        "corpus": [options.eval_corpus],
+        "data": [options.eval_data],
         "audio-tokenizer-type": [settings.audio_tokenizer_type],
+        "audio-tokenizer-path": [settings.audio_tokenizer_path],
+        "audio-model-path": [settings.audio_model_name_or_path],
     }
-    for name, path in (
-        ("corpus", options.eval_corpus),
-        ("data", options.eval_data),
-        ("audio-tokenizer-path", settings.audio_tokenizer_path),
-        ("audio-model-path", settings.audio_model_name_or_path),
-    ):
-        if path:
-            values[name] = [path]
+    values = {name: parts for name, parts in values.items() if parts != [None]}
     for entry in options.eval_options or ():
         name, _, value = entry.partition("=")
         values[name] = [*values.get(name, ()), value]
+    for name in values.keys() & set(PATH_OPTIONS):
+        values[name] = [os.path.abspath(part) if os.path.exists(part) else part for part in values[name]]
     return [*PROGRAM, *(part for name, parts in values.items() for part in (f"--{name}", *parts))]
 
 
 def check_evaluation(command: Sequence[str]) -> None:
-    """Check that evaluation/run.py accepts the command, and that its data and judges are available.
+    """Check that `evaluation.run` accepts the command, and that its data and judges are available.
 
     Raises: ValueError with the last line that it prints, or if this installation has no `evaluation`.
     """
@@ -71,17 +74,15 @@ def check_evaluation(command: Sequence[str]) -> None:
             f"--eval_suite needs the folder evaluation of the repository next to the package vita_audio, got {ROOT}; "
             "train from a clone of the repository, installed with pip install -e"
         )
-    command = [*command, "--model", "-", "--output", "-", "--check"]
-    result = subprocess.run(command, env=evaluation_environment(), capture_output=True, text=True)
+    result = _run([*command, "--model", "-", "--output", "-", "--check"], capture_output=True, text=True)
     if result.returncode:
         raise ValueError(f"--eval_suite: {last_line(result.stderr)}")
 
 
-def evaluation_environment() -> dict[str, str]:
-    """Return the environment of the evaluation: it finds the repository and is not a process of the training."""
-    values = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
-    paths = [str(ROOT), *filter(None, [values.get("PYTHONPATH")])]
-    return values | {"PYTHONPATH": os.pathsep.join(paths)}  # relative paths in the options need the working directory
+def _run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
+    """Run a program of the repository that is not a process of the training."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    return subprocess.run(command, cwd=ROOT, env=environment, **options)
 
 
 def last_line(text: str) -> str:
@@ -100,17 +101,11 @@ def evaluate_checkpoint(command: Sequence[str], checkpoint: Path, output: Path, 
     Raises: EvaluationError with the last printed line if the evaluation fails or exceeds the limit; OSError.
     """
     output.mkdir(parents=True, exist_ok=True)
-    command = [*command, "--model", str(checkpoint), "--output", str(output)]
+    command = [*command, "--model", str(checkpoint.absolute()), "--output", str(output.absolute())]
     with (output / LOG).open("w", encoding="utf-8") as log:
         try:
-            done = subprocess.run(
-                command,
-                env=evaluation_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=60 * minutes,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            done = _run(command, timeout=60 * minutes, **streams)
         except subprocess.TimeoutExpired as error:
             raise EvaluationError(f"not done after {minutes:g} minutes, see {output / LOG}") from error
     if not (output / RESULTS).exists():
