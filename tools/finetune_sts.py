@@ -15,6 +15,7 @@ from vita_audio.training.arguments import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train a stage; wrong input ends the program with one line and exit code 2."""
     with one_line_errors("finetune_sts.py"):
         arguments = parse_arguments(argv)
         from vita_audio.training import stage  # imports torch: not before the flags are parsed

@@ -173,6 +173,7 @@ def argument_values(arguments: Arguments, *, changed_only: bool = False) -> dict
     """Return the arguments by name as JSON values.
 
     Args:
+        arguments: Result of `parse_arguments`.
         changed_only: Leave out arguments that have their default value.
     """
     values = {}

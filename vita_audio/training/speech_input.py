@@ -43,7 +43,9 @@ def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], s
     """Load the speech encoder into a model whose other weights are loaded.
 
     Args:
+        model: The model.
         missing: Parameters that the checkpoint lacked.
+        settings: Settings of the stage.
     Returns: The missing parameters outside the speech encoder and its projection.
     Raises: FileNotFoundError, ValueError for a folder whose weights do not fit, or if no folder has an encoder.
     """

@@ -43,6 +43,7 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
     """Load the tokenizers and make the packs of a stage.
 
     Args:
+        settings: Settings of the stage.
         is_main: Whether this process extracts codes and shows progress; other processes of the machine must call this
             after it, and find the packs.
         device: Where missing codes are extracted.

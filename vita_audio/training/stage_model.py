@@ -69,7 +69,9 @@ def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tup
     """Check that a configuration computes what the checkpoint to start from computes; it may add MTP modules.
 
     Args:
-        names: Names of the two for the message.
+        config: Configuration of the model to train.
+        checkpoint: Configuration of the checkpoint.
+        names: Names of both for the message.
     Raises: ValueError that lists the fields that differ, with their value in the checkpoint and in the configuration.
     """
     ours, theirs = (_computed_by(each, checkpoint.num_hidden_layers) for each in (config, checkpoint))
@@ -109,6 +111,7 @@ def load_stage_model(
     """Load the model of a stage, with its new MTP modules initialised and only what trains requiring gradients.
 
     Args:
+        settings: Settings of the stage.
         tokenizer: Text tokenizer; a model that starts from plain Qwen2 gets embeddings for its new tokens.
         audio_tokenizer: Description of the tokenizer that makes the codes, see `audio_tokenizers.identity`; it is
             stored in the model's configuration.

@@ -73,6 +73,7 @@ class CompactProgress(ProgressCallback):
     """Progress bar whose log lines omit the values that only the curves need."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write a log line with the values of `_SHOWN` and the mean accuracy of the MTP modules."""
         if "loss" in logs:
             modules = [value for name, value in logs.items() if name.startswith("mtp_") and name.endswith("_accuracy")]
             shown = {name: logs[name] for name in _SHOWN if name in logs}
@@ -115,8 +116,9 @@ class SpeechTrainer(Trainer):
         """Make a trainer.
 
         Args:
-            args: Arguments of transformers' Trainer, as are `kwargs`.
+            args: Positional arguments of transformers' Trainer.
             front_end: Makes the features of continuous input; it is saved with the model.
+            kwargs: Keyword arguments of transformers' Trainer.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
         """
         super().__init__(*args, **kwargs)
@@ -185,6 +187,7 @@ class SpeechTrainer(Trainer):
             self.front_end.save_pretrained(output_dir or self.args.output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the values of all depths, the speed and the time to an entry of the training log."""
         if "loss" in logs:
             values = self._meter.read(self.accelerator)
             seconds = self._step_log.elapsed()
