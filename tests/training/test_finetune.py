@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -125,6 +126,14 @@ def test_a_folder_with_other_files_needs_overwriting(stages, toy_run, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     train([*flags, "--overwrite_output_dir", "true"])
     assert (tmp_path / "thesis.tex").exists() and (tmp_path / RESULTS_FILE).exists()
+
+
+def test_a_run_without_matplotlib_ends_before_the_training(toy_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        train(toy_run.flags(tmp_path / "run"))
+    assert re.search(r"plots need matplotlib .*vita-audio\[plots\]", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path, capsys):

@@ -31,10 +31,12 @@ def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"]
     for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and not node.target.id.startswith("_"):
-            options = {keyword.arg: keyword.value for keyword in node.value.keywords}
-            default = _literal(options["default"]) if "default" in options else None
-            metadata = options["metadata"]
+        if isinstance(node, ast.AnnAssign) and node.value and not node.target.id.startswith("_"):
+            options = {"default": node.value}
+            if isinstance(node.value, ast.Call):
+                options = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            default = _literal(options.get("default"))
+            metadata = options.get("metadata", ast.Dict([], []))
             known = {key.value: _literal(value) for key, value in zip(metadata.keys, metadata.values, strict=True)}
             known = {"help": ""} | {key: value for key, value in known.items() if value is not None}
             kind = _simplify(ast.unparse(node.annotation), default)
@@ -50,8 +52,8 @@ def _simplify(annotation: str, default: Any) -> Any:
     return _TYPES.get(annotation.removesuffix(" | None"), str)
 
 
-def _literal(node: ast.expr) -> Any:
-    """Evaluate an expression of constants; None for any other."""
+def _literal(node: ast.expr | None) -> Any:
+    """Evaluate an expression of constants; None for other expressions and without one."""
     try:
         return ast.literal_eval(node)
     except ValueError:
