@@ -30,9 +30,9 @@ setup(
         "soundfile",
         "soxr",
         "tqdm",
-        "matplotlib",
     ],
     extras_require={
+        "plots": ["matplotlib>=3.9"],  # curves of a training, plots of reports and benchmarks
         "evaluation": [
             "jiwer>=4",
             "rapidfuzz>=3",
@@ -40,6 +40,7 @@ setup(
             "word2number>=1.1",
             "faster-whisper>=1.2",
             "filelock>=3",
+            "matplotlib>=3.9",
         ],
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
         "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],

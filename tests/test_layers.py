@@ -14,7 +14,7 @@ PACKAGE = "vita_audio"
 # The rooms of the package, from the bottom up; neighbours in a row do not know each other.
 LAYERS = (
     ("constants", "interleave", "resample", "files", "optional"),
-    ("speech_decoder", "speech_features", "errors"),
+    ("speech_decoder", "speech_features", "errors", "plots"),
     ("text", "models", "audio_tokenizers"),
     ("data",),
     ("checkpoints", "training", "inference"),
@@ -34,7 +34,7 @@ FOLDERS = (PACKAGE, "evaluation", "tools")
 IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where it is not the name of the requirement
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
-    *("deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
+    *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
     *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords"),
 )
 # Files that break a rule below; empty it when they are mended.

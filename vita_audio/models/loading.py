@@ -5,22 +5,38 @@ A checkpoint may name its own classes (`auto_map` in config.json) and contain th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, Qwen2Config
 from transformers.utils import logging as transformers_logging
 
-from vita_audio.files.checkpoint import CONFIG_FILE, GENERATION_FILE, check_weights, read_json
+from vita_audio.files.checkpoint import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    check_weights,
+    check_whole,
+    read_header,
+    read_json,
+    weight_files,
+)
+from vita_audio.files.tensors import read_tensors
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> PretrainedConfig:
-    """Read a model configuration.
+    """Read a model configuration; that of a checkpoint with a trained head says untied, see `keep_trained_head`.
 
     Args:
         path: Folder of a checkpoint, or a JSON file.
@@ -38,9 +54,48 @@ def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> Pr
         raise ValueError(f"{file}: model_type must be one of {', '.join(sorted(by_type))}, got {model_type}")
     values.pop("auto_map", None)
     try:
-        return by_type[model_type].from_dict(values)
-    except Exception as error:  # the strict configurations of transformers raise their own exceptions
+        config = by_type[model_type].from_dict(values)
+    except Exception as error:  # the strict configurations of transformers raise kinds of their own
         raise ValueError(f"{file}: {error}") from error
+    if path.is_dir() and isinstance(config, Qwen2Config) and config.tie_word_embeddings:
+        keep_trained_head(config, path)
+    return config
+
+
+def keep_trained_head(config: Qwen2Config, folder: Path) -> None:
+    """Untie a configuration whose weight files hold an output head that differs from the embeddings.
+
+    Merging an adapter of a tied model leaves such files, and tying on the way to a new checkpoint would lose the head.
+    """
+    try:
+        files = weight_files(folder)
+    except FileNotFoundError:  # a configuration alone
+        return
+    head = _find_tensor(files, HEAD)
+    if head is None:
+        return
+    embeddings = _find_tensor(files, EMBEDDINGS)
+    if embeddings is not None and not torch.equal(head, embeddings.to(head.dtype)):
+        logger.warning(
+            "%s says tie_word_embeddings, but the weights hold an %s that differs from the embeddings; it is kept, and "
+            "the model is loaded untied",
+            folder / CONFIG_FILE,
+            HEAD,
+        )
+        config.tie_word_embeddings = False
+
+
+def _find_tensor(files: Iterable[Path], name: str) -> Tensor | None:
+    """Read one tensor from the weight files of a checkpoint; None if no file holds it."""
+    for path in files:
+        check_whole(path)
+        if path.suffix == ".safetensors":
+            if name in read_header(path):
+                with safe_open(path, "pt") as file:
+                    return file.get_tensor(name)
+        elif name in read_tensors(path, "meta"):
+            return read_tensors(path)[name]
+    return None
 
 
 def load_weights(

@@ -1,1 +1,1 @@
-"""One training stage: its arguments, model, data, Trainer and run folder."""
+"""One training stage: its flags, settings, data, model, Trainer, run folder, and evaluation of checkpoints."""
