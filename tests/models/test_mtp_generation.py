@@ -30,7 +30,7 @@ def model():
 
 def sources_of(output, num_tokens):
     """Who predicted each token; transformers' own output means the backbone."""
-    return ["main" if step < 0 else f"mtp{step}" for step in getattr(output, "steps", (-1,) * num_tokens)]
+    return [f"mtp{depth - 1}" if depth else "main" for depth in getattr(output, "steps", (0,) * num_tokens)]
 
 
 @pytest.mark.parametrize("attention, use_cache", [("sdpa", True), ("sdpa", False), ("eager", True)])
@@ -96,13 +96,13 @@ def test_argument_overrides_call_config_overrides_model_config(ids):
     assert steps() == "backbone only"
     model.generation_config.mtp_inference_mode = "turbo"
     assert steps(mtp_inference_mode="vanilla") == "backbone only"
-    assert set(steps()) == {-1, 0, 1}
+    assert set(steps()) == {0, 1, 2}
     model.generation_config.mtp_inference_mode = "vanilla"
     assert steps() == "backbone only"
     config.update(**arguments)
     turbo = model.generate(ids, generation_config=config).steps
-    assert turbo == (-1, 0, 1) * 3 + (-1,)
-    assert steps(mtp_inference_mode=[3, 1]) == (-1, -1, -1, 0, -1, -1, -1, 0, -1, -1)
+    assert turbo == (0, 1, 2) * 3 + (0,)
+    assert steps(mtp_inference_mode=[3, 1]) == (0, 0, 0, 1, 0, 0, 0, 1, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["fast", [1], [1, 2, 3], (0, 4), [1, -1], [1, 2.5], []])
@@ -325,7 +325,7 @@ def test_modules_read_ids_where_the_backbone_reads_embeddings(model, ids):
     hidden = model.model(inputs_embeds=embeds).last_hidden_state
     tokens = with_ids.sequences[:, 1:13]
     positions = torch.arange(1, 13)[None]
-    states = model.mtp_step(0, model.get_input_embeddings()(tokens), hidden, positions)
+    states = model.mtp_step(1, model.get_input_embeddings()(tokens), hidden, positions)
     torch.testing.assert_close(with_ids.logits[1], model.lm_head(states[:, -1]))
     assert not torch.allclose(with_ids.logits[1], without.logits[1])
 
