@@ -128,6 +128,23 @@ class DecodeState:
         self.num_read = list(range(len(self.num_read)))
         self.pending = [hidden_states[:, :0] for hidden_states in self.pending]
 
+    def rewind(self, model: MTPModel, num_kept: int) -> int:
+        """Shorten the stream to `num_kept` positions, or to none where the cache was not made by such a model.
+
+        Returns: How many positions the backbone does not have to read again, at most `num_kept`.
+        """
+        if num_kept > 0 and self._continues(model):
+            self.crop(num_kept)
+            return self.num_read[BACKBONE]
+        self.__init__()
+        return 0
+
+    def _continues(self, model: MTPModel) -> bool:
+        """Tell whether there is a cache of this model that can be cropped; sliding windows forget and cannot."""
+        sizes = model.config.num_nextn_predict_layers + 1, model.config.num_backbone_layers
+        fits = (len(self.num_read), self.num_backbone_layers) == sizes
+        return fits and self.cache is not None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
     def crop(self, num_kept: int) -> None:
         """Shorten the stream to `num_kept` positions, with the caches and pending hidden states of all depths.
 
@@ -201,11 +218,8 @@ def begin_decoding(
         )
     state = DecodeState() if state is None else state
     prompt = DecodeState(input_ids, position_ids, attention_mask)
-    num_kept = _common_prefix(state, prompt) if _continues(state, model) else 0
-    num_kept = min(num_kept, prompt.length - 1)  # the last position is read again for its logits
-    if num_kept:
-        state.crop(num_kept)
-    else:
+    # the last position is read again for its logits
+    if not state.rewind(model, min(_common_prefix(state, prompt), prompt.length - 1)):
         num_depths = 1 + model.config.num_nextn_predict_layers
         state.cache, state.num_read = past_key_values, list(range(num_depths))
         state.pending = [torch.empty((batch_size, 0, model.config.hidden_size))] * num_depths
@@ -213,13 +227,6 @@ def begin_decoding(
     state.tokens, state.position_ids, state.attention_mask = input_ids, position_ids, attention_mask
     state.prompt_embeds = inputs_embeds
     return state
-
-
-def _continues(state: DecodeState, model: MTPModel) -> bool:
-    """Tell whether a state holds a cache for this model that can be cropped; sliding windows forget and cannot."""
-    num_depths = 1 + model.config.num_nextn_predict_layers
-    fits = (len(state.num_read), state.num_backbone_layers) == (num_depths, model.config.num_backbone_layers)
-    return fits and state.cache is not None and all(type(layer) is DynamicLayer for layer in state.cache.layers)
 
 
 def _common_prefix(state: DecodeState, prompt: DecodeState) -> int:
