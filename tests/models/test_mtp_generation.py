@@ -1,4 +1,4 @@
-"""Decoding with modules: reference ids, what `generate` offers, batches, continuation, concurrency."""
+"""Decoding with modules: reference ids, options of `generate`, batches, concurrency."""
 
 import queue
 import threading
@@ -300,6 +300,32 @@ def test_text_streamer_in_a_thread_and_stop_strings(tokenizer, ids):
     end = next(i for i in range(13, 22) if texts[i].isascii() and texts[i] not in "".join(texts[:i]))
     stopped = model.generate(ids[:1], **GREEDY, stop_strings=[texts[end]], tokenizer=tokenizer)
     assert stopped.tolist() == expected[:, : end + 1].tolist()
+
+
+def test_stop_strings_of_a_generation_config_and_without_a_tokenizer(tokenizer, ids):
+    """transformers takes the tokenizer away from custom functions; vanilla is its own decoding."""
+    model = make_model(2, vocab_size=len(tokenizer))
+    texts = [tokenizer.decode(token) for token in model.generate(ids[:1], **GREEDY)[0]]
+    end = next(i for i in range(13, 22) if texts[i].isascii() and texts[i] not in "".join(texts[:i]))
+    config = GenerationConfig(stop_strings=[texts[end]], do_sample=False, max_new_tokens=10)
+    stopped = model.generate(ids[:1], generation_config=config, mtp_inference_mode=PLAN, tokenizer=tokenizer)
+    assert stopped.shape[1] == end + 1
+    model.generation_config.stop_strings = [texts[end]]
+    assert model.generate(ids[:1], **GREEDY, tokenizer=tokenizer).tolist() == stopped.tolist()
+    with pytest.raises(ValueError, match="stop_strings need a tokenizer to be found, got"):
+        model.generate(ids[:1], **GREEDY)
+
+
+def test_the_plan_of_a_checkpoint_survives_saving(ids, tmp_path):
+    """Also where transformers has made the generation config of the model config."""
+    model = make_model(2)
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.generation_config.mtp_inference_mode = [1, 2]
+    expected = model.generate(ids, do_sample=False, max_new_tokens=6, return_dict_in_generate=True).steps
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.generation_config.mtp_inference_mode == [1, 2]
+    assert loaded.generate(ids, do_sample=False, max_new_tokens=6, return_dict_in_generate=True).steps == expected
 
 
 def test_prompt_as_embeddings(model, ids):

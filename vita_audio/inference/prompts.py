@@ -56,8 +56,8 @@ class ChatState:
     """The tokens and cache of one conversation, so that each turn reads only its new tokens.
 
     The caller creates an empty state and passes it to every turn, with the whole conversation so far. Answers are the
-    same as without a state. It belongs to one call at a time; after a stream that was closed early it can still be used.
-    If the conversation differs from the one that was read, their common prefix is kept and the rest is read again.
+    same as without a state. It belongs to one call at a time and remains usable after a stream was closed early. If the
+    conversation differs from the one that was read, their common prefix is kept and the rest is read again.
 
     Attributes:
         keys: Keys of the latest prompt.

@@ -1,8 +1,8 @@
 """The tasks of the released models and the conversations that ask for them, ready for `SpeechLM`.
 
 A conversation is a sample without its answer, in the format of `vita_audio.data.chat`: `messages`, and `audios` with
-one entry for each audio tag. An entry is a path, a pair (wave, sample rate), or a list of audio codes. An earlier answer
-of the model may also have `ids`, the token ids as generated, which are then read in place of its `content`.
+one entry for each audio tag. An entry is a path, a pair (wave, sample rate), or a list of audio codes. An earlier
+answer of the model may also have `ids`, the token ids as generated, which are then read in place of its `content`.
 """
 
 from __future__ import annotations

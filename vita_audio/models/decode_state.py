@@ -57,6 +57,7 @@ class DecodeState:
             token d places to the right, so the first d positions need no reading and count as read.
         pending: pending[d]: hidden states of depth d - 1 that depth d has not read yet, (batch, time, hidden).
         num_backbone_layers: Layers of depth 0; each other depth has one layer.
+        model_id: `id` of the model that has read the stream, whose cache is of no use to another one.
     """
 
     tokens: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int64))
@@ -67,6 +68,7 @@ class DecodeState:
     num_read: list[int] = field(default_factory=list)
     pending: list[Tensor] = field(default_factory=list)
     num_backbone_layers: int = 0
+    model_id: int | None = None
 
     @property
     def length(self) -> int:
@@ -129,7 +131,7 @@ class DecodeState:
         self.pending = [hidden_states[:, :0] for hidden_states in self.pending]
 
     def rewind(self, model: MTPModel, num_kept: int) -> int:
-        """Shorten the stream to `num_kept` positions, or to none where the cache was not made by such a model.
+        """Shorten the stream to `num_kept` positions, or to none if this model cannot continue from the cache.
 
         Returns: How many positions the backbone does not have to read again, at most `num_kept`.
         """
@@ -141,9 +143,9 @@ class DecodeState:
 
     def _continues(self, model: MTPModel) -> bool:
         """Tell whether there is a cache of this model that can be cropped; sliding windows forget and cannot."""
-        sizes = model.config.num_nextn_predict_layers + 1, model.config.num_backbone_layers
-        fits = (len(self.num_read), self.num_backbone_layers) == sizes
-        return fits and self.cache is not None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        if self.model_id != id(model) or self.cache is None:
+            return False
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def crop(self, num_kept: int) -> None:
         """Shorten the stream to `num_kept` positions, with the caches and pending hidden states of all depths.
@@ -223,7 +225,7 @@ def begin_decoding(
         num_depths = 1 + model.config.num_nextn_predict_layers
         state.cache, state.num_read = past_key_values, list(range(num_depths))
         state.pending = [torch.empty((batch_size, 0, model.config.hidden_size))] * num_depths
-        state.num_backbone_layers = model.config.num_backbone_layers
+        state.num_backbone_layers, state.model_id = model.config.num_backbone_layers, id(model)
     state.tokens, state.position_ids, state.attention_mask = input_ids, position_ids, attention_mask
     state.prompt_embeds = inputs_embeds
     return state
