@@ -21,9 +21,8 @@ from evaluation.judges import Judge
 from evaluation.metrics.ours import contains_answer, normalise, word_error_rate
 from evaluation.progress import progress_bar
 from vita_audio.data.mixture import resolve
-from vita_audio.inference.harness import GREEDY
-from vita_audio.inference.pipeline import Response, SpeechLM
-from vita_audio.inference.tasks import Conversation, asr_conversation, sts_conversation, tts_conversation
+from vita_audio.inference.pipeline import GREEDY, Response, SpeechLM
+from vita_audio.inference.tasks import Sample, asr_conversation, sts_conversation, tts_conversation
 
 TASKS = ("asr", "tts", "qa")
 SPOKEN_TASKS = ("tts", "qa")
@@ -67,7 +66,7 @@ def load_items(corpus: Path, task: str, count: int) -> list[Row]:
     return [rows[index] | {"audio": str(resolve(rows[index]["audio"], corpus))} for index in chosen]
 
 
-def conversation_of(row: Row) -> Conversation:
+def conversation_of(row: Row) -> Sample:
     if row["task"] == "asr":
         return asr_conversation(row["audio"])
     return tts_conversation(row["text"]) if row["task"] == "tts" else sts_conversation(row["audio"])

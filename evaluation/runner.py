@@ -29,8 +29,7 @@ from evaluation.suites import Benchmark, Item
 from evaluation.tasks import TASKS
 from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
-from vita_audio.inference.harness import GREEDY
-from vita_audio.inference.pipeline import Response, SpeechLM
+from vita_audio.inference.pipeline import GREEDY, Response, SpeechLM
 from vita_audio.interleave import InterleavePlan
 
 ANSWERS, TRANSCRIPTS, FAILED = "answers", "transcripts", "failed"

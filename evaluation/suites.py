@@ -17,7 +17,7 @@ from typing import Any
 from evaluation.answers import conversation_of
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.data.mixture import resolve
-from vita_audio.inference.tasks import Conversation, text_conversation, tts_conversation
+from vita_audio.inference.tasks import Sample, text_conversation, tts_conversation
 from vita_audio.text import OMNI_SYSTEM, TTS_PROMPT
 
 ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
@@ -42,7 +42,7 @@ class Item:
     """
 
     id: str
-    conversation: Conversation
+    conversation: Sample
     references: tuple[str, ...]
     audio: str | None = None
     text: str | None = None

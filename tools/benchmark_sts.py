@@ -44,7 +44,7 @@ from vita_audio.command_line import (
 )
 from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM, resolve_device
-from vita_audio.inference.tasks import Conversation, text_conversation
+from vita_audio.inference.tasks import Sample, text_conversation
 from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import Qwen2MTPForCausalLM
 from vita_audio.speech_decoder.config import DecoderConfig
@@ -112,7 +112,7 @@ def layout(plan: InterleavePlan, num_tokens: int) -> list[str]:
         kinds += ["text"] * num_text + ["begin"] + ["code"] * (num_audio - NUM_MARKERS) + ["end"]
 
 
-def measure(speech_lm: SpeechLM, conversation: Conversation, plan: InterleavePlan, num_new: int) -> Measurement:
+def measure(speech_lm: SpeechLM, conversation: Sample, plan: InterleavePlan, num_new: int) -> Measurement:
     """Answer twice: whole, for the speed of the language model alone, and streamed, for what a listener notices."""
     num_prompt = len(speech_lm.prompt_ids(conversation))
     forcing = LayoutForcing(plan, speech_lm.tokenizer, num_prompt=num_prompt, num_new=num_new)
@@ -177,7 +177,7 @@ def summarise(measurements: Sequence[Measurement]) -> dict[str, Any]:
     return figures | {"timeline": ranked[len(ranked) // 2].timeline}
 
 
-def make_prompt(speech_lm: SpeechLM, num_tokens: int) -> Conversation:
+def make_prompt(speech_lm: SpeechLM, num_tokens: int) -> Sample:
     """Return a written question of at least `num_tokens` tokens, the turns' headers included."""
     words = 1
     while len(speech_lm.prompt_ids(conversation := text_conversation(" ".join(["what"] * words)))) < num_tokens:

@@ -32,7 +32,7 @@ from vita_audio.command_line import (
 from vita_audio.data.audio import load_audio
 from vita_audio.errors import one_line_errors
 from vita_audio.inference.pipeline import SpeechLM
-from vita_audio.inference.tasks import SPEAKING_TASKS, SYSTEMS, TASKS, Conversation, make_conversation
+from vita_audio.inference.tasks import SYSTEMS, TASKS, Sample, make_conversation
 from vita_audio.interleave import MODES, InterleavePlan
 
 DEFAULT_OUTPUT = Path("outputs/answer.wav")
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 def answer(options: argparse.Namespace) -> None:
     """Check the input before anything large is loaded, then answer."""
     plan = None if options.mode is None else InterleavePlan.parse(options.mode)
-    if options.output is None and options.task in SPEAKING_TASKS:
+    if options.output is None and TASKS[options.task].speaks:
         options.output = DEFAULT_OUTPUT
     if options.output is not None:
         check_output(options.output)
@@ -127,7 +127,7 @@ def check_output(path: Path) -> None:
         raise PermissionError(f"--output {path} cannot be written; choose another place")
 
 
-def whole_answer(speech_lm: SpeechLM, conversation: Conversation, output: Path | None, **generation: Any) -> None:
+def whole_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
     response = speech_lm.respond(conversation, decode_audio=output is not None, **generation)
     print(response.text)
     if output is None:
@@ -138,7 +138,7 @@ def whole_answer(speech_lm: SpeechLM, conversation: Conversation, output: Path |
     report(output, len(response.wave) / response.sample_rate, first_audio_seconds=seconds, total_seconds=seconds)
 
 
-def stream_answer(speech_lm: SpeechLM, conversation: Conversation, output: Path | None, **generation: Any) -> None:
+def stream_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
     start, first_audio_seconds = perf_counter(), None
     sample_rate = speech_lm.audio_tokenizer.output_rate
     num_samples = 0

@@ -174,29 +174,6 @@ def test_padded_batches_generate_like_single_prompts(model, ids):
     assert batch[:, 12:].tolist() == [first[0, 12:].tolist(), second[0, 8:].tolist()]
 
 
-def test_a_conversation_continues_with_another_audio(model, ids):
-    """From the cache of the first answer, with the ids of all turns or of the new one only."""
-    first, second = random_audios(2, 1)
-    options = {"max_new_tokens": 6, "do_sample": False, "mtp_inference_mode": [1, 2], "return_dict_in_generate": True}
-    earlier = {"audios": [first], "audio_indices": [places(0, 1, 6)]}
-
-    def begin():
-        answer = model.generate(ids[:1], **earlier, **options)
-        return answer.past_key_values, torch.cat([answer.sequences, ids[1:]], dim=1)
-
-    cache, prompt = begin()
-    both = {"audios": [first, second], "audio_indices": [places(0, 1, 6), places(0, 20, 5)]}
-    anew = model.generate(prompt, **both, **options).sequences
-    assert anew[0, :30].tolist() == prompt[0].tolist()
-    assert model.generate(prompt, past_key_values=cache, **both, **options).sequences.tolist() == anew.tolist()
-    cache, _ = begin()
-    cached = cache.get_seq_length()
-    assert 12 < cached < 18
-    new = {"audios": [second], "audio_indices": [places(0, 20 - cached, 5)], "attention_mask": torch.ones_like(prompt)}
-    continued = model.generate(prompt[:, cached:], past_key_values=cache, **new, **options).sequences
-    assert continued[0].tolist() == anew[0, cached:].tolist()
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [

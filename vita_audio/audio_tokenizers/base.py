@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -204,10 +204,15 @@ class AudioTokenizer(ABC):
         return self.decoder
 
 
-def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) -> Tensor:
-    """Check a wave and resample its first channel to `target_rate`: (samples,), float32, on the CPU, never empty.
+def prepare_wave(
+    wave: Tensor | np.ndarray, sample_rate: int, target_rate: int, *, channel: Literal["first", "mean"] = "first"
+) -> Tensor:
+    """Check a wave and bring one channel to `target_rate`: (samples,), float32, on the CPU, never empty.
 
-    Arguments and errors as in `AudioTokenizer.encode`.
+    Other arguments and errors are those of `AudioTokenizer.encode`.
+
+    Args:
+        channel: "first" takes the first channel, "mean" averages the channels.
     """
     wave = wave.detach().cpu() if isinstance(wave, Tensor) else torch.as_tensor(wave)
     if not wave.is_floating_point():
@@ -219,7 +224,7 @@ def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) 
     if wave.dim() == 2:
         if wave.shape[0] > wave.shape[1]:
             raise ValueError(f"wave must be (channels, samples), got shape {tuple(wave.shape)}; transpose it")
-        wave = wave[0]
+        wave = wave[0] if channel == "first" else wave.mean(dim=0)
     wave = wave.float()
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")

@@ -196,7 +196,7 @@ def _run_language_model(model: nn.Module) -> str:
         result = f"{len(features)} rows of features to {len(model.model.encode_audio([features])[0])} places, {result}"
     if isinstance(config, Qwen2MTPConfig):
         embeds = model.model.embed_tokens(ids)
-        depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks)]
+        depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks=masks)]
         result += f", {len(depths)} MTP modules"
     return result
 

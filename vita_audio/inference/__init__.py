@@ -1,1 +1,1 @@
-"""Conversations to text and speech with a trained model."""
+"""Answering conversations: tasks and their prompts, `SpeechLM` for whole, batched and streamed answers, harnesses."""
