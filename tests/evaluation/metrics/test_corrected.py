@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.metrics.corrected import (
+from evaluation.metrics.ours import (
     answer_words,
     contains_any,
     corrected_error_rate,
     error_counts,
     scored_tokens,
 )
-from evaluation.metrics.pairing import check_answers
 from evaluation.metrics.public import reference_containment, reference_error_rate
+from evaluation.metrics.score import check_answers
 
 ASSETS = Path(__file__).parents[2] / "assets" / "evaluation"
 
@@ -81,9 +81,9 @@ def test_chinese_is_compared_by_characters(reference, hypothesis, errors, length
 
 
 def test_chinese_needs_its_package(monkeypatch):
-    from evaluation.metrics.ours import corrected as corrected_metrics
+    from evaluation.metrics import ours
 
-    corrected_metrics._chinese_normalizer.cache_clear()
+    ours._chinese_normalizer.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "wetext", None)
     with pytest.raises(ImportError, match=r"Chinese error rate needs the package wetext .*vita-audio\[evaluation_zh\]"):
         corrected_error_rate(["你好"], ["你好"], language="zh")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.metrics.corrected import corrected_error_rate
-from evaluation.metrics.pairing import pair_texts, read_texts
+from evaluation.metrics.ours import corrected_error_rate
 from evaluation.metrics.public import reference_containment, reference_error_rate, seedtts_error_rate
+from evaluation.metrics.score import pair_texts, read_texts
 
 ROOT = Path(__file__).parents[3]
 
