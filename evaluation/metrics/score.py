@@ -98,11 +98,11 @@ def check_answers(texts: Sequence[object], answers: Sequence[object]) -> list[li
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Read lines of an id, a space and a text, which may be empty.
+    """Read lines of an id, a space and a text, which may be empty; a byte order mark belongs to no id.
 
     Raises: FileNotFoundError; ValueError for an empty file or an id that occurs twice.
     """
-    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{path} must have lines of an id and a text, got none")
     check_unique([line[0] for line in lines], str(path))

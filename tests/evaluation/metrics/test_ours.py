@@ -64,9 +64,9 @@ def test_a_wrong_digit_is_one_error_not_a_wrong_string():
 
 @pytest.mark.parametrize("rate", [word_error_rate, digit_error_rate])
 def test_rates_refuse_what_has_no_value(rate):
-    with pytest.raises(ValueError, match="needs references with words"):
+    with pytest.raises(ValueError, match="are all references empty"):
         rate([""], ["one"])
-    with pytest.raises(ValueError, match="needs a hypothesis, got 2 and 1"):
+    with pytest.raises(ValueError, match="needs its hypothesis, got 2 and 1"):
         rate(["one", "two"], ["one"])
 
 

@@ -64,6 +64,11 @@ def test_texts_are_paired_by_id_in_the_order_of_the_references(tmp_path):
     assert paired == (["b", "a", "c"], ["two  words", "one", ""], ["2", "1", "3 "])
 
 
+def test_a_byte_order_mark_belongs_to_no_id(tmp_path):
+    (tmp_path / "hyp").write_bytes("a one\nb two\n".encode("utf-8-sig"))
+    assert read_texts(tmp_path / "hyp") == {"a": "one", "b": "two"}
+
+
 def test_only_some_of_many_ids_are_named():
     references = {str(number): "" for number in range(8)}
     with pytest.raises(ValueError, match="got none for 0, 1, 2, 3, 4 and 3 more; an empty text stands for"):
