@@ -43,7 +43,8 @@ def _endings() -> dict[str, tuple[str, str]]:
 
 _ENDINGS = _endings()
 _FIGURE_WITH_ENDING = re.compile(r"(\d+)((?:st|nd|rd|th)s?|s)")
-_LETTER_MEETS_DIGIT = re.compile(r"(?<=[a-z])(?=\d)|(?<=\d)(?=[a-z])(?!(?:(?:st|nd|rd|th)s?|s)\b)")
+_LETTER_MEETS_DIGIT = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])(?!(?:(?:st|nd|rd|th)s?|s)\b)")
+_NUMBER = re.compile(r"-?\d[\d.]*(?:(?:st|nd|rd|th)?s?)")
 _AFTER_THE_END = ("",) * 4  # so that the words after any position can be looked at
 
 _UNITS = {
@@ -84,12 +85,12 @@ _UNITS = {
         "seconds": "sec secs",
         "milliseconds": "millisecond ms",
         "degrees": "degree",
+        "4th": "quarter",  # "three fourths"
         "4ths": "quarters",
-        "4th": "quarter",
     }.items()
     for name in (unit, *names.split())
 }
-_CURRENCIES = {"$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "¢": "cents"}
+_CURRENCIES = {"$": "dollars", "£": "pounds", "€": "euros", "¥": "yen"}
 _SCALE_SIGNS = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
 _PARTS = dict(enumerate("half third quarter fifth sixth seventh eighth ninth tenth".split(), start=2))
 
@@ -141,7 +142,9 @@ _WRITTEN_FORMS = _as_compiled(
         r"((?:k|mn?|bn?|tn)(?![a-z])|[ -](?:hundred|thousand|million|billion|trillion)\b)?",
         _money,
     ),
+    (r"(?<=\d) ?([$£€¥])(?! ?\d)", lambda found: f" {_CURRENCIES[found[1]]} "),
     (r"¢(\d+)|(\d+) ?¢", r"\1\2 cents"),
+    ("[$£€¥¢]", " "),
     (r"\b(\d\d?)p\b", r"\1 pence"),
     (r"(?<![\d/.])(\d+ )?(\d)/([2-9]|10)(?![/\d])", _fraction),
     (r"(?<=\d)'s\b", "s"),
@@ -192,7 +195,7 @@ def english_words(text: str) -> list[str]:
 
 def number_tokens(word: str) -> list[str]:
     """Return a word as the tokens that are scored: of a number its sign, digits and decimal point."""
-    if not word.lstrip("-")[0].isdecimal():
+    if not _NUMBER.fullmatch(word):
         return [word]
     names = {"-": "minus", ".": "point"}
     return [names.get(part, part) for part in re.findall(r"[-.]|\d[a-z]*", word)]

@@ -118,25 +118,32 @@ def contains_any(text: str, answers: Sequence[str]) -> bool:
 def _is_among(words: list[str], wanted: list[str]) -> bool:
     if _ARTICLES.issuperset(wanted):  # which are in many a text
         return bool(wanted) and words == wanted
-    if wanted[0] in _ARTICLES:
-        wanted = wanted[1:]
-    pieces = [number_tokens(word) for word in words]
-    tokens, wanted = list(chain(*pieces)), list(chain(*map(number_tokens, wanted)))
-    borders = frozenset(accumulate(map(len, pieces), initial=0))  # digits may be spelled, but a number is whole
-    return any(tokens[start : start + len(wanted)] == wanted for start in borders if start + len(wanted) in borders)
+    return _occur(wanted[1:] if wanted[0] in _ARTICLES else wanted, words)
 
 
 def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
-    """Say whether the words of `answer` occur in `text`, in order and next to each other.
+    """Say whether the words of `answer` occur in `text`, in order and next to each other, with whole numbers.
 
     Args:
-        last_words: Number of words at the end of `text` to look at; 0: all.
+        last_words: Number of tokens at the end of `text` to look at; 0: all.
     Raises: ValueError if the answer has no words: it would be contained in everything.
     """
-    words, wanted = scored_tokens(text)[-last_words:], scored_tokens(answer)
+    words, wanted = (english_words(without_tags(text)) for text in (text, answer))
     if not wanted:
         raise ValueError(f"an answer to look for must have words, got {answer!r}")
-    return any(words[start : start + len(wanted)] == wanted for start in range(len(words) - len(wanted) + 1))
+    return _occur(wanted, words, last_words)
+
+
+def _occur(wanted: list[str], words: list[str], last_tokens: int = 0) -> bool:
+    """Say whether words occur next to each other: digits may be spelled or not, but numbers begin and end alike."""
+    pieces = [number_tokens(word) for word in words]
+    tokens, wanted = list(chain(*pieces)), list(chain(*map(number_tokens, wanted)))
+    borders = frozenset(accumulate(map(len, pieces), initial=0))
+    earliest = len(tokens) - last_tokens if last_tokens else 0
+    return any(
+        start >= earliest and start + len(wanted) in borders and tokens[start : start + len(wanted)] == wanted
+        for start in borders
+    )
 
 
 def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> np.ndarray:
