@@ -8,12 +8,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
 from evaluation.optional import require
+
+Rules = tuple[tuple[re.Pattern[str], Any], ...]
+
+
+def compiled(*rules: tuple[str, Any]) -> Rules:
+    """Return patterns and their replacements (text or function) for `replace_all`."""
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
+
+
+def replace_all(rules: Rules, text: str) -> str:
+    """Apply rules in their order."""
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
 
 _DIGITS = {numeral: str(value) for value, numeral in enumerate("零一二三四五六七八九")} | {
     "〇": "0",
@@ -26,34 +41,29 @@ _NUMERAL = re.compile(
     f"(?<![几数](?=[十百千万亿]))({_CHARACTER}+)(?:点({_DIGIT}+)(?:(千(?=[克米瓦])|[百千]?[万亿]亿?)|(?![十百千])))?"
 )
 _ABOUT = frozenset("一二 二三 两三 三四 三五 四五 五六 六七 七八 八九".split())  # "三四个" is three or four, not 34
-_BEFORE_WETEXT = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        ("\u2212", "-"),
-        (r"(?<=\d),(?=\d{3}(?!\d))", ""),
-        (r"(?<![\d.,:] )(?<![\d.,:])([1-9]\d{0,2}(?: \d{3})+)(?![\d.,:]| \d)", lambda found: found[1].replace(" ", "")),
-        (r"(?<=\d{3})-(?=\d{3,}(?!\d|年))", ""),  # telephone numbers; the hyphen was read as "minus"
-        (r"(?<=\d) ?g(?![A-Za-z])", "克"),
-        (r"(?<=\d) (?=\d+/\d)", "又"),
-        (
-            r"(?<![\d.:/-])(?:0\d{2,}|\d{13,})(?![\d.:/-])",
-            lambda found: "".join("零一二三四五六七八九"[int(d)] for d in found[0]),
-        ),
-    )
+_BEFORE_WETEXT = compiled(
+    ("\u2212", "-"),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""),
+    (r"(?<![\d.,:] )(?<![\d.,:])([1-9]\d{0,2}(?: \d{3})+)(?![\d.,:]| \d)", lambda found: found[1].replace(" ", "")),
+    (r"(?<=\d{3})-(?=\d{3,}(?!\d|年))", ""),  # telephone numbers; the hyphen was read as "minus"
+    (r"(?<=\d) ?g(?![A-Za-z])", "克"),
+    (r"(\d[\d.]*)‰", r"千分之\1"),
+    (r"(?<=\d) (?=\d+/\d)", "又"),
+    (
+        r"(?<![\d.:/-])(?:0\d{2,}|\d{13,})(?![\d.:/-])",
+        lambda found: "".join("零一二三四五六七八九"[int(d)] for d in found[0]),
+    ),
 )
-_BEFORE_NUMERALS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (f"零下(?={_CHARACTER})", "负"),
-        ("分之百", "分之一百"),
-        (f"(?<={_CHARACTER})公斤", "千克"),
-        (f"(?<={_CHARACTER})公里", "千米"),
-        (f"(?<={_CHARACTER}点)([二三四五]?十[一二三四五六七八九]?)(?!分|{_CHARACTER})", r"\1分"),
-        (f"(?<={_CHARACTER}点)半", "三十分"),
-        (f"(?<={_CHARACTER}点)一刻", "十五分"),
-        (f"(?<={_CHARACTER}点)三刻", "四十五分"),
-        (f"(?<={_CHARACTER}点)[整钟]", ""),
-    )
+_BEFORE_NUMERALS = compiled(
+    (f"零下(?={_CHARACTER})", "负"),
+    ("分之百", "分之一百"),
+    (f"(?<={_CHARACTER})公斤", "千克"),
+    (f"(?<={_CHARACTER})公里", "千米"),
+    (f"(?<={_CHARACTER}点)([二三四五]?十[一二三四五六七八九]?)(?!分|{_CHARACTER})", r"\1分"),
+    (f"(?<={_CHARACTER}点)半", "三十分"),
+    (f"(?<={_CHARACTER}点)一刻", "十五分"),
+    (f"(?<={_CHARACTER}点)三刻", "四十五分"),
+    (f"(?<={_CHARACTER}点)[整钟]", ""),
 )
 _NO_WORD = re.compile(r"[\W_]+")
 
@@ -87,13 +97,6 @@ def unify_characters(text: str) -> str:
 def space_characters(text: str) -> str:
     """Put spaces around characters of scripts without spaces."""
     return "".join(f" {character} " if unicodedata.category(character) == "Lo" else character for character in text)
-
-
-def replace_all(rules: Iterable[tuple[re.Pattern, Any]], text: str) -> str:
-    """Apply pairs of a pattern and its replacement, in their order."""
-    for pattern, replacement in rules:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def read_numerals(text: str) -> str:

@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import cache
 from itertools import chain
 
-from evaluation.metrics.chinese import replace_all, unify_characters
+from evaluation.metrics.chinese import compiled, replace_all, unify_characters
 
 _ONES = {
     word: value
@@ -37,7 +37,7 @@ def _endings() -> dict[str, tuple[str, str]]:
     ordinals = {f"{word}th": word for word in (*_ONES, "hundred", *_SCALES)}
     ordinals |= irregular | {"ninth": "nine", "twelfth": "twelve"} | {f"{word[:-1]}ieth": word for word in _TENS}
     plurals = {f"{word}s": (cardinal, "+ths") for word, cardinal in ordinals.items() if word != "second"}
-    decades = {f"{word[:-1]}ies": (word, "+s") for word in _TENS}
+    decades = {f"{word[:-1]}ies": (word, "+s") for word in _TENS} | {"hundreds": ("hundred", "+s")}
     return {word: (cardinal, "+th") for word, cardinal in ordinals.items()} | plurals | decades
 
 
@@ -116,27 +116,28 @@ def _fraction(found: re.Match) -> str:
     return f"{numerator} {part}{'s' * (numerator > 1)}"
 
 
-def _as_compiled(*rules: tuple) -> tuple:
-    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
-
-
 _AMOUNT_FOLLOWS = r"(?=[$£€¥]?\.?\d)"
-_WRITTEN_FORMS = _as_compiled(
+_WRITTEN_FORMS = compiled(
+    # characters with several forms
     ("[\u2018\u2019`]", "'"),
     (r"\.{2,}", " "),
+    # signs: a hyphen is one only where no word or number stands before it
     (rf"\u2212\s*{_AMOUNT_FOLLOWS}", " minus "),
     (rf"(?<![\w.%$£€¥°'-])-{_AMOUNT_FOLLOWS}", " minus "),
     (r"([$£€¥])-(?=\.?\d)", r"minus \1"),
+    # digit groups, decimals, "No. 5"
     (r"(?<=\d),(?=(?:\d\d,)*\d{3}(?!\d))", ""),
     (r"(?<=\d),(?=\d)", " "),
     (r"(?<![\d.:] )(?<![\d.:])([1-9]\d{0,2}(?: \d{3})+)(?![\d.:]?\d| \d)", lambda found: found[1].replace(" ", "")),
     (r"(?i)\bno\.\s*(?=\d)|#(?=\d)", "number "),
     (r"(?<=[A-Za-z])\.(?=\d)", " "),
     (r"(?<!\d)\.(?=\d)", "0."),
+    # times and initials
     (r"(?i)\bo ?'? ?clock\b", "oclock"),
     (r"\b([A-Z])\.((?: [A-Z]\.)+)(?!\w)", lambda found: re.sub(r"[. ]", "", found[0])),
     (r"\b[A-Za-z](?:\.[A-Za-z])+\b\.?", lambda found: found[0].replace(".", "")),
     (r"(?i)(?<![\d:])(1[0-2]|0?[1-9]):00(?![:\d])(?: ?([ap]m)\b)?", _clock),
+    # money
     (
         r"(?i)([$£€¥])\s?(\d+(?:\.\d+)?)"
         r"((?:k|mn?|bn?|tn)(?![a-z])|[ -](?:hundred|thousand|million|billion|trillion)\b)?",
@@ -146,6 +147,7 @@ _WRITTEN_FORMS = _as_compiled(
     (r"¢(\d+)|(\d+) ?¢", r"\1\2 cents"),
     ("[$£€¥¢]", " "),
     (r"\b(\d\d?)p\b", r"\1 pence"),
+    # fractions, decades, units of one letter, temperatures
     (r"(?<![\d/.])(\d+ )?(\d)/([2-9]|10)(?![/\d])", _fraction),
     (r"(?<=\d)'s\b", "s"),
     (r"(?<=\d)M\b", " million"),
@@ -156,25 +158,23 @@ _WRITTEN_FORMS = _as_compiled(
     (r" ?°C\b", " degrees celsius"),
     (r" ?°F\b", " degrees fahrenheit"),
     ("°", " degrees "),
+    # other signs
     ("&", " and "),
     (r"\+", " plus "),
     ("=", " equals "),
     (r"(?i)%|\bper cent\b", " percent "),
 )
+_BILLS = "(dollars|euros|pounds)"
 _UNIT = "|".join(sorted(set(_UNITS.values())))
-_MONEY_AS_SAID = _as_compiled(
-    (r"(?<![\d.])(\d+) (dollars|euros) (?:and )?(\d\d?) cents\b", lambda found: _with_small(*found.groups())),
-    (r"(?<![\d.])(\d+) (pounds) (?:and )?(\d\d?) pence\b", lambda found: _with_small(*found.groups())),
-    (rf"(?<![\d.])(\d+) (dollars|euros|pounds) (\d\d)\b(?! (?:{_UNIT}|-?\d))", r"\1.\3 \2"),
-    (r"(?<=\d)\.00 (?=(?:dollars|euros|pounds)\b)", " "),
-    (r"(?<=\d)(\.\d) (?=(?:dollars|euros|pounds)\b)", r"\g<1>0 "),
-    (r"(?<![\d.])0\.0?([1-9]|[1-9]\d) dollars\b", r"\1 cents"),
-    (r"(?<![\d.])0\.0?([1-9]|[1-9]\d) pounds\b", r"\1 pence"),
+_MONEY = compiled(  # after numbers and units are read; "five dollars and fifty cents" and "$5.5" are "5.50 dollars"
+    (rf"(?<![\d.])(\d+) {_BILLS} (?:and )?(\d\d) (?:cents|pence)\b", r"\1.\3 \2"),
+    (rf"(?<![\d.])(\d+) {_BILLS} (?:and )?(\d) (?:cents|pence)\b", r"\1.0\3 \2"),
+    (rf"(?<![\d.])(\d+) {_BILLS} (\d\d)\b(?! (?:{_UNIT}|-?\d))", r"\1.\3 \2"),
+    (rf"(?<=\d)\.00 (?={_BILLS}\b)", " "),
+    (rf"(?<=\d)(\.\d) (?={_BILLS}\b)", r"\g<1>0 "),
+    (r"(?<![\d.])0\.(?:0([1-9])|([1-9]\d)) dollars\b", r"\1\2 cents"),
+    (r"(?<![\d.])0\.(?:0([1-9])|([1-9]\d)) pounds\b", r"\1\2 pence"),
 )
-
-
-def _with_small(whole: str, unit: str, small: str) -> str:
-    return f"{whole}.{small:0>2} {unit}"
 
 
 @cache
@@ -215,6 +215,8 @@ def read_numbers(text: str) -> str:
     while position < len(words) - len(_AFTER_THE_END):
         word, found = words[position], _number(words, position)
         if found is None:
+            if words[position + 1] == "+s":  # "hundreds of people"
+                word, position = f"{word}s", position + 1
             after_number = bool(read) and _is_number(read[-1])
             if after_number or word != "mm":
                 read.append(_UNITS.get(word, word) if after_number else word)
@@ -234,7 +236,7 @@ def read_numbers(text: str) -> str:
         if ending:
             read[-1] = _with_ending(read[-1], ending[1:])
         position = end + bool(ending)
-    return replace_all(_MONEY_AS_SAID, " ".join(read))
+    return replace_all(_MONEY, " ".join(read))
 
 
 def _without_ending(word: str) -> tuple[str, ...]:
@@ -339,7 +341,7 @@ def _below_thousand(words: list[str], start: int) -> tuple[int, int] | None:
     is_scale = word == "hundred" or word in _SCALES
     if word == "a" and (following == "hundred" or following in _SCALES):
         small = 1, start + 1
-    elif is_scale and following.startswith("+"):  # "the hundredth"
+    elif is_scale and following.startswith("+th"):  # "the hundredth"
         small = 1, start
     elif word.isdecimal():
         small = int(word), start + 1

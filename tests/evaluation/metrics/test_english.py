@@ -143,6 +143,13 @@ the 1,000th | the thousandth
 2021 | twenty twenty one
 the 1980s | the nineteen eighties
 the 60s | the sixties
+in the 1800s | in the eighteen hundreds
+'90s music | nineties music
+19.99 | nineteen point nine nine
+between one hundred and two hundred | between 100 and 200
+between 1 and 2 million | between one and two million
+$.50 | fifty cents
+$5.5 | $5.50
 the 1990's | the nineteen nineties
 four two seven | 427
 4 2 7 | 427
@@ -248,6 +255,12 @@ no one knows | no 1 knows
 no one | one
 everyone | every 1
 hundreds of people | a hundred people
+hundreds of people | 100s people
+2 hundred | 2 hundreds
+1 million | 1 mm
+10:05 | 10.05
+ten past five | 10 5
+5,000 | 5 000 000
 thousands | 1000
 several hundred | several 100
 fourteen | forty
