@@ -136,6 +136,7 @@ _WRITTEN_FORMS = compiled(
     (r"(?i)\bo ?'? ?clock\b", "oclock"),
     (r"\b([A-Z])\.((?: [A-Z]\.)+)(?!\w)", lambda found: re.sub(r"[. ]", "", found[0])),
     (r"\b[A-Za-z](?:\.[A-Za-z])+\b\.?", lambda found: found[0].replace(".", "")),
+    (r"(?i)(?<![\d.])(\d\d?)\.([0-5]\d)(?= ?[ap]m\b)", r"\1 \2"),
     (r"(?i)(?<![\d:])(1[0-2]|0?[1-9]):00(?![:\d])(?: ?([ap]m)\b)?", _clock),
     # money
     (

@@ -82,6 +82,7 @@ from -10 to -5 | from minus ten to minus five
 10:00 a.m. | ten am
 10:05 | ten oh five
 10:30 | ten thirty
+3.45pm | three forty five p.m.
 3:45 p.m. | three forty five pm
 9:05 | nine o five
 20mm | 20 mm
