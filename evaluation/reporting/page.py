@@ -16,7 +16,7 @@ from urllib.parse import quote
 import soundfile
 
 from evaluation.figures import TEXT, TRANSCRIPT
-from evaluation.metrics.corrected import scored_tokens
+from evaluation.metrics.ours import scored_tokens
 from evaluation.metrics.score import Score
 from evaluation.reporting.plots import draw_errors_over_speed
 from evaluation.reporting.tables import Table, all_tables
