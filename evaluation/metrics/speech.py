@@ -1,6 +1,6 @@
-"""Figures of speech beside what is understood of it: voice and sound.
+"""Metrics of speech besides intelligibility: voice similarity and sound quality.
 
-Samples without audio take part in both, with the worst value there is.
+Samples without audio count in both with the worst possible value.
 """
 
 from __future__ import annotations
@@ -8,23 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
-from evaluation.judges.base import Sound, is_audible
+from evaluation.judges import Sound, is_audible
 from evaluation.metrics.score import Score, check_same_length
 from evaluation.optional import require
-from vita_audio.audio_tokenizers.base import prepare_wave
 from vita_audio.constants import INPUT_RATE
 
-LOWEST_MOS = 1.0  # opinions are from 1, bad, to 5, excellent
+LOWEST_MOS = 1.0  # opinion scores range from 1, bad, to 5, excellent
 NO_SIMILARITY = 0.0
 
 
 class SpeakerSimilarity:
-    """Cosine of speaker embeddings by Resemblyzer, whose weights are part of the package.
+    """Cosine similarity of speaker embeddings from Resemblyzer, whose weights are part of the package.
 
-    Seed-TTS takes a WavLM that has to be downloaded, so figures are comparable among themselves only. Two recordings of
-    one voice reach about 0.86, of two voices at most about 0.74.
+    Seed-TTS uses a WavLM model that has to be downloaded, so values are not comparable with published ones. Two
+    recordings of one voice reach about 0.86, of two voices at most about 0.74.
     """
 
     name = "resemblyzer"
@@ -41,7 +39,7 @@ class SpeakerSimilarity:
     def similarities(
         self, sounds: Sequence[Sound | None], voices: Sequence[Sound], *, ids: Sequence[str] | None = None
     ) -> Score:
-        """Return the mean similarity of each sound with the voice it was to have; 0 where there is nothing to hear.
+        """Return the mean similarity of each sound to the voice it should have; 0 for inaudible sounds.
 
         Raises: ValueError if the lists differ in length or a voice is missing.
         """
@@ -60,11 +58,11 @@ class SpeakerSimilarity:
 
     def _embed(self, sound: Sound) -> np.ndarray:
         """Return a vector of length 1, (256,), float32."""
-        return self._encoder.embed_utterance(self._package.preprocess_wav(_wave(sound).numpy()))
+        return self._encoder.embed_utterance(self._package.preprocess_wav(_wave(sound)))
 
 
 class PredictedMos:
-    """DNSMOS: what listeners would say of the sound, from 1 to 5; slower than speech lasts, so for a few clips only."""
+    """DNSMOS: predicted mean opinion score of the sound, from 1 to 5; slower than real time, so for few clips only."""
 
     name = "dnsmos"
 
@@ -73,12 +71,14 @@ class PredictedMos:
         self._package = require("speechmos.dnsmos", purpose="predicted MOS", install="'vita-audio[evaluation_mos]'")
 
     def opinions(self, sounds: Sequence[Sound | None], *, ids: Sequence[str] | None = None) -> Score:
-        """Return the mean of the predicted overall opinions; 1 where there is nothing to hear."""
+        """Return the mean of the predicted overall scores; 1 for inaudible sounds."""
         return Score.of_mean([self._opinion(sound) if is_audible(sound) else LOWEST_MOS for sound in sounds], ids)
 
     def _opinion(self, sound: Sound) -> float:
-        return float(self._package.run(_wave(sound).clamp(-1, 1).numpy(), INPUT_RATE)["ovrl_mos"])
+        return float(self._package.run(_wave(sound).clip(-1, 1), INPUT_RATE)["ovrl_mos"])
 
 
-def _wave(sound: Sound) -> Tensor:
-    return prepare_wave(*sound, INPUT_RATE)
+def _wave(sound: Sound) -> np.ndarray:
+    from vita_audio.audio_tokenizers.base import prepare_wave
+
+    return prepare_wave(*sound, INPUT_RATE).numpy()

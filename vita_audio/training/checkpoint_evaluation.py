@@ -27,7 +27,7 @@ from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import EVALUATIONS, QUALITY_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = [sys.executable, str(ROOT / "evaluation" / "run.py")]
+PROGRAM = [sys.executable, "-m", "evaluation.run"]
 RESULTS, LOG, FAILURE = "results.json", "log.txt", "failure.json"
 OF_LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
@@ -72,8 +72,9 @@ def check_evaluation(command: Sequence[str]) -> None:
 
 
 def own_environment() -> dict[str, str]:
-    """Return the environment of a program that is not one of the processes of the training."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+    """Return the environment of a program of this repository that is not one of the processes of the training."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def last_line(text: str) -> str:
