@@ -172,14 +172,14 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
     }
     model, _, training = parse_arguments(toy_run.flags(tmp_path, **options))
     command = evaluation_command(model, training)
-    assert command[:2] == [sys.executable, str(Path(run.__file__))]
-    parsed = run.parse_arguments([*command[2:], "--model", "checkpoint", "--output", "out", "--check"])
+    assert command[:3] == [sys.executable, "-m", run.__name__]
+    parsed = run.parse_arguments([*command[3:], "--model", "checkpoint", "--output", "out", "--check"])
     assert (parsed.suite, parsed.corpus, parsed.data) == (
         ["demo", "librispeech-test-clean"],
         Path("corpus"),
         Path("data"),
     )
-    assert (parsed.judge, parsed.limit) == ({"en": "pocketsphinx", "zh": "paraformer_zh"}, 7)
+    assert (parsed.judge, parsed.limit) == ({"en": "pocketsphinx", "zh": "paraformer_zh"}, {"every": 7})
     assert (parsed.modes, parsed.dtype) == (["vanilla"], "float32")
     assert parsed.audio_tokenizer_path == str(toy_run.audio_tokenizer)
 

@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     codec = read_codec(options.codec)
     stages = {folder.name: json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")) for folder in options.stages}
     states = {folder.name: json.loads((folder / STATE_FILE).read_text(encoding="utf-8")) for folder in options.stages}
-    silence = _write_silence(options.output / "no_audio.wav")
+    silence = write_silence(options.output / "no_audio.wav")
     name = str(trained) if str(trained) in modes else next(iter(modes))
     answer = pick_answer(modes[name], name, silence)
     report = build_report(modes, codec, answer, stages, silence)
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(markdown)
 
 
-def _write_silence(path: Path) -> Path:
+def write_silence(path: Path) -> Path:
     import numpy as np
     import soundfile
 
