@@ -60,6 +60,9 @@ def test_folders_are_read_in_order_with_their_texts(folder, tmp_path):
     assert len(read_corpus(folder, 2)) == 2
     with pytest.raises(FileNotFoundError, match=f"no .wav, .* files in {tmp_path}"):
         read_corpus(tmp_path)
+    listed = tmp_path / "heldout.jsonl"
+    listed.write_text('{"audio": "c.wav", "reference": "three"}\n', encoding="utf-8")
+    assert [(clip.path, clip.text) for clip in read_corpus(listed)] == [(tmp_path / "c.wav", "three")]
     (tmp_path / "manifest.jsonl").write_text('{"audio": "x/c.wav", "text": "three"}\n', encoding="utf-8")
     (clip,) = read_corpus(tmp_path)
     assert (clip.path, clip.name, clip.text) == (tmp_path / "x/c.wav", "x-c", "three")
@@ -125,7 +128,7 @@ def test_several_corpora_are_evaluated_one_by_one(folder, tmp_path, monkeypatch)
     figures = json.loads((tmp_path / "codec.json").read_text(encoding="utf-8"))
     assert list(figures) == ["judge", "all", "more", "mean_codebook_perplexity"]
     assert (figures["all"]["clips"], figures["more"]["clips"]) == (2, 1)
-    assert sorted(path.name for path in tmp_path.rglob("*.wav")) == ["a.wav", "a.wav", "b.wav"]
+    assert sorted(path.name for path in tmp_path.rglob("*.wav")) == ["a.wav", "b.wav", "more-a.wav"]
     assert (tmp_path / "mel.png").stat().st_size > 5000
 
 
@@ -159,7 +162,7 @@ def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
         assert first[key] == second[key]
     assert first["mel_distance"] > 0 and first["bits_per_second"] == 12.5 * math.log2(first["codebook_size"])
     for name in ("glm4voice", "glm4voice-2"):
-        assert sorted(path.name for path in (output / name).iterdir()) == ["a.wav", "b.wav"]
+        assert sorted(path.name for path in (output / name).iterdir()) == ["b.wav", "more-a.wav"]
     assert soundfile.info(output / "glm4voice" / "b.wav").duration == pytest.approx(0.6, abs=0.1)
     rows = [line for line in (output / "codecs.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) == 4 and "mel distance" in rows[0] and rows[2].startswith("| glm4voice | 12.5 | ")

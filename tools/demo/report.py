@@ -14,7 +14,9 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from evaluation import evaluate_codec
@@ -36,7 +38,49 @@ MODE_FIELDS = (
 )
 ANSWER_FIELDS = ("question_wav", "wav", "text", "transcript")
 STAGE_FIELDS = ("steps", "minutes", "final_loss", "final_losses")
-SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # of the file that stands for answers without speech
+SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # the file that stands for answers without speech
+MODE_HEADER = ("mode", "ASR WER", "TTS WER", "QA text", "QA speech", "passes/token", "tokens/s", "no audio")
+QUESTION_HEADER = ("mode", "QA text, heard phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER")
+ROUND_TRIP_HEADER = ("WER of the originals", "WER after the codec", "codebook perplexity")
+STAGE_HEADER = ("stage", "steps", "minutes", "loss", "backbone", "MTP modules")
+TEMPLATE = """# Report
+
+{note}Held-out speech, greedy decoding, speech transcribed by {judge}; trained with ratio {ratio}.
+Per mode {counts[0]} clips to transcribe, {counts[1]} texts to speak, {counts[2]} spoken questions.
+
+## Modes
+
+{modes}
+
+\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.
+
+WER: errors per word after normalisation; each digit of a number counts as a word.
+QA: the answer ends with its keyword (at most {leeway} more word may follow).
+An answer without audio has an empty transcript and counts as wrong. tokens/s: one question at a time.
+
+{questions}
+
+![quality over speed](modes.png)
+
+## Codec round trip
+
+{round_trip}
+
+## Stages
+
+{stages}
+
+![losses](losses.png)
+
+## A question and its answer
+
+* question ({answer[question_wav]}): {answer[question_text]}
+* answer in text: {answer[text]}
+* spoken answer ({answer[wav]}), as transcribed: {answer[transcript]}
+* expected: {answer[reference_text]}
+
+![question and answer](answer.png)
+"""
 
 Part = dict[str, Any]
 
@@ -55,9 +99,6 @@ class Mode:
     questions: Mapping[str, Mapping[str, str]]
     foreign_ratio: bool
 
-    def value(self, task: str, metric: str) -> float:
-        return self.outcomes[task].metrics[metric].value
-
     def spoken(self) -> Iterator[tuple[str, Sample, str]]:
         """Yield spoken answers: task, sample, and the text that was to be said."""
         for sample in self.outcomes["tts"].samples:
@@ -65,32 +106,31 @@ class Mode:
         for sample in self.outcomes["qa"].samples:
             yield "qa", sample, self.questions[sample.item.id]["reference"]
 
+    @cached_property
     def scores(self) -> dict[str, float]:
-        """Return the metrics of the report; error rates and accuracies are fractions."""
+        """The metrics of the report; error rates and accuracies are fractions."""
+        asr, tts, qa = self.outcomes.values()
         answers = [(sample.said, reference) for task, sample, reference in self.spoken() if task == "qa"]
         exact = [scored_tokens(said[TEXT]) == scored_tokens(reference) for said, reference in answers]
-        references, heard = zip(*((reference, said[TRANSCRIPT]) for said, reference in answers), strict=True)
+        texts, transcripts = zip(*((reference, said[TRANSCRIPT]) for said, reference in answers), strict=True)
         return {
-            "asr_wer": self.value("asr", "wer"),
-            "tts_wer": self.value("tts", "wer"),
-            "qa_text_accuracy": self.value("qa", "accuracy_text"),
-            "qa_speech_accuracy": self.value("qa", "accuracy_speech"),
-            "backbone_passes_per_token": pooled([one.speed[PASSES_PER_TOKEN] for one in self.outcomes.values()]),
-            "tokens_per_second": self.outcomes["qa"].speed[SPEED_ALONE].value,
-            "qa_text_exact": sum(exact) / len(exact),
-            "qa_speech_wer": corrected_error_rate(references, heard).value,
+            "asr_wer": asr.metrics["wer"].value,
+            "tts_wer": tts.metrics["wer"].value,
+            "qa_text_accuracy": qa.metrics["accuracy_text"].value,
+            "qa_speech_accuracy": qa.metrics["accuracy_speech"].value,
+            "backbone_passes_per_token": pooled([one.speed[PASSES_PER_TOKEN] for one in (asr, tts, qa)]),
+            "tokens_per_second": qa.speed[SPEED_ALONE].value,
+            "qa_text_exact": fmean(exact),
+            "qa_speech_wer": corrected_error_rate(texts, transcripts).value,
             "without_audio": sum(sample.wav is None for _, sample, _ in self.spoken()),
         }
 
     def text_accuracy(self, unseen: str) -> float | None:
-        """Return the share of right answers in text to one kind of questions, None if there are none."""
+        """Return the share of right answers in text to questions with something unseen, or None if there are none."""
         score = self.outcomes["qa"].scores["accuracy_text"]
-        kept = [
-            right
-            for right, name in zip(score.numerators, score.ids, strict=True)
-            if self.questions[name]["unseen"] == unseen
-        ]
-        return sum(kept) / len(kept) if kept else None
+        answers = zip(score.ids, score.numerators, strict=True)
+        kept = [right for name, right in answers if self.questions[name]["unseen"] == unseen]
+        return fmean(kept) if kept else None
 
 
 def read_modes(evaluation: Path) -> tuple[dict[str, Mode], InterleavePlan]:
@@ -142,24 +182,15 @@ def read_codec(folder: Path) -> tuple[Part, list[Part]]:
     heldout, training = results[HELDOUT], results[evaluate_codec.TRAINING]
     round_trip = {field: heldout[field] for field in ("wer", "wer_original")}
     round_trip |= {field: training[field] for field in ("codebook_perplexity", "codebook_size")}
-    clips = heldout["generated"]
-    originals = [
-        _generated("original", None, row["original_wav"], row["reference_text"], row["original"]) for row in clips
-    ]
-    return round_trip, originals + [
-        _generated("roundtrip", None, folder / HELDOUT / row["wav"], row["reference_text"], row["transcript"])
-        for row in clips
-    ]
+    originals = [("original", row["original_wav"], row, row["original"]) for row in heldout["generated"]]
+    decoded = [("roundtrip", folder / HELDOUT / row["wav"], row, row["transcript"]) for row in heldout["generated"]]
+    clips = [_generated(task, None, wav, row["reference_text"], heard) for task, wav, row, heard in originals + decoded]
+    return round_trip, clips
 
 
 def _generated(task: str, mode: str | None, wav: str | Path, reference: str, transcript: str) -> Part:
-    return {
-        "task": task,
-        "mode": mode,
-        "wav": str(wav),
-        "reference_text": reference,
-        "transcript": transcript,
-    }
+    texts = {"reference_text": reference, "transcript": transcript}
+    return {"task": task, "mode": mode, "wav": str(wav)} | texts
 
 
 def build_report(
@@ -175,7 +206,7 @@ def build_report(
     kept = _generated("answer", *(answer[name] for name in ("mode", "wav", "reference_text", "transcript")))
     return {
         "modes": {
-            name: {field: mode.scores()[field] for field in MODE_FIELDS} | {"foreign_ratio": mode.foreign_ratio}
+            name: {field: mode.scores[field] for field in MODE_FIELDS} | {"foreign_ratio": mode.foreign_ratio}
             for name, mode in modes.items()
         },
         "roundtrip": round_trip,
@@ -185,70 +216,25 @@ def build_report(
     }
 
 
-def as_markdown(
-    report: Part, modes: Mapping[str, Mode], trained: InterleavePlan, answer: Part, *, note: str = ""
-) -> str:
+def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, trained: InterleavePlan, note: str) -> str:
     """Return the content of report.md; `note` stands at its head."""
     first = next(iter(modes.values())).outcomes
-    num_asr, num_tts, num_qa = (len(first[task].samples) for task in TASKS)
-    lines = [
-        "# Report",
-        "",
-        *([note, ""] if note else []),
-        f"Held-out speech, greedy decoding, speech transcribed by {first['tts'].judge}; trained with the ratio "
-        f"{' '.join(map(str, trained.ratio))}.",
-        f"Each mode is scored on {num_asr} clips to transcribe, {num_tts} texts to speak, {num_qa} spoken questions.",
-        "",
-        "## Modes",
-        "",
-        *_table(
-            ["mode", "ASR WER", "TTS WER", "QA text", "QA speech", "passes/token", "tokens/s", "no audio"],
-            [_mode_row(name, mode) for name, mode in modes.items()],
-        ),
-        "",
-        "\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.",
-        "",
-        "WER: words after normalisation, in which each digit of a number is a word.",
-        f"QA: the answer ends with its keyword (at most {KEYWORD_LEEWAY} more word may follow).",
-        "An answer without audio has an empty transcript and counts as wrong. tokens/s: one question at a time.",
-        "",
-        *_table(
-            ["mode", "QA text, heard phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER"],
-            [_question_row(name, mode) for name, mode in modes.items()],
-        ),
-        "",
-        "![quality over speed](modes.png)",
-        "",
-        "## Codec round trip",
-        "",
-        *_table(
-            ["WER of the originals", "WER after the codec", "codebook perplexity"],
-            [_round_trip_row(report["roundtrip"])],
-        ),
-        "",
-        "## Stages",
-        "",
-        *_table(
-            ["stage", "steps", "minutes", "loss", "backbone", "MTP modules"],
-            [_stage_row(name, stage) for name, stage in report["stages"].items()],
-        ),
-        "",
-        "![losses](losses.png)",
-        "",
-        "## A question and its answer",
-        "",
-        f"* question ({answer['question_wav']}): {answer['question_text']}",
-        f"* answer in text: {answer['text']}",
-        f"* spoken answer ({answer['wav']}), as transcribed: {answer['transcript']}",
-        f"* expected: {answer['reference_text']}",
-        "",
-        "![question and answer](answer.png)",
-    ]
-    return "\n".join(lines) + "\n"
+    return TEMPLATE.format(
+        note=f"{note}\n\n" if note else "",
+        judge=first["tts"].judge,
+        ratio=" ".join(map(str, trained.ratio)),
+        counts=[len(first[task].samples) for task in TASKS],
+        leeway=KEYWORD_LEEWAY,
+        modes=_table(MODE_HEADER, [_mode_row(name, mode) for name, mode in modes.items()]),
+        questions=_table(QUESTION_HEADER, [_question_row(name, mode) for name, mode in modes.items()]),
+        round_trip=_table(ROUND_TRIP_HEADER, [_round_trip_row(report["roundtrip"])]),
+        stages=_table(STAGE_HEADER, [_stage_row(name, stage) for name, stage in report["stages"].items()]),
+        answer=answer,
+    )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return Table("", header, rows).markdown()
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(Table("", header, rows).markdown())
 
 
 def _percent(fraction: float | None) -> str:
@@ -256,7 +242,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _mode_row(name: str, mode: Mode) -> list[str]:
-    scores, mark = mode.scores(), " \\*" if mode.foreign_ratio else ""
+    scores, mark = mode.scores, " \\*" if mode.foreign_ratio else ""
     return [
         f"{name} ({' '.join(map(str, MODES[name]))}){mark}",
         *(_percent(scores[field]) for field in MODE_FIELDS[:4]),
@@ -267,7 +253,7 @@ def _mode_row(name: str, mode: Mode) -> list[str]:
 
 
 def _question_row(name: str, mode: Mode) -> list[str]:
-    scores = mode.scores()
+    scores = mode.scores
     shares = [mode.text_accuracy("rendering"), mode.text_accuracy("phrasing")]
     return [name, *map(_percent, [*shares, scores["qa_text_exact"], scores["qa_speech_wer"]])]
 
@@ -322,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "answer": (Path(answer["wav"]), answer["text"]),
     }
     draw_spectrograms(sounds, options.output / "answer.png")
-    markdown = as_markdown(report, modes, trained, answer, note=options.note)
+    markdown = as_markdown(report, modes, answer, trained=trained, note=options.note)
     write_text(options.output / "report.md", markdown)
     write_json(options.output / "report.json", report)
     print(markdown)

@@ -82,7 +82,7 @@ def test_metrics_are_those_of_the_evaluations(folder):
         **{"vanilla": False, "balance": True, "boost": False, "turbo": True}
     }
     for name, mode in modes.items():
-        scores, qa = mode.scores(), rows["demo-qa", name]
+        scores, qa = mode.scores, rows["demo-qa", name]
         assert scores["asr_wer"] == rows["demo-asr", name]["figures"]["wer"]["value"]
         assert scores["qa_speech_accuracy"] == qa["figures"]["accuracy_speech"]["value"]
         assert scores["tokens_per_second"] == qa["speed"]["tokens_per_second_alone"]["value"]
@@ -95,7 +95,7 @@ def test_metrics_are_those_of_the_evaluations(folder):
             sum(row[key] for rows in answers for row in rows) for key in ("num_backbone_passes", "num_tokens")
         )
         assert scores["backbone_passes_per_token"] == pytest.approx(passes / tokens)
-    assert modes["vanilla"].scores()["backbone_passes_per_token"] == 1
+    assert modes["vanilla"].scores["backbone_passes_per_token"] == 1
 
 
 def test_answers_are_compared_with_the_whole_sentence(folder, tmp_path):
@@ -106,7 +106,7 @@ def test_answers_are_compared_with_the_whole_sentence(folder, tmp_path):
     changed = [first | {"text": "The capital of France is Paris."}, second | {"text": "Paris", "wav": None}]
     path.write_text("".join(json.dumps(row) + "\n" for row in changed))
     modes, _ = report.read_modes(copy)
-    scores, before = modes["boost"].scores(), report.read_modes(folder / "evaluation")[0]["boost"].scores()
+    scores, before = modes["boost"].scores, report.read_modes(folder / "evaluation")[0]["boost"].scores
     assert (scores["qa_text_accuracy"], scores["qa_text_exact"]) == (1, 1 / 2)
     assert scores["without_audio"] == before["without_audio"] + 1
     assert modes["boost"].text_accuracy("phrasing") == 1 and modes["boost"].text_accuracy("none") is None
