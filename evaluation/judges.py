@@ -187,7 +187,7 @@ class TransformersWhisperJudge(Judge):
         features = self._processor(
             waves, sampling_rate=INPUT_RATE, return_tensors="pt", return_attention_mask=True, **padding
         )
-        ids = self._model.generate(  # without gradients by itself
+        ids = self._model.generate(
             features.input_features.to(self._device, self._model.dtype),
             attention_mask=features.attention_mask.to(self._device),
             return_timestamps=True,

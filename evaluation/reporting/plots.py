@@ -98,17 +98,17 @@ def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
 def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Plot the WER after each codec over the bits per second of its codes, and the WER of the originals if known."""
     figure, (axis,) = _figure(1, height=4.5, width=7)
-    for name, figures in codecs.items():
-        point = figures["bits_per_second"], 100 * figures["wer"]
+    for name, metrics in codecs.items():
+        point = metrics["bits_per_second"], 100 * metrics["wer"]
         axis.plot(*point, marker="o", linestyle="none")
         axis.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize="small")
-    highest = max(100 * figures["wer"] for figures in codecs.values())
+    highest = max(100 * metrics["wer"] for metrics in codecs.values())
     original = next(iter(codecs.values())).get("wer_original")
     if original is not None:
         axis.axhline(100 * original, color="grey", linestyle="--", label=f"originals, {100 * original:.1f} %")
         axis.legend(fontsize="small")
         highest = max(highest, 100 * original)
-    widest = max(figures["bits_per_second"] for figures in codecs.values())
+    widest = max(metrics["bits_per_second"] for metrics in codecs.values())
     limits = {"xlim": (0, 1.25 * widest), "ylim": (-1, 1.1 * max(highest, 5))}  # room for names and zeros
     axis.set(xlabel="bits per second", ylabel="words wrong, %", **limits)
     axis.grid(alpha=0.3)

@@ -108,12 +108,12 @@ class SpeechTrainingArguments(TrainingArguments):
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
     remove_unused_columns: bool = option("Leave columns out of the packs that the model does not take", False)
     report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
-    eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation/run.py, such as demo")
+    eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation.run, such as demo")
     eval_corpus: str | None = option("Folder of tools/demo/make_corpus.py, for the demo suite")
-    eval_data: str | None = option("Folder of evaluation/prepare.py, for the public sets")
+    eval_data: str | None = option("Folder of evaluation.prepare, for the public sets")
     eval_limit: int = option("Samples of each benchmark", 20)
     eval_minutes: float = option("Longest time of one evaluation; what takes longer has failed", 60.0)
-    eval_options: list[str] | None = option("More options of evaluation/run.py as NAME=VALUE, such as modes=vanilla")
+    eval_options: list[str] | None = option("More options of evaluation.run as NAME=VALUE, such as modes=vanilla")
     ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data", 6 * 3600)
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Evaluation of the checkpoints of a training run, by evaluation/run.py in a process of its own.
+"""Evaluation of the checkpoints of a training run, by `evaluation.run` in a process of its own.
 
 The main process waits for it, the others wait for the main process. Whatever goes wrong in an evaluation costs its
 figures and nothing else: it is logged, counted, and the training goes on. In the folder of the run:
