@@ -201,16 +201,12 @@ def load_judge(options: EvaluationOptions, language: str) -> Judge:
     return get_judge(options.judge[language], language=language)
 
 
-def evaluate(options: EvaluationOptions, processes: Processes) -> list[Outcome]:
-    """Run all benchmarks and return their outcomes, which are complete in every process."""
-    from evaluation.results import BROKEN, FAILED, MISSING, ORIGINAL, Outcome, collect, set_against
-    from evaluation.runner import Runner, Shard, describe
+def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> tuple[dict[str, list[Item]], list]:
+    """Return the items of the benchmarks by name, and the outcomes of those whose data is missing or broken."""
+    from evaluation.results import BROKEN, MISSING, Outcome
+    from evaluation.runner import describe
 
-    checkpoint = find_checkpoint(options.model)
-    modes = options.modes or [trained_mode(checkpoint)]
-    found: dict[str, list[Item]] = {}
-    absent: list[Outcome] = []
-    benchmarks = get_benchmarks(options.suite)
+    found, absent = {}, []
     for benchmark in benchmarks:
         try:
             found[benchmark.name] = options.items(benchmark)
@@ -218,8 +214,19 @@ def evaluate(options: EvaluationOptions, processes: Processes) -> list[Outcome]:
             absent.append(Outcome(benchmark, "-", MISSING, str(error)))
         except Exception as error:  # whatever is wrong with one set, the others are run
             absent.append(Outcome(benchmark, "-", BROKEN, describe(error)))
+    return found, absent
+
+
+def evaluate(options: EvaluationOptions, processes: Processes) -> list[Outcome]:
+    """Run all benchmarks and return their outcomes, which are complete in every process."""
+    from evaluation.results import FAILED, ORIGINAL, collect, set_against
+    from evaluation.runner import Runner, Shard
+
+    checkpoint = find_checkpoint(options.model)
+    benchmarks = get_benchmarks(options.suite)
+    found, absent = read_items(benchmarks, options)
     present = [benchmark for benchmark in benchmarks if benchmark.name in found]
-    work = [(benchmark, mode) for mode in modes for benchmark in present]
+    work = [(benchmark, mode) for mode in options.modes or [trained_mode(checkpoint)] for benchmark in present]
     recorded = [(benchmark, ORIGINAL) for benchmark in present if any(item.recording for item in found[benchmark.name])]
     processes.claim(options.output)
     if processes.rank == 0:
