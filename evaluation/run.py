@@ -217,12 +217,15 @@ def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> t
     return found, absent
 
 
-def evaluate(options: EvaluationOptions, processes: Processes) -> list[Outcome]:
-    """Run all benchmarks and return their outcomes, which are complete in every process."""
+def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes) -> list[Outcome]:
+    """Run all benchmarks and return their outcomes, which are complete in every process.
+
+    Args:
+        checkpoint: Folder of the model.
+    """
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
     from evaluation.runner import Runner, Shard
 
-    checkpoint = find_checkpoint(options.model)
     benchmarks = get_benchmarks(options.suite)
     found, absent = read_items(benchmarks, options)
     present = [benchmark for benchmark in benchmarks if benchmark.name in found]
@@ -260,28 +263,27 @@ def evaluate(options: EvaluationOptions, processes: Processes) -> list[Outcome]:
     return [*outcomes, *absent]
 
 
-def write_results(options: EvaluationOptions, outcomes: Sequence[Outcome]) -> str:
+def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -> str:
     """Write results.json, results.md, chart.png and results.html; return the Markdown."""
     from evaluation.reporting.page import as_html, as_markdown, draw_chart
     from evaluation.results import RESULTS, as_json, environment
 
-    settings = {"model": options.model} | read_settings(options.output)
-    surroundings = environment()
-    chart = draw_chart(outcomes)
+    settings, surroundings, chart = read_settings(output), environment(), draw_chart(outcomes)
     if chart:
-        with atomic_path(options.output / "chart.png") as path:
+        with atomic_path(output / "chart.png") as path:
             path.write_bytes(chart)
     markdown = as_markdown(outcomes, settings, surroundings, "chart.png" if chart else None)
-    write_text(options.output / "results.md", markdown)
-    write_text(options.output / "results.html", as_html(options.output, outcomes, settings, surroundings, chart))
-    trained = {"trained_mode": trained_mode(find_checkpoint(options.model))}
-    write_json(options.output / RESULTS, trained | as_json(outcomes, settings, surroundings))
+    write_text(output / "results.md", markdown)
+    write_text(output / "results.html", as_html(output, outcomes, settings, surroundings, chart))
+    trained = {"trained_mode": trained_mode(checkpoint)}
+    write_json(output / RESULTS, trained | as_json(outcomes, settings, surroundings))
     return markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 if every benchmark that has data was evaluated, else 1."""
     options = parse_arguments(arguments)
+    checkpoint = None if options.check else find_checkpoint(options.model)
 
     from transformers.utils import logging as transformers_logging
 
@@ -290,13 +292,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if options.check:
+    if checkpoint is None:
         check(options)
         return 0
     processes = Processes()
-    outcomes = evaluate(options, processes)
+    outcomes = evaluate(options, checkpoint, processes)
     if processes.rank == 0:
-        print(write_results(options, outcomes))
+        print(write_results(options.output, checkpoint, outcomes))
     return int(any(outcome.status not in (DONE, MISSING) for outcome in outcomes))
 
 
