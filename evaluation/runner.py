@@ -36,7 +36,8 @@ JUDGE_BATCH = 16
 
 logger = logging.getLogger(__name__)
 Element = TypeVar("Element")
-Meter = Callable[[Sound, Item], float]
+Meter = SpeakerSimilarity | PredictedMos
+METERS: dict[str, Callable[[], Meter]] = {SIMILARITY: SpeakerSimilarity, MOS: PredictedMos}
 
 
 class BenchmarkError(RuntimeError):
@@ -231,7 +232,7 @@ def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], ite
     for place, (path, item) in enumerate(zip(paths, items, strict=True)):
         try:
             sound = load_audio(path, judge.sample_rate), judge.sample_rate
-            rows[place]["measures"] = {name: meter(sound, item) for name, meter in meters.items() if _fits(name, item)}
+            rows[place]["measures"] = _measures(meters, sound, item.voice)
             sounds[place] = sound
         except (OSError, ValueError, soundfile.LibsndfileError) as error:
             rows[place]["error"] = describe(error)
@@ -240,26 +241,10 @@ def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], ite
     return rows
 
 
-def _fits(measure: str, item: Item) -> bool:
-    return measure != SIMILARITY or item.voice is not None
-
-
-def _similarity_meter() -> Meter:
-    similarity = SpeakerSimilarity()
-
-    def measure(sound: Sound, item: Item) -> float:
-        voice = load_audio(item.voice, INPUT_RATE), INPUT_RATE
-        return similarity.similarities([sound], [voice]).value
-
-    return measure
-
-
-def _mos_meter() -> Meter:
-    mos = PredictedMos()
-    return lambda sound, item: mos.opinions([sound]).value
-
-
-METERS: dict[str, Callable[[], Meter]] = {SIMILARITY: _similarity_meter, MOS: _mos_meter}
+def _measures(meters: Mapping[str, Meter], sound: Sound, voice: str | None) -> dict[str, float]:
+    names = [name for name in meters if voice is not None or name != SIMILARITY]
+    prompt = (load_audio(voice, INPUT_RATE), INPUT_RATE) if SIMILARITY in names else None
+    return {name: meters[name].measure(sound, prompt) for name in names}
 
 
 def batches(elements: Sequence[Element], size: int) -> Iterator[Sequence[Element]]:

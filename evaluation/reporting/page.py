@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import partial
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -96,11 +95,7 @@ def _columns(task: Task, outcomes: Sequence[Outcome]) -> list[tuple[str, Callabl
     ]
     others = {WITHOUT_AUDIO: "without audio"} if task.speaks else {}
     others |= {key: title for key, title in MEASURES.items() if key in present}
-    return columns + [(title, partial(_same, key)) for key, title in others.items()]
-
-
-def _same(key: str, language: str) -> str:
-    return key
+    return columns + [(title, lambda language, key=key: key) for key, title in others.items()]
 
 
 def _rows(columns: Sequence[Callable[[str], str]], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:

@@ -6,6 +6,7 @@ import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_recordings_are_judged_like_answers(make_runner, corpus, tmp_path):
 
 
 def test_measures_of_speech_are_means_in_which_silence_is_the_worst(make_runner, corpus, tmp_path, monkeypatch):
-    monkeypatch.setitem(runner.METERS, "mos", lambda: lambda sound, item: 4.0)
+    monkeypatch.setitem(runner.METERS, "mos", lambda: SimpleNamespace(measure=lambda sound, voice: 4.0))
     items = SYNTHESIS.items(corpus)
     make_runner(measures=("mos",)).run(SYNTHESIS, items, "boost")
     outcome = collect(tmp_path, SYNTHESIS, items, "boost")
@@ -222,10 +223,10 @@ def test_every_id_has_a_file_of_its_own(make_runner, corpus, tmp_path):
 
 
 def test_speech_that_cannot_be_measured_is_heard_as_nothing(make_runner, corpus, tmp_path, monkeypatch):
-    def fail(sound, item):
+    def fail(sound, voice):
         raise ValueError("no voice")
 
-    monkeypatch.setitem(runner.METERS, "mos", lambda: fail)
+    monkeypatch.setitem(runner.METERS, "mos", lambda: SimpleNamespace(measure=fail))
     items = SYNTHESIS.items(corpus)
     make_runner(measures=("mos",)).run(SYNTHESIS, items, ORIGINAL)
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
