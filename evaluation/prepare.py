@@ -32,6 +32,8 @@ from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path
 
+USES = (("validation", "dev"), ("test", "test"))  # our name of a LibriSpeech split, and its folder
+
 Sample = dict[str, Any]
 
 
@@ -74,15 +76,13 @@ def write_benchmark(data: Path, name: str, samples: Iterable[Sample]) -> int:
 
 
 def prepare_librispeech(source: Path, data: Path) -> dict[str, int]:
+    """Write the validation and test splits that are there; return the number of samples by benchmark."""
     splits = {f"librispeech-{use}-{kind}": f"{folder}-{kind}" for use, folder in USES for kind in ("clean", "other")}
     return {
         name: write_benchmark(data, name, _librispeech_samples(source / folder))
         for name, folder in splits.items()
         if (source / folder).is_dir()
     }
-
-
-USES = (("validation", "dev"), ("test", "test"))
 
 
 def _librispeech_samples(folder: Path) -> Iterator[Sample]:
@@ -93,6 +93,7 @@ def _librispeech_samples(folder: Path) -> Iterator[Sample]:
 
 
 def prepare_libritts(source: Path, data: Path) -> dict[str, int]:
+    """Write test-clean, with the normalised texts; return the number of samples by benchmark."""
     texts = sorted((source / "test-clean").glob("*/*/*.normalized.txt"))
     samples = (
         synthesis_sample(
@@ -104,6 +105,7 @@ def prepare_libritts(source: Path, data: Path) -> dict[str, int]:
 
 
 def prepare_aishell(source: Path, data: Path) -> dict[str, int]:
+    """Write the test set; return the number of samples by benchmark."""
     transcript = source / "transcript" / "aishell_transcript_v0.8.txt"
     lines = (line.split() for line in transcript.read_text(encoding="utf-8").splitlines())
     texts = {words[0]: "".join(words[1:]) for words in lines if words}
@@ -113,6 +115,7 @@ def prepare_aishell(source: Path, data: Path) -> dict[str, int]:
 
 
 def prepare_wenetspeech(source: Path, data: Path) -> dict[str, int]:
+    """Write both test sets, whose segments are cut out of the recordings; return the number of samples by benchmark."""
     recordings = json.loads((source / "WenetSpeech.json").read_text(encoding="utf-8"))["audios"]
     subsets = {"wenetspeech-meeting": "TEST_MEETING", "wenetspeech-net": "TEST_NET"}
     return {
@@ -145,6 +148,7 @@ def _cut(source: Path, begin: float, end: float, path: Path) -> None:
 
 
 def prepare_fleurs(source: Path, data: Path) -> dict[str, int]:
+    """Write the English and Chinese test sets that are there; return the number of samples by benchmark."""
     languages = {"fleurs-en": "en_us", "fleurs-zh": "cmn_hans_cn"}
     return {
         name: write_benchmark(data, name, _fleurs_samples(source / folder))

@@ -315,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_silence(path: Path) -> Path:
+    """Write a short silence, and return the path."""
     import numpy as np
     import soundfile
 
