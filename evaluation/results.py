@@ -28,8 +28,8 @@ PUBLISHED = Path(__file__).parent / "published.json"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An item and its answer.
+class Answer:
+    """The answer to an item, as recorded and judged.
 
     Attributes:
         said: The answer by TEXT and TRANSCRIPT.
@@ -61,7 +61,7 @@ class Outcome:
     mode: str
     status: str
     note: str = ""
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Answer] = field(default_factory=list)
     scores: dict[str, Score] = field(default_factory=dict)
     speed: dict[str, Score] = field(default_factory=dict)
     metrics: dict[str, Value] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Outcome:
         return totals
 
 
-def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Sample]]:
+def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Answer]]:
     """Return the `count` worst samples of some outcomes; perfect ones are left out."""
     found = [
         (badness, outcome, sample)
@@ -165,10 +165,10 @@ def _is_unheard(answer: Row, heard: Mapping[str, Row], speaks: bool) -> bool:
     return speaks and bool(answer["wav"]) and answer["id"] not in heard
 
 
-def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Sample:
+def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Answer:
     said = {TEXT: answer["text"], TRANSCRIPT: heard.get("transcript", "")}
     wav = folder / answer["wav"] if answer["wav"] else None
-    return Sample(item, said, wav, answer.get("error") or heard.get("error"), heard.get("measures", {}))
+    return Answer(item, said, wav, answer.get("error") or heard.get("error"), heard.get("measures", {}))
 
 
 def _score(outcome: Outcome) -> None:

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 # These may differ when an evaluation is continued.
-UNDECISIVE = ("output", "suite", "modes", "batch_size", "device", "retry_errors", "time_alone", "against", "check")
+UNDECISIVE = (
+    *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
+    *("against", "check"),
+)
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -67,6 +70,7 @@ class EvaluationOptions:
     limit: Mapping[str, int]
     seed: int
     time_alone: Mapping[str, int]
+    skip_recordings: bool
     retry_errors: bool
     against: Path | None
     check: bool
@@ -132,6 +136,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--limit", **counts, help="use N samples of each benchmark, or of one, drawn with a fixed seed")
     add("--seed", type=int, default=42, help="seed for sampling (default: %(default)s)")
     add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
+    add("--skip-recordings", action="store_true", help="do not judge the recordings of people for comparison")
     add("--retry-errors", action="store_true", help="run samples again that failed earlier")
     add("--against", type=Path, metavar="DIR", help="--output of another model, for paired tests")
     add("--check", action="store_true", help="only check arguments, data and judges")
@@ -230,7 +235,8 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
     found, absent = read_items(benchmarks, options)
     present = [benchmark for benchmark in benchmarks if benchmark.name in found]
     work = [(benchmark, mode) for mode in options.modes or [trained_mode(checkpoint)] for benchmark in present]
-    recorded = [(benchmark, ORIGINAL) for benchmark in present if any(item.recording for item in found[benchmark.name])]
+    with_recordings = [benchmark for benchmark in present if any(item.recording for item in found[benchmark.name])]
+    recorded = [] if options.skip_recordings else [(benchmark, ORIGINAL) for benchmark in with_recordings]
     processes.claim(options.output)
     if processes.rank == 0:
         keep_settings(options.output, options.settings(checkpoint))

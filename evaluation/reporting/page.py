@@ -18,7 +18,7 @@ import soundfile
 
 from evaluation.metrics.corrected import scored_tokens
 from evaluation.reporting.plots import draw_errors_over_speed
-from evaluation.results import DONE, ORIGINAL, Outcome, Sample, comparisons, pooled, published_rows, worst
+from evaluation.results import DONE, ORIGINAL, Answer, Outcome, comparisons, pooled, published_rows, worst
 from evaluation.suites import SPOKEN_QA, TEXT_QA
 from evaluation.tasks import MEASURES, PASSES_PER_TOKEN, SPEEDS, TASKS, TEXT, TRANSCRIPT, WITHOUT_AUDIO, Task, Value
 
@@ -305,7 +305,7 @@ def _worst_samples(outcomes: Sequence[Outcome], clips: Clips) -> Iterator[str]:
                 yield f"<details><summary>{title}</summary><table><tr>{head}</tr>{rows}</table></details>"
 
 
-def _sample_row(outcome: Outcome, sample: Sample, clips: Clips) -> str:
+def _sample_row(outcome: Outcome, sample: Answer, clips: Clips) -> str:
     item, language = sample.item, outcome.benchmark.language
     if sample.error is not None:
         difference = f'<span class="error">{escape(sample.error)}</span>'

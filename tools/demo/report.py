@@ -22,7 +22,7 @@ from typing import Any
 from evaluation import evaluate_codec
 from evaluation.metrics.corrected import corrected_error_rate, scored_tokens
 from evaluation.reporting.page import Table
-from evaluation.results import RESULTS, Outcome, Sample, pooled, read_outcomes
+from evaluation.results import RESULTS, Answer, Outcome, pooled, read_outcomes
 from evaluation.run_folder import read_settings
 from evaluation.suites import BENCHMARKS, read_rows
 from evaluation.tasks import KEYWORD_LEEWAY, PASSES_PER_TOKEN, SPEED_ALONE, TEXT, TRANSCRIPT
@@ -99,7 +99,7 @@ class Mode:
     questions: Mapping[str, Mapping[str, str]]
     foreign_ratio: bool
 
-    def spoken(self) -> Iterator[tuple[str, Sample, str]]:
+    def spoken(self) -> Iterator[tuple[str, Answer, str]]:
         """Yield spoken answers: task, sample, and the text that was to be said."""
         for sample in self.outcomes["tts"].samples:
             yield "tts", sample, sample.item.references[0]
