@@ -18,8 +18,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from evaluation.judges import Judge, Sound
-from evaluation.metrics.speech import PredictedMos, SpeakerSimilarity
+from evaluation.judges import Judge, PredictedMos, Sound, SpeakerSimilarity
 from evaluation.results import ALONE, ANSWERS, FAILED, ORIGINAL, TRANSCRIPTS
 from evaluation.run_folder import Row, RowFile, progress_bar
 from evaluation.suites import Benchmark, Item

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
 from evaluation.metrics.corrected import contains_any, corrected_error_rate
 from evaluation.metrics.ours import contains_answer, normalise
 from evaluation.metrics.public import (
@@ -17,7 +18,6 @@ from evaluation.metrics.public import (
 )
 from evaluation.metrics.score import Score
 from evaluation.metrics.significance import confidence_interval
-from evaluation.metrics.speech import LOWEST_MOS, NO_SIMILARITY
 from evaluation.suites import ASR, SPOKEN_QA, TEXT_QA, TTS, Benchmark, Item
 
 TEXT, TRANSCRIPT = "text", "transcript"  # the model's text output; the judge's transcript of its speech

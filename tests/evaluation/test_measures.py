@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from evaluation.judges import PredictedMos, SpeakerSimilarity
 from evaluation.metrics.corrected import corrected_error_rate
 from evaluation.metrics.score import Score
-from evaluation.metrics.speech import PredictedMos, SpeakerSimilarity
 
 RATE = 16_000
 SILENT = [None, (torch.zeros(0), RATE), (torch.zeros(RATE), RATE), (torch.ones(10), RATE)]
