@@ -1,1 +1,1 @@
-"""Evaluation of trained models: benchmarks, third-party judges, metrics, reports. Run its programs with `python -m`."""
+"""Evaluation of models and codecs. Programs, run with `python -m`: run, prepare, evaluate_codec, compute_wer."""

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Evaluate a model on the benchmarks and write one page: evaluate_sts.sh [flags of evaluation/run.py]
+# Evaluate a model on the benchmarks and write one page: evaluate_sts.sh [flags of evaluation.run]
 #
 #   MODEL_NAME_OR_PATH    folder of the model, or its name on the hub
 #   AUDIO_TOKENIZER_PATH  folder of the audio tokenizer, or "embedded" for the small one in the package
-#   OUTPUT_DIR            for answers and results.{html,md,json}; the same folder again continues a run that was stopped
-#   DATA_PATH             folder that evaluation/prepare.py has filled; sets that are not there are named in the table
-# Optional: SUITE (default "paper"; several are split at spaces; "demo" takes CORPUS, a folder of
-#   tools/demo/make_corpus.py, in place of DATA_PATH), MODES (such as "vanilla boost"), JUDGES (such as
-#   "en=whisper:openai/whisper-large-v3 zh=paraformer_zh", as the public evaluation), AUDIO_TOKENIZER_TYPE,
+#   OUTPUT_DIR            for answers and results.{html,md,json}; the same command continues a run that was stopped
+#   DATA_PATH             folder filled by evaluation.prepare; missing sets are listed in the table
+# Optional: SUITE (default "paper"; may be several, separated by spaces; "demo" needs CORPUS, a folder written by
+#   tools.demo.make_corpus, instead of DATA_PATH), MODES (such as "vanilla boost"), JUDGES (such as
+#   "en=whisper:openai/whisper-large-v3 zh=paraformer_zh", as in the public evaluation), AUDIO_TOKENIZER_TYPE,
 #   AUDIO_DECODER_PATH, AUDIO_MODEL_NAME_OR_PATH (SenseVoiceSmall, for a Plus model without am.mvn), EXTRA_ARGS (more
-#   flags, split at spaces), NPROC_PER_NODE (default: one process for each GPU, else one), OMP_NUM_THREADS; several
-#   machines that share OUTPUT_DIR: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+#   flags, separated by spaces), NPROC_PER_NODE (default: one process for each GPU, else one), OMP_NUM_THREADS; for
+#   several machines that share OUTPUT_DIR: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
+# Relative paths are relative to the current folder.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -29,7 +30,8 @@ if [ -n "${MODES:-}" ]; then read -r -a modes <<< "$MODES" && options+=(--modes 
 if [ -n "${JUDGES:-}" ]; then read -r -a judges <<< "$JUDGES" && options+=(--judge "${judges[@]}"); fi
 read -r -a extra <<< "${EXTRA_ARGS:-}"
 
-exec torchrun "${torchrun_options[@]}" "$root/evaluation/run.py" \
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+exec torchrun "${torchrun_options[@]}" -m evaluation.run \
     --suite "${suites[@]}" \
     --model "$MODEL_NAME_OR_PATH" \
     --output "$OUTPUT_DIR" \

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_run import arguments, results
-from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
+from test_run import results
+from toy_corpus import SENTENCES, LengthJudge, arguments, make_toy_corpus
 
 from evaluation import run
 from evaluation.judges import JUDGES

@@ -41,8 +41,8 @@ def test_variables_become_flags_that_the_program_accepts(tmp_path):
     result = call("--limit", "3", PATH=path, NPROC_PER_NODE="2", EXTRA_ARGS="--seed 7", **NEEDED, **more)
     assert result.returncode == 0, result.stderr
     words = shlex.split((tmp_path / "call").read_text())
-    program = words.index(str(ROOT / "evaluation" / "run.py"))
-    assert words[:program] == ["--standalone", "--nproc_per_node", "2"]
+    program = words.index("evaluation.run")
+    assert words[:program] == ["--standalone", "--nproc_per_node", "2", "-m"]
     options = parse_arguments(words[program + 1 :])
     assert (options.suite, options.modes) == (["demo", "asr"], ["vanilla", "boost"])
     assert (options.model, options.output, options.data) == ("model", Path("out"), Path("data"))

@@ -139,7 +139,7 @@ def _evaluation_step(setting: Setting, run: Ablation, model: Path, output: Path)
     }
     paths = {"audio-tokenizer-path": setting.tokenizer_path, "audio-decoder-path": setting.decoder_path}
     options |= {name: [path] for name, path in paths.items() if path}
-    command = ["python", "evaluation/run.py"]
+    command = ["python", "-m", "evaluation.run"]
     command += [part for name, values in options.items() for part in (f"--{name}", *map(str, values))]
     return Step(f"{run.name}_evaluation", f"evaluate {run.name}", output / "results.json", command)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vita_audio.interleave import MODES
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGE_SCRIPTS = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
 ASSETS = Path("vita_audio/assets")
@@ -71,7 +73,16 @@ FORMS = {
         seq_length=128,
         attention="eager",  # on a CPU, and in packs this short, faster than what is fastest elsewhere
         num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes={"corpus": 3, "codes": 0.5, "stage1": 7, "stage2": 2.5, "stage3": 3, "stage4": 3, "evaluation": 3},
+        minutes={
+            "corpus": 3,
+            "codes": 0.5,
+            "stage1": 7,
+            "stage2": 2.5,
+            "stage3": 3,
+            "stage4": 3,
+            "evaluation": 2.5,
+            "codec": 0.5,
+        },
     ),
     "long": Form(
         folder="outputs/quickstart_long",
@@ -80,7 +91,16 @@ FORMS = {
         batch_size=4,
         seq_length=512,
         num_heldout={"asr": 180, "tts": 120, "qa": 126, "roundtrip": 120},
-        minutes={"corpus": 17, "codes": 2, "stage1": 28, "stage2": 5, "stage3": 18, "stage4": 17, "evaluation": 12},
+        minutes={
+            "corpus": 17,
+            "codes": 2,
+            "stage1": 28,
+            "stage2": 5,
+            "stage3": 18,
+            "stage4": 17,
+            "evaluation": 11,
+            "codec": 1,
+        },
     ),
     "ci": Form(
         folder="outputs/quickstart_ci",
@@ -97,6 +117,7 @@ FORMS = {
             "stage3": 0.3,
             "stage4": 0.3,
             "evaluation": 0.3,
+            "codec": 0.2,
         },
         note="A few training steps only: this shows that the path works and says nothing about quality.",
     ),
@@ -210,7 +231,8 @@ def plan_steps(run: Run) -> list[Step]:
         for stage, num_steps, start in zip(stages, run.form.steps, starts, strict=False)
     ]
     encoder = [_encoder_step(run)] if run.form.encoder_steps else []
-    return [_corpus_step(run), _codes_step(run), *encoder, *training, _evaluation_step(run), _report_step(run)]
+    evaluation = [_evaluation_step(run), _codec_step(run), _report_step(run)]
+    return [_corpus_step(run), _codes_step(run), *encoder, *training, *evaluation]
 
 
 def _corpus_step(run: Run) -> Step:
@@ -276,19 +298,30 @@ def _stage_step(run: Run, stage: Stage, num_steps: int, start: Path) -> Step:
 
 def _evaluation_step(run: Run) -> Step:
     output = run.folder / "evaluation"
-    paths = {"model": run.model, "corpus": run.corpus, "codes": run.codes, "output": output}
     num_processes = min(NUM_CORES, MOST_EVALUATORS)
-    command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.demo"]
-    command += [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type]
-    command += [part for task, count in run.form.num_heldout.items() for part in (f"--num-{task}", str(count))]
-    command += run.audio_flags()
+    limits = [f"demo-{task}={run.form.num_heldout[task]}" for task in ("asr", "tts", "qa")]
+    command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.run"]
+    command += ["--suite", "demo", "--model", str(run.model), "--corpus", str(run.corpus), "--output", str(output)]
+    command += ["--modes", *MODES, "--limit", *limits, f"demo-qa-text={run.form.num_heldout['qa']}"]
+    command += ["--batch-size", "20", "--dtype", "float32", "--time-alone", "demo-qa=8"]
+    command += ["--skip-recordings"]  # the codec's round trip tells the judge's own error
+    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(NUM_CORES // num_processes))}
-    return Step("evaluation", "evaluate on held-out speech", output / "speed.json", command, threads)
+    return Step("evaluation", "evaluate on held-out speech", output / "results.json", command, threads)
+
+
+def _codec_step(run: Run) -> Step:
+    output, heldout = run.folder / "codec", run.corpus / "heldout_asr.jsonl"
+    command = ["python", "-m", "evaluation.evaluate_codec", "--corpus", f"heldout={heldout}", "--output", str(output)]
+    command += ["--max-clips", str(run.form.num_heldout["roundtrip"])]
+    command += ["--codes", str(run.codes), "--codes-of", str(run.corpus / run.variant.stages[0].data)]
+    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
+    return Step("codec", "evaluate the codec", output / "codec.json", command)
 
 
 def _report_step(run: Run) -> Step:
     stages = [str(run.folder / stage.name) for stage in run.variant.stages]
     command = ["python", "-m", "tools.demo.report", "--evaluation", str(run.folder / "evaluation")]
-    command += ["--stages", *stages, "--output", str(run.folder), *(["--note", run.form.note] if run.form.note else [])]
+    command += ["--codec", str(run.folder / "codec"), "--stages", *stages, "--output", str(run.folder)]
+    command += ["--note", run.form.note] if run.form.note else []
     return Step("report", "write the report", run.folder / "report.json", command)

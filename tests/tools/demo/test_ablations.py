@@ -104,7 +104,7 @@ def test_the_programs_accept_their_commands(setting, variant, torchrun):
         elif step.name == "report":
             assert report.parse_arguments(step.command[3:]).folder == chosen.output
         else:
-            options = evaluation.parse_arguments(step.command[2:])
+            options = evaluation.parse_arguments(step.command[3:])
             assert options.output / "results.json" == step.product and options.audio_decoder_path == "my_decoder"
             seen += options.modes
     assert seen == ["boost", "vanilla", "boost", "boost", "boost", "turbo"]

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import demo
+from evaluation import evaluate_codec
+from evaluation import run as evaluation
 from tools import extract_audio_codes
 from tools.codec import train_encoder as train_speech_encoder
 from tools.demo import quickstart
+from tools.demo import report as demo_report
 from tools.demo.plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
 from tools.demo.quickstart import Progress, open_folder, print_result, run_steps
+from vita_audio.interleave import MODES
 from vita_audio.training.arguments import parse_arguments
 
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
@@ -48,7 +51,7 @@ def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
     variant = VARIANTS[name]
     steps = plan_steps(Run(variant, variant.forms[form], tmp_path))
     encoder = ["encoder"] if name == "plus" else []
-    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "report"]
+    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "codec", "report"]
     assert set(variant.forms[form].minutes) == {step.name for step in steps} - {"report"}
     assert (ROOT / TEXT_MODEL / "config.json").is_file()
 
@@ -122,12 +125,20 @@ def test_the_other_programs_accept_their_commands(run):
     assert codes.data == [run.corpus / name for name in ("stage1.yaml", "mtp.yaml", "stage4.yaml")]
     assert (codes.codes, codes.audio_tokenizer_path) == (run.codes, "my_tokenizer")
     assert codes.audio_tokenizer_type == run.variant.audio_tokenizer_type
-    evaluation = steps["evaluation"].command
-    options = demo.parse_arguments(evaluation[evaluation.index("evaluation.demo") + 1 :])
+    command = steps["evaluation"].command
+    options = evaluation.parse_arguments(command[command.index("evaluation.run") + 1 :])
     assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
-    assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
+    assert options.limit == {"demo-asr": 60, "demo-tts": 30, "demo-qa": 60, "demo-qa-text": 60}
+    assert (options.suite, options.modes, options.time_alone) == (["demo"], list(MODES), {"demo-qa": 8})
     assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
-    assert options.output / f"{demo.PARTS[-1]}.json" == steps["evaluation"].product
+    assert options.output / "results.json" == steps["evaluation"].product
+    codec = evaluate_codec.parse_arguments(steps["codec"].command[3:])
+    assert codec.corpora == {"heldout": run.corpus / "heldout_asr.jsonl"} and codec.max_clips == 40
+    assert (codec.codes, codec.codes_of) == (run.codes, run.corpus / "stage1.yaml")
+    assert (codec.audio_tokenizer_path, codec.audio_decoder_path) == ("my_tokenizer", "my_decoder")
+    assert codec.output / "codec.json" == steps["codec"].product
+    report = demo_report.parse_arguments(steps["report"].command[3:])
+    assert (report.evaluation, report.codec, report.output) == (options.output, codec.output, run.folder)
 
 
 def test_without_other_weights_no_flag_asks_for_them(ci_run):

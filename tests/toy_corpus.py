@@ -1,4 +1,4 @@
-"""A corpus folder of the demo's form, with tones instead of speech, and a judge that measures instead of listening."""
+"""A demo corpus with tones instead of speech, a judge that measures instead of transcribing, and flags to use both."""
 
 import json
 from pathlib import Path
@@ -65,3 +65,19 @@ def make_toy_corpus(folder: Path) -> Path:
     (folder / "asr.jsonl").write_text(json.dumps({"messages": training, "audios": [speak("train", 1.0)]}) + "\n")
     (folder / "stage1.yaml").write_text(yaml.safe_dump({"dataset": {"asr": {"data_paths": ["asr.jsonl"]}}}))
     return folder
+
+
+def arguments(toy_folders, corpus: Path, output: Path, *more: str, suite: str = "demo", judge: str = "length"):
+    """Return flags of `evaluation.run`, for a judge that a test has put into `JUDGES`."""
+    options = {
+        "suite": suite,
+        "model": toy_folders.model,
+        "corpus": corpus,
+        "output": output,
+        "audio-tokenizer-path": toy_folders.audio_tokenizer,
+        "audio-decoder-path": toy_folders.audio_decoder,
+        "judge": f"en={judge}",
+        "batch-size": 2,
+        "max-new-tokens": 24,
+    }
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)] + list(map(str, more))
