@@ -30,6 +30,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
         (folder / "b.txt").write_text("b")
         assert not path.exists()
     assert [file.name for file in path.iterdir()] == ["b.txt"] and list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode == path.parent.stat().st_mode  # as any other new folder, not for the owner alone
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path):

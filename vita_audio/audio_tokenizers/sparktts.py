@@ -1,4 +1,4 @@
-"""BiCodec of Spark-TTS: 50 semantic codes per second say what is said, 32 global codes say who speaks.
+"""BiCodec of Spark-TTS: 50 semantic codes per second carry the words, 32 global codes the speaker.
 
 The model is from the package `spark-tts-lib` (arXiv 2503.01710); the weights are those of `SparkAudio/Spark-TTS-0.5B`,
 with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model. The

@@ -212,7 +212,9 @@ def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> Non
         codes = f", {tokenizer.num_audio_codes:,} audio codes from id {tokenizer.first_audio_id:,}"
         report.facts["text"] += codes
     elif isinstance(config, Qwen2MTPConfig):
-        report.problems.append(f"the text tokenizer in {folder} has no audio codes; take that of the trained model")
+        report.problems.append(
+            f"the text tokenizer in {folder} has no audio codes; use the one saved with the trained model"
+        )
 
 
 def _inspect_generation(folder: Path, report: Report) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     If another process has made `path` in the meantime, its folder is kept. If the block raises, nothing remains.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    partial = path.with_name(f".{path.name}-{uuid4().hex}.partial")
+    partial.mkdir(parents=True)
     try:
         yield partial
         try:
