@@ -82,8 +82,8 @@ def test_tokens_match_the_reference(attention, use_cache):
             return_dict_in_generate=True,
         )
         assert output.sequences[0].tolist() == prompt[0].tolist() + run["output_ids"], run["mode"]
-        steps = getattr(output, "steps", (-1,) * len(run["sources"]))  # transformers' own where no module takes part
-        assert ["main" if step < 0 else f"mtp{step}" for step in steps] == run["sources"]
+        steps = getattr(output, "steps", (0,) * len(run["sources"]))  # transformers' own where no module takes part
+        assert [f"mtp{depth - 1}" if depth else "main" for depth in steps] == run["sources"]
     expected = next(run for run in golden.expected["generate"] if run["mode"][1] == 0)
     plain = model.generate(prompt, **audio, max_new_tokens=40, do_sample=False, use_cache=use_cache)
     assert plain[0, prompt.shape[1] :].tolist() == expected["output_ids"]
