@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from vita_audio.constants import (
     AUDIO_CODE_FORMAT,
@@ -27,6 +26,9 @@ from vita_audio.constants import (
     structural_tokens,
 )
 from vita_audio.files.checkpoint import check_whole, find_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROLES = ("system", "user", "assistant")
 
@@ -121,6 +123,8 @@ class TextTokenizer:
             continuous_input, audio_input: As above.
         Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
+        from transformers import AutoTokenizer  # here, so that the prompts and roles above import fast
+
         folder = find_checkpoint(folder)
         for path in tokenizer_files(folder):
             check_whole(path)

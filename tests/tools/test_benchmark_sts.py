@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy_speech_lm import TINY_TOKENIZER, load_toy
 
+from vita_audio.inference.benchmark import LayoutForcing
 from vita_audio.inference.tasks import text_conversation
 from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
 
@@ -58,12 +59,12 @@ def test_random_weights_in_all_modes(tool, toy_folders, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "num_new"), [("vanilla", 53), ("balance", 58), ("boost", 53)])
-def test_answers_have_the_layout_of_training(tool, toy_folders, name, num_new):
+def test_answers_have_the_layout_of_training(toy_folders, name, num_new):
     """`num_new` ends with a whole audio chunk. Vanilla is for decoding only, its answers look like those of Boost."""
     speech_lm, plan = load_toy(toy_folders), InterleavePlan.parse(name)
     tokenizer, conversation = speech_lm.tokenizer, text_conversation("Hello")
     num_prompt = len(speech_lm.prompt_ids(conversation))
-    forcing = tool.LayoutForcing(plan, tokenizer, num_prompt=num_prompt, num_new=num_new)
+    forcing = LayoutForcing(plan, tokenizer, num_prompt=num_prompt, num_new=num_new)
     response = speech_lm.respond(
         conversation, plan, max_new_tokens=num_new, logits_processor=[forcing], decode_audio=False
     )
@@ -80,7 +81,7 @@ def test_answers_have_the_layout_of_training(tool, toy_folders, name, num_new):
     [
         (["--modes", "warp"], "must be one of vanilla, balance, boost, turbo"),
         (["--random-weights", "x.json"], "--random-weights and --tokenizer belong together"),
-        (["--new-tokens", "9"], "--new-tokens must be at least 100"),
+        (["--new-tokens", "9"], "--new-tokens: must be at least 100, got 9"),
         (["--repeats", "0"], "must be at least 1"),
         (["--new-tokens", "600"], "512 positions"),
     ],

@@ -139,7 +139,7 @@ def test_voice_of_the_decoder(run, tool, capsys, question, tmp_path, monkeypatch
     assert len(waves[0]) == len(waves[1]) and not np.array_equal(waves[0], waves[2])
     assert not np.array_equal(waves[1], waves[3])
     monkeypatch.setattr(GLM4VoiceTokenizer, "needs_voice", True)
-    message = "inference_sts: glm4voice codes do not say who speaks; give somebody's speech as --voice"
+    message = "inference_sts: glm4voice codes hold no voice; give a recording as --voice"
     assert message in refused(run, capsys, "--task", "tts", "--text", "Hello")
     run("--task", "text", "--text", "Hello", output=None)  # nothing to speak
 
@@ -176,7 +176,7 @@ def write_audio(folder, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", "missing.wav: no such audio file"),
+        ("missing", "missing.wav: no such file"),
         ("empty", "empty.wav: file has no samples"),
         ("nothing", "nothing.wav: file is empty"),
         ("text", "text.wav: not readable as audio"),
@@ -204,8 +204,15 @@ def test_bad_audio(run, capsys, tmp_path, name, message):
         (("--task", "tts", "--text", "say <|audio|>"), "one audio per <|audio|> tag, got 1 tags, 0 audios"),
         (("--task", "tts", "--text", "x" * 600), "512 positions"),
         (("--task", "tts", "--text", "x", "--max-new-tokens", "9999"), "512 positions"),
+        (
+            ("--task", "tts", "--text", "x", "--do-sample", "--top-p", "1.5"),
+            "--top-p: must be above 0 and at most 1, got 1.5",
+        ),
         (("--task", "tts", "--text", "x", "--model", "nowhere"), "no folder nowhere"),
-        (("--task", "tts", "--text", "x", "--audio-tokenizer-type", "mp3"), "unknown audio tokenizer 'mp3'"),
+        (
+            ("--task", "tts", "--text", "x", "--audio-tokenizer-type", "mp3"),
+            "argument --audio-tokenizer-type: invalid choice: 'mp3'",
+        ),
         (("--task", "tts", "--text", "x", "--device", "cuda:77"), "device must be auto, cpu or a GPU that is here"),
         (("--task", "tts", "--text", "x", "--do-sample", "--temperature", "-1"), "temperature"),
     ],
@@ -265,7 +272,7 @@ def test_the_attention_back_end_can_be_chosen(tool, toy_folders, monkeypatch):
     speech_lm = tool.load_speech_lm(options, load_toy(toy_folders).audio_tokenizer)
     assert speech_lm.model.config._attn_implementation == "eager"
     options.attn_implementation = "flash_attention_2"
-    monkeypatch.setattr("command_line.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
     with pytest.raises(ValueError, match="needs a GPU and the package flash-attn"):
         tool.load_speech_lm(options, speech_lm.audio_tokenizer)
 
