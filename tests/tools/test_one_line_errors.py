@@ -22,4 +22,4 @@ def test_wrong_input_is_one_line_and_exit_code_2(tool, flags, message, tmp_path,
         tool.main(flags.format(tmp_path).split())
     lines = capsys.readouterr().err.splitlines()
     assert exit_code.value.code == 2
-    assert lines[-1].startswith(f"{tool.__name__}.py: ") and message.format(tmp_path) in lines[-1]
+    assert lines[-1].startswith(f"{tool.__name__.split('.')[-1]}: ") and message.format(tmp_path) in lines[-1]

@@ -1,16 +1,8 @@
-"""Train the speech decoder in one voice: `vocoder` (mel to wave, HiFT) and `flow` (codes to mel, flow matching).
-
-The vocoder needs only recordings and can train while the tokenizer does; the flow needs the finished tokenizer. Both
-save and resume. `export` joins them to a decoder folder.
-
-    python -m tools.codec.train_decoder vocoder --corpus DIR --voice joe --output RUN/vocoder
-    python -m tools.codec.train_decoder flow --corpus DIR --voice joe --tokenizer RUN/tokenizer --output RUN/flow
-    python -m tools.codec.train_decoder export --vocoder RUN/vocoder --flow RUN/flow --output RUN/decoder
-"""
+"""Training of a small speech decoder in one voice: its vocoder (HiFT), its flow (flow matching), and their export."""
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +13,8 @@ from tqdm import tqdm
 
 from tools.codec.code_mel_pairs import CodeMelPairs, collate
 from tools.codec.corpus import Utterance, hold_out, load_corpus
-from tools.common.training_loop import TrainingLoop, add_loop_arguments
+from tools.common.training_loop import TrainingLoop, use_device
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.errors import one_line_errors
 from vita_audio.speech_decoder.config import (
     DecoderConfig,
     EncoderConfig,
@@ -40,12 +31,12 @@ from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogr
 SMALL_FLOW = FlowConfig(
     input_size=192,
     vocab_size=512,
-    # From no noise at all comes the most likely mel: of so small a flow the clearest.
+    # Without noise the flow gives the most likely mel, which is the clearest for a flow this small.
     cfm=FlowMatchingConfig(inference_cfg_rate=1.5, inference_temperature=0.0),
-    # Eight smoothing convolutions see a whole code (7 frames) and its neighbours; four do not.
+    # Eight smoothing convolutions cover a whole code (7 frames) and its neighbours; four do not.
     sampling_ratios=(1,) * 8,
     encoder=EncoderConfig(input_size=192, output_size=192, attention_heads=4, linear_units=384, num_blocks=2),
-    # Noise and prior, 80 bands each, must pass through every layer: width helps more than attention or depth.
+    # Noise and prior, 80 bands each, pass through every layer: width helps more than attention or depth.
     estimator=EstimatorConfig(channels=(168, 168), n_blocks=0, num_mid_blocks=2),
 )
 SMALL_HIFT = HiFTConfig(
@@ -56,12 +47,12 @@ SMALL_HIFT = HiFTConfig(
     source_resblock_kernel_sizes=(7, 7),
 )
 STFT_SIZES = (256, 512, 1024, 2048)
-PROMPT_PROBABILITY = 0.2  # one voice needs few examples of going on from a prompt
-F0_SCALE = 100.0  # Hz; brings the error of the fundamental to the size of the spectral losses
+PROMPT_PROBABILITY = 0.2  # a single voice needs few examples of continuing a prompt
+F0_SCALE = 100.0  # Hz; scales the error of the fundamental to the size of the spectral losses
 
 
 def fundamental(wave: np.ndarray, num_frames: int) -> np.ndarray:
-    """Hz at the centre of every mel frame, 0 where unvoiced, by Praat's autocorrelation; (num_frames,) float32."""
+    """Return the fundamental by Praat's autocorrelation: Hz per mel frame, 0 if unvoiced, (num_frames,) float32."""
     import parselmouth
 
     pitch = parselmouth.Sound(wave, SAMPLE_RATE).to_pitch(time_step=0.005, pitch_floor=60, pitch_ceiling=400)
@@ -87,7 +78,12 @@ class VocoderTraining(nn.Module):
 
 
 def stft_loss(wave: Tensor, target: Tensor) -> Tensor:
-    """Spectral convergence plus log-magnitude L1 (Parallel WaveGAN), mean over resolutions; (batch, samples) each."""
+    """Return spectral convergence plus log-magnitude L1 (Parallel WaveGAN), averaged over resolutions.
+
+    Args:
+        wave: (batch, samples), float32.
+        target: (batch, samples), float32.
+    """
     total = wave.new_zeros(())
     for size in STFT_SIZES:
         window = torch.hann_window(size, device=wave.device)
@@ -100,7 +96,7 @@ def stft_loss(wave: Tensor, target: Tensor) -> Tensor:
 
 
 class SegmentSampler:
-    """Random segments of recordings with their mel and fundamental, for the vocoder."""
+    """Draws random segments of recordings, with their mel and fundamental, for the vocoder."""
 
     def __init__(self, utterances: list[Utterance], frames: int, batch_size: int, rng: random.Random):
         self.frames, self.batch_size, self.rng = frames, batch_size, rng
@@ -126,7 +122,11 @@ class SegmentSampler:
 
 
 def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
-    """Read the data and set up the model; what is returned trains it."""
+    """Set up data and vocoder; return a function that trains it.
+
+    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
+    """
+    use_device(args)
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
     rng = random.Random(args.seed)
@@ -143,9 +143,10 @@ def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
 
 
 class FlowTraining(nn.Module):
-    """The flow with its own loss and an L1 loss that makes the prior a mel already.
+    """The flow with its own loss, and an L1 loss that makes the prior resemble the mel.
 
-    `only_prior` leaves the UNet, nearly all of the work, out: the prior learns ten times faster alone.
+    Attributes:
+        only_prior: Skip the UNet, which is nearly all of the work; the prior alone trains ten times faster.
     """
 
     def __init__(self, config: FlowConfig, seed: int):
@@ -164,7 +165,11 @@ class FlowTraining(nn.Module):
 
 
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
-    """Read the data, encode it and set up the model; what is returned trains it."""
+    """Set up the flow and encode its data; return a function that trains it.
+
+    Raises: FileNotFoundError, ValueError for a corpus, tokenizer or settings that cannot be used.
+    """
+    use_device(args)
     everyone = load_corpus(args.corpus)
     utterances = [utterance for utterance in everyone if utterance.voice == args.voice]
     others = [utterance for utterance in everyone if utterance.voice != args.voice]
@@ -195,61 +200,24 @@ def to_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
+def averaged_state(run: Path) -> dict[str, Tensor]:
+    return torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
+
+
 def trained_weights(run: Path, module: nn.Module) -> nn.Module:
-    """Fill `module` with the averaged weights of a run folder."""
-    state = torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
+    """Load the averaged weights of a run folder into `module`."""
+    state = averaged_state(run)
     module.load_state_dict(
         {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
     )
     return module
 
 
-def export(args: argparse.Namespace) -> None:
+def export(vocoder_run: Path, flow_run: Path, output: Path) -> None:
     """Write config.yaml, flow.safetensors and hift.safetensors in half precision."""
-    flow_state = torch.load(args.flow / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
-    vocab_size = len(flow_state["module.flow.input_embedding.weight"])
+    vocab_size = len(averaged_state(flow_run)["module.flow.input_embedding.weight"])
     config = replace(SMALL_FLOW, vocab_size=vocab_size)
-    flow = trained_weights(args.flow, FlowTraining(config, 0)).flow.eval()
-    hift = trained_weights(args.vocoder, VocoderTraining(SMALL_HIFT)).hift.eval()
-    SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow, hift).save_pretrained(args.output, torch.float16)
-    print(f"decoder written to {args.output}")
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    vocoder = commands.add_parser("vocoder", help="mel to wave")
-    add_loop_arguments(vocoder, steps=3000, lr=1e-3)
-    vocoder.add_argument("--frames", type=int, default=40, help="mel frames per segment")
-    vocoder.add_argument("--batch-size", type=int, default=12)
-    vocoder.add_argument("--max-clips", type=int, default=1500, help="recordings to read segments from")
-    flow = commands.add_parser("flow", help="codes to mel")
-    add_loop_arguments(flow, steps=14000, lr=1e-3)
-    flow.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")
-    flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train the prior alone")
-    flow.add_argument("--frames-per-batch", type=int, default=2600)
-    flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
-    flow.add_argument("--disguised", type=int, default=3000, help="pieces whose codes are of a changed voice")
-    for command in (vocoder, flow):
-        command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
-        command.add_argument("--voice", required=True)
-        command.add_argument("--held-out", type=int, default=24, help="recordings kept for validation")
-    join = commands.add_parser("export", help="write the decoder folder")
-    join.add_argument("--vocoder", type=Path, required=True)
-    join.add_argument("--flow", type=Path, required=True)
-    join.add_argument("--output", type=Path, required=True)
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    with one_line_errors("train_speech_decoder.py"):
-        if args.command == "export":
-            export(args)
-            return
-        train = {"vocoder": prepare_vocoder, "flow": prepare_flow}[args.command](args)
-    train()
-
-
-if __name__ == "__main__":
-    main()
+    flow = trained_weights(flow_run, FlowTraining(config, 0)).flow.eval()
+    hift = trained_weights(vocoder_run, VocoderTraining(SMALL_HIFT)).hift.eval()
+    SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow, hift).save_pretrained(output, torch.float16)
+    print(f"decoder written to {output}")

@@ -1,53 +1,43 @@
-"""Train a small speech encoder of SenseVoice's design on speech and its text, by its own CTC head on pieces of text.
-
-    python -m tools.codec.train_encoder --corpus DIR --output RUN
-    python -m tools.codec.train_encoder --data asr.jsonl --output RUN   # recognition samples, as the stages have them
-
-Its sizes are the `audio_config` of a model config, its targets the tokens of a text tokenizer. Saves and resumes; ends
-with a folder like SenseVoiceSmall (`model.safetensors`, `am.mvn`), which the first Plus stage starts from:
-AUDIO_MODEL_NAME_OR_PATH=RUN/encoder.
-"""
+"""Training of a small speech encoder of SenseVoice's design: features, augmentation, loss and validation."""
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus, load_recognition
 from tools.codec.heads import ctc_loss, greedy_symbols
-from tools.codec.train_tokenizer import edit_distance
-from tools.common.training_loop import TrainingLoop, add_loop_arguments
-from vita_audio.errors import one_line_errors
+from tools.common.training_loop import TrainingLoop, use_device
 from vita_audio.files.checkpoint import read_json
 from vita_audio.models.sensevoice import FEATURE_SIZE, QUERIES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
 from vita_audio.resample import resample
 from vita_audio.text import TextTokenizer
 
-STATISTICS_UTTERANCES = 500  # whose features give the normalisation
-MAX_BLANKED_ROWS = 5  # in a span that augmentation hides
+STATISTICS_UTTERANCES = 500  # number of utterances that the normalisation is measured on
+MAX_BLANKED_ROWS = 5  # per span that augmentation blanks
 
 
 class BatchMaker:
-    """Utterances to features and targets."""
+    """Turns utterances into features and CTC targets."""
 
     def __init__(self, front_end: SenseVoiceFrontEnd, tokenizer: TextTokenizer, device: str):
         self.front_end, self.tokenizer, self.device = front_end, tokenizer, device
 
     def __call__(self, utterances: list[Utterance], rng: random.Random | None) -> dict:
-        """`rng` None: no augmentation."""
+        """Return a batch for `EncoderTraining`; without `rng` there is no augmentation."""
         features = [features_of(utterance, self.front_end, rng).to(self.device) for utterance in utterances]
         symbols = [[token_id + 1 for token_id in self.tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
         return {"features": features, "symbols": symbols}
 
 
 def features_of(utterance: Utterance, front_end: SenseVoiceFrontEnd, rng: random.Random | None) -> Tensor:
-    """Return the features of an utterance, (rows, 560), with `rng` at another speed, with noise and blanked spans."""
+    """Return the features of an utterance, (rows, 560); `rng` adds a change of speed, noise and blanked spans."""
     wave = torch.from_numpy(utterance.wave.astype(np.float32) / FULL_SCALE)
     speed = rng.uniform(0.9, 1.1) if rng else 1.0
     wave = resample(wave, round(utterance.rate * speed / 100) * 100, front_end.sample_rate)
@@ -76,7 +66,7 @@ class EncoderTraining(nn.Module):
         self.model = SenseVoiceSmall(config)
 
     def logits(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (batch, rows, vocabulary) without the rows of the queries, and the rows of each, (batch,)."""
+        """Return logits without the rows of the queries, (batch, rows, vocabulary), and numbers of rows, (batch,)."""
         rows = [encoded[len(QUERIES) :] for encoded in self.model(features)]
         return self.model.ctc.ctc_lo(pad_sequence(rows, batch_first=True)), torch.tensor([len(row) for row in rows])
 
@@ -86,12 +76,12 @@ class EncoderTraining(nn.Module):
 
 @torch.no_grad()
 def validate(training: EncoderTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict[str, float]:
-    """Return the token error rate on utterances that were not trained on."""
+    """Return the token error rate on held-out utterances."""
     errors = count = 0
     for start in range(0, len(utterances), 12):
         batch = maker(utterances[start : start + 12], None)
         for path, truth in zip(greedy_symbols(*training.logits(batch["features"])), batch["symbols"], strict=True):
-            errors, count = errors + edit_distance(path, truth), count + len(truth)
+            errors, count = errors + Levenshtein.distance(path, truth), count + len(truth)
     return {"token_error": errors / max(count, 1)}
 
 
@@ -105,10 +95,11 @@ def draw_batch(utterances: list[Utterance], seconds: float, rng: random.Random) 
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Read what training needs; return what trains and writes the encoder.
+    """Set up data and model; return a function that trains and writes the encoder.
 
     Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
     """
+    use_device(args)
     torch.manual_seed(args.seed)
     sizes = read_json(args.config).get("audio_config")
     if not isinstance(sizes, dict):
@@ -138,29 +129,3 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         print(f"speech encoder written to {folder}")
 
     return train
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--corpus", type=Path, help="folder with manifest.jsonl")
-    source.add_argument("--data", type=Path, help="recognition samples in the format of the training data")
-    parser.add_argument(
-        "--config", type=Path, default=Path("configs/models/tiny_sensevoice_mtp0.json"), help="default: %(default)s"
-    )
-    parser.add_argument("--tokenizer", default="vita_audio/assets/tiny_text_lm", help="default: %(default)s")
-    add_loop_arguments(parser, steps=6000, lr=1e-3)
-    parser.add_argument("--batch-seconds", type=float, default=40.0, help="seconds of speech per step")
-    parser.add_argument("--held-out", type=int, default=100, help="utterances kept for validation")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    with one_line_errors("train_speech_encoder.py"):
-        train = prepare(args)
-    train()
-
-
-if __name__ == "__main__":
-    main()

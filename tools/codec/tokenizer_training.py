@@ -1,21 +1,13 @@
-"""Train a small GLM-4-Voice style speech tokenizer (WhisperVQEncoder, 12.5 codes per second) on a corpus folder.
-
-The encoder learns from two CTC losses on phones (or letters, where the manifest has no phones) over all voices and
-from an L1 loss on the mel of one voice, the one the decoder will speak. Saves and resumes; ends with a folder like the
-released glm-4-voice-tokenizer.
-
-    python -m tools.codec.train_tokenizer --corpus DIR --voice joe --output RUN
-"""
+"""Training of a small GLM-4-Voice style speech tokenizer: sampling, augmentation, losses, validation."""
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
-import jiwer
 import numpy as np
 import soxr
 import torch
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
@@ -23,23 +15,22 @@ from transformers import WhisperFeatureExtractor
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus
 from tools.codec.heads import FEATURE_RATE, CodeReader, ctc_loss, greedy_symbols
 from tools.codec.vector_quantizer import VectorQuantizer
-from tools.common.training_loop import TrainingLoop, add_loop_arguments
+from tools.common.training_loop import TrainingLoop, use_device
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.constants import INPUT_RATE
-from vita_audio.errors import one_line_errors
 from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
 from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
 
 SAMPLES_PER_CODE = 1280
 MAX_PIECE_SECONDS = 29.0
-CODEBOOK_START_BATCHES = 40  # batches whose vectors start the codebook
+CODEBOOK_START_BATCHES = 40  # number of batches that the codebook is initialised from
 
 
 class PieceSampler:
-    """Draws training pieces: single utterances, and several of one voice in a row up to 29 s.
+    """Draws training pieces: single utterances, and sequences of utterances of one voice of up to 29 s.
 
-    The positions of the encoder are absolute, so long pieces must occur in training.
+    The encoder has absolute positions, so training needs long pieces too.
     """
 
     def __init__(self, utterances: list[Utterance], seconds_per_batch: float, rng: random.Random):
@@ -52,7 +43,7 @@ class PieceSampler:
         self.rng = rng
 
     def batch(self) -> list[list[Utterance]]:
-        """A batch of pieces of about `seconds_per_batch` in all."""
+        """Return pieces with a total length of about `seconds_per_batch`."""
         rng = self.rng
         goal = rng.choices((0.0, 6.0, 12.0, MAX_PIECE_SECONDS), (0.55, 0.2, 0.15, 0.1))[0]
         pieces, total = [], 0.0
@@ -72,13 +63,13 @@ class PieceSampler:
 
 
 class BatchMaker:
-    """Pieces to tensors: encoder features with light augmentation, phone targets, mel targets of the main voice."""
+    """Turns pieces into tensors: encoder features with light augmentation, phone targets, mels of the main voice."""
 
     def __init__(self, extractor: WhisperFeatureExtractor, symbol_ids: dict[str, int], voice: str, device: str):
         self.extractor, self.symbol_ids, self.voice, self.device = extractor, symbol_ids, voice, device
 
     def __call__(self, pieces: list[list[Utterance]], rng: random.Random | None) -> dict:
-        """`rng` None: no augmentation."""
+        """Return a batch for `TokenizerTraining`; without `rng` there is no augmentation."""
         waves, symbols, mels = [], [], []
         for piece in pieces:
             wave = np.concatenate([u.wave for u in piece]).astype(np.float32) / FULL_SCALE
@@ -99,7 +90,7 @@ class BatchMaker:
 
 
 def spec_augment(features: Tensor, rng: random.Random) -> Tensor:
-    """Blank one frequency band and a few short time spans in every second row; (batch, bands, frames)."""
+    """Blank one frequency band and a few short spans of time in half of the rows, in place; (batch, bands, frames)."""
     for row in features:
         if rng.random() < 0.5:
             band = rng.randrange(row.shape[0] - 12)
@@ -147,7 +138,7 @@ class TokenizerTraining(nn.Module):
 
     @torch.no_grad()
     def start_codebook(self, batches: list[dict]) -> None:
-        """Choose the first codewords from what the encoder makes of `batches`."""
+        """Initialise the codebook from the encoder's outputs for `batches`."""
         vectors = []
         for batch in batches:
             output = self.encoder(batch["features"], batch["mask"])
@@ -155,14 +146,8 @@ class TokenizerTraining(nn.Module):
         self.quantizer.initialize(torch.cat(vectors))
 
 
-def edit_distance(found: list[int], truth: list[int]) -> int:
-    """Symbols to exchange, leave out or put in to make one of the other."""
-    result = jiwer.process_words(" ".join(map(str, truth)), " ".join(map(str, found)))
-    return result.substitutions + result.deletions + result.insertions
-
-
 def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict:
-    """Phone error rate of the code CTC on utterances that were not trained on, main voice and others apart."""
+    """Return the codebook perplexity, and the phone error rates of the code CTC for the main voice and the others."""
     errors, counts = {}, {}
     for start in range(0, len(utterances), 12):
         group = utterances[start : start + 12]
@@ -174,14 +159,14 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
             group, greedy_symbols(logits, output.frame_mask.sum(1)), batch["symbols"], strict=True
         ):
             key = "main" if u.voice == maker.voice else "other"
-            errors[key] = errors.get(key, 0) + edit_distance(path, truth)
+            errors[key] = errors.get(key, 0) + Levenshtein.distance(path, truth)
             counts[key] = counts.get(key, 0) + len(truth)
-    figures = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
-    return {"perplexity": training.quantizer.perplexity(), **figures}
+    rates = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
+    return {"perplexity": training.quantizer.perplexity(), **rates}
 
 
 def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
-    """Hold out `count` utterances of the main voice and, if there are other voices, as many of those."""
+    """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others."""
     train_set, held_out = hold_out([u for u in utterances if u.voice == voice], count)
     others = [u for u in utterances if u.voice != voice]
     if others:
@@ -191,7 +176,11 @@ def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[l
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Read the data and set up the model; what is returned trains it and writes the tokenizer folder."""
+    """Set up data and model; return a function that trains and writes the tokenizer folder.
+
+    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
+    """
+    use_device(args)
     torch.manual_seed(args.seed)
     train_set, validation_set = split_corpus(load_corpus(args.corpus), args.voice, args.held_out)
     symbols = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
@@ -227,6 +216,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
+    """Return a config with the sizes in the options; the decoder of Whisper, which is not used, stays minimal."""
     return WhisperVQConfig(
         d_model=args.width,
         encoder_layers=args.layers + 1,
@@ -244,30 +234,3 @@ def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
         eos_token_id=0,
         decoder_start_token_id=0,
     )
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
-    parser.add_argument("--voice", required=True, help="voice whose mel is predicted, the decoder's")
-    add_loop_arguments(parser, steps=12000, lr=1e-3)
-    parser.add_argument("--batch-seconds", type=float, default=30.0, help="seconds of speech per step")
-    parser.add_argument("--codes", type=int, default=512, help="codebook size")
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--ffn", type=int, default=640)
-    parser.add_argument("--layers", type=int, default=3, help="layers at 50 Hz; one more at 12.5 Hz follows")
-    parser.add_argument("--mel-bins", type=int, default=80)
-    parser.add_argument("--quantize-from", type=int, default=1500, help="step at which quantisation begins")
-    parser.add_argument("--held-out", type=int, default=100, help="utterances kept for validation, per kind of voice")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    with one_line_errors("train_speech_tokenizer.py"):
-        train = prepare(args)
-    train()
-
-
-if __name__ == "__main__":
-    main()

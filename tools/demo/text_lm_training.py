@@ -1,13 +1,4 @@
-"""Pretrain the tiny text model that the demo's first stage starts from, as Qwen2.5 is the start of the full-size one.
-
-    python -m tools.demo.make_tokenizer --out vita_audio/assets/tiny_text_lm
-    python -m tools.demo.train_text_lm --tokenizer vita_audio/assets/tiny_text_lm --output runs/tiny_text_lm \\
-        --export vita_audio/assets/tiny_text_lm
-
-A plain Qwen2 of a few million weights learns from generated chats of the demo domain: to repeat what it shall speak, to
-answer the questions, and what a transcript looks like. No held-out text is generated. Minutes on one core; a stopped
-run continues.
-"""
+"""Chats of the demo domain, and the training of the tiny text model on them."""
 
 import argparse
 import json
@@ -20,15 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from tools.common.training_loop import TrainingLoop, add_loop_arguments
+from tools.common.training_loop import TrainingLoop, use_device
 from tools.demo.domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.chat import encode_conversation
-from vita_audio.errors import one_line_errors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
 
-Chat = tuple[str, str]  # what the user says, what the assistant answers
+Chat = tuple[str, str]  # user message, answer
 GROUP_BATCHES = 8  # batches drawn together and sorted by length
 SIZE_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -72,7 +62,7 @@ class ChatSource:
         return rng.choice(self._asked)
 
     def _transcribe(self, rng: random.Random) -> Chat:
-        """A transcript without its speech: what transcripts of the domain look like."""
+        """A transcript without its speech, to learn what transcripts of the domain look like."""
         make = rng.choice((digit_string, date, sentence, None))
         text = _training_text(make, rng) if make else rng.choice(rng.choice(self._asked))
         return f"{ASR_PROMPT}\n", text
@@ -88,7 +78,7 @@ def repeat(text: str) -> Chat:
 
 
 def evaluation_chats() -> dict[str, list[Chat]]:
-    """Chats that training never sees, and the questions that it does see."""
+    """Return chats that training never sees, and, under "answers", the questions that it does see."""
     kinds = ("repeat_digits", "repeat_dates", "repeat_sentences")
     texts = heldout_sentences("long")
     chats = {name: [repeat(text) for text in texts[index :: len(kinds)]] for index, name in enumerate(kinds)}
@@ -103,7 +93,7 @@ def _no_audio(audio: object, role: str) -> list[int]:
 
 
 def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and labels, (chats, time), int64; labels cover the answer and what closes its turn."""
+    """Return right-padded ids and labels, (chats, time), int64; labels cover the answer and the end of its turn."""
     roles = ("user", "assistant")
     samples = [
         {"messages": [{"role": role, "content": text} for role, text in zip(roles, chat, strict=True)]}
@@ -117,7 +107,7 @@ def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tenso
 
 
 class ChatBatches:
-    """Training batches by number; those of a group are cut from one draw sorted by length."""
+    """Training batches by number; each group of batches is drawn together and sorted by length, to save padding."""
 
     def __init__(self, tokenizer: TextTokenizer, batch_size: int, seed: int):
         self._source, self._tokenizer, self._batch_size, self._seed = ChatSource(), tokenizer, batch_size, seed
@@ -136,7 +126,7 @@ class ChatBatches:
 
 
 class TextLoss(nn.Module):
-    """The language model as the training loop calls it: a batch of `encode_chats` -> losses."""
+    """Adapts the language model to the training loop: a batch of `encode_chats` -> losses."""
 
     def __init__(self, language_model: Qwen2ForCausalLM):
         super().__init__()
@@ -150,9 +140,9 @@ class TextLoss(nn.Module):
 
 @torch.no_grad()
 def exact_share(language_model: Qwen2ForCausalLM, chats: Sequence[Chat], tokenizer: TextTokenizer) -> float:
-    """Share of chats whose whole answer is the greedy one.
+    """Return the share of chats that greedy decoding answers exactly.
 
-    Greedy decoding gives the answer exactly when each of its tokens is the most likely one after those before it.
+    It does when each token of the answer is the most likely one after the tokens before it.
     """
     ids, labels = (part.to(language_model.device) for part in encode_chats(chats, tokenizer))
     predicted = language_model(ids, use_cache=False).logits[:, :-1].argmax(dim=-1)
@@ -161,14 +151,14 @@ def exact_share(language_model: Qwen2ForCausalLM, chats: Sequence[Chat], tokeniz
 
 
 def build_model(config_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
-    """A stock Qwen2 with the sizes of one of the project's model configurations and fresh weights."""
+    """Return a stock Qwen2 with random weights and the sizes of one of the project's model configs."""
     sizes = json.loads(config_path.read_text(encoding="utf-8"))
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",  # on a CPU twice as fast as fused attention for texts this short
+        attn_implementation="eager",  # twice as fast as fused attention on a CPU, for texts this short
         **{key: sizes[key] for key in SIZE_KEYS},
     )
     return Qwen2ForCausalLM(config)
@@ -181,12 +171,13 @@ def export(language_model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase,
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up model and data; what is returned trains and exports.
+    """Set up model and data; return a function that trains and exports.
 
     Raises: FileNotFoundError, ValueError for a tokenizer or config that cannot be used.
     """
+    use_device(args)
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
-    plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # the other one has the tokens of audio too
+    plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # `tokenizer` also has audio tokens
     loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)
     batches, held_out = ChatBatches(tokenizer, args.batch_size, args.seed), evaluation_chats()
 
@@ -199,21 +190,3 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         export(loop.averaged.module.language_model, plain_tokenizer, args.export)
 
     return train
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/models/tiny_mtp0.json"), help="where sizes stand")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of make_tiny_tokenizer.py")
-    parser.add_argument("--export", type=Path, required=True, help="folder for the finished model and its tokenizer")
-    parser.add_argument("--batch-size", type=int, default=48, help="chats per step")
-    add_loop_arguments(parser, steps=2500, lr=2e-3)
-    parser.set_defaults(warmup=150)
-    args = parser.parse_args(arguments)
-    with one_line_errors("train_text_lm.py"):
-        train = prepare(args)
-    train()
-
-
-if __name__ == "__main__":
-    main()

@@ -53,7 +53,7 @@ def test_renderings_of_a_sentence_differ_and_one_process_makes_the_same_ones_aga
 def test_renderings_of_nothing_are_refused(tmp_path, capsys, flags):
     with pytest.raises(SystemExit):
         make_speech_corpus.parse_arguments(["--output", str(tmp_path), *flags])
-    assert "--renderings must be 1 or more, of the --texts given with it" in capsys.readouterr().err
+    assert "--renderings must be 1 or more, and needs --texts" in capsys.readouterr().err
 
 
 def test_other_voices_speak_at_the_same_rate_between_the_same_silences(tmp_path):

@@ -15,7 +15,7 @@ from models.toy_models import make_plus_model
 
 from tools.codec import train_encoder as train_speech_encoder
 from tools.codec.corpus import load_corpus
-from tools.codec.train_encoder import draw_batch, features_of, measure_normalisation
+from tools.codec.encoder_training import draw_batch, features_of, measure_normalisation
 from vita_audio.models.sensevoice import SenseVoiceFrontEnd, num_feature_rows
 from vita_audio.models.surgery import load_speech_encoder
 
@@ -63,7 +63,7 @@ def test_speech_that_is_not_there_is_one_line(source, message, tmp_path, capsys)
     with pytest.raises(SystemExit):
         train_speech_encoder.main([*source, *map(str, options)])
     error = capsys.readouterr().err
-    assert error.startswith("train_speech_encoder.py: ") and message in error and error.count("\n") == 1
+    assert error.startswith("train_encoder: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

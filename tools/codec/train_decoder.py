@@ -1,0 +1,66 @@
+"""Train the speech decoder in one voice: `vocoder` (mel to wave, HiFT) and `flow` (codes to mel, flow matching).
+
+The vocoder needs only recordings and can train while the tokenizer does; the flow needs the trained tokenizer.
+Interrupted runs are resumed. `export` combines both into a decoder folder.
+
+    python -m tools.codec.train_decoder vocoder --corpus DIR --voice joe --output RUN/vocoder
+    python -m tools.codec.train_decoder flow --corpus DIR --voice joe --tokenizer RUN/tokenizer --output RUN/flow
+    python -m tools.codec.train_decoder export --vocoder RUN/vocoder --flow RUN/flow --output RUN/decoder
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.common.loop_options import add_loop_options
+from vita_audio.command_line import OneLineParser, check_files, number
+from vita_audio.errors import one_line_errors
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("train_decoder", __doc__)
+    count = number(int, minimum=1)
+    commands = parser.add_subparsers(dest="command", required=True)
+    vocoder = commands.add_parser("vocoder", help="mel to wave")
+    add_loop_options(vocoder, steps=3000, lr=1e-3)
+    vocoder.add_argument("--frames", type=count, default=40, help="mel frames per segment (default: %(default)s)")
+    vocoder.add_argument("--batch-size", type=count, default=12, help="default: %(default)s")
+    vocoder.add_argument(
+        "--max-clips", type=count, default=1500, help="recordings to draw segments from (default: %(default)s)"
+    )
+    flow = commands.add_parser("flow", help="codes to mel")
+    add_loop_options(flow, steps=14000, lr=1e-3)
+    flow.add_argument("--tokenizer", type=Path, required=True, help="folder of the speech tokenizer")
+    flow.add_argument(
+        "--prior-steps", type=int, default=6000, help="first steps, which train only the prior (default: %(default)s)"
+    )
+    flow.add_argument("--frames-per-batch", type=count, default=2600, help="default: %(default)s")
+    flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings (default: %(default)s)")
+    flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice (default: %(default)s)")
+    for command in (vocoder, flow):
+        command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
+        command.add_argument("--voice", required=True, help="voice to train on")
+        command.add_argument("--held-out", type=int, default=24, help="validation recordings (default: %(default)s)")
+    export = commands.add_parser("export", help="write the decoder folder")
+    export.add_argument("--vocoder", type=Path, required=True, help="run folder of the vocoder")
+    export.add_argument("--flow", type=Path, required=True, help="run folder of the flow")
+    export.add_argument("--output", type=Path, required=True, help="folder to write")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("train_decoder"):
+        if args.command == "export":
+            check_files(args.vocoder / "checkpoint.pt", args.flow / "checkpoint.pt")
+        from tools.codec.decoder_training import export, prepare_flow, prepare_vocoder
+
+        if args.command == "export":
+            export(args.vocoder, args.flow, args.output)
+            return
+        train = {"vocoder": prepare_vocoder, "flow": prepare_flow}[args.command](args)
+    train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Train a small GLM-4-Voice style speech tokenizer (WhisperVQEncoder, 12.5 codes per second) on a corpus folder.
+
+The encoder learns from two CTC losses on phones (or letters, if the manifest has no phones) over all voices, and from
+an L1 loss on the mel of one voice, the one the decoder will speak in. An interrupted run is resumed. Writes a folder
+like the released glm-4-voice-tokenizer.
+
+    python -m tools.codec.train_tokenizer --corpus DIR --voice joe --output RUN
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.common.loop_options import add_loop_options
+from vita_audio.command_line import OneLineParser, number
+from vita_audio.errors import one_line_errors
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("train_tokenizer", __doc__)
+    count = number(int, minimum=1)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
+    parser.add_argument("--voice", required=True, help="voice whose mel is predicted, the decoder's")
+    add_loop_options(parser, steps=12000, lr=1e-3)
+    parser.add_argument("--batch-seconds", type=float, default=30.0, help="speech per step (default: %(default)s s)")
+    parser.add_argument("--codes", type=count, default=512, help="codebook size (default: %(default)s)")
+    parser.add_argument("--width", type=count, default=192, help="default: %(default)s")
+    parser.add_argument("--ffn", type=count, default=640, help="width of feed-forward layers (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=count, default=3, help="layers at 50 Hz; one more at 12.5 Hz follows (default: %(default)s)"
+    )
+    parser.add_argument("--mel-bins", type=count, default=80, help="default: %(default)s")
+    parser.add_argument(
+        "--quantize-from", type=int, default=1500, help="step at which quantisation starts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=100, help="validation utterances per kind of voice (default: %(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    with one_line_errors("train_tokenizer"):
+        from tools.codec.tokenizer_training import prepare
+
+        train = prepare(args)
+    train()
+
+
+if __name__ == "__main__":
+    main()
