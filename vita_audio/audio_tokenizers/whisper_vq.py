@@ -119,7 +119,7 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
     """Log-mel spectrogram to speech codes.
 
     The buffers `ema_count` and `ema_weight` are the codebook's training statistics; they are part of the released
-    weights and only carried here (`training.vector_quantizer` uses them).
+    weights and only carried here (training a codebook uses them).
     """
 
     config_class = WhisperVQConfig

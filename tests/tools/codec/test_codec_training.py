@@ -10,8 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from tools.codec import decoder_training, tokenizer_training, train_decoder
-from tools.codec import train_tokenizer as train_speech_tokenizer
+from tools.codec import decoder_training, tokenizer_training, train_decoder, train_tokenizer
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
 
@@ -47,8 +46,8 @@ def flags(corpus: Path, output: Path, /, **changes) -> list[str]:
     return [part for name, value in (values | changes).items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def train_tokenizer(corpus: Path, output: Path, **changes) -> Path:
-    train_speech_tokenizer.main(flags(corpus, output, **TINY_TOKENIZER, **changes))
+def make_tokenizer(corpus: Path, output: Path, **changes) -> Path:
+    train_tokenizer.main(flags(corpus, output, **TINY_TOKENIZER, **changes))
     return output / "tokenizer"
 
 
@@ -73,8 +72,8 @@ def tokenizer(corpus, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_training, "validate", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_tokenizer(corpus, run, steps=9, quantize_from=8, save_every=2)
-    return train_tokenizer(corpus, run, steps=4, quantize_from=1)
+            make_tokenizer(corpus, run, steps=9, quantize_from=8, save_every=2)
+    return make_tokenizer(corpus, run, steps=4, quantize_from=1)
 
 
 def test_a_codebook_is_started_also_if_the_run_is_past_its_step(tokenizer):
@@ -88,7 +87,7 @@ def test_a_codebook_is_started_also_if_the_run_is_past_its_step(tokenizer):
 
 def test_a_codebook_that_would_never_start_is_refused(corpus, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train_tokenizer(corpus, tmp_path, steps=2, quantize_from=2)
+        make_tokenizer(corpus, tmp_path, steps=2, quantize_from=2)
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.match("train_tokenizer: --quantize-from 2 must leave .* --steps 2", line)
     assert not (tmp_path / "tokenizer").exists()

@@ -11,7 +11,7 @@ import pytest
 
 from evaluation import demo
 from tools import extract_audio_codes
-from tools.codec import train_encoder as train_speech_encoder
+from tools.codec import train_encoder
 from tools.demo import quickstart
 from tools.demo.plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
 from tools.demo.quickstart import print_result
@@ -71,7 +71,7 @@ def test_each_stage_starts_from_the_one_before(run):
 def test_the_first_plus_stage_takes_the_encoder_of_the_step_before_trained_on_training_speech(tmp_path):
     plus = VARIANTS["plus"]
     steps = by_name(plan_steps(Run(plus, plus.forms["quick"], tmp_path)))
-    options = train_speech_encoder.parse_arguments(steps["encoder"].command[3:])
+    options = train_encoder.parse_arguments(steps["encoder"].command[3:])
     assert options.data == tmp_path / "corpus" / "asr.jsonl" and options.corpus is None
     assert str(options.config) == steps["stage1"].environment["CONFIG_NAME"]
     assert options.tokenizer == steps["stage1"].environment["MODEL_NAME_OR_PATH"]
