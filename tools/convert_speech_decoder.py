@@ -17,7 +17,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("convert_speech_decoder", __doc__)
     parser.add_argument("source", help="folder of the decoder, or its name on the hub")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights")
     return parser.parse_args(arguments)
 
 

@@ -18,10 +18,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, type=Path, help="data yaml files")
     parser.add_argument("--codes", required=True, type=Path, help="folder of the code store")
     parser.add_argument(
-        "--seed",
-        type=int,
-        default=42,
-        help="seed of the training run, which samples sources with ratio or num (default: %(default)s)",
+        "--seed", type=int, default=42, help="seed of the training run, which samples sources with ratio or num"
     )
     add_codec_options(parser, decoder=False)
     add_audio_input_option(parser)

@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--top-p", type=number(float, above=0, maximum=1))
     group.add_argument("--repetition-penalty", type=number(float, above=0))
     group.add_argument("--max-new-tokens", type=number(int, minimum=1))
-    group.add_argument("--seed", type=int, default=42, help="seed for sampling (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=42, help="seed for sampling")
     return parser.parse_args(arguments)
 
 

@@ -42,21 +42,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_codec_options(parser, decoder=False)
     add_audio_input_option(parser)
     parser.add_argument(
-        "--ratio",
-        type=plan_name,
-        default="boost",
-        help="interleave plan: a name, or a ratio such as 1,10,4,10 (default: %(default)s)",
+        "--ratio", type=plan_name, default="boost", help="interleave plan: a name, or a ratio such as 1,10,4,10"
     )
-    parser.add_argument(
-        "--max-length", type=number(int, minimum=1), default=8192, help="tokens in a pack (default: %(default)s)"
-    )
+    parser.add_argument("--max-length", type=number(int, minimum=1), default=8192, help="tokens in a pack")
     parser.add_argument("--user-audio-loss-weight", type=number(float, minimum=0), default=0.0)
-    parser.add_argument("--seed", type=int, default=42, help="seed for the order of the mixture (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="seed for the order of the mixture")
     parser.add_argument(
         "--num-samples",
         type=number(int, minimum=0),
         default=3,
-        help="samples to show, the first ones in training order (default: %(default)s)",
+        help="samples to show, the first ones in training order",
     )
     parser.add_argument("--no-packs", action="store_true", help="skip packing, which encodes the whole mixture")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -6,6 +6,7 @@ Importing it is fast: programs answer --help and wrong arguments before they imp
 from __future__ import annotations
 
 import argparse
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -27,15 +28,19 @@ DTYPES = ("float32", "bfloat16", "float16")  # names in torch
 T = TypeVar("T")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong arguments in one line, without the usage, and shows the description as it is written.
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the description as it is written, and the default of each option whose help does not mention it."""
 
-    Subparsers are of the same class.
-    """
+    def _get_help_string(self, action: argparse.Action) -> str:
+        takes_value = action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if takes_value and "default" not in action.help else action.help
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line, without the usage; its help is formatted by `HelpFormatter`."""
 
     def __init__(self, prog: str | None = None, description: str | None = None, **options: Any):
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(prog=prog, description=description, **options)
+        super().__init__(prog=prog, description=description, **{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"{self.prog}: {message}; see --help\n")
@@ -68,17 +73,15 @@ def number(
     maximum: float | None = None,
 ) -> Callable[[str], T]:
     """Return an argument type for a number in a range; `convert` is int or float."""
-    bounds = {"at least": minimum, "above": above, "at most": maximum}
-    rule = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+    rules = [("at least", minimum, operator.ge), ("above", above, operator.gt), ("at most", maximum, operator.le)]
+    rules = [rule for rule in rules if rule[1] is not None]
 
     def parse(text: str) -> T:
         value = convert(text)
-        is_low = (minimum is not None and value < minimum) or (above is not None and value <= above)
-        if is_low or (maximum is not None and value > maximum):
-            raise ValueError(f"must be {rule}, got {text}")
+        if not all(holds(value, bound) for _, bound, holds in rules):
+            raise ValueError(f"must be {' and '.join(f'{words} {bound:g}' for words, bound, _ in rules)}, got {text}")
         return value
 
-    parse.__name__ = convert.__name__
     return checked(parse)
 
 
@@ -89,7 +92,7 @@ def add_codec_options(parser: argparse.ArgumentParser, *, decoder: bool = True) 
         default="glm4voice",
         choices=AUDIO_TOKENIZER_TYPES,
         metavar="TYPE",
-        help=f"{', '.join(AUDIO_TOKENIZER_TYPES)} (default: %(default)s)",
+        help=f"{', '.join(AUDIO_TOKENIZER_TYPES)}",
     )
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     if decoder:
@@ -121,9 +124,7 @@ def add_dtype_option(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `load_audio_tokenizer` and `load_speech_lm`."""
-    parser.add_argument(
-        "--model", type=Path, default=DEFAULT_MODEL, help="folder of a model, or hub name (default: %(default)s)"
-    )
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of a model, or hub name")
     parser.add_argument("--offline", action="store_true", help="do not download; hub names need an earlier download")
     add_codec_options(parser)
     parser.add_argument(

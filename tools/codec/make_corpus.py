@@ -161,7 +161,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--processes", type=count, default=2, help="worker processes; 0: this process, with reproducible waves"
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed for texts and voices")
     args = parser.parse_args(arguments)
     if args.renderings < 1 or (args.renderings > 1 and args.texts is None):
         parser.error(f"--renderings must be 1 or more, and needs --texts, got {args.renderings}")

@@ -23,24 +23,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     commands = parser.add_subparsers(dest="command", required=True)
     vocoder = commands.add_parser("vocoder", help="mel to wave")
     add_loop_options(vocoder, steps=3000, lr=1e-3)
-    vocoder.add_argument("--frames", type=count, default=40, help="mel frames per segment (default: %(default)s)")
-    vocoder.add_argument("--batch-size", type=count, default=12, help="default: %(default)s")
-    vocoder.add_argument(
-        "--max-clips", type=count, default=1500, help="recordings to draw segments from (default: %(default)s)"
-    )
+    vocoder.add_argument("--frames", type=count, default=40, help="mel frames per segment")
+    vocoder.add_argument("--batch-size", type=count, default=12, help="segments per step")
+    vocoder.add_argument("--max-clips", type=count, default=1500, help="recordings to draw segments from")
     flow = commands.add_parser("flow", help="codes to mel")
     add_loop_options(flow, steps=14000, lr=1e-3)
     flow.add_argument("--tokenizer", type=Path, required=True, help="folder of the speech tokenizer")
-    flow.add_argument(
-        "--prior-steps", type=int, default=6000, help="first steps, which train only the prior (default: %(default)s)"
-    )
-    flow.add_argument("--frames-per-batch", type=count, default=2600, help="default: %(default)s")
-    flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings (default: %(default)s)")
-    flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice (default: %(default)s)")
+    flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train only the prior")
+    flow.add_argument("--frames-per-batch", type=count, default=2600, help="mel frames per step")
+    flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
+    flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice")
     for command in (vocoder, flow):
         command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
         command.add_argument("--voice", required=True, help="voice to train on")
-        command.add_argument("--held-out", type=int, default=24, help="validation recordings (default: %(default)s)")
+        command.add_argument("--held-out", type=int, default=24, help="validation recordings")
     export = commands.add_parser("export", help="write the decoder folder")
     export.add_argument("--vocoder", type=Path, required=True, help="run folder of the vocoder")
     export.add_argument("--flow", type=Path, required=True, help="run folder of the flow")

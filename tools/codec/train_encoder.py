@@ -23,12 +23,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--corpus", type=Path, help="folder with manifest.jsonl")
     source.add_argument("--data", type=Path, help="jsonl file of recognition samples, as for training a model")
     parser.add_argument(
-        "--config", type=Path, default=Path("configs/models/tiny_sensevoice_mtp0.json"), help="default: %(default)s"
+        "--config", type=Path, default=Path("configs/models/tiny_sensevoice_mtp0.json"), help="model config"
     )
-    parser.add_argument("--tokenizer", default="vita_audio/assets/tiny_text_lm", help="default: %(default)s")
+    parser.add_argument("--tokenizer", default="vita_audio/assets/tiny_text_lm", help="text tokenizer")
     add_loop_options(parser, steps=6000, lr=1e-3)
-    parser.add_argument("--batch-seconds", type=float, default=40.0, help="speech per step (default: %(default)s s)")
-    parser.add_argument("--held-out", type=int, default=100, help="validation utterances (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=40.0, help="speech per step, in seconds")
+    parser.add_argument("--held-out", type=int, default=100, help="validation utterances")
     return parser.parse_args(arguments)
 
 

@@ -22,20 +22,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
     parser.add_argument("--voice", required=True, help="voice whose mel is predicted, the decoder's")
     add_loop_options(parser, steps=12000, lr=1e-3)
-    parser.add_argument("--batch-seconds", type=float, default=30.0, help="speech per step (default: %(default)s s)")
-    parser.add_argument("--codes", type=count, default=512, help="codebook size (default: %(default)s)")
-    parser.add_argument("--width", type=count, default=192, help="default: %(default)s")
-    parser.add_argument("--ffn", type=count, default=640, help="width of feed-forward layers (default: %(default)s)")
-    parser.add_argument(
-        "--layers", type=count, default=3, help="layers at 50 Hz; one more at 12.5 Hz follows (default: %(default)s)"
-    )
-    parser.add_argument("--mel-bins", type=count, default=80, help="default: %(default)s")
-    parser.add_argument(
-        "--quantize-from", type=int, default=1500, help="step at which quantisation starts (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--held-out", type=int, default=100, help="validation utterances per kind of voice (default: %(default)s)"
-    )
+    parser.add_argument("--batch-seconds", type=float, default=30.0, help="speech per step, in seconds")
+    parser.add_argument("--codes", type=count, default=512, help="codebook size")
+    parser.add_argument("--width", type=count, default=192, help="width of the encoder")
+    parser.add_argument("--ffn", type=count, default=640, help="width of feed-forward layers")
+    parser.add_argument("--layers", type=count, default=3, help="layers at 50 Hz; one more at 12.5 Hz follows")
+    parser.add_argument("--mel-bins", type=count, default=80, help="bands of the input features")
+    parser.add_argument("--quantize-from", type=int, default=1500, help="step at which quantisation starts")
+    parser.add_argument("--held-out", type=int, default=100, help="validation utterances per kind of voice")
     return parser.parse_args(arguments)
 
 

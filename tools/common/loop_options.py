@@ -10,14 +10,10 @@ def add_loop_options(parser: argparse.ArgumentParser, *, steps: int, lr: float, 
     """Add the options that `TrainingLoop` reads; `steps`, `lr` and `warmup` are defaults."""
     count = number(int, minimum=1)
     parser.add_argument("--output", type=Path, required=True, help="run folder; an interrupted run is resumed")
-    parser.add_argument("--steps", type=count, default=steps, help="default: %(default)s")
-    parser.add_argument("--lr", type=number(float, above=0), default=lr, help="default: %(default)s")
-    parser.add_argument(
-        "--warmup", type=number(int, minimum=0), default=warmup, help="steps of linear warm-up (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--save-every", type=count, default=500, help="steps between checkpoints (default: %(default)s)"
-    )
+    parser.add_argument("--steps", type=count, default=steps, help="training steps")
+    parser.add_argument("--lr", type=number(float, above=0), default=lr, help="peak learning rate")
+    parser.add_argument("--warmup", type=number(int, minimum=0), default=warmup, help="steps of linear warm-up")
+    parser.add_argument("--save-every", type=count, default=500, help="steps between checkpoints")
     parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="train in float32")
     add_device_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed for weights and batches")

@@ -235,17 +235,14 @@ def write_corpus_files(out: Path, corpus: Corpus) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("make_corpus", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write")
     parser.add_argument(
-        "--size",
-        choices=tuple(SIZES),
-        default="quick",
-        help="ci takes seconds, quick minutes, long five times as many (default: %(default)s)",
+        "--size", choices=tuple(SIZES), default="quick", help="ci takes seconds, quick minutes, long five times as many"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences")
     parser.add_argument("--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe)")
     parser.add_argument(
-        "--threads", type=number(int, minimum=1), default=os.cpu_count() or 1, help="default: %(default)s"
+        "--threads", type=number(int, minimum=1), default=os.cpu_count() or 1, help="threads that speak"
     )
     return parser.parse_args(arguments)
 

@@ -66,12 +66,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("make_tokenizer", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--vocab-size",
-        type=int,
-        default=945,
-        help="entries, including 256 bytes and 3 special tokens (default: %(default)s)",
-    )
+    parser.add_argument("--vocab-size", type=int, default=945, help="entries, including 256 bytes and 3 special tokens")
     return parser.parse_args(arguments)
 
 

@@ -106,15 +106,7 @@ FORMS = {
         batch_size=1,
         seq_length=512,
         num_heldout={"asr": 2, "tts": 2, "qa": 2, "roundtrip": 2},
-        minutes={
-            "corpus": 0.3,
-            "codes": 0.3,
-            "stage1": 1.2,
-            "stage2": 0.2,
-            "stage3": 0.3,
-            "stage4": 0.3,
-            "evaluation": 0.3,
-        },
+        minutes=dict(corpus=0.3, codes=0.3, stage1=1.2, stage2=0.2, stage3=0.3, stage4=0.3, evaluation=0.3),
         note="Only a few training steps: this shows that every step runs and says nothing about quality.",
     ),
 }

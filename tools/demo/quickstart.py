@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--variant",
         choices=VARIANTS,
         default="glm4voice",
-        help="input of the model: audio codes (glm4voice) or speech encoder features (plus) (default: %(default)s)",
+        help="input of the model: audio codes (glm4voice) or speech encoder features (plus)",
     )
     parser.add_argument("--fresh", action="store_true", help="delete the output folder and start over")
     parser.add_argument(

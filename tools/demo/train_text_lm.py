@@ -21,16 +21,11 @@ from vita_audio.errors import one_line_errors
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("train_text_lm", __doc__)
     parser.add_argument(
-        "--config",
-        type=Path,
-        default=Path("configs/models/tiny_mtp0.json"),
-        help="model config with the sizes (default: %(default)s)",
+        "--config", type=Path, default=Path("configs/models/tiny_mtp0.json"), help="model config with the sizes"
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder written by tools.demo.make_tokenizer")
     parser.add_argument("--export", type=Path, required=True, help="folder for the trained model and its tokenizer")
-    parser.add_argument(
-        "--batch-size", type=number(int, minimum=1), default=48, help="chats per step (default: %(default)s)"
-    )
+    parser.add_argument("--batch-size", type=number(int, minimum=1), default=48, help="chats per step")
     add_loop_options(parser, steps=2500, lr=2e-3, warmup=150)
     return parser.parse_args(arguments)
 
