@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from vita_audio.command_line import OneLineParser, check_files, number, plan_name
+from vita_audio.command_line import OneLineParser, check_files, in_range, plan_name
 
 
 @pytest.fixture
 def parser() -> OneLineParser:
     parser = OneLineParser("program", "A program.\n\n    with an example\n")
-    parser.add_argument("--count", type=number(int, minimum=1), default=3, help="how many")
-    parser.add_argument("--share", type=number(float, above=0, maximum=1), help="of all")
+    parser.add_argument("--count", type=in_range(int, minimum=1), default=3, help="how many")
+    parser.add_argument("--share", type=in_range(float, above=0, maximum=1), help="of all")
     parser.add_argument("--mode", type=plan_name, default="boost", help="plan (default: the best)")
     parser.add_argument("--fast", action="store_true", help="no waiting")
-    parser.add_subparsers().add_parser("part").add_argument("--size", type=number(int, minimum=0))
+    parser.add_subparsers().add_parser("part").add_argument("--size", type=in_range(int, minimum=0))
     return parser
 
 

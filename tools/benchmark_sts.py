@@ -18,9 +18,9 @@ from vita_audio.command_line import (
     add_model_options,
     check_files,
     check_model_folder,
+    in_range,
     load_audio_tokenizer,
     load_speech_lm,
-    number,
     plan_name,
     quieten_transformers,
     torch_dtype,
@@ -44,11 +44,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--random-weights", type=Path, metavar="CONFIG", help="model config, instead of --model")
     parser.add_argument("--tokenizer", type=Path, help="text tokenizer for --random-weights; any Qwen2 one will do")
-    parser.add_argument("--prompt-tokens", type=number(int, minimum=1), default=32, help="least length of the prompt")
+    parser.add_argument("--prompt-tokens", type=in_range(int, minimum=1), default=32, help="least length of the prompt")
     parser.add_argument(
-        "--new-tokens", type=number(int, minimum=100), default=256, help="at least 100, a few seconds of speech"
+        "--new-tokens", type=in_range(int, minimum=100), default=256, help="at least 100, a few seconds of speech"
     )
-    parser.add_argument("--repeats", type=number(int, minimum=1), default=3, help="answers per mode")
+    parser.add_argument("--repeats", type=in_range(int, minimum=1), default=3, help="answers per mode")
     parser.add_argument("--seed", type=int, default=0, help="seed for random weights")
     add_model_options(parser)
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vita_audio.command_line import OneLineParser, add_audio_input_option, add_codec_options, check_files, number
+from vita_audio.command_line import OneLineParser, add_audio_input_option, add_codec_options, check_files, in_range
 from vita_audio.errors import one_line_errors
 
 
@@ -23,7 +23,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_codec_options(parser, decoder=False)
     add_audio_input_option(parser)
     parser.add_argument(
-        "--processes", type=number(int, minimum=0), default=0, help="worker processes; 0: encode in this process"
+        "--processes", type=in_range(int, minimum=0), default=0, help="worker processes; 0: encode in this process"
     )
     parser.add_argument(
         "--devices",

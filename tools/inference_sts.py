@@ -24,9 +24,9 @@ from vita_audio.command_line import (
     add_model_options,
     check_files,
     check_model_folder,
+    in_range,
     load_audio_tokenizer,
     load_speech_lm,
-    number,
     plan_name,
     quieten_transformers,
 )
@@ -57,11 +57,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_model_options(parser)
     group = parser.add_argument_group("generation", "defaults: the model's generation_config.json")
     group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="sample, or decode greedily")
-    group.add_argument("--temperature", type=number(float, above=0))
-    group.add_argument("--top-k", type=number(int, minimum=0))
-    group.add_argument("--top-p", type=number(float, above=0, maximum=1))
-    group.add_argument("--repetition-penalty", type=number(float, above=0))
-    group.add_argument("--max-new-tokens", type=number(int, minimum=1))
+    group.add_argument("--temperature", type=in_range(float, above=0))
+    group.add_argument("--top-k", type=in_range(int, minimum=0))
+    group.add_argument("--top-p", type=in_range(float, above=0, maximum=1))
+    group.add_argument("--repetition-penalty", type=in_range(float, above=0))
+    group.add_argument("--max-new-tokens", type=in_range(int, minimum=1))
     group.add_argument("--seed", type=int, default=42, help="seed for sampling")
     return parser.parse_args(arguments)
 

@@ -18,7 +18,7 @@ from vita_audio.command_line import (
     add_audio_input_option,
     add_codec_options,
     check_files,
-    number,
+    in_range,
     plan_name,
 )
 from vita_audio.errors import one_line_errors
@@ -44,12 +44,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ratio", type=plan_name, default="boost", help="interleave plan: a name, or a ratio such as 1,10,4,10"
     )
-    parser.add_argument("--max-length", type=number(int, minimum=1), default=8192, help="tokens in a pack")
-    parser.add_argument("--user-audio-loss-weight", type=number(float, minimum=0), default=0.0)
+    parser.add_argument("--max-length", type=in_range(int, minimum=1), default=8192, help="tokens in a pack")
+    parser.add_argument("--user-audio-loss-weight", type=in_range(float, minimum=0), default=0.0)
     parser.add_argument("--seed", type=int, default=42, help="seed for the order of the mixture")
     parser.add_argument(
         "--num-samples",
-        type=number(int, minimum=0),
+        type=in_range(int, minimum=0),
         default=3,
         help="samples to show, the first ones in training order",
     )

@@ -47,12 +47,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Return an argument type that reports the ValueError and OSError of `parse` in the parser's one line."""
+    """Return an argument type that reports a ValueError of `parse` in the one line of the parser."""
 
     def convert(text: str) -> T:
         try:
             return parse(text)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
@@ -65,7 +65,7 @@ def plan_name(text: str) -> str:
     return text
 
 
-def number(
+def in_range(
     convert: Callable[[str], T],
     *,
     minimum: float | None = None,
@@ -92,7 +92,7 @@ def add_codec_options(parser: argparse.ArgumentParser, *, decoder: bool = True) 
         default="glm4voice",
         choices=AUDIO_TOKENIZER_TYPES,
         metavar="TYPE",
-        help=f"{', '.join(AUDIO_TOKENIZER_TYPES)}",
+        help=", ".join(AUDIO_TOKENIZER_TYPES),
     )
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     if decoder:
@@ -135,7 +135,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stream-chunks",
-        type=number(int, minimum=1),
+        type=in_range(int, minimum=1),
         nargs="+",
         help="codes in the first, second, ... piece of streamed audio",
     )

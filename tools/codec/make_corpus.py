@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tools.codec.texts import corpus_texts, domain_texts, frequent_texts
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
-from vita_audio.command_line import OneLineParser, number
+from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 
 PEAK = 0.7
@@ -146,7 +146,7 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("make_corpus", __doc__)
-    count = number(int, minimum=0)
+    count = in_range(int, minimum=0)
     parser.add_argument("--output", type=Path, required=True, help="folder for FLAC files and manifest.jsonl")
     parser.add_argument("--main-count", type=count, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=count, default=0, help="generated utterances shared by the other voices")

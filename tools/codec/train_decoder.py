@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.common.loop_options import add_loop_options
-from vita_audio.command_line import OneLineParser, check_files, number
+from vita_audio.command_line import OneLineParser, check_files, in_range
 from vita_audio.errors import one_line_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("train_decoder", __doc__)
-    count = number(int, minimum=1)
+    count = in_range(int, minimum=1)
     commands = parser.add_subparsers(dest="command", required=True)
     vocoder = commands.add_parser("vocoder", help="mel to wave")
     add_loop_options(vocoder, steps=3000, lr=1e-3)

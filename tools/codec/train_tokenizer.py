@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.common.loop_options import add_loop_options
-from vita_audio.command_line import OneLineParser, number
+from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("train_tokenizer", __doc__)
-    count = number(int, minimum=1)
+    count = in_range(int, minimum=1)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
     parser.add_argument("--voice", required=True, help="voice whose mel is predicted, the decoder's")
     add_loop_options(parser, steps=12000, lr=1e-3)

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tools.demo.plan import UNDECISIVE, VARIANTS, Form, Run, Stage, Variant, stage_step
+from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Form, Run, Stage, Variant, stage_step
 from tools.demo.steps import ROOT, Progress, Step, open_folder, read_path, run_to_the_end, seen_from_root
-from vita_audio.command_line import OneLineParser
-from vita_audio.errors import WRONG_INPUT
+from vita_audio.command_line import OneLineParser, in_range
+from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
 from vita_audio.interleave import MODES
 
@@ -178,8 +178,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--base", type=Path, help="folder of a quick start (default: the variant's)")
     parser.add_argument("--output", type=Path, help="folder (default: outputs/ablations, with --ci _ci appended)")
     parser.add_argument("--variant", choices=VARIANTS, default="glm4voice", help="variant of the quick start")
-    parser.add_argument("--kl-weight", type=float, default=1.0, help="for the runs with --mtp_kl_weight (default: 1)")
-    parser.add_argument("--modules", type=int, nargs="+", help="numbers of MTP modules (default: 1 2 5 10)")
+    parser.add_argument(
+        "--kl-weight", type=in_range(float, above=0), default=1.0, help="--mtp_kl_weight of the runs with it"
+    )
+    parser.add_argument(
+        "--modules", type=in_range(int, minimum=1), nargs="+", help="numbers of MTP modules (default: 1 2 5 10)"
+    )
     schedules = [name for name in MODES if name != "vanilla"]
     parser.add_argument(
         "--schedules", nargs="+", choices=schedules, help="interleave plans (default: boost balance turbo)"
@@ -191,13 +195,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--ci", dest="form", action="store_const", const="ci", default="quick", help="a few steps, to test that it runs"
     )
-    options = parser.parse_args(arguments)
-    if options.kl_weight <= 0 or min(options.modules or [1]) < 1:
-        parser.error("--kl-weight must be above 0 and --modules at least 1")
-    return options
+    return parser.parse_args(arguments)
 
 
 def make_setting(options: argparse.Namespace) -> Setting:
+    """Return the setting that the options describe; paths in it are as seen from the repository."""
     variant = VARIANTS[options.variant]
     default = Path("outputs/ablations" + ("_ci" if options.form == "ci" else ""))
     return Setting(
@@ -220,7 +222,7 @@ def recorded(setting: Setting) -> dict[str, Any]:
     values = asdict(setting) | {"weights": hashlib.blake2b(weights, digest_size=8).hexdigest()}
     del values["variant"]
     values |= {"stages": list(map(asdict, setting.stages)), "audio_tokenizer_type": setting.audio_tokenizer_type}
-    for name in ("folder", *UNDECISIVE):
+    for name in ("folder", *WITHOUT_EFFECT):
         values["form"].pop(name)
     return json.loads(json.dumps(values, default=str))
 
@@ -243,11 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     setting = make_setting(options)
     os.chdir(ROOT)
-    try:
+    with one_line_errors("ablations"):
         steps = prepare(setting, options.fresh)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"ablations: {error}", file=sys.stderr)
-        return WRONG_INPUT
     outlook = {step.name: setting.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
     if code := run_to_the_end("ablations", steps, Progress(setting.output / "done"), outlook):
         return code

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tools.demo.domain import SIZES, Question, corpus_size, heldout_sentences, questions, spoken, training_sentences
-from vita_audio.command_line import OneLineParser, number
+from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_text
@@ -242,7 +242,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences")
     parser.add_argument("--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe)")
     parser.add_argument(
-        "--threads", type=number(int, minimum=1), default=os.cpu_count() or 1, help="threads that speak"
+        "--threads", type=in_range(int, minimum=1), default=os.cpu_count() or 1, help="threads that speak"
     )
     return parser.parse_args(arguments)
 

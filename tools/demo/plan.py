@@ -49,7 +49,7 @@ def four_stages(audio_tokenizer_type: str, first_flags: str) -> tuple[Stage, ...
     )
 
 
-UNDECISIVE = ("minutes", "note", "attention")  # fields of a form that do not affect results
+WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
 
 
 @dataclass(frozen=True)

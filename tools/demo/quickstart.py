@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.demo.plan import ASSETS, EMBEDDED, TEXT_MODEL, UNDECISIVE, VARIANTS, Run, plan_steps
+from tools.demo.plan import ASSETS, EMBEDDED, TEXT_MODEL, VARIANTS, WITHOUT_EFFECT, Run, plan_steps
 from tools.demo.steps import ROOT, Progress, open_folder, read_path, run_to_the_end, seen_from_root
 from vita_audio.command_line import OneLineParser
-from vita_audio.errors import WRONG_INPUT
+from vita_audio.errors import one_line_errors
 
 
 def fingerprints(run: Run) -> dict[str, str]:
@@ -83,20 +83,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    os.chdir(options.paths_from)
+    with one_line_errors("quickstart"):
+        os.chdir(options.paths_from)
     variant = VARIANTS[options.variant]
     form = variant.forms[options.form]
     audio_paths = [read_path(os.environ.get(name)) for name in ("AUDIO_TOKENIZER_PATH", "AUDIO_DECODER_PATH")]
     run = Run(variant, form, seen_from_root(options.output) if options.output else Path(form.folder), *audio_paths)
     caller = Path.cwd()
     os.chdir(ROOT)
-    settings = {name: value for name, value in asdict(form).items() if name not in UNDECISIVE}
+    settings = {name: value for name, value in asdict(form).items() if name not in WITHOUT_EFFECT}
     settings |= {"stages": [asdict(stage) for stage in variant.stages], **fingerprints(run)}
-    try:
+    with one_line_errors("quickstart"):
         open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)
-    except (ValueError, OSError) as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        return WRONG_INPUT
     steps, progress = plan_steps(run), Progress(run.folder / "done")
     was_done = all(map(progress.is_done, steps))
     if code := run_to_the_end("quickstart", steps, progress, form.minutes):

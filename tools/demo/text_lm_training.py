@@ -4,6 +4,7 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,9 +34,9 @@ class ChatSource:
         self._words = sorted({word for text in training_texts("long") for word in text.split()} - set(DIGITS))
         self._asked = [(phrasing, item.answer) for item in questions("long") for phrasing in item.phrasings]
         self._kinds: dict[Callable[[random.Random], Chat], float] = {
-            self._repeat_digits: 0.25,
-            self._repeat_date: 0.1,
-            self._repeat_sentence: 0.2,
+            partial(self._repeat, digit_string): 0.25,
+            partial(self._repeat, date): 0.1,
+            partial(self._repeat, sentence): 0.2,
             self._repeat_words: 0.2,
             self._answer: 0.15,
             self._transcribe: 0.1,
@@ -45,14 +46,8 @@ class ChatSource:
         (kind,) = rng.choices(list(self._kinds), weights=list(self._kinds.values()))
         return kind(rng)
 
-    def _repeat_digits(self, rng: random.Random) -> Chat:
-        return repeat(_training_text(digit_string, rng))
-
-    def _repeat_date(self, rng: random.Random) -> Chat:
-        return repeat(_training_text(date, rng))
-
-    def _repeat_sentence(self, rng: random.Random) -> Chat:
-        return repeat(_training_text(sentence, rng))
+    def _repeat(self, make: Callable[[random.Random], str], rng: random.Random) -> Chat:
+        return repeat(_training_text(make, rng))
 
     def _repeat_words(self, rng: random.Random) -> Chat:
         """Words in any order: copying must not depend on what usually follows."""

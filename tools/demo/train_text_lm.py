@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.common.loop_options import add_loop_options
-from vita_audio.command_line import OneLineParser, check_files, number
+from vita_audio.command_line import OneLineParser, check_files, in_range
 from vita_audio.errors import one_line_errors
 
 
@@ -25,7 +25,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder written by tools.demo.make_tokenizer")
     parser.add_argument("--export", type=Path, required=True, help="folder for the trained model and its tokenizer")
-    parser.add_argument("--batch-size", type=number(int, minimum=1), default=48, help="chats per step")
+    parser.add_argument("--batch-size", type=in_range(int, minimum=1), default=48, help="chats per step")
     add_loop_options(parser, steps=2500, lr=2e-3, warmup=150)
     return parser.parse_args(arguments)
 

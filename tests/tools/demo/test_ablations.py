@@ -122,13 +122,19 @@ def test_folders_that_do_not_fit_are_refused(base, setting, tmp_path, capsys, mo
     monkeypatch.chdir(tmp_path)  # the program changes it; put back after the test
     prepare(setting(), fresh=False)
     options = ["--base", str(base), "--output", str(tmp_path / "out")]
-    assert main(["--base", str(tmp_path / "none"), *options[2:]]) == 2
-    assert "run scripts/quickstart.sh, or give --base" in capsys.readouterr().err
-    assert main([*options, "--kl-weight", "2"]) == 2
-    assert "other settings (kl_weight); start over with --fresh" in capsys.readouterr().err
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert "run scripts/quickstart.sh, or give --base" in refused("--base", str(tmp_path / "none"), *options[2:])
+    assert "other settings (kl_weight); start over with --fresh" in refused(*options, "--kl-weight", "2")
     (base / "stage1" / "model.safetensors").write_bytes(b"others")
-    assert main(options) == 2
-    assert "other settings (weights)" in capsys.readouterr().err
+    assert "other settings (weights)" in refused(*options)
+    (tmp_path / "file").touch()
+    assert "--output must be a folder, got the file" in refused(*options, "--output", str(tmp_path / "file"))
     for flags in (["--kl-weight", "0"], ["--modules", "0"], ["--schedules", "vanilla"]):
         with pytest.raises(SystemExit):
             program.parse_arguments(flags)
