@@ -112,6 +112,7 @@ class SegmentSampler:
             raise ValueError(f"--frames {frames} needs recordings longer than {seconds:.2f} s, got none; lower it")
 
     def batch(self) -> dict[str, Tensor]:
+        """Return `wave` (batch, samples), `mel` (batch, bands, frames) and `f0` (batch, frames), all float32."""
         rows = []
         for wave, mel, f0 in self.rng.choices(self.items, k=self.batch_size):
             start = self.rng.randrange(mel.shape[1] - self.frames)
