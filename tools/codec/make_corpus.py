@@ -86,7 +86,7 @@ class Speaker:
         }
 
     def speak_piper(self, text: str, rng: random.Random) -> np.ndarray:
-        """Return a text spoken at a random speed and with random noise scales, (samples,) float32 at the voice's rate."""
+        """Return a text spoken at a random speed with random noise, (samples,) float32 at the rate of the voice."""
         return synthesise(
             self.piper,
             text,
