@@ -1,1 +1,1 @@
-"""Programs for users: train, talk to, check, export and measure models."""
+"""Programs: those for users are run as `python tools/NAME.py`, those in packages as `python -m tools.demo.NAME`."""

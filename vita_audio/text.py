@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from vita_audio.constants import (
     AUDIO_CODE_FORMAT,
@@ -27,6 +26,9 @@ from vita_audio.constants import (
     structural_tokens,
 )
 from vita_audio.files.checkpoint import check_whole, find_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROLES = ("system", "user", "assistant")
 
@@ -122,6 +124,8 @@ class TextTokenizer:
             num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None for the number in the folder.
         Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
+        from transformers import AutoTokenizer  # here, so that the prompts and roles above import fast
+
         folder = find_checkpoint(folder)
         for path in tokenizer_files(folder):
             check_whole(path)

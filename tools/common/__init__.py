@@ -1,1 +1,1 @@
-"""Code shared by the programs of `tools.demo` and `tools.codec`."""
+"""Shared by tools.demo and tools.codec: a training loop and synthetic speech."""

@@ -1,1 +1,1 @@
-"""The quick start and what it is made of: corpus, text tokenizer, text model, report and ablations."""
+"""The quick start: the corpus, text model, plan and reports of a small model trained through all stages."""

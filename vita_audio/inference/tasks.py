@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.text import ASR_PROMPT, LUKE_SYSTEM, OMNI_SYSTEM, TTS_PROMPT, VOICE_PROMPT_SYSTEM
 
-Audio = str | Path | tuple[Tensor | np.ndarray, int] | list[int]
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Audio: TypeAlias = "str | Path | tuple[Tensor | np.ndarray, int] | list[int]"
 Sample = dict[str, list[Any]]  # messages, audios
 
 
