@@ -32,7 +32,7 @@ _NOT_COUNTED = frozenset("no any every some each this that which another".split(
 
 
 def _endings() -> dict[str, tuple[str, str]]:
-    """Return ordinals and plurals as a cardinal number and what marks its ending."""
+    """Return ordinals and plurals as a cardinal number and a marker of the ending."""
     irregular = {"first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight"}
     ordinals = {f"{word}th": word for word in (*_ONES, "hundred", *_SCALES)}
     ordinals |= irregular | {"ninth": "nine", "twelfth": "twelve"} | {f"{word[:-1]}ieth": word for word in _TENS}
@@ -285,7 +285,7 @@ def _number(words: list[str], start: int) -> Read:
 
 
 def _with_decimals(words: list[str], number: str, end: int) -> Read:
-    """Add what follows a number: "point" and digits, "and a half", and of a decimal number its scale."""
+    """Extend a number by "point" and digits, "and a half", and the scale of a decimal number that follow it."""
     while words[end] == "point" and (decimals := _decimals(words, end + 1)):
         number, end = f"{number}.{decimals[0]}", decimals[1]
     if number.isdecimal() and words[end : end + 3] == ["and", "a", "half"]:
