@@ -7,10 +7,11 @@ begin- and end-of-audio markers. In decoding they are backbone steps followed by
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 
 BACKBONE = 0  # depth of the backbone; depth k is the k-th prediction depth, made by MTP module k - 1
 NUM_MARKERS = 2  # begin and end of audio belong to an audio chunk
@@ -89,18 +90,36 @@ class InterleavePlan:
             laid_out += [*text, begin_id, *audio, end_id]
         return laid_out
 
+    def depth(self, place: int, since_backbone: int, num_modules: float) -> int:
+        """Return the depth that predicts one token of an answer: 0 for the backbone, k for the k-th depth after it.
+
+        The place fixes the kind of the token, so the layout of the answer does not depend on who made the tokens before
+        it: where the plan has MTP steps, the modules follow each other until they run out, wherever the backbone has
+        stepped in.
+
+        Args:
+            place: Index of the token in the answer.
+            since_backbone: Distance to the last token that the backbone made, 1 for the token after it.
+            num_modules: Modules of the model.
+        """
+        for num_text, num_audio in zip(self.ratio[::2], self.ratio[1::2], strict=True):
+            if place < num_text + num_audio:
+                break
+            place -= num_text + num_audio
+        place %= num_text + num_audio
+        return since_backbone if place >= num_text and since_backbone <= num_modules else BACKBONE
+
     def steps(self, num_modules: int | None = None) -> Iterator[int]:
-        """Yield without end the depth that predicts the next token: 0 for the backbone, k for the k-th depth after it.
+        """Yield without end the depth that predicts the next token when no token is rejected.
 
         Args:
             num_modules: Modules of the model. A step beyond the last depth becomes a backbone step, and the one after
                 it starts again at depth 1. None: as many as the plan asks for.
         """
-        pairs = list(zip(self.ratio[::2], self.ratio[1::2], strict=True))
-        for num_text, num_audio in chain(pairs, repeat(pairs[-1])):
-            yield from repeat(BACKBONE, num_text)
-            for step in range(1, num_audio + 1):
-                yield step if num_modules is None else step % (num_modules + 1)
+        depth = BACKBONE
+        for place in count():
+            depth = self.depth(place, depth + 1, math.inf if num_modules is None else num_modules)
+            yield depth
 
     def __str__(self) -> str:
         names = [name for name, ratio in MODES.items() if ratio == self.ratio]

@@ -41,7 +41,7 @@ def test_single_steps_are_those_of_generate(ids, mode, num_modules, sampling):
     steps = list(model.generate(ids, **options, custom_generate=mtp_steps, output_logits=True))
     assert torch.stack([step.tokens for step in steps], dim=1).tolist() == expected.sequences[:, 12:].tolist()
     torch.testing.assert_close(tuple(step.logits for step in steps), expected.logits)
-    assert [step.depth for step in steps] == list(getattr(expected, "steps", [0] * 10))
+    assert [step.depths for step in steps] == [(depth, depth) for depth in getattr(expected, "steps", [0] * 10)]
     assert all(step.is_new.all() for step in steps)
 
 

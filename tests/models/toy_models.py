@@ -57,6 +57,27 @@ def make_model(
     return model
 
 
+def make_agreeing_model(num_modules: int = 4, *, disagreement: float = 0.15, **options) -> Qwen2MTPForCausalLM:
+    """Make a toy model whose modules often predict what its backbone does.
+
+    All depths pass the embedding of the latest token on; layers and the modules' projections add a little to it.
+
+    Args:
+        disagreement: How much they add.
+    """
+    model = make_model(num_modules, **options)
+    identity = torch.eye(model.config.hidden_size)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= disagreement
+            layer.mlp.down_proj.weight *= disagreement
+        for projection, norm in zip(model.mtp_projs, model.mtp_embed_norms, strict=True):
+            norm.weight.fill_(1)
+            projection.weight *= disagreement
+            projection.weight[:, : len(identity)] += identity
+    return model
+
+
 def make_plus_model(num_modules: int = 2, **options) -> Qwen2MTPSenseVoiceForCausalLM:
     """Make a toy model with a speech encoder in the same way."""
     sizes = {"output_size": 16, "linear_units": 24, "num_blocks": 2, "tp_blocks": 1, "vocab_size": 20}

@@ -17,10 +17,11 @@ from vita_audio.inference.prompts import ChatState, Prompt, PromptEncoder, gener
 from vita_audio.inference.response import Chunk, Response, Timings
 from vita_audio.inference.sampling import check_generation
 from vita_audio.inference.streaming import TextStream
-from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
+from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.decode_step import DecodeStep, count_rows
 from vita_audio.models.loading import load_weights, read_config
-from vita_audio.models.mtp_generation import DecodeStep, mtp_steps
+from vita_audio.models.mtp_generation import mtp_steps
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
@@ -34,7 +35,7 @@ class SpeechLM:
     """Language model, text tokenizer and audio tokenizer together; holds no state of any answer.
 
     A conversation is a sample without its answer (see `vita_audio.inference.tasks`). `plan` is a name, a ratio or an
-    `InterleavePlan`, by default the checkpoint's. Further keyword arguments go to `generate`.
+    `InterleavePlan`, by default the checkpoint's. Further keyword arguments, such as `acceptance`, go to `generate`.
     """
 
     def __init__(
@@ -169,9 +170,11 @@ class SpeechLM:
         prompts = [self._encode(conversation) for conversation in conversations]
         steps = self._steps(prompts, plan, state, generation)
         encoded = perf_counter()
-        tokens, is_new, depths = zip(*((step.tokens, step.is_new, step.depth) for step in steps), strict=True)
-        tokens, is_new = torch.stack(tokens, dim=1), torch.stack(is_new, dim=1)  # (batch, steps)
-        answers = [row[kept].tolist() for row, kept in zip(tokens, is_new, strict=True)]
+        fields = ((step.tokens, step.is_new, step.depths, step.drafts) for step in steps)
+        tokens, is_new, depths, drafts = zip(*fields, strict=True)
+        counts = count_rows(torch.stack(is_new, dim=1), depths, drafts)
+        rows = torch.stack(tokens, dim=1).tolist()  # (batch, steps)
+        answers = [row[: count.num_tokens] for row, count in zip(rows, counts, strict=True)]
         generated = perf_counter()
         codes = [self.tokenizer.split(ids)[1] for ids in answers]
         waves = [self.audio_tokenizer.decode(row, voice) if decode_audio else None for row in codes]
@@ -183,9 +186,9 @@ class SpeechLM:
                 wave=wave,
                 sample_rate=self.audio_tokenizer.output_rate,
                 ids=ids,
-                timings=Timings(*seconds, num_tokens=len(ids), num_backbone_passes=depths[: len(ids)].count(BACKBONE)),
+                timings=Timings(*seconds, count),
             )
-            for ids, row_codes, wave in zip(answers, codes, waves, strict=True)
+            for ids, row_codes, wave, count in zip(answers, codes, waves, counts, strict=True)
         ]
 
     def stream(
@@ -202,7 +205,8 @@ class SpeechLM:
 
         Text, codes and ids add up to those of `respond`. A chunk ends with new text, with new samples, and where a run
         of audio codes ends. Wrong input raises here; errors during generation are raised by `next`. Generation runs in
-        `next` only, so closing or dropping the iterator ends it.
+        `next` only, so closing or dropping the iterator ends it. With an `acceptance` above 0, tokens are handed on
+        once they are verified; `first_chunk="committed"` hands on the first ones of the modules without waiting.
         """
         self.audio_tokenizer.check_voice(voice)
         steps = self._steps([self._encode(conversation)], plan, state, generation)

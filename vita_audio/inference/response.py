@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vita_audio.models.decode_step import DecodeCounts
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -17,15 +19,21 @@ class Timings:
         encode_seconds: Time to read the conversation's audio and encode it.
         generate_seconds: Time in the language model.
         decode_seconds: Time to decode codes to a wave.
-        num_tokens: Tokens of this answer.
-        num_backbone_passes: Backbone steps until its last token; MTP modules made the other tokens.
+        counts: Who made the tokens of this answer, with accepted tokens per backbone pass and acceptance by depth.
     """
 
     encode_seconds: float
     generate_seconds: float
     decode_seconds: float
-    num_tokens: int
-    num_backbone_passes: int
+    counts: DecodeCounts
+
+    @property
+    def num_tokens(self) -> int:
+        return self.counts.num_tokens
+
+    @property
+    def num_backbone_passes(self) -> int:
+        return self.counts.num_backbone_passes
 
     @property
     def total_seconds(self) -> float:

@@ -1,8 +1,8 @@
 """Decoding in which MTP modules commit tokens between backbone steps, as in VITA-Audio (arXiv 2505.03739).
 
-An interleave plan says which depth predicts each token: 0 is the backbone, k the k-th prediction depth. Predicted
-tokens are not verified. There is one decoding loop, the generator `mtp_steps`; whole answers, batches and streams
-consume it.
+An interleave plan says which depth predicts each token: 0 is the backbone, k the k-th prediction depth. The tokens of
+the modules are final at once, or with an `acceptance` above 0 once the backbone has verified them. Complete answers,
+batches and streams all consume the generator `mtp_steps`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,10 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from vita_audio.interleave import MODES, InterleavePlan
+from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel, begin_decoding
-
-
-@dataclass(frozen=True)
-class DecodeStep:
-    """One decoded token for each row of a batch.
-
-    Attributes:
-        tokens: Token ids, (batch,); padding in rows that have ended.
-        is_new: False in rows that had ended before this step, (batch,), bool.
-        depth: Depth that predicted the tokens.
-        scores: Logits after the processors, (batch, vocabulary).
-        logits: Raw logits, (batch, vocabulary); None unless the generation config has `output_logits`.
-    """
-
-    tokens: Tensor
-    is_new: Tensor
-    depth: int
-    scores: Tensor
-    logits: Tensor | None = None
+from vita_audio.models.decode_step import DecodeCounts, DecodeStep, choose_tokens, count_rows
+from vita_audio.models.verification import FirstChunk, Verification, VerifiedDecoding
 
 
 def mtp_steps(
@@ -49,6 +32,7 @@ def mtp_steps(
     generation_config: GenerationConfig,
     plan: InterleavePlan,
     decode_state: DecodeState | None = None,
+    verification: Verification | None = None,
     **prepared,
 ) -> Generator[DecodeStep, None, None]:
     """Decode with an interleave plan, one step for each `next`; `generate(custom_generate=mtp_steps)` returns it.
@@ -56,7 +40,7 @@ def mtp_steps(
     The state is consistent between steps, so closing the iterator ends the generation and nothing else is to be done.
 
     Args:
-        plan, decode_state: Bound by `MTPGenerationMixin.generate`.
+        plan, decode_state, verification: Bound by `MTPGenerationMixin.generate`.
         prepared: Arguments of `begin_decoding` as transformers prepares them. They must not be named in this signature:
             transformers takes every named argument of a custom function for an option of its own.
     Raises: ValueError at once, not at the first `next`, for search modes other than greedy search and sampling, and as
@@ -64,6 +48,11 @@ def mtp_steps(
     """
     _check_supported(generation_config)
     state = begin_decoding(model, input_ids, decode_state, **prepared)
+    if verification is not None and verification.acceptance > 0:
+        pad_id = _padding_id(generation_config, stopping_criteria)
+        return VerifiedDecoding(
+            model, state, logits_processor, stopping_criteria, generation_config, plan, verification, pad_id
+        ).steps()
     return _decode(model, state, logits_processor, stopping_criteria, generation_config, plan)
 
 
@@ -80,7 +69,7 @@ def _decode(
     pad_id = _padding_id(generation_config, stopping_criteria)
     is_new = torch.ones(len(state.tokens), dtype=torch.bool, device=state.tokens.device)
     all_scores: list[Tensor] = []
-    for depth in plan.steps(model.config.num_nextn_predict_layers):
+    for depth in plan.steps(model.config.num_nextn_predict_layers):  # no token is rejected
         logits = state.advance(model, depth).to(state.tokens.device)
         scores = logits_processor(state.tokens, logits.clone() if generation_config.output_logits else logits)
         tokens = choose_tokens(scores, generation_config.do_sample)
@@ -89,17 +78,17 @@ def _decode(
         state.append(tokens)
         all_scores += [scores] if keeps_scores else []
         ended = stopping_criteria(state.tokens, tuple(all_scores) or None)
-        yield DecodeStep(tokens, is_new, depth, scores, logits if generation_config.output_logits else None)
+        yield DecodeStep(
+            tokens=tokens,
+            is_new=is_new,
+            depths=(depth,) * len(tokens),
+            drafts=(BACKBONE,) * len(tokens),
+            scores=scores,
+            logits=logits if generation_config.output_logits else None,
+        )
         is_new = is_new & ~ended
         if not is_new.any():
             return
-
-
-def choose_tokens(scores: Tensor, do_sample: bool) -> Tensor:
-    """Draw a token for each row of scores, (batch, vocabulary), or take the most likely one."""
-    if do_sample:
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
-    return scores.argmax(dim=-1)
 
 
 def _padding_id(generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList) -> int | None:
@@ -125,11 +114,14 @@ class MTPDecodeOutput(GenerateDecoderOnlyOutput):
     """Output of `generate` with `return_dict_in_generate` where an interleave plan decodes.
 
     Attributes:
-        steps: Depth that predicted each new token, 0 for the backbone.
+        steps: Depth that predicted each new token, 0 for the backbone; None where the rows differ, as they do in
+            batches with an acceptance above 0.
+        counts: Who made the tokens of each row.
         state: State to continue from, as `decode_state` of the next `generate`.
     """
 
     steps: tuple[int, ...] | None = None
+    counts: tuple[DecodeCounts, ...] | None = None
     state: DecodeState | None = None
 
 
@@ -141,6 +133,7 @@ def mtp_decode(
     generation_config: GenerationConfig,
     plan: InterleavePlan,
     decode_state: DecodeState | None = None,
+    verification: Verification | None = None,
     streamer: BaseStreamer | None = None,
     **prepared,
 ) -> MTPDecodeOutput | Tensor:
@@ -149,12 +142,15 @@ def mtp_decode(
     Returns: Ids, (batch, prompt + new), or MTPDecodeOutput with `return_dict_in_generate`.
     """
     state = DecodeState() if decode_state is None else decode_state
-    as_dict, scores, logits, depths = generation_config.return_dict_in_generate, [], [], []
+    as_dict, scores, logits = generation_config.return_dict_in_generate, [], []
+    is_new, depths, drafts = [], [], []
     for step in mtp_steps(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, plan, state, **prepared
+        model, input_ids, logits_processor, stopping_criteria, generation_config, plan, state, verification, **prepared
     ):
-        depths.append(step.depth)
         if as_dict:
+            is_new.append(step.is_new)
+            depths.append(step.depths)
+            drafts.append(step.drafts)
             scores += [step.scores] if generation_config.output_scores else []
             logits += [step.logits] if generation_config.output_logits else []
         if streamer is not None:
@@ -163,12 +159,14 @@ def mtp_decode(
         streamer.end()
     if not as_dict:
         return state.tokens
+    rows_agree = all(len(set(made_by)) == 1 for made_by in depths)
     return MTPDecodeOutput(
         sequences=state.tokens,
         scores=tuple(scores) if generation_config.output_scores else None,
         logits=tuple(logits) if generation_config.output_logits else None,
         past_key_values=state.cache,
-        steps=tuple(depths),
+        steps=tuple(made_by[0] for made_by in depths) if rows_agree else None,
+        counts=count_rows(torch.stack(is_new, dim=1), depths, drafts),
         state=state,
     )
 
@@ -183,6 +181,8 @@ class MTPGenerationMixin:
         *args,
         mtp_inference_mode: InterleavePlan | str | Sequence[int] | None = None,
         decode_state: DecodeState | None = None,
+        acceptance: float | None = None,
+        first_chunk: FirstChunk = "verified",
         custom_generate: Callable[..., Any] | str | None = None,
         streamer: BaseStreamer | None = None,
         **kwargs,
@@ -194,6 +194,10 @@ class MTPGenerationMixin:
                 and with "vanilla", transformers' own search modes decode with the backbone alone.
             decode_state: State of an earlier call, from which this one continues: give the whole `input_ids`, of which
                 only the positions after the longest common prefix are read. An empty state is filled.
+            acceptance: How far the modules' tokens must agree with the backbone, from 0 (all are final at once) to 1
+                (the backbone alone could have made them), see `vita_audio.models.verification`; by default the
+                generation config's, else 0. No effect with a plan without modules.
+            first_chunk: "committed" hands on the first tokens of modules at once, whatever the acceptance.
             custom_generate: `mtp_steps` for an iterator over single steps, also with "vanilla"; otherwise as in
                 transformers.
         Raises: ValueError for an unknown plan, and as `mtp_steps` does.
@@ -201,6 +205,8 @@ class MTPGenerationMixin:
         mode = mtp_inference_mode
         for config in (generation_config, self.generation_config):
             mode = getattr(config, "mtp_inference_mode", None) if mode is None else mode
+            acceptance = getattr(config, "acceptance", None) if acceptance is None else acceptance
+        verification = Verification(0 if acceptance is None else acceptance, first_chunk)
         plan = InterleavePlan.parse(MODES["vanilla"] if mode is None else mode)
         has_modules, is_ours = any(plan.ratio[1::2]), custom_generate in (None, mtp_steps)
         if is_ours and (has_modules or decode_state is not None or custom_generate is mtp_steps):
@@ -208,7 +214,7 @@ class MTPGenerationMixin:
                 raise ValueError("MTP modules exclude an assistant_model; give mtp_inference_mode='vanilla'")
             configs = [config for config in (generation_config, self.generation_config) if config is not None]
             kwargs = _with_stop_strings(kwargs, [config.stop_strings for config in configs])
-            bound = {"plan": plan, "decode_state": decode_state}
+            bound = {"plan": plan, "decode_state": decode_state, "verification": verification}
             if custom_generate is None:  # transformers does not pass the streamer to a custom function
                 custom_generate, bound = mtp_decode, {**bound, "streamer": streamer}
             custom_generate = partial(custom_generate, **bound)
