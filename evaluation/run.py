@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
 from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
 from evaluation.tasks import MEASURES, TASKS
+from vita_audio.command_line import in_range
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path, write_json, write_text
 from vita_audio.files.checkpoint import find_checkpoint
@@ -67,6 +68,7 @@ class EvaluationOptions:
     device: str
     batch_size: int
     max_new_tokens: int | None
+    acceptance: float | None
     limit: Mapping[str, int]
     seed: int
     time_alone: Mapping[str, int]
@@ -133,6 +135,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: this process's GPU if there is one)")
     add("--batch-size", type=at_least_one, default=8, help="answers generated together (default: %(default)s)")
     add("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
+    share = in_range(float, minimum=0, maximum=1)
+    add("--acceptance", type=share, help="agreement of modules and backbone, 0 to 1 (default: the model's)")
     add("--limit", **counts, help="use N samples of each benchmark, or of one, drawn with a fixed seed")
     add("--seed", type=int, default=42, help="seed for sampling (default: %(default)s)")
     add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
@@ -252,6 +256,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
         shard=Shard(processes.rank, processes.size),
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
+        acceptance=options.acceptance,
         seed=options.seed,
         measures=tuple(options.measure),
         retry_errors=options.retry_errors,

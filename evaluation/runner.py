@@ -62,6 +62,7 @@ class Runner:
         load_judge: Function that loads the judge of a language.
         output: Folder; answers are written to output/MODE/BENCHMARK.
         max_new_tokens: Longest answer; None: the benchmark's.
+        acceptance: How far the modules' tokens must agree with the backbone; None: the model's.
         seed: Seed for sampling; a sampled answer also depends on its batch.
         retry_errors: Run samples again that failed earlier.
         measures: Further measures of speech, keys of `evaluation.tasks.MEASURES`.
@@ -73,6 +74,7 @@ class Runner:
     shard: Shard = Shard()
     batch_size: int = 8
     max_new_tokens: int | None = None
+    acceptance: float | None = None
     seed: int = 42
     measures: tuple[str, ...] = ()
     retry_errors: bool = False
@@ -109,7 +111,7 @@ class Runner:
             file.append([{"id": item.id, **self._timed(benchmark, item, mode)}])
 
     def _timed(self, benchmark: Benchmark, item: Item, mode: str) -> Row:
-        options = {"decode_audio": False, "max_new_tokens": self._longest(benchmark), **GREEDY}
+        options = {"decode_audio": False, **self._limits(benchmark), **GREEDY}
         try:
             timings = self._model.respond(item.conversation, InterleavePlan.parse(mode), **options).timings
         except Exception as error:
@@ -119,8 +121,11 @@ class Runner:
     def _need_model(self) -> None:
         self._model = self._model or self.load_model()
 
-    def _longest(self, benchmark: Benchmark) -> int:
-        return self.max_new_tokens or benchmark.max_new_tokens
+    def _limits(self, benchmark: Benchmark) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.max_new_tokens or benchmark.max_new_tokens,
+            "acceptance": self.acceptance,
+        }
 
     def _unanswered(self, items: Sequence[Item], folder: Path) -> list[Item]:
         done = self._done(RowFile(folder, ANSWERS).read())
@@ -162,7 +167,7 @@ class Runner:
 
     def _respond(self, benchmark: Benchmark, batch: Sequence[Item], mode: str, folder: Path) -> list[Row]:
         options: dict[str, Any] = {} if benchmark.sampled else dict(GREEDY)
-        options["max_new_tokens"] = self._longest(benchmark)
+        options |= self._limits(benchmark)
         torch.manual_seed(self.seed + zlib.crc32(batch[0].id.encode()))
         responses = self._model.respond_batch(
             [item.conversation for item in batch],

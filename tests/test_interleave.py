@@ -94,6 +94,31 @@ def test_steps_follow_the_ratio_and_repeat_the_last_pair():
     assert set(islice(InterleavePlan.parse("vanilla").steps(), 9000)) == {BACKBONE}
 
 
+def test_the_depth_of_a_place_follows_the_plan_and_the_last_backbone_token():
+    plan = InterleavePlan((1, 4, 2, 3))
+    places = [True, False, False, False, False, *[True, True, False, False, False] * 3]  # text or not
+    for place, is_text in enumerate(places):
+        for since_backbone in (1, 2, 3, 4):
+            expected = since_backbone if not is_text and since_backbone <= 3 else BACKBONE
+            assert plan.depth(place, since_backbone, 3) == expected
+    # the backbone replaced the token of place 2, so the module steps after it begin again
+    assert [plan.depth(place, place - 2, 10) for place in (3, 4, 5)] == [1, 2, BACKBONE]
+    assert {InterleavePlan.parse("vanilla").depth(place, 1, 10) for place in (0, 8191, 8192, 9000)} == {BACKBONE}
+
+
+@pytest.mark.parametrize("num_modules", [0, 1, 3, 10, 99])
+@pytest.mark.parametrize("ratio", [*MODES.values(), (2, 5, 1, 0), (1, 0, 3, 40)], ids=str)
+def test_without_rejections_the_depths_are_those_of_steps(ratio, num_modules):
+    plan, depths = InterleavePlan(ratio), []
+    for place in range(120):
+        last = max((place for place, depth in enumerate(depths) if depth == BACKBONE), default=-1)
+        depths.append(plan.depth(place, place - last, num_modules))
+    by_hand = []
+    for num_text, num_audio in [*zip(ratio[::2], ratio[1::2], strict=True)] + [ratio[-2:]] * 120:
+        by_hand += [BACKBONE] * num_text + [step % (num_modules + 1) for step in range(1, num_audio + 1)]
+    assert depths == by_hand[:120] == list(islice(plan.steps(num_modules), 120))
+
+
 @pytest.mark.parametrize(
     ("num_modules", "expected"),
     [

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from vita_audio.inference.pipeline import SpeechLM
 
 DEFAULT_OUTPUT = Path("outputs/answer.wav")
-GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+GENERATION_OPTIONS = (
+    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens"),
+    *("acceptance", "first_chunk"),
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +65,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--top-p", type=in_range(float, above=0, maximum=1))
     group.add_argument("--repetition-penalty", type=in_range(float, above=0))
     group.add_argument("--max-new-tokens", type=in_range(int, minimum=1))
+    verified = "how far the modules' tokens must agree with the backbone: 0 not at all, 1 exactly"
+    group.add_argument("--acceptance", type=in_range(float, minimum=0, maximum=1), help=verified)
+    committed = "with --stream and --acceptance, hand on the modules' first tokens before they are verified"
+    group.add_argument("--first-chunk", choices=("verified", "committed"), help=committed)
     group.add_argument("--seed", type=int, default=42, help="seed for sampling")
     return parser.parse_args(arguments)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_models import make_model, make_plus_model, random_audios
+from toy_models import check_consistent, make_model, make_plus_model, random_audios
 from transformers import DynamicCache, LogitsProcessorList
 
 from vita_audio.models.decode_state import DecodeState
@@ -33,15 +33,6 @@ def count_reads(model, call):
         return call(), lengths
     finally:
         handle.remove()
-
-
-def check_consistent(state):
-    """Every cache layer and all pending hidden states are as long as `num_read` says."""
-    for number, layer in enumerate(state.cache.layers):
-        depth = max(0, number + 1 - state.num_backbone_layers)
-        assert layer.get_seq_length() == state.num_read[depth] - depth
-    for depth in range(1, len(state.num_read)):
-        assert state.pending[depth].shape[1] == state.num_read[depth - 1] + 1 - state.num_read[depth]
 
 
 def check_equal(continued, anew):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from vita_audio.models import Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceForCausalLM
+from vita_audio.models.decode_state import DecodeState
 
 ASSETS = Path(__file__).parent.parent / "assets" / "model"
 
@@ -88,3 +89,12 @@ def random_audios(*lengths: int) -> list[torch.Tensor]:
     """Make features of audios, (length, 560) each."""
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(length, 560, generator=generator) for length in lengths]
+
+
+def check_consistent(state: DecodeState) -> None:
+    """Check that every cache layer and all pending hidden states are as long as `num_read` says."""
+    for number, layer in enumerate(state.cache.layers):
+        depth = max(0, number + 1 - state.num_backbone_layers)
+        assert layer.get_seq_length() == state.num_read[depth] - depth
+    for depth in range(1, len(state.num_read)):
+        assert state.pending[depth].shape[1] == state.num_read[depth - 1] + 1 - state.num_read[depth]

@@ -48,7 +48,8 @@ def mtp_steps(
     """
     _check_supported(generation_config)
     state = begin_decoding(model, input_ids, decode_state, **prepared)
-    if verification is not None and verification.acceptance > 0:
+    has_modules = any(plan.ratio[1::2]) and model.config.num_nextn_predict_layers > 0
+    if verification is not None and verification.acceptance > 0 and has_modules:
         pad_id = _padding_id(generation_config, stopping_criteria)
         return VerifiedDecoding(
             model, state, logits_processor, stopping_criteria, generation_config, plan, verification, pad_id
