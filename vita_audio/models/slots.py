@@ -48,9 +48,6 @@ class SlotCache:
         self.layers[layer_idx] = keys, values
         return keys[:, :, : self.num_used], values[:, :, : self.num_used]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.num_used - self.slots.shape[1]
-
 
 class SlotReader:
     """The rows of a batch while they are decoded, each with a length of its own.
