@@ -103,3 +103,25 @@ def test_acceptance_outside_its_range_is_refused_at_once(speech_lm, acceptance):
     for call in (speech_lm.respond, speech_lm.stream):
         with pytest.raises(ValueError, match="acceptance must be a number from 0 to 1, got"):
             call(CONVERSATIONS[0], acceptance=acceptance)
+
+
+@pytest.mark.parametrize("acceptance", [0, 0.2, 1])
+def test_a_head_for_audio_scores_audio_on_module_steps_only(talker, acceptance):
+    model, conversations = talker
+    tokenizer = model.tokenizer
+    options = {"acceptance": acceptance, "mtp_head": "audio", **OPTIONS}
+    audio = {*tokenizer.code_ids, tokenizer.begin_of_audio_id, tokenizer.end_of_audio_id}
+    audio |= {tokenizer.im_end_id, tokenizer.pad_id}
+    alone = [model.respond(conversation, "boost", **options).ids for conversation in conversations]
+    assert [response.ids for response in model.respond_batch(conversations, "boost", **options)] == alone
+    full = [response.ids for response in model.respond_batch(conversations, "boost", **options | {"mtp_head": "full"})]
+    if acceptance == 1:
+        assert alone == full
+    elif acceptance == 0:
+        by_modules = [[{*ids[1:5], *ids[6:10]} for ids in answers] for answers in (alone, full)]
+        assert all(ids <= audio for ids in by_modules[0]) and not all(ids <= audio for ids in by_modules[1])
+
+
+def test_an_unknown_head_is_an_error(speech_lm):
+    with pytest.raises(ValueError, match="mtp_head must be full or audio, got 'text'"):
+        speech_lm.respond(CONVERSATIONS[0], mtp_head="text")

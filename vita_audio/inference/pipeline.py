@@ -35,7 +35,9 @@ class SpeechLM:
     """Language model, text tokenizer and audio tokenizer together; holds no state of any answer.
 
     A conversation is a sample without its answer (see `vita_audio.inference.tasks`). `plan` is a name, a ratio or an
-    `InterleavePlan`, by default the checkpoint's. Further keyword arguments, such as `acceptance`, go to `generate`.
+    `InterleavePlan`, by default the checkpoint's. With `mtp_head="audio"`, the modules score only audio codes, the
+    markers around them and the ends of answers, which is faster and enough for plans that give all text to the
+    backbone; the default, "full", is all tokens. Other keyword arguments, such as `acceptance`, go to `generate`.
     """
 
     def __init__(
@@ -265,11 +267,21 @@ class SpeechLM:
             )
         if options.get("eos_token_id") is None:
             options["eos_token_id"] = defaults.eos_token_id or [self.tokenizer.im_end_id, self.tokenizer.pad_id]
+        if (mtp_head := options.pop("mtp_head", "full")) not in ("full", "audio"):
+            raise ValueError(f"mtp_head must be full or audio, got {mtp_head!r}")
+        if mtp_head == "audio":
+            options["module_tokens"] = self._audio_tokens(options["eos_token_id"])
         options.setdefault("pad_token_id", self.tokenizer.pad_id)
         options.setdefault("tokenizer", self.tokenizer.base)  # for stop_strings
         if plan is not None:
             options["mtp_inference_mode"] = InterleavePlan.parse(plan)
         return options
+
+    def _audio_tokens(self, end_ids: int | Sequence[int]) -> list[int]:
+        """Return the ids that may stand where a plan has audio; answers end there, too."""
+        end_ids = [end_ids] if isinstance(end_ids, int) else end_ids
+        ends = [token_id for token_id in end_ids if 0 <= token_id < self.model.config.vocab_size]
+        return [self.tokenizer.begin_of_audio_id, self.tokenizer.end_of_audio_id, *ends, *self.tokenizer.code_ids]
 
     def _chunks(self, token_ids: Iterable[int], decode_audio: bool, voice: Any) -> Iterator[Chunk]:
         text, audio = TextStream(self.tokenizer), None

@@ -114,16 +114,18 @@ class DecodeState:
         self.num_read[depth] = end
         return hidden_states
 
-    def advance(self, model: MTPModel, depth: int) -> Tensor:
+    def advance(self, model: MTPModel, depth: int, head: Callable[[Tensor], Tensor]) -> Tensor:
         """Let one depth read up to the end of the stream.
 
+        Args:
+            head: Makes logits of hidden states.
         Returns: Logits of the next token, (batch, vocabulary), float32.
         """
         if self.cache is None:
             self.forget()
             for earlier in range(depth):
                 self.read(model, earlier, self.length - depth + earlier)
-        return model.lm_head(self.read(model, depth, self.length)[:, -1:])[:, -1].float()
+        return head(self.read(model, depth, self.length)[:, -1:])[:, -1].float()
 
     def forget(self) -> None:
         """Drop everything that was read; tokens and positions remain."""

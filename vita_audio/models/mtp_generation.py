@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel, begin_decoding
 from vita_audio.models.decode_step import DecodeCounts, DecodeStep, choose_tokens, count_rows
+from vita_audio.models.module_head import ModuleHead
 from vita_audio.models.verification import FirstChunk, Verification, VerifiedDecoding
 
 
@@ -33,6 +34,7 @@ def mtp_steps(
     plan: InterleavePlan,
     decode_state: DecodeState | None = None,
     verification: Verification | None = None,
+    module_tokens: Sequence[int] | None = None,
     **prepared,
 ) -> Generator[DecodeStep, None, None]:
     """Decode with an interleave plan, one step for each `next`; `generate(custom_generate=mtp_steps)` returns it.
@@ -40,21 +42,30 @@ def mtp_steps(
     The state is consistent between steps, so closing the iterator ends the generation and nothing else is to be done.
 
     Args:
-        plan, decode_state, verification: Bound by `MTPGenerationMixin.generate`.
+        plan, decode_state, verification, module_tokens: Bound by `MTPGenerationMixin.generate`.
         prepared: Arguments of `begin_decoding` as transformers prepares them. They must not be named in this signature:
             transformers takes every named argument of a custom function for an option of its own.
     Raises: ValueError at once, not at the first `next`, for search modes other than greedy search and sampling, and as
         `begin_decoding` does.
     """
     _check_supported(generation_config)
+    module_head = model.lm_head if module_tokens is None else ModuleHead(model.lm_head, module_tokens)
     state = begin_decoding(model, input_ids, decode_state, **prepared)
     has_modules = any(plan.ratio[1::2]) and model.config.num_nextn_predict_layers > 0
     if verification is not None and verification.acceptance > 0 and has_modules:
         pad_id = _padding_id(generation_config, stopping_criteria)
         return VerifiedDecoding(
-            model, state, logits_processor, stopping_criteria, generation_config, plan, verification, pad_id
+            model,
+            state,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            plan,
+            verification,
+            pad_id,
+            module_head,
         ).steps()
-    return _decode(model, state, logits_processor, stopping_criteria, generation_config, plan)
+    return _decode(model, state, logits_processor, stopping_criteria, generation_config, plan, module_head)
 
 
 @torch.no_grad()  # around each step, so that the consumer of the generator keeps its own grad mode
@@ -65,13 +76,15 @@ def _decode(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     plan: InterleavePlan,
+    module_head: Callable[[Tensor], Tensor],
 ) -> Generator[DecodeStep, None, None]:
     keeps_scores = generation_config.return_dict_in_generate and generation_config.output_scores
     pad_id = _padding_id(generation_config, stopping_criteria)
     is_new = torch.ones(len(state.tokens), dtype=torch.bool, device=state.tokens.device)
     all_scores: list[Tensor] = []
     for depth in plan.steps(model.config.num_nextn_predict_layers):  # no token is rejected
-        logits = state.advance(model, depth).to(state.tokens.device)
+        head = model.lm_head if depth == BACKBONE else module_head
+        logits = state.advance(model, depth, head).to(state.tokens.device)
         scores = logits_processor(state.tokens, logits.clone() if generation_config.output_logits else logits)
         tokens = choose_tokens(scores, generation_config.do_sample)
         if pad_id is not None:
@@ -135,6 +148,7 @@ def mtp_decode(
     plan: InterleavePlan,
     decode_state: DecodeState | None = None,
     verification: Verification | None = None,
+    module_tokens: Sequence[int] | None = None,
     streamer: BaseStreamer | None = None,
     **prepared,
 ) -> MTPDecodeOutput | Tensor:
@@ -145,9 +159,8 @@ def mtp_decode(
     state = DecodeState() if decode_state is None else decode_state
     as_dict, scores, logits = generation_config.return_dict_in_generate, [], []
     is_new, depths, drafts = [], [], []
-    for step in mtp_steps(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, plan, state, verification, **prepared
-    ):
+    arguments = (model, input_ids, logits_processor, stopping_criteria, generation_config, plan, state, verification)
+    for step in mtp_steps(*arguments, module_tokens, **prepared):
         if as_dict:
             is_new.append(step.is_new)
             depths.append(step.depths)
@@ -184,6 +197,7 @@ class MTPGenerationMixin:
         decode_state: DecodeState | None = None,
         acceptance: float | None = None,
         first_chunk: FirstChunk = "verified",
+        module_tokens: Sequence[int] | None = None,
         custom_generate: Callable[..., Any] | str | None = None,
         streamer: BaseStreamer | None = None,
         **kwargs,
@@ -199,6 +213,8 @@ class MTPGenerationMixin:
                 (the backbone alone could have made them), see `vita_audio.models.verification`; by default the
                 generation config's, else 0. No effect with a plan without modules.
             first_chunk: "committed" hands on the first tokens of modules at once, whatever the acceptance.
+            module_tokens: Ids of the only tokens that the modules score, which saves most of the work of a large head;
+                None: all. The backbone always scores all.
             custom_generate: `mtp_steps` for an iterator over single steps, also with "vanilla"; otherwise as in
                 transformers.
         Raises: ValueError for an unknown plan, and as `mtp_steps` does.
@@ -216,6 +232,7 @@ class MTPGenerationMixin:
             configs = [config for config in (generation_config, self.generation_config) if config is not None]
             kwargs = _with_stop_strings(kwargs, [config.stop_strings for config in configs])
             bound = {"plan": plan, "decode_state": decode_state, "verification": verification}
+            bound["module_tokens"] = module_tokens
             if custom_generate is None:  # transformers does not pass the streamer to a custom function
                 custom_generate, bound = mtp_decode, {**bound, "streamer": streamer}
             custom_generate = partial(custom_generate, **bound)

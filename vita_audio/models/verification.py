@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Literal, get_args
@@ -120,6 +120,7 @@ class VerifiedDecoding:
     Attributes:
         verification: With an acceptance above 0.
         pad_id: Token of rows that have ended.
+        module_head: Makes the modules' logits of their hidden states.
     """
 
     model: MTPModel
@@ -130,6 +131,7 @@ class VerifiedDecoding:
     plan: InterleavePlan
     verification: Verification
     pad_id: int | None
+    module_head: Callable[[Tensor], Tensor]
 
     def __post_init__(self):
         config = self.generation_config
@@ -203,7 +205,7 @@ class VerifiedDecoding:
         ends = [length - 1 - start for length, start in zip(reader.lengths, starts, strict=True)]
         last = torch.tensor(ends).clamp(0, hidden_states.shape[1] - 1).to(hidden_states.device)
         last = hidden_states[torch.arange(len(ends), device=last.device), last]
-        logits = self.model.lm_head(last).float().to(reader.tokens.device)  # (batch, vocabulary)
+        logits = self.module_head(last).float().to(reader.tokens.device)  # (batch, vocabulary)
         places = [reader.lengths[row.index] for row in rows]
         for row, place, scores in zip(rows, places, self._process(rows, places, logits), strict=True):
             reader.append(row.index, choose_tokens(scores, self.generation_config.do_sample)[0])

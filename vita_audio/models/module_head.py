@@ -1,0 +1,33 @@
+"""A head for MTP steps that scores only some tokens, such as audio codes, at a fraction of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ModuleHead:
+    """The rows of a model's head that belong to some tokens; made once for a call of `generate`."""
+
+    def __init__(self, head: nn.Linear, token_ids: Sequence[int]):
+        """Copy the rows.
+
+        Raises: ValueError for ids outside the vocabulary, none at all, or a head that is kept on disk.
+        """
+        self._vocab_size = head.weight.shape[0]
+        if not len(token_ids) or not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
+            raise ValueError(f"module_tokens must be ids below {self._vocab_size}, got {list(token_ids)[:5]}")
+        if head.weight.is_meta:
+            raise ValueError("module_tokens need the head in memory, got one on disk; leave module_tokens out")
+        self._ids = torch.tensor(sorted(set(token_ids)), device=head.weight.device)
+        self._weight = head.weight.detach()[self._ids]
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """Return logits, (..., vocabulary), -inf for all other tokens."""
+        scored = F.linear(hidden_states.to(self._weight.device), self._weight)
+        logits = scored.new_full((*scored.shape[:-1], self._vocab_size), -torch.inf)
+        logits[..., self._ids] = scored
+        return logits
