@@ -119,7 +119,7 @@ class VerifiedDecoding:
 
     Attributes:
         verification: With an acceptance above 0.
-        pad_id: Token of rows that have ended.
+        pad_id: Token of rows that have ended; None: 0.
         module_head: Makes the modules' logits of their hidden states.
     """
 
@@ -236,8 +236,9 @@ class VerifiedDecoding:
 
     def _decide(self, row: _Row, place: int, depth: int, *, draft: int, scores: Tensor, logits: Tensor) -> None:
         """Make the token of a row at a position final, and end the row if that is its end."""
-        prefix = self._reader.prefix(place + 1)[row.index][None]
-        row.decided.append(_Decided(prefix[0, -1], depth, draft, scores, logits))
+        prefix, config = self._reader.prefix(place + 1)[row.index][None], self.generation_config
+        kept = scores if config.output_scores else None, logits if config.output_logits else None  # they are large
+        row.decided.append(_Decided(prefix[0, -1], depth, draft, *kept))
         row.scores += [scores] if self._keeps_scores else []
         row.place += 1
         row.since_backbone = 1 if depth == BACKBONE else depth + 1
