@@ -107,7 +107,7 @@ class TokenizerTraining(nn.Module):
     def __init__(self, config: WhisperVQConfig, num_symbols: int):
         super().__init__()
         self.encoder = WhisperVQEncoder(config)
-        self.quantizer = VectorQuantizer.from_encoder(self.encoder)
+        self.quantizer = VectorQuantizer(self.encoder.codebook, config)
         self.reader = CodeReader(config.d_model, num_symbols)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
