@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus, load_recognition
 from tools.codec.heads import ctc_loss, greedy_symbols
-from tools.common.training_loop import TrainingLoop, use_device
+from tools.common.training_loop import TrainingLoop
 from vita_audio.files.checkpoint import read_json
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.resample import resample
 from vita_audio.speech_features import FEATURE_SIZE, QUERIES, SenseVoiceFrontEnd
@@ -25,13 +26,12 @@ MAX_BLANKED_ROWS = 5  # per span that augmentation blanks
 
 
 class BatchMaker:
-    """Turns utterances into features and CTC targets."""
+    """Turns utterances into features and CTC targets; called with `rng`, it augments the features."""
 
     def __init__(self, front_end: SenseVoiceFrontEnd, tokenizer: TextTokenizer, device: str):
         self.front_end, self.tokenizer, self.device = front_end, tokenizer, device
 
     def __call__(self, utterances: list[Utterance], rng: random.Random | None) -> dict:
-        """Return a batch for `EncoderTraining`; without `rng` there is no augmentation."""
         features = [features_of(utterance, self.front_end, rng).to(self.device) for utterance in utterances]
         symbols = [[token_id + 1 for token_id in self.tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
         return {"features": features, "symbols": symbols}
@@ -60,7 +60,7 @@ def measure_normalisation(utterances: list[Utterance]) -> SenseVoiceFrontEnd:
 
 
 class EncoderTraining(nn.Module):
-    """Encoder with its CTC head; `forward` gives the loss of one batch."""
+    """Encoder with its CTC head and its loss."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
@@ -87,11 +87,11 @@ def validate(training: EncoderTraining, maker: BatchMaker, utterances: list[Utte
 
 
 def draw_batch(utterances: list[Utterance], seconds: float, rng: random.Random) -> list[Utterance]:
-    """Draw utterances of about `seconds` in all."""
+    """Draw utterances with a total length of at least `seconds`."""
     batch, total = [], 0.0
     while total < seconds:
         batch.append(rng.choice(utterances))
-        total += len(batch[-1].wave) / batch[-1].rate
+        total += batch[-1].seconds
     return batch
 
 
@@ -100,7 +100,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
     Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
     """
-    use_device(args)
+    args.device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     sizes = read_json(args.config).get("audio_config")
     if not isinstance(sizes, dict):

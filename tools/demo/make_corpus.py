@@ -22,7 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
-from tools.demo.domain import SIZES, Question, corpus_size, heldout_sentences, questions, spoken, training_sentences
+from tools.demo.domain import SIZES, Question, heldout_sentences, questions, spoken, training_sentences
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
@@ -77,7 +77,7 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
         size: Key of `tools.demo.domain.SIZES`.
         seed: Seed for the training sentences; held-out texts are the same for all seeds.
     """
-    counts, corpus = corpus_size(size), Corpus()
+    counts, corpus = SIZES[size], Corpus()
 
     def speak(text: str, number: int, part: str) -> str:
         rendering = _rendering(Path("audio") / part, text, number)

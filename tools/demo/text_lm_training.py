@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from tools.common.training_loop import TrainingLoop, use_device
+from tools.common.training_loop import TrainingLoop
 from tools.demo.domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.chat import encode_conversation
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
 
@@ -170,7 +171,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
     Raises: FileNotFoundError, ValueError for a tokenizer or config that cannot be used.
     """
-    use_device(args)
+    args.device = resolve_device(args.device)
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
     plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # `tokenizer` also has audio tokens
     loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)

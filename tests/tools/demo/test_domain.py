@@ -81,8 +81,6 @@ def test_spoken_form_marks_questions():
     assert domain.spoken("tell me the capital of france") == "tell me the capital of france."
 
 
-def test_unknown_size_and_too_many_texts_are_errors():
-    with pytest.raises(ValueError, match="size must be one of ci, quick, long, got 'big'"):
-        domain.training_texts("big")
+def test_too_many_texts_are_an_error():
     with pytest.raises(ValueError, match="must yield 5 different texts, got 1"):
         domain.draw(lambda rng: "the same", 5, random.Random(0), held_out=domain.is_held_out("the same"))
