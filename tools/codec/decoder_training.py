@@ -33,7 +33,7 @@ from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogr
 SMALL_FLOW = FlowConfig(
     input_size=192,
     vocab_size=512,
-    # Without noise the flow gives the most likely mel, which is the clearest for a flow this small.
+    # Without noise the flow gives the most likely mel, the clearest for a flow this small.
     cfm=FlowMatchingConfig(inference_cfg_rate=1.5, inference_temperature=0.0),
     # Eight smoothing convolutions cover a whole code (7 frames) and its neighbours; four do not.
     sampling_ratios=(1,) * 8,
@@ -120,10 +120,7 @@ class SegmentSampler:
 
 
 def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up data and vocoder; return a function that trains it.
-
-    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
-    """
+    """Return a function that trains a vocoder. Raises: FileNotFoundError, ValueError."""
     args.device = resolve_device(args.device)
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
@@ -139,10 +136,10 @@ def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
 
 
 class FlowTraining(nn.Module):
-    """The flow with its own loss, and an L1 loss that makes the prior resemble the mel.
+    """The flow with its own loss and an L1 loss between prior and mel.
 
     Attributes:
-        only_prior: Skip the UNet, which is nearly all of the work; the prior alone trains ten times faster.
+        only_prior: Train the prior without the UNet, which is ten times faster.
     """
 
     def __init__(self, config: FlowConfig, seed: int):
@@ -161,10 +158,7 @@ class FlowTraining(nn.Module):
 
 
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up the flow and encode its data; return a function that trains it.
-
-    Raises: FileNotFoundError, ValueError for a corpus, tokenizer or settings that cannot be used.
-    """
+    """Encode the data and return a function that trains a flow. Raises: FileNotFoundError, ValueError."""
     args.device = resolve_device(args.device)
     everyone = load_corpus(args.corpus)
     utterances = [utterance for utterance in everyone if utterance.voice == args.voice]

@@ -25,20 +25,8 @@ STATISTICS_UTTERANCES = 500  # number of utterances that the normalisation is me
 MAX_BLANKED_ROWS = 5  # per span that augmentation blanks
 
 
-class BatchMaker:
-    """Turns utterances into features and CTC targets; called with `rng`, it augments the features."""
-
-    def __init__(self, front_end: SenseVoiceFrontEnd, tokenizer: TextTokenizer, device: str):
-        self.front_end, self.tokenizer, self.device = front_end, tokenizer, device
-
-    def __call__(self, utterances: list[Utterance], rng: random.Random | None) -> dict:
-        features = [features_of(utterance, self.front_end, rng).to(self.device) for utterance in utterances]
-        symbols = [[token_id + 1 for token_id in self.tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
-        return {"features": features, "symbols": symbols}
-
-
 def features_of(utterance: Utterance, front_end: SenseVoiceFrontEnd, rng: random.Random | None) -> Tensor:
-    """Return the features of an utterance, (rows, 560); `rng` adds a change of speed, noise and blanked spans."""
+    """Return the features of an utterance, (rows, 560), with random speed, noise and blanks if `rng` is given."""
     wave = torch.from_numpy(utterance.wave.astype(np.float32) / FULL_SCALE)
     speed = rng.uniform(0.9, 1.1) if rng else 1.0
     wave = resample(wave, round(utterance.rate * speed / 100) * 100, front_end.sample_rate)
@@ -76,11 +64,13 @@ class EncoderTraining(nn.Module):
 
 
 @torch.no_grad()
-def validate(training: EncoderTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict[str, float]:
+def validate(
+    training: EncoderTraining, make_batch: Callable[[list[Utterance]], dict], utterances: list[Utterance]
+) -> dict[str, float]:
     """Return the token error rate on held-out utterances."""
     errors = count = 0
     for start in range(0, len(utterances), 12):
-        batch = maker(utterances[start : start + 12], None)
+        batch = make_batch(utterances[start : start + 12])
         for path, truth in zip(greedy_symbols(*training.logits(batch["features"])), batch["symbols"], strict=True):
             errors, count = errors + Levenshtein.distance(path, truth), count + len(truth)
     return {"token_error": errors / max(count, 1)}
@@ -96,10 +86,7 @@ def draw_batch(utterances: list[Utterance], seconds: float, rng: random.Random) 
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up data and model; return a function that trains and writes the encoder.
-
-    Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
-    """
+    """Return a function that trains an encoder and writes its folder. Raises: FileNotFoundError, ValueError."""
     args.device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     sizes = read_json(args.config).get("audio_config")
@@ -114,14 +101,18 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     utterances = load_corpus(args.corpus) if args.corpus else load_recognition(args.data)
     train_set, validation_set = hold_out(utterances, args.held_out)
     front_end = measure_normalisation(train_set[:: max(1, len(train_set) // STATISTICS_UTTERANCES)])
-    maker = BatchMaker(front_end, tokenizer, args.device)
     loop = TrainingLoop(EncoderTraining(config), args)
     rng = random.Random(args.seed + loop.step)
 
+    def make_batch(utterances: list[Utterance], rng: random.Random | None = None) -> dict:
+        features = [features_of(utterance, front_end, rng).to(args.device) for utterance in utterances]
+        symbols = [[token_id + 1 for token_id in tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
+        return {"features": features, "symbols": symbols}
+
     def train() -> None:
         loop.run(
-            next_batch=lambda: maker(draw_batch(train_set, args.batch_seconds, rng), rng),
-            validate=lambda: validate(loop.averaged.module, maker, validation_set),
+            next_batch=lambda: make_batch(draw_batch(train_set, args.batch_seconds, rng), rng),
+            validate=lambda: validate(loop.averaged.module, make_batch, validation_set),
         )
         folder = args.output / "encoder"
         folder.mkdir(exist_ok=True)

@@ -172,10 +172,7 @@ def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[l
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up data and model; return a function that trains and writes the tokenizer folder.
-
-    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
-    """
+    """Return a function that trains a tokenizer and writes its folder. Raises: FileNotFoundError, ValueError."""
     args.device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     train_set, validation_set = split_corpus(load_corpus(args.corpus), args.voice, args.held_out)
