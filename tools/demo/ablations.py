@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Form, Run, Stage, Variant, stage_step
-from tools.demo.steps import ROOT, Progress, Step, open_folder, read_path, run_to_the_end, seen_from_root
+from tools.demo.steps import ROOT, Progress, Step, open_folder, read_path, run_steps, seen_from_root
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors("ablations"):
         steps = prepare(setting, options.fresh)
     outlook = {step.name: setting.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
-    if code := run_to_the_end("ablations", steps, Progress(setting.output / "done"), outlook):
+    if code := run_steps("ablations", steps, Progress(setting.output / "done"), outlook):
         return code
     print((setting.output / "ablations.md").read_text(encoding="utf-8"))
     return 0

@@ -118,7 +118,7 @@ def test_the_plan_names_what_the_steps_leave(setting):
 
 
 def test_folders_that_do_not_fit_are_refused(base, setting, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(program, "run_to_the_end", lambda *_: pytest.fail("nothing may run"))
+    monkeypatch.setattr(program, "run_steps", lambda *_: pytest.fail("nothing may run"))
     monkeypatch.chdir(tmp_path)  # the program changes it; put back after the test
     prepare(setting(), fresh=False)
     options = ["--base", str(base), "--output", str(tmp_path / "out")]

@@ -148,32 +148,34 @@ def test_without_other_weights_no_flag_asks_for_them(ci_run):
 def test_a_failed_step_stops_the_run_and_the_next_run_continues_with_it(tmp_path, capfd):
     progress = Progress(tmp_path / "done")
     first, third = write_line("first", tmp_path, "1"), write_line("third", tmp_path, "3")
-    with pytest.raises(subprocess.CalledProcessError):
-        run_steps([first, write_line("second", tmp_path, "2", fails=True), third], progress, {"second": 2, "third": 3})
-    assert "Step 2 of 3: second; about 2 of 5 minutes left" in capfd.readouterr().out
+    steps = [first, write_line("second", tmp_path, "2", fails=True), third]
+    assert run_steps("quickstart", steps, progress, {"second": 2, "third": 3}) == 1
+    written = capfd.readouterr()
+    assert "Step 2 of 3: second; about 2 of 5 minutes left" in written.out
+    assert written.err == "\nquickstart: a step failed, see above; fix it and run the same command to continue\n"
     steps = [first, write_line("second", tmp_path, "2"), third]
     assert not all(map(progress.is_done, steps))
-    run_steps(steps, progress, {})
+    assert run_steps("quickstart", steps, progress, {}) == 0
     assert (tmp_path / "first").read_text() == "1\n"
     assert (tmp_path / "second").read_text() == "2\n2\n"
     assert all(map(progress.is_done, steps)) and progress.minutes(steps) > 0
-    run_steps(steps, progress, {})
+    assert run_steps("quickstart", steps, progress, {}) == 0
     assert (tmp_path / "third").read_text() == "3\n"
 
 
 def test_a_step_whose_product_is_gone_is_not_done(tmp_path):
     progress = Progress(tmp_path / "done")
     step = write_line("only", tmp_path, "1")
-    run_steps([step], progress, {})
+    run_steps("quickstart", [step], progress, {})
     step.product.unlink()
-    run_steps([step], progress, {})
+    run_steps("quickstart", [step], progress, {})
     assert step.product.read_text() == "1\n"
 
 
 def test_the_environment_of_a_step_is_added(tmp_path):
     code = "import os; open(os.environ['PLACE'], 'w').write(os.environ['PATH'])"
     step = Step("only", "only", tmp_path / "x", [sys.executable, "-c", code], {"PLACE": str(tmp_path / "x")})
-    run_steps([step], Progress(tmp_path / "done"), {})
+    run_steps("quickstart", [step], Progress(tmp_path / "done"), {})
     assert step.product.read_text() == os.environ["PATH"]
 
 
