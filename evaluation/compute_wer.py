@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from evaluation.metrics.pairing import pair_texts, read_texts
 from evaluation.metrics.public import UNITS, EditCounts, Pair, align, count_edits, tokenize
+from evaluation.metrics.score import pair_texts, read_texts
 from vita_audio.errors import one_line_errors
 
 RULE = "=" * 75

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.metrics.corrected import corrected_error_rate
-from evaluation.metrics.ours import code_counts, codebook_perplexity, digit_error_rate
+from evaluation.metrics.ours import code_counts, codebook_perplexity, corrected_error_rate, digit_error_rate
 from evaluation.metrics.score import check_unique
 from evaluation.suites import draw, read_rows
 from vita_audio.constants import INPUT_RATE

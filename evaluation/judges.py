@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.optional import require
 from evaluation.run_folder import progress_bar
 from vita_audio.constants import INPUT_RATE
-from vita_audio.optional import MissingPackageError
+from vita_audio.optional import MissingPackageError, require
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,8 +26,7 @@ from evaluation.tasks import MOS, SIMILARITY, TASKS
 from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
 from vita_audio.files.atomic import write_json
-from vita_audio.inference.harness import GREEDY
-from vita_audio.inference.pipeline import Response, SpeechLM
+from vita_audio.inference.pipeline import GREEDY, Response, SpeechLM
 from vita_audio.interleave import InterleavePlan
 
 MAX_ERRORS_IN_A_ROW = 20  # more are a fault of the model or the machine, not of the samples

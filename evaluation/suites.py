@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vita_audio.constants import AUDIO_TAG
 
 if TYPE_CHECKING:
-    from vita_audio.inference.tasks import Conversation
+    from vita_audio.inference.tasks import Sample
 
 ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
 SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # system message of Seed-TTS, to keep a voice
@@ -45,7 +45,7 @@ class Item:
     """
 
     id: str
-    conversation: Conversation
+    conversation: Sample
     references: tuple[str, ...]
     audio: str | None = None
     text: str | None = None

@@ -8,8 +8,7 @@ from functools import partial
 from typing import Any
 
 from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
-from evaluation.metrics.corrected import contains_any, corrected_error_rate
-from evaluation.metrics.ours import contains_answer, normalise
+from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, normalise
 from evaluation.metrics.public import (
     libritts_error_rate,
     reference_containment,

@@ -1,8 +1,8 @@
 """Error rates and accuracies by the rules of the public VITA-Audio evaluation, to compare with published figures.
 
 The rules are kept where they are unfortunate (punctuation glued to a word is an error, an answer may be part of another
-word); `evaluation.metrics.corrected` has better ones. Only what would lose samples differs: see
-`evaluation.metrics.pairing`.
+word); `evaluation.metrics.ours` has better ones. Only what would lose samples differs: see
+`evaluation.metrics.score`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from functools import partial
 
 import jiwer
 
-from evaluation.metrics.pairing import check_answers, check_texts
-from evaluation.metrics.score import Score
-from evaluation.optional import require
+from evaluation.metrics.score import Score, check_answers, check_texts
+from vita_audio.optional import require
 
 UNITS = ("word", "character")
 _SKIPPED = frozenset("!,?、。！，；？：「」︰『』《》 \t\r\n")

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import soundfile
 
-from evaluation.metrics.corrected import scored_tokens
+from evaluation.metrics.ours import scored_tokens
 from evaluation.reporting.plots import draw_errors_over_speed
 from evaluation.results import DONE, ORIGINAL, Answer, Outcome, comparisons, pooled, published_rows, worst
 from evaluation.suites import SPOKEN_QA, TEXT_QA

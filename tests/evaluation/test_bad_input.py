@@ -8,7 +8,7 @@ from toy_corpus import SENTENCES, LengthJudge, arguments, make_toy_corpus
 
 from evaluation import run
 from evaluation.judges import JUDGES
-from evaluation.metrics.corrected import error_counts
+from evaluation.metrics.ours import error_counts
 from evaluation.metrics.score import Score
 from evaluation.metrics.significance import compare, confidence_interval
 from evaluation.run_folder import RowFile

@@ -17,7 +17,7 @@ from evaluation.judges import (
     WhisperJudge,
     get_judge,
 )
-from evaluation.metrics.corrected import corrected_error_rate
+from evaluation.metrics.ours import corrected_error_rate
 from vita_audio.optional import MissingPackageError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation.judges import PredictedMos, SpeakerSimilarity
-from evaluation.metrics.corrected import corrected_error_rate
+from evaluation.metrics.ours import corrected_error_rate
 from evaluation.metrics.score import Score
 
 RATE = 16_000

@@ -73,8 +73,8 @@ def test_a_known_case():
     with torch.no_grad():
         head.weight[:] = torch.tensor([[1.0], [0.0]])
     teacher = torch.full((1, 1, 1), 3.0).log()
-    *_, total = score_targets(head, torch.zeros(1, 1, 1), torch.tensor([[0]]), teacher_states=teacher)
-    assert total.item() == pytest.approx(0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5), rel=1e-6)
+    score = score_targets(head, torch.zeros(1, 1, 1), torch.tensor([[0]]), teacher_states=teacher)
+    assert score.divergence.item() == pytest.approx(0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5), rel=1e-6)
 
 
 def test_packed_equals_separate(ids):
@@ -145,8 +145,8 @@ def test_learning_from_the_backbone_brings_modules_closer_to_it(ids):
 def test_a_module_that_predicts_as_the_backbone_has_none(ids):
     model = make_model(0)
     states = model.model(input_ids=ids).last_hidden_state
-    loss, _, count, total = score_targets(model.lm_head, states, ids, teacher_states=states)
-    assert total.abs() < 1e-4 * loss and count == ids.numel()
+    score = score_targets(model.lm_head, states, ids, teacher_states=states)
+    assert score.divergence.abs() < 1e-4 * score.loss and score.num_targets == ids.numel()
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from evaluation import evaluate_codec
-from evaluation.metrics.corrected import corrected_error_rate, scored_tokens
+from evaluation.metrics.ours import corrected_error_rate, scored_tokens
 from evaluation.reporting.page import Table
 from evaluation.results import RESULTS, Answer, Outcome, pooled, read_outcomes
 from evaluation.run_folder import read_settings

@@ -21,12 +21,10 @@ import torch
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.constants import AUDIO_TAG
-from vita_audio.inference.pipeline import Plan, Response, SpeechLM, resolve_device
-from vita_audio.inference.tasks import SYSTEMS, Audio, Conversation
+from vita_audio.inference.pipeline import GREEDY, MAX_NEW_TOKENS, Plan, Response, SpeechLM, resolve_device
+from vita_audio.inference.tasks import SYSTEMS, Audio, Sample
 
 PLACEHOLDER = "<audio>"  # for an audio in the text of a request
-GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
-MAX_NEW_TOKENS = 1024
 _LENGTHS = ("max_gen_toks", "max_new_tokens")
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -35,14 +33,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be answered, and how.
+    """A conversation to answer, and how to generate the answer.
 
     Attributes:
+        conversation: The conversation.
         until: The answer ends before the first of these strings.
         generation: Arguments of `generate`.
     """
 
-    conversation: Conversation
+    conversation: Sample
     until: tuple[str, ...]
     generation: Mapping[str, Any]
 

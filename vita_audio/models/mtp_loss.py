@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,14 @@ LOSS_CHUNK_VOCABULARY = 16384  # the loss holds at most (targets x this many) lo
 
 @dataclass
 class MTPOutput(CausalLMOutputWithPast):
-    """Output of `Qwen2MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
+    """Output of `Qwen2MTPForCausalLM`; the fields besides `loss` and `logits` are detached and for logging.
 
-    Args:
+    Attributes:
         main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains.
-        mtp_losses: Cross entropy of each module, (modules,).
-        mtp_kl: Divergence of each module from the backbone, see `mtp_losses`, (modules,); None if its weight is 0.
-        accuracies: Share of targets that are the most likely token, backbone first, (1 + modules,).
-        num_targets: Number of targets, backbone first, (1 + modules,), int64.
+        mtp_losses: Cross entropy of depth 1, 2 and so on, (modules,).
+        mtp_kl: Divergence of these depths from the backbone, see `mtp_losses`, (modules,); None if its weight is 0.
+        accuracies: Share of targets that are the most likely token, from depth 0, (1 + modules,).
+        num_targets: Number of targets, from depth 0, (1 + modules,), int64.
     """
 
     main_loss: Tensor | None = None
@@ -36,6 +36,32 @@ class MTPOutput(CausalLMOutputWithPast):
     num_targets: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class DepthScore:
+    """Sums over the targets of one depth, all scalars.
+
+    Attributes:
+        loss: Weighted cross entropy, float32.
+        divergence: Weighted divergence from the teacher, float32; 0 without one.
+        num_correct: Targets that are the most likely token.
+        num_targets: All targets.
+        total_weight: Sum of the targets' weights, float32.
+    """
+
+    loss: Tensor
+    divergence: Tensor
+    num_correct: Tensor
+    num_targets: Tensor
+    total_weight: Tensor
+
+    def averaged(self, num_items_in_batch: Tensor | int | None = None) -> DepthScore:
+        """Divide loss and divergence by `num_items_in_batch`, by default the total weight; by 1 where that is 0."""
+        divisor = self.total_weight if num_items_in_batch is None else num_items_in_batch
+        divisor = torch.as_tensor(divisor, device=self.loss.device)
+        divisor = torch.where(divisor > 0, divisor, 1)
+        return replace(self, loss=self.loss / divisor, divergence=self.divergence / divisor)
+
+
 def score_targets(
     head: nn.Linear,
     hidden_states: Tensor,
@@ -43,11 +69,11 @@ def score_targets(
     *,
     weights: Tensor | None = None,
     teacher_states: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> DepthScore:
     """Sum the cross entropy of all targets, without ever holding the logits of all of them.
 
     A large vocabulary is scored in chunks of rows whose logits are computed again in the backward pass. The number of
-    chunks depends on nothing but the vocabulary, so that all ranks call the head equally often (ZeRO-3 needs that).
+    chunks depends only on the vocabulary, so that all ranks call the head equally often (ZeRO-3 needs that).
 
     Args:
         head: Linear layer from hidden size to vocabulary.
@@ -55,8 +81,6 @@ def score_targets(
         targets: Token to predict at each place or IGNORE_INDEX, (batch, time).
         weights: Factor of each target's cross entropy, (batch, time); None means 1.
         teacher_states: Hidden states that predict the same targets better, (batch, time, hidden); None: no teacher.
-    Returns: (sum of weighted cross entropy, float32; number of correct targets; number of targets; sum of weighted
-        divergences from the teacher, float32, 0 without one), all scalars.
     """
     place = targets != IGNORE_INDEX
     targets = targets[place]  # (targets,)
@@ -73,7 +97,7 @@ def score_targets(
         else:
             scores = _score_rows(head, *chunk)
         loss, num_correct, divergence = loss + scores[0], num_correct + scores[1], divergence + scores[2]
-    return loss, num_correct, place.sum(), divergence
+    return DepthScore(loss, divergence, num_correct, place.sum(), weights.sum())
 
 
 def _score_rows(
@@ -103,22 +127,22 @@ def mtp_losses(
 ) -> dict[str, Tensor]:
     """Score every depth, one at a time, and add up the training loss.
 
-    The loss is that of the backbone (if the head trains) plus `mtp_weight` times the mean over the modules. A depth
-    without targets, in short documents or where all labels are masked, has loss 0.
+    The training loss is the loss of depth 0 (if the head trains) plus `mtp_weight` times the mean loss of the other
+    depths. A depth without targets, in short documents or where all labels are masked, has loss 0.
 
-    With `kl_weight` modules also learn what the backbone would have predicted in their place: that times the mean over
-    the modules of their divergences is added. The divergence of module k is the mean over its targets of
-    KL(p || q) = sum over tokens t of p(t) log(p(t) / q(t)), where the module's q at place i and the backbone's p at
-    place i + k + 1 are about the same token, i + k + 2. Both are softmaxes at temperature 1 over the whole vocabulary;
-    p carries no gradients. Targets, their weights and the divisor are those of the module's cross entropy.
+    With `kl_weight`, MTP modules also learn from the backbone's predictions: `kl_weight` times the mean divergence of
+    their depths is added. The divergence of depth k is the mean over its targets of
+    KL(p || q) = sum over tokens t of p(t) log(p(t) / q(t)), where q at place i of depth k and p at place i + k of the
+    backbone predict the same token, i + k + 1. Both are softmaxes at temperature 1 over the whole vocabulary; p carries
+    no gradients. Targets, their weights and the divisor are the same as for the cross entropy.
 
     Args:
         head: The shared output layer.
-        hidden_states: Final-normed output of the backbone, of module 0 and so on, (batch, time, hidden) each.
-        labels: (batch, time); depth d, counting the backbone as 0, predicts the label d + 1 tokens to the right.
+        hidden_states: Final-normed output of depth 0, 1 and so on, (batch, time, hidden) each.
+        labels: (batch, time); depth d predicts the label d + 1 tokens to the right.
         loss_weights: Factor of each label in the loss of every depth, (batch, time).
-        num_items_in_batch: Divisor of every sum; None means the number of targets (the sum of their weights) of each.
-            Where it is 0, the sums are 0 too, and so are the losses.
+        num_items_in_batch: Divisor of every sum; None means the number of targets (the sum of their weights) of each
+            depth. Where it is 0, the sums are 0 too, and so are the losses.
     Returns: `loss` and the logging fields of `MTPOutput`.
     """
     scores, backbone_states = [], None
@@ -132,10 +156,13 @@ def mtp_losses(
         targets = shift_within_documents(labels, depth + 1, position_ids, IGNORE_INDEX)
         weights = None
         if loss_weights is not None:
-            weights = shift_within_documents(loss_weights, depth + 1, position_ids, 0) * (targets != IGNORE_INDEX)
-        sums = score_targets(head, depth_states, targets, weights=weights, teacher_states=teacher_states)
-        scores.append(_divide(*sums, weights, num_items_in_batch))
-    losses, num_correct, num_targets, divergences = map(torch.stack, zip(*scores, strict=True))  # (1 + modules,) each
+            weights = shift_within_documents(loss_weights, depth + 1, position_ids, 0)
+        score = score_targets(head, depth_states, targets, weights=weights, teacher_states=teacher_states)
+        scores.append(score.averaged(num_items_in_batch))
+    losses = torch.stack([score.loss for score in scores])  # (1 + modules,)
+    divergences = torch.stack([score.divergence for score in scores])
+    num_targets = torch.stack([score.num_targets for score in scores])
+    num_correct = torch.stack([score.num_correct for score in scores])
     modules = losses[1:]
     loss = losses[0] if head.weight.requires_grad or not len(modules) else torch.zeros_like(losses[0])
     if len(modules):
@@ -148,20 +175,3 @@ def mtp_losses(
         "accuracies": num_correct / num_targets.clamp(min=1),
         "num_targets": num_targets,
     }
-
-
-def _divide(
-    loss: Tensor,
-    num_correct: Tensor,
-    num_targets: Tensor,
-    divergence: Tensor,
-    weights: Tensor | None,
-    num_items_in_batch: Tensor | int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Divide what `score_targets` has summed by `num_items_in_batch`, or else by the weights of its targets."""
-    divisor = num_items_in_batch
-    if divisor is None:
-        divisor = num_targets if weights is None else weights.sum()
-    divisor = torch.as_tensor(divisor, device=loss.device)
-    divisor = torch.where(divisor > 0, divisor, 1)
-    return loss / divisor, num_correct, num_targets, divergence / divisor

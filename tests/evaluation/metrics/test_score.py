@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.metrics.corrected import corrected_error_rate
-from evaluation.metrics.pairing import pair_texts, read_texts
+from evaluation.metrics.ours import corrected_error_rate
 from evaluation.metrics.public import reference_containment, reference_error_rate, seedtts_error_rate
+from evaluation.metrics.score import pair_texts, read_texts
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,6 +62,11 @@ def test_texts_are_paired_by_id_in_the_order_of_the_references(tmp_path):
     (tmp_path / "hyp").write_text("a 1\nb 2\n\nc\t3 \n", encoding="utf-8")
     paired = pair_texts(read_texts(tmp_path / "ref"), read_texts(tmp_path / "hyp"))
     assert paired == (["b", "a", "c"], ["two  words", "one", ""], ["2", "1", "3 "])
+
+
+def test_a_byte_order_mark_belongs_to_no_id(tmp_path):
+    (tmp_path / "hyp").write_bytes("a one\nb two\n".encode("utf-8-sig"))
+    assert read_texts(tmp_path / "hyp") == {"a": "one", "b": "two"}
 
 
 def test_only_some_of_many_ids_are_named():
