@@ -47,7 +47,7 @@ def test_variables_become_flags_that_the_program_accepts(tmp_path):
     assert (options.suite, options.modes) == (["demo", "asr"], ["vanilla", "boost"])
     assert (options.model, options.output, options.data) == ("model", Path("out"), Path("data"))
     assert (options.corpus, options.judge["en"]) == (Path("a corpus"), "pocketsphinx")
-    assert (options.limit, options.seed, options.audio_tokenizer_path) == (3, 7, None)
+    assert (options.limit, options.seed, options.audio_tokenizer_path) == ({"every": 3}, 7, None)
 
 
 @pytest.mark.slow

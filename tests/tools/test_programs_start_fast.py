@@ -22,9 +22,7 @@ print("\\n", code, *(name for name in {HEAVY} if name in sys.modules))
 """
 # Programs that still import them first; remove a name here when its program is fixed.
 SLOW = {
-    *("evaluation.compare_codecs", "evaluation.compute_wer", "evaluation.demo", "evaluation.evaluate_codec"),
-    *("evaluation.prepare", "evaluation.run"),
-    *("tools.finetune_sts", "tools.demo.report", "tools.demo.ablation_report"),
+    "tools.finetune_sts",
 }
 
 
