@@ -37,11 +37,6 @@ OPTIONAL = (
     *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
     *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords"),
 )
-# Files that break a rule below; empty it when they are mended.
-NOT_YET = (
-    *("tools/__init__.py", "tools/codec/__init__.py", "tools/common/__init__.py", "tools/demo/__init__.py"),
-    *("vita_audio/inference/__init__.py", "vita_audio/training/__init__.py"),
-)
 PATH_EDITS = re.compile(r"sys\.path\b|PYTHONPATH")
 
 
@@ -81,11 +76,6 @@ def wrong_imports(path: Path, root: Path = ROOT) -> list[str]:
 
 def sources(*folders: str, pattern: str = "*.py") -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob(pattern))
-
-
-def mended(paths: list[Path]) -> list[Path]:
-    wrong = pytest.mark.xfail(reason="in NOT_YET", strict=False)
-    return [pytest.param(path, marks=wrong) if name_of(path) in NOT_YET else path for path in paths]
 
 
 def name_of(path: Path) -> str:
@@ -131,12 +121,12 @@ def test_the_rule_tells_right_from_wrong(tmp_path, place, line, wrong):
     assert wrong_imports(path, tmp_path) == ([wrong] if wrong else [])
 
 
-@pytest.mark.parametrize("path", mended(sources(*FOLDERS, pattern="__init__.py")), ids=name_of)
+@pytest.mark.parametrize("path", sources(*FOLDERS, pattern="__init__.py"), ids=name_of)
 def test_every_package_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("path", mended([*sources(*FOLDERS), *sources("scripts", pattern="*.sh")]), ids=name_of)
+@pytest.mark.parametrize("path", [*sources(*FOLDERS), *sources("scripts", pattern="*.sh")], ids=name_of)
 def test_nothing_edits_the_import_path(path):
     assert PATH_EDITS.findall(path.read_text(encoding="utf-8")) == []
 

@@ -45,7 +45,7 @@ _BEFORE_WETEXT = compiled(
     ("\u2212", "-"),
     (r"(?<=\d),(?=\d{3}(?!\d))", ""),
     (r"(?<![\d.,:] )(?<![\d.,:])([1-9]\d{0,2}(?: \d{3})+)(?![\d.,:]| \d)", lambda found: found[1].replace(" ", "")),
-    (r"(?<=\d{3})-(?=\d{3,}(?!\d|年))", ""),  # telephone numbers; the hyphen was read as "minus"
+    (r"(?<=\d{3})-(?=\d{3,}(?!\d|年))", ""),  # telephone numbers; wetext reads the hyphen as "minus"
     (r"(?<=\d) ?g(?![A-Za-z])", "克"),
     (r"(\d[\d.]*)‰", r"千分之\1"),
     (r"(?<=\d) (?=\d+/\d)", "又"),
@@ -105,7 +105,7 @@ def read_numerals(text: str) -> str:
 
 
 def _read(found: re.Match) -> str:
-    """Return the digits of a numeral, with 万 or 亿 in place of trailing zeros; what is no single number unchanged."""
+    """Return the digits of a numeral, with 万 or 亿 in place of trailing zeros; unchanged if it is no single number."""
     whole, decimals, scale = found.groups()
     digits = _digits(whole)
     if digits is None:
@@ -152,7 +152,7 @@ def _amount(numeral: str) -> int | None:
     """Return the value of a numeral with scales: of "一万二" it is 12000, as of "一万二千"."""
     if numeral[0] in "零〇百千万亿":
         return None
-    total, section, low, digit = 0, 0, 10**4, None  # section: what stands below the next 万 or 亿; low: its last scale
+    total, section, low, digit = 0, 0, 10**4, None  # section: value below the next 万 or 亿; low: its last scale
     for character in numeral:
         scale = _SCALES.get(character)
         if scale is None:

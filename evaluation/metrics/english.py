@@ -32,7 +32,7 @@ _NOT_COUNTED = frozenset("no any every some each this that which another".split(
 
 
 def _endings() -> dict[str, tuple[str, str]]:
-    """Return ordinals and plurals as a cardinal number and what marks its ending."""
+    """Return ordinals and plurals as a cardinal number and a marker of the ending."""
     irregular = {"first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight"}
     ordinals = {f"{word}th": word for word in (*_ONES, "hundred", *_SCALES)}
     ordinals |= irregular | {"ninth": "nine", "twelfth": "twelve"} | {f"{word[:-1]}ieth": word for word in _TENS}
@@ -85,8 +85,6 @@ _UNITS = {
         "seconds": "sec secs",
         "milliseconds": "millisecond ms",
         "degrees": "degree",
-        "4th": "quarter",  # "three fourths"
-        "4ths": "quarters",
     }.items()
     for name in (unit, *names.split())
 }
@@ -167,7 +165,9 @@ _WRITTEN_FORMS = compiled(
 )
 _BILLS = "(dollars|euros|pounds)"
 _UNIT = "|".join(sorted(set(_UNITS.values())))
-_MONEY = compiled(  # after numbers and units are read; "five dollars and fifty cents" and "$5.5" are "5.50 dollars"
+_READ_TOGETHER = compiled(  # "three fourths"; "five dollars and fifty cents" and "$5.5" are "5.50 dollars"
+    (r"(?<=\d) 4ths\b", " quarters"),
+    (r"\b1 4th\b", "1 quarter"),
     (rf"(?<![\d.])(\d+) {_BILLS} (?:and )?(\d\d) (?:cents|pence)\b", r"\1.\3 \2"),
     (rf"(?<![\d.])(\d+) {_BILLS} (?:and )?(\d) (?:cents|pence)\b", r"\1.0\3 \2"),
     (rf"(?<![\d.])(\d+) {_BILLS} (\d\d)\b(?! (?:{_UNIT}|-?\d))", r"\1.\3 \2"),
@@ -237,7 +237,7 @@ def read_numbers(text: str) -> str:
         if ending:
             read[-1] = _with_ending(read[-1], ending[1:])
         position = end + bool(ending)
-    return replace_all(_MONEY, " ".join(read))
+    return replace_all(_READ_TOGETHER, " ".join(read))
 
 
 def _without_ending(word: str) -> tuple[str, ...]:
@@ -272,7 +272,7 @@ def _number(words: list[str], start: int) -> Read:
         return _with_decimals(words, "0.5", start + 2)
     if word == "point" and before not in ("the", "a", "this", "that"):
         return _with_decimals(words, "0", start) if _decimals(words, start + 1) else None
-    if word[:1].isdecimal() and (not word.isdecimal() or word[0] == "0"):
+    if word[:1].isdecimal() and (word[0] == "0" or not _is_amount(word)):
         return _with_decimals(words, word, start + 1)
     integer = _integer(words, start)
     if integer is None:
@@ -285,7 +285,7 @@ def _number(words: list[str], start: int) -> Read:
 
 
 def _with_decimals(words: list[str], number: str, end: int) -> Read:
-    """Add what follows a number: "point" and digits, "and a half", and of a decimal number its scale."""
+    """Extend a number by "point" and digits, "and a half", and the scale of a decimal number that follow it."""
     while words[end] == "point" and (decimals := _decimals(words, end + 1)):
         number, end = f"{number}.{decimals[0]}", decimals[1]
     if number.isdecimal() and words[end : end + 3] == ["and", "a", "half"]:
@@ -312,6 +312,10 @@ def _digit(word: str) -> str:
     if word in _OH or (len(word) == 1 and word.isdecimal()):
         return "0" if word in _OH else word
     return str(_ONES[word]) if _ONES.get(word, 10) < 10 else ""
+
+
+def _is_amount(word: str) -> bool:
+    return word.isdecimal() and len(word) <= 30  # int() takes no more than 4300, and nobody says so many
 
 
 def _counts(word: str) -> bool:
@@ -344,7 +348,7 @@ def _below_thousand(words: list[str], start: int) -> tuple[int, int] | None:
         small = 1, start + 1
     elif is_scale and following.startswith("+th"):  # "the hundredth"
         small = 1, start
-    elif word.isdecimal():
+    elif _is_amount(word):
         small = int(word), start + 1
     else:
         small = _below_hundred(words, start)

@@ -1,4 +1,4 @@
-"""Scores with the share of every sample, and texts checked so that none is lost and none counts twice."""
+"""Scores that keep the contribution of each sample, and checks that no text is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Score:
     Attributes:
         numerators: (samples,), float64.
         denominators: (samples,), float64, not negative.
-        ids: What the samples are called, or None if only their order tells.
+        ids: Names of the samples, or None if they are identified by their order.
     """
 
     numerators: np.ndarray
@@ -45,7 +45,7 @@ class Score:
 
     @classmethod
     def of_mean(cls, values: Sequence[float], ids: Sequence[str] | None = None) -> Score:
-        """Return the score whose value is the mean; of outcomes, the share that is true."""
+        """Return the score whose value is the mean of `values`; for outcomes, the share that is true."""
         return cls(values, np.ones(len(values)), ids)
 
     @property
@@ -63,19 +63,19 @@ def check_unique(ids: Sequence[str], where: str) -> None:
 
 
 def check_same_length(one: str, num_one: int, other: str, num_other: int) -> None:
-    """Raise ValueError if the counts of two kinds of things that belong together differ."""
+    """Raise ValueError if two numbers that must agree differ."""
     if num_one != num_other:
         raise ValueError(f"every {one} needs its {other}, got {num_one} and {num_other}")
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Return some names for an error message, and how many more there are."""
+    """Return the first names for an error message, and the number of the others."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def check_texts(references: Sequence[object], hypotheses: Sequence[object]) -> None:
-    """Raise ValueError if the lists differ in length or hold anything but texts (an answer that is not there is "")."""
+    """Raise ValueError if the lists differ in length or hold anything but texts (a missing answer is "")."""
     check_same_length("reference", len(references), "hypothesis", len(hypotheses))
     for name, texts in (("reference", references), ("hypothesis", hypotheses)):
         for place, text in enumerate(texts):

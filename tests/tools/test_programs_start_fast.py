@@ -20,10 +20,6 @@ except SystemExit as ended:
     code = ended.code
 print("\\n", code, *(name for name in {HEAVY} if name in sys.modules))
 """
-# Programs that still import them first; remove a name here when its program is fixed.
-SLOW = {
-    "tools.finetune_sts",
-}
 
 
 def is_program(path: Path) -> bool:
@@ -37,11 +33,6 @@ def programs() -> list[str]:
     return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
 
 
-def marked(names: list[str]) -> list:
-    slow = pytest.mark.xfail(reason="imports heavy packages before it parses its arguments", strict=True)
-    return [pytest.param(name, marks=slow) if name in SLOW else name for name in names]
-
-
 def start(program: str, *arguments: str) -> tuple[list[str], str]:
     """Return the exit code and the heavy packages imported, and what was written to stderr."""
     command = [sys.executable, "-c", RUN, program, *arguments]
@@ -51,10 +42,10 @@ def start(program: str, *arguments: str) -> tuple[list[str], str]:
 
 def test_all_programs_are_found():
     assert {"tools.inference_sts", "tools.demo.quickstart", "tools.codec.train_decoder"} <= set(programs())
-    assert SLOW <= set(programs()) and "tools.demo.steps" not in programs()
+    assert "tools.demo.steps" not in programs()
 
 
-@pytest.mark.parametrize("program", marked(programs()))
+@pytest.mark.parametrize("program", programs())
 def test_help_and_wrong_arguments_import_nothing_heavy(program):
     assert start(program, "--help") == (["0"], "")
     found, written = start(program, "--no-such-option")

@@ -299,7 +299,7 @@ def resolve_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ValueError(f"device must be auto, cpu or an available GPU, got {device!r}: {error}") from error
+        raise ValueError(f"device must be auto, cpu or a GPU that is here, got {device!r}: {error}") from error
     return device
 
 

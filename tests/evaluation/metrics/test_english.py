@@ -122,6 +122,8 @@ one and a half | 1.5
 3/4 | three quarters
 ¾ | three fourths
 1/2 | one half
+1/4 | one fourth
+1/4 | one quarter
 2/3 | two thirds
 1/3 | one third
 2 3/4 | two and three quarters
@@ -331,6 +333,8 @@ def test_different_amounts_are_errors(one, other):
         ("it was the 21st", "twenty-first"),
         ("a 20mm lens", "20 millimetres"),
         ("three quarters", "3/4"),
+        ("three fourths", "three quarters"),
+        ("four quarters", "quarters"),
         ("50%", "fifty percent"),
         ("50%", "50"),
         ("U.S.", "US"),
@@ -499,6 +503,12 @@ def test_different_numbers_are_never_the_same():
             for form in forms:
                 text = form.format(number)
                 assert seen.setdefault(normalise(text), text) == text
+
+
+def test_a_runaway_string_of_digits_is_scored():
+    """Python converts no more than 4300 digits to a number."""
+    assert error_counts("one", "1" * 4500)[0] == error_counts("one", "one " * 4500)[0] == 4499
+    assert error_counts("one", f"{'2' * 4500}.5 million")[0] > 4500
 
 
 def test_digit_strings_are_compared_digit_by_digit():
