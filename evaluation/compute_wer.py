@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evaluation.metrics.public import UNITS, EditCounts, Pair, align, count_edits, tokenize
 from evaluation.metrics.score import pair_texts, read_texts
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 
 RULE = "=" * 75
@@ -85,9 +86,7 @@ def report(names: Sequence[str], alignments: Sequence[Sequence[Pair]], *, verbos
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluation.compute_wer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("evaluation.compute_wer", __doc__)
     parser.add_argument("references", type=Path, metavar="REF")
     parser.add_argument("hypotheses", type=Path, metavar="HYP")
     parser.add_argument("--unit", choices=UNITS, default="word", help="character: like compute-cer")

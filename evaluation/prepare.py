@@ -28,6 +28,7 @@ from typing import Any
 import soundfile
 
 from evaluation.suites import BENCHMARKS, Benchmark
+from vita_audio.command_line import OneLineParser
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path
@@ -227,14 +228,10 @@ PREPARE: dict[str, Callable[[Path, Path], dict[str, int]]] = {
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluation.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("evaluation.prepare", __doc__)
     parser.add_argument("suite", choices=PREPARE, metavar="SUITE", help=", ".join(PREPARE))
     parser.add_argument("--from", required=True, type=Path, dest="source", metavar="DIR", help="folder of the download")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/benchmarks"), help="output folder (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=Path("data/benchmarks"), help="output folder")
     return parser.parse_args(arguments)
 
 

@@ -186,7 +186,7 @@ def test_wrong_requests_are_named(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--max-clips 0", "--max-clips must be at least 1, got 0"),
+        ("--max-clips 0", "--max-clips: must be at least 1, got 0"),
         ("--corpus y=b --compare glm4voice", "--compare needs a single --corpus, got 2"),
         ("--codes store", "--codes and --codes-of belong together"),
     ],

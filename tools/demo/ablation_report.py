@@ -22,6 +22,7 @@ from evaluation.reporting.plots import draw_ablations
 from evaluation.results import Outcome, environment, pooled, read_outcomes
 from evaluation.suites import DEMO
 from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS, Metric, Value
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
 
@@ -149,7 +150,7 @@ def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> s
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("tools.demo.ablation_report", __doc__)
     parser.add_argument("--folder", required=True, type=Path, help="output of tools/demo/ablations.py")
     return parser.parse_args(arguments)
 

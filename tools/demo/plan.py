@@ -310,10 +310,10 @@ def stage_step(
 def _evaluation_step(run: Run) -> Step:
     output = run.folder / "evaluation"
     num_processes = min(NUM_CORES, MOST_EVALUATORS)
-    limits = [f"demo-{task}={run.form.num_heldout[task]}" for task in ("asr", "tts", "qa")]
+    limits = {f"demo-{task}": run.form.num_heldout[task] for task in ("asr", "tts", "qa")}
     command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.run"]
-    command += ["--suite", "demo", "--model", str(run.model), "--corpus", str(run.corpus), "--output", str(output)]
-    command += ["--modes", *MODES, "--limit", *limits, f"demo-qa-text={run.form.num_heldout['qa']}"]
+    command += ["--suite", *limits, "--model", str(run.model), "--corpus", str(run.corpus), "--output", str(output)]
+    command += ["--modes", *MODES, "--limit", *(f"{name}={count}" for name, count in limits.items())]
     command += ["--batch-size", "20", "--dtype", "float32", "--time-alone", "demo-qa=8"]
     command += ["--skip-recordings"]  # the codec's round trip tells the judge's own error
     command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]

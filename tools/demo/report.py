@@ -26,6 +26,7 @@ from evaluation.results import RESULTS, Answer, Outcome, pooled, read_outcomes
 from evaluation.run_folder import read_settings
 from evaluation.suites import BENCHMARKS, read_rows
 from evaluation.tasks import KEYWORD_LEEWAY, PASSES_PER_TOKEN, SPEED_ALONE, TEXT, TRANSCRIPT
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path, write_json, write_text
 from vita_audio.interleave import MODES, InterleavePlan
@@ -278,7 +279,7 @@ def _stage_row(name: str, stage: Part) -> list[str]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("tools.demo.report", __doc__)
     parser.add_argument("--evaluation", required=True, type=Path, help="output folder of evaluation.run")
     parser.add_argument("--codec", required=True, type=Path, help="output folder of evaluation.evaluate_codec")
     parser.add_argument("--stages", required=True, nargs="+", type=Path, help="folders of the training stages")
