@@ -21,10 +21,10 @@ ENCODER_FLAGS = "--batch-seconds 20 --lr 2e-3 --warmup 200 --no-bf16"
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: a script in `STAGE_SCRIPTS`, and the flags in which the tiny model differs from the 7B one.
+    """One training stage: a script in `STAGE_SCRIPTS` and the flags that adapt it to the tiny model.
 
     Attributes:
-        num_modules: MTP modules.
+        num_modules: Number of MTP modules.
         data: Mixture of the demo corpus.
     """
 
@@ -36,11 +36,7 @@ class Stage:
 
 
 def four_stages(audio_tokenizer_type: str, first_flags: str) -> tuple[Stage, ...]:
-    """Return the stages whose scripts are named after an audio tokenizer type.
-
-    Args:
-        first_flags: Flags of the first stage, which learns to hear and to speak.
-    """
+    """Return the stages whose scripts are named after an audio tokenizer type; `first_flags` adapt the first stage."""
     scripts = f"finetune_{audio_tokenizer_type}"
     return (
         Stage("stage1", f"{scripts}_stage1.sh", 0, "stage1.yaml", first_flags),
@@ -62,10 +58,10 @@ class Form:
         steps: Training steps of the four stages.
         batch_size: Packs of `seq_length` tokens per step.
         num_heldout: Items to evaluate for each task and mode, and clips for the codec's round trip.
-        minutes: Usual minutes of each step on two cores, for the outlook only.
+        minutes: Usual minutes of each step on two cores, for messages only.
         attention: Attention implementation in training.
         note: First paragraph of the report.
-        encoder_steps: Training steps of the speech encoder; None for a model without one, which hears codes.
+        encoder_steps: Training steps of the speech encoder; None for a model whose input is audio codes.
     """
 
     folder: str
@@ -141,11 +137,7 @@ PLUS_FORMS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of model: how it hears, its stages and the sizes of its runs.
-
-    Attributes:
-        model_config: Name of the model config without the number of modules.
-    """
+    """A kind of model, its stages and the sizes of its runs; the number of modules completes `model_config`."""
 
     audio_tokenizer_type: str
     model_config: str
@@ -153,7 +145,7 @@ class Variant:
     forms: Mapping[str, Form]
 
 
-CODES, FEATURES = "glm4voice", "sensevoice_glm4voice"  # audio tokenizer types: what the model hears
+CODES, FEATURES = "glm4voice", "sensevoice_glm4voice"  # audio tokenizer types
 VARIANTS = {
     # A model this small learns to understand codes much faster if it also predicts the user's speech.
     "glm4voice": Variant(
@@ -195,34 +187,32 @@ class Run:
 
     @property
     def speech_encoder(self) -> Path:
-        """Folder in the layout of SenseVoiceSmall, for a variant that hears through a speech encoder."""
+        """Folder in the layout of SenseVoiceSmall, for a variant with a speech encoder."""
         return self.folder / "speech_encoder" / "encoder"
 
     def audio_flags(self, *, decoder: bool = True) -> list[str]:
         """Return the flags that select another speech tokenizer and decoder."""
-        flags = ["--audio-tokenizer-path", self.tokenizer_path] if self.tokenizer_path else []
-        return flags + (["--audio-decoder-path", self.decoder_path] if decoder and self.decoder_path else [])
+        paths = {"audio-tokenizer-path": self.tokenizer_path}
+        paths |= {"audio-decoder-path": self.decoder_path} if decoder else {}
+        return flags_of({name: path for name, path in paths.items() if path})
 
 
 def plan_steps(run: Run) -> list[Step]:
     """List the steps in order."""
     encoder = [_encoder_step(run)] if run.form.encoder_steps else []
-    training = _training_steps(run)
-    evaluation = [_evaluation_step(run), _codec_step(run), _report_step(run)]
-    return [_corpus_step(run), _codes_step(run), *encoder, *training, *evaluation]
+    return [*_corpus_steps(run), *encoder, *_training_steps(run), *_report_steps(run)]
 
 
-def _corpus_step(run: Run) -> Step:
-    command = ["python", "-m", "tools.demo.make_corpus", "--out", str(run.corpus), "--size", run.form.corpus_size]
-    return Step("corpus", "make the demo corpus", run.corpus / run.variant.stages[-1].data, command)
-
-
-def _codes_step(run: Run) -> Step:
-    mixtures = [str(run.corpus / data) for data in dict.fromkeys(stage.data for stage in run.variant.stages)]
-    command = ["python", "tools/extract_audio_codes.py", "--data", *mixtures, "--codes", str(run.codes)]
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type]
-    command += ["--processes", str(NUM_CORES), *run.audio_flags(decoder=False)]
-    return Step("codes", "encode its speech to audio codes", run.codes, command)
+def _corpus_steps(run: Run) -> list[Step]:
+    corpus = ["python", "-m", "tools.demo.make_corpus"]
+    corpus += flags_of({"out": run.corpus, "size": run.form.corpus_size})
+    mixtures = [run.corpus / data for data in dict.fromkeys(stage.data for stage in run.variant.stages)]
+    flags = {"data": mixtures, "codes": run.codes, "audio-tokenizer-type": run.variant.audio_tokenizer_type}
+    codes = ["python", "tools/extract_audio_codes.py", *flags_of(flags | {"processes": NUM_CORES})]
+    return [
+        Step("corpus", "make the demo corpus", mixtures[-1], corpus),
+        Step("codes", "encode its speech to audio codes", run.codes, [*codes, *run.audio_flags(decoder=False)]),
+    ]
 
 
 def _encoder_step(run: Run) -> Step:
@@ -245,22 +235,21 @@ def _config(variant: Variant, num_modules: int) -> str:
 
 def _training_steps(run: Run) -> list[Step]:
     steps, start = [], TEXT_MODEL
-    for number, stage in enumerate(run.variant.stages):
-        is_first, output = number == 0, run.folder / stage.name
-        needs_encoder = is_first and run.form.encoder_steps
+    for stage, num_steps in zip(run.variant.stages, run.form.steps, strict=True):
+        needs_encoder = not steps and run.form.encoder_steps
         step = stage_step(
             run,
             stage,
-            num_steps=run.form.steps[number],
+            num_steps=num_steps,
             start=start,
-            output=output,
+            output=run.folder / stage.name,
             config=_config(run.variant, stage.num_modules),
             flags={"save_steps": 0.1},
             environment={"AUDIO_MODEL_NAME_OR_PATH": str(run.speech_encoder)} if needs_encoder else {},
         )
-        note = ", after building DeepSpeed's extension" if is_first else ""
+        note = "" if steps else ", after building DeepSpeed's extension"
         steps.append(replace(step, title=f"train {stage.name}{note}"))
-        start = output
+        start = run.folder / stage.name
     return steps
 
 
@@ -301,38 +290,43 @@ def stage_step(
         "AUDIO_CODE_DIR": str(run.codes),
         "AUDIO_TOKENIZER_PATH": run.tokenizer_path or EMBEDDED,
     }
-    name, product = output.name, output / "train_results.json"
+    command += flags_of({**common, **flags})
     return Step(
-        name, f"train {name}", product, [*command, *flags_of({**common, **flags})], {**variables, **environment}
+        output.name, f"train {output.name}", output / "train_results.json", command, {**variables, **environment}
     )
 
 
-def _evaluation_step(run: Run) -> Step:
-    output = run.folder / "evaluation"
+def _report_steps(run: Run) -> list[Step]:
+    """Evaluate the model and the codec, and write the report."""
+    evaluation, codec, num_heldout = run.folder / "evaluation", run.folder / "codec", run.form.num_heldout
+    audio_flags = ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
     num_processes = min(NUM_CORES, MOST_EVALUATORS)
-    limits = {f"demo-{task}": run.form.num_heldout[task] for task in ("asr", "tts", "qa")}
+    limits = {f"demo-{task}": num_heldout[task] for task in ("asr", "tts", "qa")}
+    flags = {
+        "suite": list(limits),
+        "model": run.model,
+        "corpus": run.corpus,
+        "output": evaluation,
+        "modes": list(MODES),
+        "limit": [f"{name}={count}" for name, count in limits.items()],
+        "batch-size": 20,
+        "dtype": "float32",
+        "time-alone": "demo-qa=8",
+        "skip-recordings": [],  # the codec's round trip shows the judge's own error
+    }
     command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.run"]
-    command += ["--suite", *limits, "--model", str(run.model), "--corpus", str(run.corpus), "--output", str(output)]
-    command += ["--modes", *MODES, "--limit", *(f"{name}={count}" for name, count in limits.items())]
-    command += ["--batch-size", "20", "--dtype", "float32", "--time-alone", "demo-qa=8"]
-    command += ["--skip-recordings"]  # the codec's round trip tells the judge's own error
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
+    command += [*flags_of(flags), *audio_flags]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(NUM_CORES // num_processes))}
-    return Step("evaluation", "evaluate on held-out speech", output / "results.json", command, threads)
-
-
-def _codec_step(run: Run) -> Step:
-    output, heldout = run.folder / "codec", run.corpus / "heldout_asr.jsonl"
-    command = ["python", "-m", "evaluation.evaluate_codec", "--corpus", f"heldout={heldout}", "--output", str(output)]
-    command += ["--max-clips", str(run.form.num_heldout["roundtrip"])]
-    command += ["--codes", str(run.codes), "--codes-of", str(run.corpus / run.variant.stages[0].data)]
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
-    return Step("codec", "evaluate the codec", output / "codec.json", command)
-
-
-def _report_step(run: Run) -> Step:
-    stages = [str(run.folder / stage.name) for stage in run.variant.stages]
-    command = ["python", "-m", "tools.demo.report", "--evaluation", str(run.folder / "evaluation")]
-    command += ["--codec", str(run.folder / "codec"), "--stages", *stages, "--output", str(run.folder)]
-    command += ["--note", run.form.note] if run.form.note else []
-    return Step("report", "write the report", run.folder / "report.json", command)
+    flags = {"corpus": f"heldout={run.corpus / 'heldout_asr.jsonl'}", "output": codec}
+    flags |= {"max-clips": num_heldout["roundtrip"]}
+    flags |= {"codes": run.codes, "codes-of": run.corpus / run.variant.stages[0].data}
+    codec_command = ["python", "-m", "evaluation.evaluate_codec", *flags_of(flags), *audio_flags]
+    stages = [run.folder / stage.name for stage in run.variant.stages]
+    flags = {"evaluation": evaluation, "codec": codec, "stages": stages, "output": run.folder}
+    flags |= {"note": run.form.note} if run.form.note else {}
+    report = ["python", "-m", "tools.demo.report", *flags_of(flags)]
+    return [
+        Step("evaluation", "evaluate on held-out speech", evaluation / "results.json", command, threads),
+        Step("codec", "evaluate the codec", codec / "codec.json", codec_command),
+        Step("report", "write the report", run.folder / "report.json", report),
+    ]

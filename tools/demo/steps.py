@@ -54,8 +54,8 @@ class Progress:
 
 
 def flags_of(values: Mapping[str, object]) -> list[str]:
-    """Return `--name value` for each entry, `--name value value ...` for a tuple or list."""
-    lists = {name: value if isinstance(value, (tuple, list)) else [value] for name, value in values.items()}
+    """Return `--name value` for each entry, `--name value value ...` for a list or tuple."""
+    lists = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in values.items()}
     return [part for name, parts in lists.items() for part in (f"--{name}", *map(str, parts))]
 
 
