@@ -1,10 +1,12 @@
-"""The plan of the quick start: variants of the model, sizes, and the steps that follow from them."""
+"""The plan of the quick start: variants of the model, sizes of a run, and the steps of a run."""
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import yaml
 
 from tools.demo.steps import ROOT, Step, flags_of
 from vita_audio.interleave import MODES
@@ -16,6 +18,7 @@ EMBEDDED = "embedded"  # as a path: the speech tokenizer or decoder in ASSETS
 NUM_CORES = len(os.sched_getaffinity(0))  # available to this process
 MOST_EVALUATORS = 4  # processes, each with a model and a judge
 LOG_ENTRIES = 75  # per stage, for its curves
+WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
 ENCODER_FLAGS = "--batch-seconds 20 --lr 2e-3 --warmup 200 --no-bf16"
 
 
@@ -35,20 +38,6 @@ class Stage:
     flags: str
 
 
-def four_stages(audio_tokenizer_type: str, first_flags: str) -> tuple[Stage, ...]:
-    """Return the stages whose scripts are named after an audio tokenizer type; `first_flags` adapt the first stage."""
-    scripts = f"finetune_{audio_tokenizer_type}"
-    return (
-        Stage("stage1", f"{scripts}_stage1.sh", 0, "stage1.yaml", first_flags),
-        Stage("stage2", f"{scripts}_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3 --audio_code_noise 0.1"),
-        Stage("stage3", f"{scripts}_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3 --audio_code_noise 0.1"),
-        Stage("stage4", f"{scripts}_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4 --audio_code_noise 0.1"),
-    )
-
-
-WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
-
-
 @dataclass(frozen=True)
 class Form:
     """Size of a run.
@@ -66,7 +55,7 @@ class Form:
 
     folder: str
     corpus_size: str
-    steps: tuple[int, int, int, int]
+    steps: Sequence[int]
     batch_size: int
     seq_length: int
     num_heldout: Mapping[str, int]
@@ -74,65 +63,6 @@ class Form:
     attention: str = "auto"
     note: str = ""
     encoder_steps: int | None = None
-
-
-FORMS = {
-    "quick": Form(
-        folder="outputs/quickstart",
-        corpus_size="quick",
-        steps=(4500, 2400, 520, 360),
-        batch_size=12,
-        seq_length=128,
-        attention="eager",  # the fastest for packs this short on a CPU
-        num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes=dict(corpus=3, codes=0.5, stage1=7, stage2=2.5, stage3=3, stage4=3, evaluation=2.5, codec=0.5),
-    ),
-    "long": Form(
-        folder="outputs/quickstart_long",
-        corpus_size="long",
-        steps=(10000, 3000, 2000, 1500),
-        batch_size=4,
-        seq_length=512,
-        num_heldout={"asr": 180, "tts": 120, "qa": 126, "roundtrip": 120},
-        minutes=dict(corpus=17, codes=2, stage1=28, stage2=5, stage3=18, stage4=17, evaluation=11, codec=1),
-    ),
-    "ci": Form(
-        folder="outputs/quickstart_ci",
-        corpus_size="ci",
-        steps=(4, 2, 2, 2),
-        batch_size=1,
-        seq_length=512,
-        num_heldout={"asr": 2, "tts": 2, "qa": 2, "roundtrip": 2},
-        minutes=dict(corpus=0.3, codes=0.3, stage1=1.2, stage2=0.2, stage3=0.3, stage4=0.3, evaluation=0.3, codec=0.2),
-        note="Only a few training steps: this shows that every step runs and says nothing about quality.",
-    ),
-}
-
-
-PLUS_FORMS = {
-    "quick": replace(
-        FORMS["quick"],
-        folder="outputs/quickstart_plus",
-        steps=(3800, 1500, 400, 260),
-        batch_size=3,
-        seq_length=512,
-        attention="auto",
-        encoder_steps=1500,
-        minutes=FORMS["quick"].minutes | {"encoder": 4, "stage1": 13, "stage2": 4, "stage3": 3.5, "stage4": 3},
-    ),
-    "long": replace(
-        FORMS["long"],
-        folder="outputs/quickstart_plus_long",
-        encoder_steps=12000,
-        minutes=FORMS["long"].minutes | {"encoder": 24, "stage1": 76, "stage2": 7, "stage3": 18, "stage4": 16},
-    ),
-    "ci": replace(
-        FORMS["ci"],
-        folder="outputs/quickstart_plus_ci",
-        encoder_steps=4,
-        minutes=FORMS["ci"].minutes | {"encoder": 0.2},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -145,22 +75,24 @@ class Variant:
     forms: Mapping[str, Form]
 
 
-CODES, FEATURES = "glm4voice", "sensevoice_glm4voice"  # audio tokenizer types
-VARIANTS = {
-    # A model this small learns to understand codes much faster if it also predicts the user's speech.
-    "glm4voice": Variant(
-        audio_tokenizer_type=CODES,
-        model_config="tiny_mtp",
-        stages=four_stages(CODES, "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.2"),
-        forms=FORMS,
-    ),
-    "plus": Variant(
-        audio_tokenizer_type=FEATURES,
-        model_config="tiny_sensevoice_mtp",
-        stages=four_stages(FEATURES, "--learning_rate 1.2e-3 --audio_code_noise 0.1"),
-        forms=PLUS_FORMS,
-    ),
-}
+def read_variants() -> dict[str, Variant]:
+    """Return the variants in variants.yaml; the scripts of their stages are named after the audio tokenizer type."""
+    variants = {}
+    for name, values in yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text(encoding="utf-8")).items():
+        script = f"finetune_{values['audio_tokenizer_type']}"
+        noise = "--audio_code_noise 0.1"
+        stages = (
+            Stage("stage1", f"{script}_stage1.sh", 0, "stage1.yaml", values["first_flags"]),
+            Stage("stage2", f"{script}_mtp1_stage1.sh", 1, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
+            Stage("stage3", f"{script}_mtp10_stage1.sh", 10, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
+            Stage("stage4", f"{script}_mtp10_stage2.sh", 10, "stage4.yaml", f"--learning_rate 2e-4 {noise}"),
+        )
+        forms = {size: Form(**form) for size, form in values["forms"].items()}
+        variants[name] = Variant(values["audio_tokenizer_type"], values["model_config"], stages, forms)
+    return variants
+
+
+VARIANTS = read_variants()
 
 
 @dataclass(frozen=True)

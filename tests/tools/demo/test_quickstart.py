@@ -15,13 +15,14 @@ from tools import extract_audio_codes
 from tools.codec import train_encoder
 from tools.demo import quickstart
 from tools.demo import report as demo_report
-from tools.demo.plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
+from tools.demo.plan import ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
 from tools.demo.quickstart import print_result
 from tools.demo.steps import MARK, Progress, open_folder, run_steps
 from vita_audio.command_line import DEFAULT_MODEL
 from vita_audio.interleave import MODES
 from vita_audio.training.arguments import parse_arguments
 
+FORMS = VARIANTS["glm4voice"].forms
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
 
 
