@@ -38,14 +38,9 @@ def mel_of(wave: np.ndarray) -> np.ndarray:
 
 
 def stretch_to(mel: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Stretch a mel to the timing of another mel of the same text.
+    """Stretch a mel, (bands, frames), to the timing of another mel of the same text, both of two frames or more.
 
     Uses dynamic time warping on cepstra normalised per recording, which removes most of the voice.
-
-    Args:
-        mel: (bands, frames), at least two frames.
-        other: (bands, other frames), at least two frames.
-    Returns: (bands, other frames).
     """
     import librosa
 
@@ -81,7 +76,7 @@ class CodeMelPairs:
         Args:
             utterances: Utterances of the decoder's voice.
             num_frames_of: Maps a number of codes to a number of mel frames.
-            others: Utterances of other voices; only texts that the decoder's voice speaks too are used.
+            others: Utterances of other voices, used if `utterances` include their text.
             joined: Number of pieces of two to four utterances.
             disguised: Number of pieces of one or two utterances in a changed voice.
         """
@@ -110,7 +105,7 @@ class CodeMelPairs:
         self.items.sort(key=lambda item: len(item[0]))
 
     def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
-        """Return pairs of similar length from a random place, with about `frames_per_batch` mel frames in total."""
+        """Return random pairs of similar length, with about `frames_per_batch` mel frames in total."""
         start = rng.randrange(len(self.items))
         rows, total = [], 0
         while total < frames_per_batch and start + len(rows) < len(self.items):
@@ -125,7 +120,7 @@ def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
 
 
 def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Pad codes and mels, (codes,) int64 and (frames, bands), to a batch in float32 with their lengths."""
+    """Pad pairs of codes, (codes,), and mels, (frames, bands), to a batch with their lengths."""
     codes, mels = zip(*rows, strict=True)
     return {
         "codes": pad_sequence(codes, batch_first=True),

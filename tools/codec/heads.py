@@ -59,8 +59,8 @@ def ctc_loss(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> Tenso
 
     Args:
         logits: (batch, time, symbols); symbol 0 is the blank.
-        lengths: Valid frames, (batch,).
-        symbols: Target ids of each row, from 1.
+        lengths: Numbers of valid frames, (batch,).
+        symbols: Target ids of each row.
     """
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)
     targets = torch.tensor([symbol for row in symbols for symbol in row])

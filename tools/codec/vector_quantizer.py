@@ -31,12 +31,7 @@ class QuantizerOutput:
 
 
 def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tuple[Tensor, Tensor]:
-    """Cluster vectors with Lloyd's algorithm from random vectors; an empty cluster moves to a random vector.
-
-    Args:
-        vectors: (count, width), float32, count >= num_clusters.
-    Returns: centres, (num_clusters, width), and cluster sizes, (num_clusters,), both float32.
-    """
+    """Return centres and sizes of clusters by Lloyd's algorithm; an empty cluster moves to a random vector."""
     centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:num_clusters]]
     sizes = vectors.new_ones(num_clusters)
     for _ in range(num_iterations):
@@ -47,12 +42,7 @@ def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tupl
 
 
 def cluster_statistics(vectors: Tensor, ids: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Return count, (num_clusters,), and sum, (num_clusters, width), of the vectors with each id.
-
-    Args:
-        vectors: (count, width), float.
-        ids: (count,), int64.
-    """
+    """Return count, (num_clusters,), and sum, (num_clusters, width), of the vectors with each id."""
     sizes = torch.bincount(ids, minlength=num_clusters).to(vectors.dtype)
     sums = vectors.new_zeros(num_clusters, vectors.shape[1]).index_add_(0, ids, vectors)
     return sizes, sums
@@ -61,8 +51,8 @@ def cluster_statistics(vectors: Tensor, ids: Tensor, num_clusters: int) -> tuple
 class VectorQuantizer(nn.Module):
     """Quantises with a codebook and, in training mode, moves the codebook towards its inputs.
 
-    Before `initialize` is called, vectors pass unchanged, so that an encoder can settle before its codes are chosen.
-    Runs in one process only, and in float32 even under autocast.
+    Before `initialize` is called, vectors pass unchanged, so that the encoder can settle before its codes are chosen.
+    Works in one process only, and in float32 even under autocast.
     """
 
     def __init__(self, codebook: nn.Embedding, config: WhisperVQConfig):
@@ -89,10 +79,8 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
-        """Choose the codewords by k-means.
+        """Choose the codewords by k-means from valid vectors, (count, width), ideally ten or more per code.
 
-        Args:
-            vectors: (count, width), valid vectors only; ideally ten or more per code.
         Raises: ValueError if there are fewer vectors than codes, or a vector is not finite.
         """
         num_codes, count = len(self.cluster_sizes), len(vectors)
@@ -107,12 +95,7 @@ class VectorQuantizer(nn.Module):
         self.initialized.fill_(True)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantise and, in training mode, update the codebook.
-
-        Args:
-            hidden: (..., width), any float type.
-            mask: (...), bool; False for padding. None: no padding.
-        """
+        """Quantise (..., width) and, in training mode, update the codebook; `mask`, (...), is False for padding."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             if not self.initialized:

@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("wonderwords")
 
-from tools.codec.texts import DAYS, DIGITS, PREPOSITIONS, corpus_texts, frequent_texts  # noqa: E402
+from tools.codec.texts import DAYS, DIGITS, WORDS, corpus_texts, frequent_texts  # noqa: E402
 
-MULTIWORD = {phrase.replace("_", " ") for phrase in PREPOSITIONS if "_" in phrase}
+MULTIWORD = {phrase.replace("_", " ") for phrase in WORDS["prepositions"] if "_" in phrase}
 
 
 def test_texts_are_different_spoken_words_and_follow_from_the_seed():
