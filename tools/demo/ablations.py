@@ -111,7 +111,6 @@ def _training_step(setting: Setting, run: Ablation, stage: Stage, start: Path, o
     step = stage_step(
         setting.base,
         stage,
-        num_steps=setting.base.form.steps[setting.base.variant.stages.index(stage)],
         start=start,
         output=output,
         config=config_path(setting, run.num_modules),

@@ -167,12 +167,11 @@ def _config(variant: Variant, num_modules: int) -> str:
 
 def _training_steps(run: Run) -> list[Step]:
     steps, start = [], TEXT_MODEL
-    for stage, num_steps in zip(run.variant.stages, run.form.steps, strict=True):
+    for stage in run.variant.stages:
         needs_encoder = not steps and run.form.encoder_steps
         step = stage_step(
             run,
             stage,
-            num_steps=num_steps,
             start=start,
             output=run.folder / stage.name,
             config=_config(run.variant, stage.num_modules),
@@ -189,7 +188,6 @@ def stage_step(
     run: Run,
     stage: Stage,
     *,
-    num_steps: int,
     start: Path,
     output: Path,
     config: str | Path,
@@ -205,6 +203,7 @@ def stage_step(
         environment: More variables; they override those set here.
     """
     script = (STAGE_SCRIPTS / stage.script).relative_to(ROOT)
+    num_steps = run.form.steps[run.variant.stages.index(stage)]
     common = {
         "output_dir": output,
         "max_steps": num_steps,
