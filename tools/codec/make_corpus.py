@@ -134,7 +134,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--main-count", type=count, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=count, default=0, help="generated utterances shared by the other voices")
     parser.add_argument(
-        "--parallel", type=count, default=0, help="texts of the decoder's voice that another voice speaks too"
+        "--parallel", type=count, default=0, help="texts of the decoder's voice that another voice repeats"
     )
     parser.add_argument("--frequent-count", type=count, default=0, help="rows of frequent words; needs wordfreq")
     parser.add_argument("--domain", action="store_true", help="add the demo's training texts in the decoder's voice")

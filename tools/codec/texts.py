@@ -9,7 +9,7 @@ import yaml
 from tools.demo.domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
 from vita_audio.optional import MissingPackageError
 
-ANSWER_RENDERINGS = 4  # answers are what the decoder speaks most
+ANSWER_RENDERINGS = 4  # the decoder mostly synthesises answers
 DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
 _LISTS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 WORDS = {kind: text.split() for kind, text in _LISTS.items()}

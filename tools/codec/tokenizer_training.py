@@ -143,8 +143,8 @@ class TokenizerTraining(nn.Module):
         self.quantizer.initialize(torch.cat(vectors))
 
 
-def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict:
-    """Return the codebook perplexity, and the phone error rates of the code CTC for the main voice and the others."""
+def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict[str, float]:
+    """Return the codebook perplexity and the phone error rates of the code CTC for the main voice and the others."""
     errors, counts = Counter(), Counter()
     for start in range(0, len(utterances), 12):
         group = utterances[start : start + 12]
@@ -164,10 +164,9 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
 def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
     """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others."""
     train_set, held_out = hold_out([u for u in utterances if u.voice == voice], count)
-    others = [u for u in utterances if u.voice != voice]
-    if others:
+    if others := [u for u in utterances if u.voice != voice]:
         more, more_held_out = hold_out(others, count)
-        train_set, held_out = train_set + more, held_out + more_held_out
+        return train_set + more, held_out + more_held_out
     return train_set, held_out
 
 

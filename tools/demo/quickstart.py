@@ -3,7 +3,7 @@
     bash scripts/quickstart.sh            # installs the requirements, then runs this program
     bash scripts/quickstart.sh --long     # hours, for better metrics
     bash scripts/quickstart.sh --fresh    # start over
-    bash scripts/quickstart.sh --variant plus   # a model that hears through a speech encoder, also trained here
+    bash scripts/quickstart.sh --variant plus   # a model with a speech encoder, which is trained too
 
 Each step is a command, printed before it runs. Finished steps are marked, so the same command resumes an interrupted
 run; a finished run exits immediately. The folder is outputs/quickstart, with _plus, _long or _ci appended for the other

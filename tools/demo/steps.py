@@ -92,19 +92,19 @@ def open_folder(folder: Path, settings: Mapping, fresh: bool) -> None:
     write_json(mark, settings)
 
 
-def run_steps(program: str, steps: Sequence[Step], progress: Progress, outlook: Mapping[str, float]) -> int:
+def run_steps(program: str, steps: Sequence[Step], progress: Progress, usual_minutes: Mapping[str, float]) -> int:
     """Run the steps that are not done yet, and stop at the first that fails.
 
     Args:
         program: Name for messages.
-        outlook: Usual minutes of each step, by name.
+        usual_minutes: By step name, for messages.
     Returns: 0, or, after a line on stderr, the exit code of the failed step or `STOPPED_BY_USER`.
     """
     for number, step in enumerate(steps, start=1):
         if progress.is_done(step):
             continue
-        left = sum(outlook.get(later.name, 0) for later in steps[number - 1 :] if not progress.is_done(later))
-        own = outlook.get(step.name, 0)
+        left = sum(usual_minutes.get(later.name, 0) for later in steps[number - 1 :] if not progress.is_done(later))
+        own = usual_minutes.get(step.name, 0)
         print(f"\n== Step {number} of {len(steps)}: {step.title}; about {own:g} of {left:g} minutes left", flush=True)
         settings = [f"{name}={shlex.quote(value)}" for name, value in step.environment.items()]
         print("$", *settings, shlex.join(step.command), flush=True)
