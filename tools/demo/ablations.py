@@ -33,12 +33,7 @@ SCHEDULES = {"quick": ("boost", "balance", "turbo"), "ci": ("boost",)}
 
 @dataclass(frozen=True)
 class Ablation:
-    """A model to train.
-
-    Attributes:
-        schedule: Name of the interleave plan of its data and answers.
-        kl_weight: Value of --mtp_kl_weight.
-    """
+    """A model to train; `schedule` names the interleave plan of its data and answers."""
 
     num_modules: int
     schedule: str

@@ -167,11 +167,6 @@ def training_texts(size: str, seed: int = 0) -> list[str]:
     return [*training_sentences(size, seed), *asked, *(question.answer for question in questions(size))]
 
 
-def heldout_texts(size: str) -> list[str]:
-    """Return the texts that training must not contain: held-out sentences and phrasings."""
-    return [*heldout_sentences(size), *(question.held_out_phrasing for question in questions(size))]
-
-
 def _question(topic_name: str, index: int) -> Question:
     topic = TOPICS[topic_name]
     asked, keyword = list(topic.facts.items())[index]

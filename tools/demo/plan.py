@@ -24,12 +24,7 @@ ENCODER_FLAGS = "--batch-seconds 20 --lr 2e-3 --warmup 200 --no-bf16"
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: a script in `STAGE_SCRIPTS` and the flags that adapt it to the tiny model.
-
-    Attributes:
-        num_modules: Number of MTP modules.
-        data: Mixture of the demo corpus.
-    """
+    """One training stage: a script in `STAGE_SCRIPTS`, a mixture of the demo corpus, and flags for the tiny model."""
 
     name: str
     script: str

@@ -10,7 +10,7 @@ from tools.demo import domain
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_held_out_text_occurs_inside_a_training_text(seed):
     training = "\n".join(f" {text} " for text in domain.training_texts("long", seed))
-    held_out = domain.heldout_texts("long")
+    held_out = [*domain.heldout_sentences("long"), *(item.held_out_phrasing for item in domain.questions("long"))]
     assert len(held_out) == len(set(held_out)) > 200
     assert [text for text in held_out if f" {text} " in training] == []
 
