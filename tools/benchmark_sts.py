@@ -83,11 +83,7 @@ def benchmark(options: argparse.Namespace) -> None:
             options.random_weights, options.tokenizer, audio_tokenizer, device=device, dtype=dtype
         )
     report = measure_modes(
-        speech_lm,
-        options.modes,
-        num_prompt=options.prompt_tokens,
-        num_new=options.new_tokens,
-        repeats=options.repeats,
+        speech_lm, options.modes, num_prompt=options.prompt_tokens, num_new=options.new_tokens, repeats=options.repeats
     )
     report = {"model": str(options.random_weights or options.model)} | report
     write_json(options.output / "benchmark.json", report)

@@ -138,10 +138,7 @@ class HarnessModel:
 
     def _answer(self, requests: Sequence[Request]) -> list[str]:
         responses = self.speech_lm.respond_batch(
-            [request.conversation for request in requests],
-            self.plan,
-            decode_audio=False,
-            **requests[0].generation,
+            [request.conversation for request in requests], self.plan, decode_audio=False, **requests[0].generation
         )
         return [
             cut_before(response.text.strip(), request.until)

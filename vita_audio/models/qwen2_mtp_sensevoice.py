@@ -63,9 +63,7 @@ class AudioProjection(nn.Module):
         super().__init__()
         self.pre_proj_layernorm = nn.LayerNorm(input_size)
         self.mlp = nn.Sequential(
-            nn.Linear(input_size, output_size, bias=False),
-            nn.GELU(),
-            nn.Linear(output_size, output_size, bias=False),
+            nn.Linear(input_size, output_size, bias=False), nn.GELU(), nn.Linear(output_size, output_size, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
