@@ -59,16 +59,6 @@ def test_rows_are_known_from_the_number_of_samples(num_samples, front_end):
     assert features.isfinite().all()
 
 
-def test_dither_is_off_unless_asked_for(front_end):
-    wave = read_mean("clip0.wav")
-    assert torch.equal(front_end(wave), front_end(wave))
-    noisy = SenseVoiceFrontEnd(front_end.shift, front_end.scale, dither=1.0)
-    change = (noisy(wave) - front_end(wave)).abs()
-    expected = CASE["cases"][0]
-    assert 0.5 < change.mean() / expected["mean_feature_change_with_dither_1"] < 2  # another draw of the same noise
-    assert not torch.equal(noisy(wave), noisy(wave))
-
-
 def test_normalisation_file_round_trip(tmp_path, front_end):
     front_end.save_pretrained(tmp_path)
     loaded = SenseVoiceFrontEnd.from_pretrained(tmp_path)
@@ -120,12 +110,6 @@ def test_encoder_matches_the_reference(golden, model):
     plain = model.encoder(golden["speech"], golden["lengths"])
     for row, length in enumerate(golden["lengths"]):
         torch.testing.assert_close(plain[row, :length], golden["encoder_out"][row, :length], **CLOSE)
-
-
-def test_other_queries_match_the_reference(golden, model):
-    """Chinese, with inverse text normalisation."""
-    (encoded,) = model(audios_of(golden)[:1], queries=(3, 1, 2, 14))
-    torch.testing.assert_close(encoded, golden["single_zh_withitn_out"][0], **CLOSE)
 
 
 def test_an_audio_is_encoded_the_same_in_any_company(golden, model):
