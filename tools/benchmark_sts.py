@@ -1,4 +1,4 @@
-"""Measure how fast a model speaks, its decoding modes side by side.
+"""Compare the speed and latency of a model's decoding modes.
 
     python tools/benchmark_sts.py --output outputs/benchmark
     python tools/benchmark_sts.py --model DIR --modes vanilla turbo --output DIR
@@ -63,22 +63,17 @@ COLUMNS = {  # metric of a mode -> heading, format
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("benchmark_sts", __doc__)
-    parser.add_argument("--output", type=Path, required=True, help="folder for benchmark.json and benchmark.png")
-    parser.add_argument(
-        "--modes",
-        type=plan_name,
-        nargs="+",
-        default=list(MODES),
-        help="names or ratios; speed-ups are relative to the first",
+    add, modes, positive = parser.add_argument, list(MODES), in_range(int, minimum=1)
+    add("--output", type=Path, required=True, help="folder for benchmark.json and benchmark.png")
+    add(
+        "--modes", type=plan_name, nargs="+", default=modes, help="names or ratios; speed-ups are relative to the first"
     )
-    parser.add_argument("--random-weights", type=Path, metavar="CONFIG", help="model config, instead of --model")
-    parser.add_argument("--tokenizer", type=Path, help="text tokenizer for --random-weights; any Qwen2 one will do")
-    parser.add_argument("--prompt-tokens", type=in_range(int, minimum=1), default=32, help="least length of the prompt")
-    parser.add_argument(
-        "--new-tokens", type=in_range(int, minimum=100), default=256, help="at least 100, a few seconds of speech"
-    )
-    parser.add_argument("--repeats", type=in_range(int, minimum=1), default=3, help="answers per mode")
-    parser.add_argument("--seed", type=int, default=0, help="seed for random weights")
+    add("--random-weights", type=Path, metavar="CONFIG", help="model config, instead of --model")
+    add("--tokenizer", type=Path, help="text tokenizer for --random-weights; any Qwen2 tokenizer works")
+    add("--prompt-tokens", type=positive, default=32, help="minimum length of the prompt")
+    add("--new-tokens", type=in_range(int, minimum=100), default=256, help="at least 100, a few seconds of speech")
+    add("--repeats", type=positive, default=3, help="answers per mode")
+    add("--seed", type=int, default=0, help="seed for random weights")
     add_model_options(parser)
     options = parser.parse_args(arguments)
     if (options.random_weights is None) != (options.tokenizer is None):
