@@ -1,4 +1,4 @@
-"""Rewrite the folder of a speech decoder with safetensors weights, which load faster and contain no code.
+"""Convert the weights of a speech decoder to safetensors, which load faster and contain no code.
 
     python tools/convert_speech_decoder.py glm-4-voice-decoder outputs/decoder --dtype float16
 

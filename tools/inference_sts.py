@@ -44,16 +44,17 @@ GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "repetition_
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("inference_sts", __doc__)
-    parser.add_argument("--task", required=True, choices=TASKS, help="chat, recognition, synthesis, spoken answer")
-    parser.add_argument("--audio", type=Path, help="speech input (asr, sts)")
-    parser.add_argument("--text", help="text input (text, tts; in front of the audio in sts)")
-    parser.add_argument("--voice-prompt", type=Path, help="speech in the voice wanted for the answer (tts, sts)")
-    parser.add_argument("--voice", type=Path, help="speech in the voice to decode with, if the codec has voices")
-    parser.add_argument("--system", help=f"system message, or one of {', '.join(SYSTEMS)} (default: none)")
+    add = parser.add_argument
+    add("--task", required=True, choices=TASKS, help="text chat, recognition, synthesis, spoken answer")
+    add("--audio", type=Path, help="speech input (asr, sts)")
+    add("--text", help="text input (text, tts; before the audio in sts)")
+    add("--voice-prompt", type=Path, help="speech in the voice wanted for the answer (tts, sts)")
+    add("--voice", type=Path, help="speech in the voice to decode with, if the codec has voices")
+    add("--system", help=f"system message, or one of {', '.join(SYSTEMS)} (default: none)")
     modes = f"{', '.join(MODES)} or a ratio such as 1,10,4,10"
-    parser.add_argument("--mode", type=plan_name, help=f"interleave plan: {modes} (default: the model's)")
-    parser.add_argument("--stream", action="store_true", help="print text and write audio as they are generated")
-    parser.add_argument("--output", type=Path, help=f"sound file of the answer (default for speech: {DEFAULT_OUTPUT})")
+    add("--mode", type=plan_name, help=f"interleave plan: {modes} (default: the model's)")
+    add("--stream", action="store_true", help="print text and write audio as they are generated")
+    add("--output", type=Path, help=f"sound file of the answer (default for speech: {DEFAULT_OUTPUT})")
     add_model_options(parser)
     group = parser.add_argument_group("generation", "defaults: the model's generation_config.json")
     group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="sample, or decode greedily")
@@ -84,11 +85,11 @@ def answer(options: argparse.Namespace) -> None:
     quieten_transformers()
     audio_tokenizer = load_audio_tokenizer(options)
     for path in conversation["audios"]:
-        load_audio(path, audio_tokenizer.sample_rate)  # unreadable files are reported before the model is loaded
+        load_audio(path, audio_tokenizer.sample_rate)  # reports unreadable files before the model is loaded
     voice = None
     if options.output is not None:
         voice = load_voice(audio_tokenizer, options.voice)
-        audio_tokenizer.stream(voice)  # raises now, rather than after the answer, if there is no speech decoder
+        audio_tokenizer.stream(voice)  # without a speech decoder, raises now rather than after the answer
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
     values = {name: getattr(options, name) for name in GENERATION_OPTIONS}
@@ -98,7 +99,7 @@ def answer(options: argparse.Namespace) -> None:
 
 
 def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:
-    """Make the decoder's voice from a recording; None for the voice in the weights.
+    """Make the decoder's voice from a recording; without one, None selects the voice in the weights.
 
     Raises: AudioError, FileNotFoundError; ValueError if the codec has no voices, or needs a recording.
     """
@@ -108,12 +109,12 @@ def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:
         rate = audio_tokenizer.sample_rate
         return audio_tokenizer.make_voice(load_audio(path, rate), rate)
     if audio_tokenizer.needs_voice:
-        raise ValueError(f"{audio_tokenizer.name} codes hold no voice; give a recording as --voice")
+        raise ValueError(f"{audio_tokenizer.name} codes do not contain a voice; give a recording as --voice")
     return None
 
 
 def check_output(path: Path) -> None:
-    """Create the folder of a sound file.
+    """Check that a sound file can be written, and create its folder.
 
     Raises: ValueError for an unknown format; OSError if the file cannot be written.
     """
@@ -143,11 +144,9 @@ def whole_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None,
 
 def stream_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
     """Print text and write audio piece by piece as the model generates them."""
-    start, first_audio_seconds = perf_counter(), None
+    start, first_audio_seconds, num_samples, file = perf_counter(), None, 0, None
     sample_rate = speech_lm.audio_tokenizer.output_rate
-    num_samples = 0
     with ExitStack() as stack:
-        file = None
         for chunk in speech_lm.stream(conversation, decode_audio=output is not None, **generation):
             print(chunk.text, end="", flush=True)
             if not len(chunk.wave):
@@ -164,7 +163,7 @@ def stream_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None
 
 
 def report(output: Path, audio_seconds: float, first_audio_seconds: float | None, total_seconds: float) -> None:
-    """Print length and latency of the audio written."""
+    """Print the length and latency of the audio."""
     if not audio_seconds:
         print(f"the answer has no audio, {output} was not written")
         return

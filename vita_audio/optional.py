@@ -1,4 +1,4 @@
-"""Import of optional packages, which only some codecs, judges or metrics need."""
+"""Import optional packages, which only some codecs, judges or metrics need."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def require(module: str, *, purpose: str, install: str, unused: Sequence[str] = 
     """Import a module of an optional package.
 
     Args:
-        purpose: What needs the package, for the message.
-        install: Argument of `pip install` that brings the package.
-        unused: Modules that the package imports but whose functions we never call. Where one is missing or broken, as
-            torchaudio often is next to another version of torch, an empty module stands in for it during the import.
+        purpose: The feature that needs the package, for the message.
+        install: Argument of `pip install` that installs the package.
+        unused: Modules that the package imports but whose functions we never call. If one is missing or broken, as
+            torchaudio often is with another version of torch, an empty module replaces it during the import.
     Raises: MissingPackageError, an ImportError.
     """
     with ExitStack() as stack:
@@ -37,7 +37,7 @@ def require(module: str, *, purpose: str, install: str, unused: Sequence[str] = 
 
 @contextmanager
 def _stand_in(name: str) -> Iterator[None]:
-    """Let `import name` succeed, with an empty module if there is no working one."""
+    """Make `import name` succeed, with an empty module if the real one does not work."""
     try:
         import_module(name)
     except (ImportError, OSError, RuntimeError):

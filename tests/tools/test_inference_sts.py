@@ -133,7 +133,7 @@ def test_voice_of_the_decoder(run, capsys, question, tmp_path, monkeypatch):
     assert len(waves[0]) == len(waves[1]) and not np.array_equal(waves[0], waves[2])
     assert not np.array_equal(waves[1], waves[3])
     monkeypatch.setattr(GLM4VoiceTokenizer, "needs_voice", True)
-    message = "inference_sts: glm4voice codes hold no voice; give a recording as --voice"
+    message = "inference_sts: glm4voice codes do not contain a voice; give a recording as --voice"
     assert message in refused(run, capsys, "--task", "tts", "--text", "Hello")
     run("--task", "text", "--text", "Hello", output=None)  # nothing to speak
 

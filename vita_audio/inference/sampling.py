@@ -1,4 +1,4 @@
-"""Checks the arguments of generation for values without meaning, which transformers partly accepts in silence."""
+"""Check the arguments of `generate` for meaningless values, some of which transformers silently accepts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RULES: dict[str, Rule] = {
 def check_generation(options: Mapping[str, Any]) -> None:
     """Check arguments of `generate`; None always passes, and arguments without a rule are left to transformers.
 
-    Raises: ValueError for a value without meaning.
+    Raises: ValueError for a meaningless value.
     """
     for name, (rule, holds) in RULES.items():
         value = options.get(name)

@@ -1,4 +1,4 @@
-"""Rows that hold several documents, told apart by position ids that restart at 0."""
+"""Rows that hold several documents, each with position ids from 0."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 
 def is_packed(position_ids: Tensor, attention_mask: Tensor | None = None) -> bool:
-    """Tell whether a row of `position_ids` (batch, time) holds several documents.
+    """Return whether a row of `position_ids`, (batch, time), holds several documents.
 
     Args:
-        attention_mask: (batch, time), 0 for padding, which is no document and does not end one.
+        attention_mask: (batch, time), 0 for padding, which neither is nor ends a document.
     """
     if attention_mask is None:
         return bool((position_ids.diff(dim=-1) != 1).any())  # the rule by which transformers keeps documents apart
