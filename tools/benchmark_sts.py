@@ -32,7 +32,6 @@ from vita_audio.command_line import (
     load_speech_lm,
     plan_name,
     quieten_transformers,
-    torch_dtype,
 )
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
@@ -41,7 +40,6 @@ from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.plots import new_figure
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from vita_audio.audio_tokenizers import AudioTokenizer
@@ -235,7 +233,7 @@ def table(modes: dict[str, dict[str, Any]]) -> str:
 
 
 def random_speech_lm(
-    config_path: Path, tokenizer: Path, audio_tokenizer: AudioTokenizer, *, device: str, dtype: torch.dtype | None
+    config_path: Path, tokenizer: Path, audio_tokenizer: AudioTokenizer, *, device: str, dtype: str | None
 ) -> SpeechLM:
     """Make a model with random weights; its vocabulary grows if the tokenizers need more than its config says."""
     import torch
@@ -294,7 +292,7 @@ def benchmark(options: argparse.Namespace) -> None:
     if options.random_weights is None:
         speech_lm = load_speech_lm(options, audio_tokenizer)
     else:
-        config, tokenizer, dtype = options.random_weights, options.tokenizer, torch_dtype(options.dtype)
+        config, tokenizer, dtype = options.random_weights, options.tokenizer, options.dtype
         speech_lm = random_speech_lm(config, tokenizer, audio_tokenizer, device=device, dtype=dtype)
     report = measure_modes(
         speech_lm, options.modes, num_prompt=options.prompt_tokens, num_new=options.new_tokens, repeats=options.repeats

@@ -29,14 +29,11 @@ from vita_audio.command_line import (
     add_dtype_option,
     check_files,
     quieten_transformers,
-    torch_dtype,
 )
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
-    import torch
-
     from vita_audio.checkpoints.inspection import Part, Report
 
 DOES_NOT_FIT = 1  # exit code
@@ -56,7 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measure_loading(folder: Path, device: str, dtype: torch.dtype | None) -> str:
+def measure_loading(folder: Path, device: str, dtype: str | None) -> str:
     """Load a language model, run it once (loading only maps some weights), and return the time and memory used."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
@@ -119,8 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         quieten_transformers()
         report = inspect_checkpoint(folder, options.config)
         if options.load and report.kind in LANGUAGE_MODELS and not report.problems:
-            device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
-            report.facts["loaded"] = measure_loading(folder, device, dtype)
+            report.facts["loaded"] = measure_loading(folder, resolve_device(options.device), options.dtype)
     print(json.dumps(report.values(), indent=2) if options.json else render(report))
     if report.problems:
         raise SystemExit(DOES_NOT_FIT)

@@ -9,7 +9,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vita_audio.command_line import OneLineParser, add_audio_input_option, add_codec_options, check_files, in_range
+from vita_audio.command_line import OneLineParser, add_codec_options, check_files, in_range
 from vita_audio.errors import one_line_errors
 
 
@@ -19,8 +19,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", nargs="+", required=True, type=Path, help="data yaml files")
     add("--codes", required=True, type=Path, help="folder of the code store")
     add("--seed", type=int, default=42, help="seed of the training run, which samples sources with ratio or num")
-    add_codec_options(parser, decoder=False)
-    add_audio_input_option(parser)
+    add_codec_options(parser, for_data=True)
     add("--processes", type=count, default=0, help="worker processes; 0: encode in this process")
     devices = "devices of the processes in turn, such as cuda:0 cuda:1 (default: the GPU if there is one)"
     add("--devices", nargs="+", default=["auto"], help=devices)

@@ -13,14 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vita_audio.command_line import (
-    OneLineParser,
-    add_audio_input_option,
-    add_codec_options,
-    check_files,
-    in_range,
-    plan_name,
-)
+from vita_audio.command_line import OneLineParser, add_codec_options, check_files, in_range, plan_name
 from vita_audio.errors import one_line_errors
 from vita_audio.interleave import InterleavePlan
 
@@ -35,8 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", required=True, type=Path, help="data yaml")
     add("--tokenizer", required=True, help="text tokenizer: a folder or hub name")
     add("--codes", required=True, type=Path, help="folder of the code store")
-    add_codec_options(parser, decoder=False)
-    add_audio_input_option(parser)
+    add_codec_options(parser, for_data=True)
     add("--ratio", type=plan_name, default="boost", help="interleave plan: a name, or a ratio such as 1,10,4,10")
     add("--max-length", type=in_range(int, minimum=1), default=8192, help="tokens in a pack")
     add("--user-audio-loss-weight", type=in_range(float, minimum=0), default=0.0)

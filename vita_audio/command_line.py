@@ -16,8 +16,6 @@ from vita_audio.errors import WRONG_INPUT
 from vita_audio.interleave import InterleavePlan
 
 if TYPE_CHECKING:
-    import torch
-
     from vita_audio.audio_tokenizers import AudioTokenizer
     from vita_audio.inference.pipeline import SpeechLM
 
@@ -85,19 +83,16 @@ def in_range(
     return checked(parse)
 
 
-def add_codec_options(parser: argparse.ArgumentParser, *, decoder: bool = True) -> None:
-    """Add the options that choose an audio tokenizer and, with `decoder`, its speech decoder."""
+def add_codec_options(parser: argparse.ArgumentParser, *, for_data: bool = False) -> None:
+    """Add the options that choose an audio tokenizer, and its speech decoder or, with `for_data`, its roles."""
     types = {"choices": AUDIO_TOKENIZER_TYPES, "help": ", ".join(AUDIO_TOKENIZER_TYPES)}
     parser.add_argument("--audio-tokenizer-type", default="glm4voice", metavar="TYPE", **types)
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
-    if decoder:
+    if for_data:
+        ways = "how the audio of a role enters the model: discrete, continuous or both (default: depends on the type)"
+        parser.add_argument("--audio-input", nargs="+", default=[], metavar="ROLE=HOW", help=ways)
+    else:
         parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
-
-
-def add_audio_input_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that overrides how the audio of a role enters the model."""
-    text = "how the audio of a role enters the model: discrete, continuous or both (default: by audio tokenizer type)"
-    parser.add_argument("--audio-input", nargs="+", default=[], metavar="ROLE=HOW", help=text)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +101,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:
-    """Add --dtype; `torch_dtype` reads its value."""
+    """Add --dtype, the name of a dtype in torch."""
     parser.add_argument(
         "--dtype", choices=DTYPES, help="type of the weights (default: bfloat16 on a GPU, else float32)"
     )
@@ -125,13 +120,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--device-map", help="auto: spread the model over GPUs and memory, in place of --device")
     add_dtype_option(parser)
     add("--attn-implementation", choices=ATTENTION, help="attention implementation (default: sdpa)")
-
-
-def torch_dtype(name: str | None) -> torch.dtype | None:
-    """Return the dtype of one of `DTYPES`; None for None."""
-    import torch
-
-    return name and getattr(torch, name)
 
 
 def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
@@ -166,7 +154,7 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         options.model,
         audio_tokenizer,
         options.device,
-        torch_dtype(options.dtype),
+        options.dtype,
         audio_model=options.audio_model_path,
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,

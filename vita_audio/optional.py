@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -23,28 +22,18 @@ def require(module: str, *, purpose: str, install: str, unused: Sequence[str] = 
             torchaudio often is with another version of torch, an empty module replaces it during the import.
     Raises: MissingPackageError, an ImportError.
     """
-    with ExitStack() as stack:
-        for name in unused:
-            stack.enter_context(_stand_in(name))
+    replaced = []
+    for name in unused:
         try:
-            return import_module(module)
-        except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is absent
-            package = module.partition(".")[0]
-            raise MissingPackageError(
-                f"{purpose} needs the package {package} ({error}); pip install {install}"
-            ) from error
-
-
-@contextmanager
-def _stand_in(name: str) -> Iterator[None]:
-    """Make `import name` succeed, with an empty module if the real one does not work."""
+            import_module(name)
+        except (ImportError, OSError, RuntimeError):
+            sys.modules[name] = ModuleType(name)
+            replaced.append(name)
     try:
-        import_module(name)
-    except (ImportError, OSError, RuntimeError):
-        sys.modules[name] = ModuleType(name)
-        try:
-            yield
-        finally:
+        return import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is absent
+        package = module.partition(".")[0]
+        raise MissingPackageError(f"{purpose} needs the package {package} ({error}); pip install {install}") from error
+    finally:
+        for name in replaced:
             del sys.modules[name]
-    else:
-        yield

@@ -70,7 +70,7 @@ class HarnessModel:
         audio_decoder_path: str | None = None,
         audio_model: str | None = None,
         device: str = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         **options,
     ) -> HarnessModel:
         """Load a checkpoint; arguments as in `get_audio_tokenizer`, `SpeechLM.from_pretrained` and the class."""
