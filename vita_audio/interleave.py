@@ -82,14 +82,17 @@ class InterleavePlan:
         Raises: ValueError if an audio number has no room for a code (see `check_data`).
         """
         self.check_data()
-        text_ids, audio_ids = list(text_ids), list(audio_ids)
-        if not text_ids or not audio_ids:
-            return [*text_ids, begin_id, *audio_ids, end_id]
-        text_chunks = _chunks(text_ids, self.ratio[::2])
-        audio_chunks = _chunks(audio_ids, [number - NUM_MARKERS for number in self.ratio[1::2]])
-        num_pairs = min(len(text_chunks), len(audio_chunks))
-        chunks = zip(_merge_tail(text_chunks, num_pairs), _merge_tail(audio_chunks, num_pairs), strict=True)
-        return [token_id for text, audio in chunks for token_id in (*text, begin_id, *audio, end_id)]
+        text_ids, audio_ids, laid_out = list(text_ids), list(audio_ids), []
+        for num_text, num_audio in self._pairs():
+            num_codes = num_audio - NUM_MARKERS
+            if len(text_ids) <= num_text or len(audio_ids) <= num_codes:
+                return [*laid_out, *text_ids, begin_id, *audio_ids, end_id]
+            laid_out += [*text_ids[:num_text], begin_id, *audio_ids[:num_codes], end_id]
+            text_ids, audio_ids = text_ids[num_text:], audio_ids[num_codes:]
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        pairs = list(zip(self.ratio[::2], self.ratio[1::2], strict=True))
+        return chain(pairs, repeat(pairs[-1]))
 
     def steps(self, num_modules: int | None = None) -> Iterator[int]:
         """Yield endlessly the depth that predicts the next token: 0 for the backbone, k for the k-th depth after it.
@@ -98,8 +101,7 @@ class InterleavePlan:
             num_modules: Number of MTP modules. A step beyond the last depth becomes a backbone step, and the next one
                 starts again at depth 1. None: as many as the plan asks for.
         """
-        pairs = list(zip(self.ratio[::2], self.ratio[1::2], strict=True))
-        for num_text, num_audio in chain(pairs, repeat(pairs[-1])):
+        for num_text, num_audio in self._pairs():
             yield from repeat(BACKBONE, num_text)
             for step in range(1, num_audio + 1):
                 yield step if num_modules is None else step % (num_modules + 1)
@@ -107,18 +109,3 @@ class InterleavePlan:
     def __str__(self) -> str:
         names = [name for name, ratio in MODES.items() if ratio == self.ratio]
         return names[0] if names else ",".join(map(str, self.ratio))
-
-
-def _chunks(ids: list[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Cut `ids` into pieces of the given sizes, the last size repeating."""
-    chunks, start = [], 0
-    for size in chain(sizes, repeat(sizes[-1])):
-        if start >= len(ids):
-            return chunks
-        chunks.append(ids[start : start + size])
-        start += size
-
-
-def _merge_tail(chunks: list[list[int]], count: int) -> list[list[int]]:
-    """Join everything after the first `count` chunks to the last of them."""
-    return [*chunks[: count - 1], list(chain.from_iterable(chunks[count - 1 :]))]

@@ -7,6 +7,7 @@ As in the released class, their inputs are detached, even where the backbone tra
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -55,18 +56,12 @@ class AudioModel(nn.Module):
         return self.model(audios)
 
 
-class AudioProjection(nn.Module):
-    """Projects encoded audio to the width of the language model."""
-
-    def __init__(self, input_size: int, output_size: int):
-        super().__init__()
-        self.pre_proj_layernorm = nn.LayerNorm(input_size)
-        self.mlp = nn.Sequential(
-            nn.Linear(input_size, output_size, bias=False), nn.GELU(), nn.Linear(output_size, output_size, bias=False)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.pre_proj_layernorm(x))
+def audio_projection(input_size: int, output_size: int) -> nn.Sequential:
+    """Make the projection of encoded audio to the width of the language model."""
+    mlp = nn.Sequential(
+        nn.Linear(input_size, output_size, bias=False), nn.GELU(), nn.Linear(output_size, output_size, bias=False)
+    )
+    return nn.Sequential(OrderedDict(pre_proj_layernorm=nn.LayerNorm(input_size), mlp=mlp))
 
 
 class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
@@ -78,7 +73,7 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
         super().__init__(config)
         encoder = config.sensevoice
         self.audio_model = AudioModel(encoder)
-        self.audio_projection = AudioProjection(encoder.output_size, config.hidden_size)
+        self.audio_projection = audio_projection(encoder.output_size, config.hidden_size)
         self.post_init()
 
     def encode_audio(self, audios: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ dropout, because the training stages keep the encoder frozen.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,28 +80,19 @@ class SANMAttention(nn.Module):
         return self.linear_out(context.transpose(1, 2).flatten(2)) + memory
 
 
-class FeedForward(nn.Module):
-    """Linear, ReLU, linear."""
-
-    def __init__(self, config: SenseVoiceConfig):
-        super().__init__()
-        self.w_1 = nn.Linear(config.output_size, config.linear_units)
-        self.w_2 = nn.Linear(config.linear_units, config.output_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(self.w_1(x).relu())
-
-
 class SenseVoiceLayer(nn.Module):
     """Pre-norm attention and feed-forward; a layer that changes the width has no residual around its attention."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
+        size, hidden_size = config.output_size, config.linear_units
         self.self_attn = SANMAttention(input_size, config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = nn.Sequential(
+            OrderedDict(w_1=nn.Linear(size, hidden_size), relu=nn.ReLU(), w_2=nn.Linear(hidden_size, size))
+        )
         self.norm1 = nn.LayerNorm(input_size)
-        self.norm2 = nn.LayerNorm(config.output_size)
-        self.has_residual = input_size == config.output_size
+        self.norm2 = nn.LayerNorm(size)
+        self.has_residual = input_size == size
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         attended = self.self_attn(self.norm1(x), mask)
