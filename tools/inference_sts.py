@@ -92,8 +92,7 @@ def answer(options: argparse.Namespace) -> None:
         audio_tokenizer.stream(voice)  # without a speech decoder, raises now rather than after the answer
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
-    values = {name: getattr(options, name) for name in GENERATION_OPTIONS}
-    generation = {name: value for name, value in values.items() if value is not None}
+    generation = {name: value for name in GENERATION_OPTIONS if (value := getattr(options, name)) is not None}
     respond = stream_answer if options.stream else whole_answer
     respond(speech_lm, conversation, options.output, plan=options.mode, voice=voice, **generation)
 

@@ -6,6 +6,7 @@ Imports neither torch nor transformers, so that programs answer --help and wrong
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 from collections.abc import Callable
 from pathlib import Path
@@ -64,15 +65,11 @@ def plan_name(text: str) -> str:
 
 
 def in_range(
-    convert: Callable[[str], T],
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
+    convert: Callable[[str], T], *, minimum: float = -math.inf, above: float = -math.inf, maximum: float = math.inf
 ) -> Callable[[str], T]:
     """Return an argument type for a number in a range; `convert` is int or float."""
     rules = [("at least", minimum, operator.ge), ("above", above, operator.gt), ("at most", maximum, operator.le)]
-    rules = [rule for rule in rules if rule[1] is not None]
+    rules = [rule for rule in rules if math.isfinite(rule[1])]
 
     def parse(text: str) -> T:
         value = convert(text)
@@ -102,9 +99,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:
     """Add --dtype, the name of a dtype in torch."""
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="type of the weights (default: bfloat16 on a GPU, else float32)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of weights (default: bfloat16 on a GPU, else float32)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

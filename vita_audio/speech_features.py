@@ -31,15 +31,10 @@ ROWS_PER_SECOND = INPUT_RATE / (HOP * STACK_STEP)
 FEATURE_SIZE = NUM_MELS * STACKED_FRAMES
 
 
-def num_feature_rows(num_samples: int) -> int:
-    """Return the number of feature rows of a wave of `num_samples` samples at 16 kHz."""
-    num_frames = 1 + max(0, num_samples - WINDOW) // HOP
-    return -(-num_frames // STACK_STEP)
-
-
 def num_encoder_rows(num_samples: int) -> int:
-    """Return the number of positions that such a wave occupies in the language model: its rows and the queries."""
-    return num_feature_rows(num_samples) + len(QUERIES)
+    """Return the number of rows that the encoder reads for a wave at 16 kHz: the queries and the feature rows."""
+    num_frames = 1 + max(0, num_samples - WINDOW) // HOP
+    return len(QUERIES) - (-num_frames // STACK_STEP)
 
 
 def fbank(wave: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from vita_audio.speech_features import (
     SenseVoiceFrontEnd,
     fbank,
     num_encoder_rows,
-    num_feature_rows,
     stack_frames,
 )
 
@@ -43,8 +42,7 @@ def test_features_match_the_reference(case, front_end):
     features = front_end(wave)
     torch.testing.assert_close(fbank(wave), FEATURES[f"{case['index']}.fbank"], atol=2e-3, rtol=0)
     torch.testing.assert_close(features, FEATURES[f"{case['index']}.features"], atol=1e-3, rtol=0)
-    assert len(features) == num_feature_rows(len(wave)) == case["lfr_frames"]
-    assert num_encoder_rows(len(wave)) == case["lfr_frames"] + 4
+    assert len(features) == case["lfr_frames"] and num_encoder_rows(len(wave)) == case["lfr_frames"] + 4
 
 
 @pytest.mark.parametrize("num_frames, table", CASE["lfr_index_table"].items())
@@ -55,7 +53,7 @@ def test_frames_are_stacked_as_in_the_reference(num_frames, table):
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 40, 399, 400, 401, 559, 560, 1519, 1520, 16000])
 def test_rows_are_known_from_the_number_of_samples(num_samples, front_end):
     features = front_end(torch.linspace(-0.5, 0.5, num_samples))
-    assert features.shape == (num_feature_rows(num_samples), FEATURE_SIZE)
+    assert features.shape == (num_encoder_rows(num_samples) - 4, FEATURE_SIZE)
     assert features.isfinite().all()
 
 
