@@ -4,7 +4,7 @@
     python tools/inference_sts.py --task tts --text "four two seven" --mode turbo --output spoken.wav
     python tools/inference_sts.py --model DIR --task asr --audio question.wav --no-do-sample
 
-Prints the text of the answer and, for speech, the file written, the time to the first audio and the real-time factor.
+Prints the text of the answer and, for speech, the output file, the time to the first audio and the real-time factor.
 Without --stream, all audio arrives at once.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -37,6 +38,7 @@ from vita_audio.interleave import MODES
 if TYPE_CHECKING:
     from vita_audio.audio_tokenizers import AudioTokenizer
     from vita_audio.inference.pipeline import SpeechLM
+    from vita_audio.inference.response import Chunk, Response
 
 DEFAULT_OUTPUT = Path("outputs/answer.wav")
 GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
@@ -67,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def answer(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Check the input before anything large is imported or loaded, then answer."""
     if options.output is None and TASKS[options.task].speaks:
         options.output = DEFAULT_OUTPUT
@@ -93,8 +95,9 @@ def answer(options: argparse.Namespace) -> None:
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
     generation = {name: value for name in GENERATION_OPTIONS if (value := getattr(options, name)) is not None}
-    respond = stream_answer if options.stream else whole_answer
-    respond(speech_lm, conversation, options.output, plan=options.mode, voice=voice, **generation)
+    generation |= {"plan": options.mode, "voice": voice, "decode_audio": options.output is not None}
+    answer = pieces(speech_lm, conversation, stream=options.stream, **generation)
+    write_answer(answer, options.output, audio_tokenizer.output_rate)
 
 
 def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:
@@ -129,53 +132,43 @@ def check_output(path: Path) -> None:
         raise PermissionError(f"--output {path} cannot be written; choose another file")
 
 
-def whole_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
-    """Answer, then print the text and write the audio."""
-    response = speech_lm.respond(conversation, decode_audio=output is not None, **generation)
-    print(response.text)
-    if output is None:
-        return
-    if len(response.wave):
-        soundfile.write(output, response.wave.numpy(), response.sample_rate)
-    seconds = response.timings.total_seconds
-    report(output, len(response.wave) / response.sample_rate, first_audio_seconds=seconds, total_seconds=seconds)
+def pieces(speech_lm: SpeechLM, conversation: Sample, *, stream: bool, **generation: Any) -> Iterator[Chunk | Response]:
+    """Yield the answer piece by piece as the model generates it, or in one piece."""
+    if stream:
+        yield from speech_lm.stream(conversation, **generation)
+    else:
+        yield speech_lm.respond(conversation, **generation)
 
 
-def stream_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
-    """Print text and write audio piece by piece as the model generates them."""
+def write_answer(answer: Iterable[Chunk | Response], output: Path | None, sample_rate: int) -> None:
+    """Print the text and write the audio of each piece as it arrives, then report the length and latency."""
     start, first_audio_seconds, num_samples, file = perf_counter(), None, 0, None
-    sample_rate = speech_lm.audio_tokenizer.output_rate
     with ExitStack() as stack:
-        for chunk in speech_lm.stream(conversation, decode_audio=output is not None, **generation):
-            print(chunk.text, end="", flush=True)
-            if not len(chunk.wave):
+        for piece in answer:
+            seconds = perf_counter() - start
+            print(piece.text, end="", flush=True)
+            if output is None or not len(piece.wave):
                 continue
             if file is None:
-                first_audio_seconds = perf_counter() - start
+                first_audio_seconds = seconds
                 file = stack.enter_context(soundfile.SoundFile(output, "w", sample_rate, channels=1))
-            file.write(chunk.wave.numpy())
+            file.write(piece.wave.numpy())
             file.flush()
-            num_samples += len(chunk.wave)
+            num_samples += len(piece.wave)
     print()
-    if output is not None:
-        report(output, num_samples / sample_rate, first_audio_seconds, perf_counter() - start)
-
-
-def report(output: Path, audio_seconds: float, first_audio_seconds: float | None, total_seconds: float) -> None:
-    """Print the length and latency of the audio."""
-    if not audio_seconds:
+    if num_samples:
+        print(
+            f"{output}: {num_samples / sample_rate:.2f} s of speech, first audio after "
+            f"{1000 * first_audio_seconds:.0f} ms, real-time factor {seconds * sample_rate / num_samples:.3f}"
+        )
+    elif output is not None:
         print(f"the answer has no audio, {output} was not written")
-        return
-    print(
-        f"{output}: {audio_seconds:.2f} s of speech, first audio after {1000 * first_audio_seconds:.0f} ms, "
-        f"real-time factor {total_seconds / audio_seconds:.3f}"
-    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     with one_line_errors("inference_sts"):
-        answer(options)
+        run(options)
 
 
 if __name__ == "__main__":

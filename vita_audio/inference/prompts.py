@@ -163,15 +163,12 @@ def _split_at_exact_answers(sample: Mapping[str, Any]) -> Iterator[tuple[Mapping
     """Yield the parts of a conversation before, between and after the answers with `ids`, each with the next ids."""
     conversation = Conversation.parse(sample)
     messages = next(sample[key] for key in MESSAGE_KEYS if sample.get(key))
-    if all(message.get("ids") is None for message in messages):
-        yield sample, None
-        return
     audios, part = iter(conversation.audios), {"messages": [], "audios": []}
     for turn, message in zip(conversation.turns, messages, strict=True):
         turn_audios = [next(audios) for _ in range(turn.content.count(AUDIO_TAG))]
         ids = message.get("ids")
         if ids is None:
-            part["messages"].append({"role": turn.role, "content": turn.content})
+            part["messages"].append(message)
             part["audios"] += turn_audios
             continue
         if turn.role != "assistant" or not all(isinstance(token_id, int) for token_id in ids):
