@@ -37,11 +37,7 @@ class StoredTensor:
 
 
 def find_checkpoint(
-    name_or_path: str | Path,
-    *,
-    offline: bool = False,
-    revision: str | None = None,
-    files: Sequence[str] | None = None,
+    name_or_path: str | Path, *, offline: bool = False, revision: str | None = None, files: Sequence[str] | None = None
 ) -> Path:
     """Return the folder of a checkpoint: the given folder, or the local copy of a repository on the hub.
 
