@@ -5,10 +5,12 @@ Importing this module is fast; `parse_arguments` imports torch only after the fl
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,10 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from transformers import HfArgumentParser
 
 from vita_audio.interleave import MODES, InterleavePlan
-from vita_audio.training.trainer_flags import trainer_flags
+from vita_audio.text import parse_audio_input
 
 if TYPE_CHECKING:
     from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+
+_TYPES = {"int": int, "float": float, "str": str}
 
 
 def option(help: str, default: object = None) -> object:
@@ -74,6 +78,7 @@ class ModelArguments:
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"--{name} must be 0 or more, got {value}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
+        self.input_by_role = parse_audio_input(self.audio_input or ())
 
 
 @dataclass
@@ -134,6 +139,54 @@ class SpeechOptions:
             raise ValueError(f"--eval_options must be NAME=VALUE, got {' '.join(wrong)}")
 
 
+def trainer_flags(*, without: Container[str] = ()) -> type:
+    """Return a dataclass with the fields of TrainingArguments, read from its source because importing it takes seconds.
+
+    Names, help texts and the types of booleans and numbers are those of the original. Values of other types stay
+    strings or lists of strings; defaults that are not literals become None.
+
+    Args:
+        without: Names of fields to leave out.
+    """
+    path = Path(find_spec("transformers").submodule_search_locations[0], "training_args.py")
+    fields = [item for item in _read_fields(path) if item[0] not in without]
+    return make_dataclass("TrainerFlags", fields)
+
+
+def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name, type and dataclass field of every flag in a source file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"]
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and node.value and not node.target.id.startswith("_"):
+            options = {"default": node.value}
+            if isinstance(node.value, ast.Call):
+                options = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            default = _literal(options.get("default"))
+            metadata = options.get("metadata", ast.Dict([], []))
+            known = {key.value: _literal(value) for key, value in zip(metadata.keys, metadata.values, strict=True)}
+            known = {"help": ""} | {key: value for key, value in known.items() if value is not None}
+            kind = _simplify(ast.unparse(node.annotation), default)
+            yield node.target.id, kind, field(default=default, metadata=known)
+
+
+def _simplify(annotation: str, default: Any) -> Any:
+    """Return a type of booleans, numbers, strings or lists of strings that HfArgumentParser parses alike."""
+    if "bool" in annotation and "dict" not in annotation:
+        return bool | None if default is None else bool
+    if "list" in annotation:
+        return list[str]
+    return _TYPES.get(annotation.removesuffix(" | None"), str)
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """Evaluate an expression of constants; None for other expressions and without one."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
 Arguments = tuple[ModelArguments, DataArguments, "SpeechTrainingArguments"]
 
 
@@ -161,8 +214,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    ours = frozenset(item.name for item in fields(SpeechOptions))
-    # Answers --help and most mistakes without the seconds that the import of TrainingArguments takes.
+    ours = {item.name for item in fields(SpeechOptions)}
+    # answers --help and reports most mistakes before the slow import of TrainingArguments
     _Parser(ModelArguments, DataArguments, SpeechOptions, trainer_flags(without=ours)).parse(argv)
     from vita_audio.training.trainer_arguments import SpeechTrainingArguments
 

@@ -27,8 +27,7 @@ from vita_audio.training.run_folder import (
     inspect_run_folder,
     last_checkpoint,
 )
-from vita_audio.training.settings import StageSettings, stage_settings
-from vita_audio.training.stage_data import StageData, load_stage_data
+from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer
 from vita_audio.training.trainer_arguments import SpeechTrainingArguments
@@ -42,10 +41,9 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     Returns: The trainer, None if the run is finished; and the checkpoint to resume from, None for a new run.
     Raises: FileExistsError, FileNotFoundError, ValueError, MissingPackageError for input that cannot be trained on.
     """
-    _, data_arguments, training_arguments = arguments
+    model_arguments, data_arguments, training_arguments = arguments
     start_logging(training_arguments)
     new_figure(1, 1)  # without matplotlib this fails now, not when the curves are drawn
-    settings = stage_settings(*arguments)
     if training_arguments.deepspeed:
         import deepspeed
 
@@ -56,11 +54,18 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    callbacks = _prepare_evaluation(settings, training_arguments)
+    callbacks = []
+    if training_arguments.eval_suite:
+        command = evaluation_command(model_arguments, training_arguments)
+        if training_arguments.process_index == 0:
+            check_evaluation(command)
+        callbacks.append(CheckpointEvaluation(command, training_arguments.eval_minutes))
     set_seed(training_arguments.seed)
-    data = _prepare_data(settings, training_arguments)
+    # the main process of each machine makes the packs, which the others then read
+    with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
+        data = load_stage_data(arguments, is_main=training_arguments.local_process_index == 0)
     trainer = SpeechTrainer(
-        model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
+        model=load_stage_model(arguments, data.tokenizer, data.audio_tokenizer),
         args=training_arguments,
         train_dataset=data.packs,
         data_collator=PackCollator(
@@ -106,25 +111,6 @@ def open_run(arguments: Arguments) -> bool:
         logger.info("arguments: %s", json.dumps(argument_values(arguments, changed_only=True)))
     training_arguments.distributed_state.wait_for_everyone()
     return True
-
-
-def _prepare_evaluation(
-    settings: StageSettings, training_arguments: SpeechTrainingArguments
-) -> list[CheckpointEvaluation]:
-    """Return the callback that evaluates checkpoints, if they are to be evaluated, after a check of its command."""
-    if not training_arguments.eval_suite:
-        return []
-    command = evaluation_command(settings, training_arguments)
-    if training_arguments.process_index == 0:
-        check_evaluation(command)
-    return [CheckpointEvaluation(command, training_arguments.eval_minutes)]
-
-
-def _prepare_data(settings: StageSettings, training_arguments: SpeechTrainingArguments) -> StageData:
-    """Load the data in the main process of each machine first, which makes the packs that the others read."""
-    is_main = training_arguments.local_process_index == 0
-    with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
-        return load_stage_data(settings, is_main=is_main, device=str(training_arguments.device))
 
 
 def finish(trainer: SpeechTrainer) -> None:
