@@ -1,4 +1,4 @@
-"""The folder of a training run: which run it belongs to, where to resume, whether the run is finished."""
+"""The folder of a training run: whether the run is finished, where it resumes, and with which arguments it began."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ QUALITY_FILE = "quality.json"  # their summary
 
 NUM_PROCESSES = "num_processes"  # in the arguments file, next to the arguments
 
-# Arguments that decide what a run learns: these and all of model and data, except those in _FREE, which say only where
-# files are kept and how results are computed.
+# A run learns the same with the same values of these and of all model and data arguments except _FREE, which say only
+# where files are kept and how results are computed.
 _LEARNING = frozenset(
     ("max_steps", "num_train_epochs", "learning_rate", "mtp_model_lr_mult", "lr_scheduler_type", "lr_scheduler_kwargs")
     + ("warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
@@ -44,7 +44,7 @@ class RunState(Enum):
 def inspect_run_folder(folder: str | Path) -> RunState:
     """Return the state of the run in a folder.
 
-    Raises: FileExistsError if the folder holds something else; NotADirectoryError if it is a file.
+    Raises: FileExistsError if the folder holds other files; NotADirectoryError if it is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -66,9 +66,7 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
     A run that is not finished may get more `max_steps`, and another batch size on another number of processes.
 
     Args:
-        folder: Folder of the run.
-        values: Arguments by name and `NUM_PROCESSES`, as in `ARGUMENTS_FILE`.
-        state: State of the run.
+        values: Content for `ARGUMENTS_FILE`: arguments by name, and `NUM_PROCESSES`.
     Raises: FileExistsError that names the differences.
     """
     advice = "choose another folder, or pass --overwrite_output_dir true to start again in this one"
@@ -103,7 +101,6 @@ def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
     """Return the newest complete checkpoint to resume from.
 
     Args:
-        folder: Folder of the run.
         max_steps: Steps of the run, -1 if unknown. The checkpoint of the last step is left out, because the Trainer
             would take one more step from it.
     """

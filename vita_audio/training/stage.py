@@ -1,4 +1,4 @@
-"""A training stage from parsed flags to the files of its result."""
+"""A training stage: preparation from parsed flags, and the files of its result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     """Do everything that comes before training.
 
-    Returns: The trainer, None if the run is finished; and the checkpoint to resume from, None for a new run.
+    Returns: The trainer (None if the run is finished) and the checkpoint to resume from (None for a new run).
     Raises: FileExistsError, FileNotFoundError, ValueError, MissingPackageError for input that cannot be trained on.
     """
     model_arguments, data_arguments, training_arguments = arguments
@@ -115,7 +115,7 @@ def open_run(arguments: Arguments) -> bool:
 
 def finish(trainer: SpeechTrainer) -> None:
     """Save the model, draw the curves and write the results, which mark the run as finished."""
-    trainer.model.config.use_cache = True  # which training turns off
+    trainer.model.config.use_cache = True  # training turned it off
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

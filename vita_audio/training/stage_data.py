@@ -28,8 +28,7 @@ class StageData:
 
     Attributes:
         tokenizer: Text tokenizer with the audio codes.
-        packs: Packed samples.
-        front_end: Makes the features of continuous input; None without continuous input.
+        front_end: Computes the features of continuous input; None if there is none.
         audio_tokenizer: Description of the tokenizer that made the codes, see `audio_tokenizers.identity`.
     """
 
@@ -43,9 +42,9 @@ def load_stage_data(arguments: Arguments, *, is_main: bool = True) -> StageData:
     """Load the tokenizers and make the packs of a stage.
 
     Args:
-        is_main: Whether this process extracts codes and shows progress; other processes of the machine must call this
-            after it, and find the packs.
-    Raises: FileNotFoundError with the command that makes missing codes; FileNotFoundError and ValueError for tokenizers
+        is_main: Whether this process extracts codes, packs and shows progress. Other processes of the machine must call
+            this function afterwards.
+    Raises: FileNotFoundError with the command that makes missing codes; FileNotFoundError or ValueError for tokenizers
         and data that are missing or damaged.
     """
     model, data, training = arguments

@@ -83,13 +83,7 @@ class CompactProgress(ProgressCallback):
 
 
 class StepLog(TrainerCallback):
-    """Times the log entries, and has the last step logged whatever --logging_steps is.
-
-    Attributes:
-        last_time: When training began or the last entry was made, in seconds of the monotonic clock.
-    """
-
-    last_time: float
+    """Measures the time between log entries, and has the last step logged whatever --logging_steps is."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.last_time = time.monotonic()
@@ -98,7 +92,7 @@ class StepLog(TrainerCallback):
         control.should_log |= state.global_step >= state.max_steps
 
     def elapsed(self) -> float:
-        """Return the seconds since the last entry, and start again."""
+        """Return the seconds since the last call or the start of training."""
         before, self.last_time = self.last_time, time.monotonic()
         return self.last_time - before
 
@@ -113,12 +107,10 @@ class SpeechTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
-        """Make a trainer.
+        """Make a trainer; `args` and `kwargs` are those of transformers' Trainer.
 
         Args:
-            args: Positional arguments of transformers' Trainer.
-            front_end: Makes the features of continuous input; it is saved with the model.
-            kwargs: Keyword arguments of transformers' Trainer.
+            front_end: Computes the features of continuous input; it is saved with the model.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
         """
         super().__init__(*args, **kwargs)
