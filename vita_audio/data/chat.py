@@ -127,7 +127,6 @@ def encode_conversation(
 
     Args:
         audio_ids: Returns the ids of an entry of `audios`.
-        plan: How text and audio of an answer alternate.
         user_audio_loss_weight: If positive, the audio codes of user turns are learnt too, with this loss weight.
     Raises: SampleError, and the exceptions of `audio_ids`.
     """
@@ -136,7 +135,7 @@ def encode_conversation(
     weights: list[float] = []
     spans: list[AudioSpan] = []
     for turn, header, body, turn_spans in _encode_turns(Conversation.parse(sample), tokenizer, audio_ids, plan):
-        spans += _moved(turn_spans, len(input_ids) + len(header))
+        spans += turn_spans
         if turn.role == "assistant":
             body_labels, body_weights = body, [1.0] * len(body)
         else:
@@ -154,8 +153,6 @@ def encode_prompt(
 ) -> tuple[list[int], list[AudioSpan]]:
     """Encode a conversation that expects an answer: its turns and the header of the next assistant turn.
 
-    Arguments as in `encode_conversation`; `plan` is the layout of earlier answers with text and audio.
-
     Returns: Ids, and the positions of the audios.
     Raises: SampleError, also if the last turn is the assistant's.
     """
@@ -165,7 +162,7 @@ def encode_prompt(
     ids: list[int] = []
     spans: list[AudioSpan] = []
     for _, header, body, turn_spans in _encode_turns(conversation, tokenizer, audio_ids, plan):
-        spans += _moved(turn_spans, len(ids) + len(header))
+        spans += turn_spans
         ids += header + body
     return ids + tokenizer.header("assistant"), spans
 
@@ -173,17 +170,16 @@ def encode_prompt(
 def _encode_turns(
     conversation: Conversation, tokenizer: TextTokenizer, audio_ids: AudioIds, plan: InterleavePlan
 ) -> Iterator[tuple[Turn, list[int], list[int], list[AudioSpan]]]:
-    """Yield each turn with its header ids, content and footer ids, and audio spans relative to the content."""
-    audios = iter(conversation.audios)
+    """Yield each turn with its header ids, content and footer ids, and audio spans."""
+    audios, length = iter(conversation.audios), 0
     for turn in _with_spoken_text(conversation.turns):
         content, spans = _content_ids(turn, audios, tokenizer, audio_ids)
         if turn.role == "assistant":
             content, spans = _lay_out_answer(content, spans, tokenizer, plan)
-        yield turn, tokenizer.header(turn.role), content + tokenizer.footer(), spans
-
-
-def _moved(spans: list[AudioSpan], offset: int) -> list[AudioSpan]:
-    return [replace(span, start=offset + span.start, stop=offset + span.stop) for span in spans]
+        header, body = tokenizer.header(turn.role), content + tokenizer.footer()
+        offset = length + len(header)
+        yield turn, header, body, [replace(span, start=offset + span.start, stop=offset + span.stop) for span in spans]
+        length = offset + len(body)
 
 
 def _with_spoken_text(turns: Iterable[Turn]) -> Iterator[Turn]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vita_audio.data.audio import AudioError, load_audio
 from vita_audio.data.parallel import map_ordered
 
-_COMMIT_EVERY = 64  # files between two writes of an extraction, the most that an interrupted run loses
+_COMMIT_EVERY = 64  # files between two writes: the most that an interrupted extraction loses
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS codes (digest BLOB PRIMARY KEY, codes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS files (
@@ -56,7 +56,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Result for one file: codes, only a digest if a copy has codes already, or the reason why there are none."""
+    """Result for one file: digest and codes, only the digest if its codes are stored already, or an error."""
 
     state: FileState
     digest: bytes | None = None
@@ -71,9 +71,8 @@ class AudioCodeStore:
         """Open the database, or create it.
 
         Args:
-            folder: Folder of the database; created if missing.
-            tokenizer_id: Name and fingerprint of the audio tokenizer (`AudioTokenizer.fingerprint`). Tokenizers with
-                other weights make other codes, so they never share a database.
+            tokenizer_id: `AudioTokenizer.fingerprint`; tokenizers with other weights make other codes, so each has its
+                own database.
             read_only: Open an existing database without changing it.
         Raises: FileNotFoundError if there is no database to read; ValueError for an impossible `tokenizer_id`.
         """
@@ -90,15 +89,8 @@ class AudioCodeStore:
             self._database = sqlite3.connect(self.path, timeout=60)
             self._database.executescript(_SCHEMA)
 
-    def __getstate__(self) -> tuple[Path, str, bool]:
-        return self.folder, self.tokenizer_id, self.read_only
-
-    def __setstate__(self, state: tuple[Path, str, bool]) -> None:
-        folder, tokenizer_id, read_only = state
-        self.__init__(folder, tokenizer_id, read_only=read_only)
-
-    def close(self) -> None:
-        self._database.close()
+    def __reduce__(self) -> tuple[Callable[..., AudioCodeStore], tuple[Path, str]]:
+        return partial(AudioCodeStore, read_only=self.read_only), (self.folder, self.tokenizer_id)
 
     def codes(self, path: str | Path) -> list[int]:
         """Return the codes of an audio file.
@@ -133,7 +125,11 @@ class AudioCodeStore:
 
     def add(self, extractions: Iterable[Extraction]) -> None:
         """Write all extractions or none, in one transaction; results that are stored already change nothing."""
-        new = [item for item in extractions if item.codes is not None or not self._knows(item)]
+        new = [
+            item
+            for item in extractions
+            if item.codes is not None or self._known(item.state) != (item.digest, item.error)
+        ]
         if not new:
             return
         with self._database as database:
@@ -147,9 +143,6 @@ class AudioCodeStore:
                     (state.path, state.size, state.mtime, item.digest, item.error),
                 )
             database.execute(f"PRAGMA user_version = {self.revision + 1}")
-
-    def _knows(self, item: Extraction) -> bool:
-        return self._known(item.state) == (item.digest, item.error)
 
     def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
         row = self._database.execute(
@@ -172,14 +165,6 @@ class ExtractionReport:
     num_encoded: int = 0
     failures: dict[str, str] = field(default_factory=dict)
 
-    def count(self, result: Extraction) -> None:
-        if result.error:
-            self.failures[result.state.path] = result.error
-        elif result.codes is None:
-            self.num_present += 1
-        else:
-            self.num_encoded += 1
-
     def summary(self) -> str:
         lines = [
             f"{self.num_files} audio files: {self.num_present} had codes, {self.num_encoded} encoded, "
@@ -197,12 +182,11 @@ def extract_codes(
     num_workers: int = 0,
     progress: bool = False,
 ) -> ExtractionReport:
-    """Encode the audio files that have no codes yet; files that cannot be read are counted and named.
+    """Encode the audio files that have no codes yet, and report those that cannot be read.
 
-    Codes are written every few files, so that an interrupted run can be continued.
+    Codes are written every few files, so an interrupted run can be continued.
 
     Args:
-        paths: Audio files; duplicates are ignored.
         make_tokenizer: Makes the audio tokenizer, given `device`; called once per worker, so it must be picklable.
         devices: Devices assigned to the workers in turn.
         num_workers: Number of processes; 0 encodes in the calling process.
@@ -225,7 +209,12 @@ def extract_codes(
     try:
         for result in tqdm(results, total=len(pending), desc="audio codes", unit="file", disable=not progress):
             waiting.append(result)
-            report.count(result)
+            if result.error:
+                report.failures[result.state.path] = result.error
+            elif result.codes is None:
+                report.num_present += 1
+            else:
+                report.num_encoded += 1
             if len(waiting) >= _COMMIT_EVERY:
                 store.add(waiting)
                 waiting.clear()

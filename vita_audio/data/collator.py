@@ -1,10 +1,8 @@
 """Collate packs into a batch.
 
 transformers separates the documents of a row in every attention back end if `position_ids` restart, no `attention_mask`
-is given and `use_cache` is false; with a mask of ones it silently lets them attend to each other. A batch therefore
-never has a mask, and padding is a document of its own.
-
-Audio of continuous input is read here, in the processes of the data loader: packs hold only paths and positions.
+is given and `use_cache` is false; with a mask of ones it lets them attend to each other. A batch therefore never has a
+mask, and padding is a document of its own. Audio of continuous input is read here, in the data loader's processes.
 """
 
 from __future__ import annotations

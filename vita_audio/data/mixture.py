@@ -91,10 +91,8 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
     first = 0
     for entry in read_entries(path):
         for file in entry.files:
-            lines, texts = [], []
-            for line, text in read_samples(file, problems):
-                lines.append(line)
-                texts.append(text)
+            samples = list(read_samples(file, problems))
+            lines, texts = ([sample[column] for sample in samples] for column in (0, 1))
             columns = {"sample": texts, "line": lines, "source": [len(sources)] * len(texts)}
             parts.append(Dataset.from_dict(columns, features=_FEATURES))
             num_used = min(int(len(texts) * entry.ratio), entry.num)
@@ -111,11 +109,7 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
 
 
 def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Path]:
-    """Return the audio files named in the rows of a mixture, each once; malformed rows are skipped.
-
-    Args:
-        roles: Roles whose audio is included.
-    """
+    """Return the audio files of some roles in the rows of a mixture, each once; malformed rows are skipped."""
     paths: dict[Path, None] = {}
     for row in mixture.rows:
         try:
@@ -130,7 +124,7 @@ def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Pa
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """Return the order of VITA-Audio's data: the permutation for `seed`, applied twice."""
+    """Return the order of VITA-Audio's data: the permutation drawn with `seed`, applied twice."""
     permutation = np.random.default_rng(seed).permutation(count)
     return permutation[permutation]
 
@@ -138,7 +132,7 @@ def shuffled(count: int, seed: int) -> np.ndarray:
 def read_entries(path: str | Path) -> list[Entry]:
     """Parse a data yaml; entries with ratio 0 or num 0 are left out, and their files need not exist.
 
-    Relative data paths are resolved against the folder of the yaml, or else the current folder.
+    Relative data paths start from the folder of the yaml or, if there is nothing, from the current folder.
 
     Raises: FileNotFoundError for a missing file or folder; ValueError for a malformed yaml.
     """
