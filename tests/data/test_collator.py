@@ -42,7 +42,7 @@ def test_lists_and_arrays_give_the_same_batch():
 
 
 def test_attention_mask_is_refused():
-    with pytest.raises(ValueError, match="packs must not carry an attention_mask"):
+    with pytest.raises(ValueError, match="packs must not have an attention_mask"):
         PackCollator(PAD)([pack([3], attention_mask=np.ones(3))])
 
 

@@ -22,7 +22,7 @@ from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.arguments import Arguments, DataArguments, ModelArguments
-from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+from vita_audio.training.trainer import SpeechTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"

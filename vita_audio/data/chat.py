@@ -1,8 +1,8 @@
 """Encode conversations as token ids and labels: ChatML turns, audio in place of its tags, interleaved answers.
 
 A sample is a dict with `messages` (or `conversations`), a list of `{"role", "content"}`, and `audios`, one entry for
-each `<|audio|>` tag in reading order. Only the caller's `audio_ids` interprets the entries (paths, waves): it returns
-the ids between the audio markers, which are codes or placeholders for continuous features.
+each `<|audio|>` tag in reading order. The caller's `audio_ids` converts an entry (path or wave) to the ids between the
+audio markers: codes, or placeholders for continuous features.
 """
 
 from __future__ import annotations
@@ -43,11 +43,7 @@ class Conversation:
 
     @classmethod
     def parse(cls, sample: Mapping[str, Any]) -> Conversation:
-        """Check a sample and normalise its form.
-
-        Raises: SampleError for missing keys, an unknown role, content that is not text, or numbers of audio tags and
-            audios that differ.
-        """
+        """Check a sample. Raises: SampleError."""
         if not isinstance(sample, Mapping):
             raise SampleError(f"a sample must be a JSON object, got {type(sample).__name__}")
         messages = next((sample[key] for key in MESSAGE_KEYS if sample.get(key)), None)
@@ -67,7 +63,7 @@ class Conversation:
 
     @property
     def audio_roles(self) -> list[str]:
-        """Role of the speaker in each of `audios`."""
+        """Role of the speaker of each of `audios`."""
         return [turn.role for turn in self.turns for _ in range(turn.content.count(AUDIO_TAG))]
 
 
@@ -88,13 +84,11 @@ def _parse_turn(message: Any) -> Turn:
 
 @dataclass(frozen=True)
 class AudioSpan:
-    """Position of an audio in the ids of a conversation.
+    """An audio in the ids of a conversation: markers included, it is at `start:stop`.
 
     Attributes:
-        start: Position of the first marker.
-        stop: Position after the last marker.
         num_ids: Number of ids between the markers.
-        num_rows: Number of these ids, from the first on, that are placeholders of continuous input.
+        num_rows: Number of these ids, the first ones, that are placeholders for continuous input.
     """
 
     audio: Any
@@ -107,7 +101,7 @@ class AudioSpan:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """One document; `labels` are IGNORE_INDEX where nothing is learnt, `loss_weights` are None if all are 1."""
+    """One document; `labels` are IGNORE_INDEX where nothing is learnt; `loss_weights` is None if all are 1."""
 
     input_ids: list[int]
     labels: list[int]

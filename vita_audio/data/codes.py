@@ -1,7 +1,7 @@
-"""Audio codes on disk: one database per audio tokenizer, in a folder of your choice and never next to the audio.
+"""Audio codes on disk, one database per audio tokenizer.
 
-Codes are stored under a hash of the audio file's bytes, so that copies share them and a changed file loses them. Path,
-size and modification time of each file are stored too, which saves reading it again.
+Codes are stored under a hash of the audio file's bytes, so copies share them and a changed file loses them. Files whose
+path, size and modification time are stored are not read again.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class FileState:
 
     @classmethod
     def of(cls, path: str | Path) -> FileState:
-        """Return the state of a file. Raises: FileNotFoundError if there is no such file, whatever its name."""
-        if not os.path.isfile(path):  # unlike the method, also takes names that are too long or contain NUL
+        """Return the state of a file. Raises: FileNotFoundError."""
+        if not os.path.isfile(path):  # unlike Path.is_file, also accepts names that are too long or contain NUL
             name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
             raise FileNotFoundError(f"{name}: no such audio file")
         resolved = Path(path).resolve()
@@ -95,8 +95,7 @@ class AudioCodeStore:
     def codes(self, path: str | Path) -> list[int]:
         """Return the codes of an audio file.
 
-        Raises: FileNotFoundError if there is no such file, AudioError if its extraction failed, MissingCodesError if
-            it was not extracted.
+        Raises: FileNotFoundError; AudioError if its extraction failed; MissingCodesError if it was not extracted.
         """
         state = FileState.of(path)
         digest, error = self._known(state)
@@ -108,7 +107,7 @@ class AudioCodeStore:
         return codes
 
     def has(self, state: FileState) -> bool:
-        """Return whether the codes of a file are stored, judging by its path, size and modification time."""
+        """Return whether the codes of a file are stored, according to its path, size and modification time."""
         digest, _ = self._known(state)
         return digest is not None and self.has_digest(digest)
 
@@ -120,11 +119,11 @@ class AudioCodeStore:
 
     @property
     def revision(self) -> int:
-        """Number that increases with every write, for cache keys."""
+        """Number that every write increases, for cache keys."""
         return self._database.execute("PRAGMA user_version").fetchone()[0]
 
     def add(self, extractions: Iterable[Extraction]) -> None:
-        """Write all extractions or none, in one transaction; results that are stored already change nothing."""
+        """Write extractions in one transaction; those that are stored already change nothing."""
         new = [
             item
             for item in extractions

@@ -27,7 +27,6 @@ class PackCollator:
     """Stacks packs, padded on the right to the longest of the batch.
 
     Attributes:
-        pad_id: Token id of the padding.
         front_end: Computes the features of continuous input.
         code_noise: Fraction of the input audio codes that are replaced by random codes, with torch's global generator;
             labels are unchanged. Keeps a small model from memorising recordings.
@@ -44,14 +43,14 @@ class PackCollator:
 
         Packs with continuous input also give `audios` and `audio_indices`, arguments of the Plus models.
 
-        Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns; FileNotFoundError,
+        Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns; FileNotFoundError or
             AudioError for audio that has changed since the packs were made.
         """
         names = set(packs[0])
         if any(set(pack) != names for pack in packs):
             raise ValueError(f"packs of a batch must have the same columns, got {[sorted(pack) for pack in packs]}")
         if "attention_mask" in names:
-            raise ValueError("packs must not carry an attention_mask: with one, their documents see each other")
+            raise ValueError("packs must not have an attention_mask: with one, documents attend to each other")
         length = max(len(pack["input_ids"]) for pack in packs)
         batch: dict[str, Any] = {name: self._stack(packs, name, length) for name in _COLUMNS if name in names}
         if self.code_noise:

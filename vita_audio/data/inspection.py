@@ -1,4 +1,4 @@
-"""What a training sample turns into: tokens, labels, chunks of text and audio, and the lengths of its audio."""
+"""Describe an encoded training sample: tokens, labels, chunks of text and audio, and the length of its audio."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vita_audio.text import TextTokenizer
 
 
 def find_chunks(encoded: EncodedConversation, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
-    """Split a document where text changes to audio, or learnt tokens to others."""
+    """Split a document where the kind of token changes, or whether it is learnt."""
     kinds = ["audio" if tokenizer.is_audio(token_id) else "text" for token_id in encoded.input_ids]
     for span in encoded.audio_spans:
         kinds[span.start + 1 : span.start + 1 + span.num_rows] = ["rows"] * span.num_rows
@@ -41,7 +41,7 @@ def find_chunks(encoded: EncodedConversation, tokenizer: TextTokenizer) -> list[
 
 
 def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str, Any]]:
-    """Return format, length and place of each audio file of a document; relative paths start from `folder`."""
+    """Return format, length and position of each audio file of a document; relative paths start from `folder`."""
     audios = []
     for span in encoded.audio_spans:
         info = soundfile.info(str(resolve(span.audio, folder)))
@@ -70,11 +70,7 @@ def inspect_row(
     plan: InterleavePlan,
     user_audio_loss_weight: float,
 ) -> dict[str, Any]:
-    """Encode a row of a mixture as for training, and describe the result; an unusable sample gets an "error" instead.
-
-    Args:
-        file: File that the row comes from.
-    """
+    """Encode a row of a mixture as for training and describe the result, or the "error" of an unusable sample."""
     folder = Path(file).parent
     place = {"file": file, "line": row["line"]}
     try:

@@ -50,7 +50,7 @@ class PackedAudio:
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded sample: int32 ids and labels of the same length, float32 loss weights or None if all are 1."""
+    """One encoded sample: int32 ids and labels of the same length; float32 loss weights, None if all are 1."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -104,7 +104,7 @@ class PackReport:
 
 @dataclass(frozen=True)
 class PackRecipe:
-    """All inputs that determine the packs; fields as in `build_packs`."""
+    """All inputs that determine the packs, see `build_packs`."""
 
     mixture: Path
     tokenizer: TextTokenizer
@@ -248,13 +248,9 @@ def pack_documents(
 
 
 def _join(members: list[Document], with_audio: bool) -> dict[str, Any]:
-    pack = {
-        "input_ids": np.concatenate([member.input_ids for member in members]),
-        "labels": np.concatenate([member.labels for member in members]),
-        "position_ids": np.concatenate([np.arange(len(member), dtype=np.int32) for member in members]),
-    }
-    if members[0].loss_weights is not None:
-        pack["loss_weights"] = np.concatenate([member.loss_weights for member in members])
+    names = ["input_ids", "labels"] + ["loss_weights"] * (members[0].loss_weights is not None)
+    pack = {name: np.concatenate([getattr(member, name) for member in members]) for name in names}
+    pack["position_ids"] = np.concatenate([np.arange(len(member), dtype=np.int32) for member in members])
     if with_audio:
         offsets = np.cumsum([0] + [len(member) for member in members[:-1]]).tolist()
         audios = [(offset, audio) for offset, member in zip(offsets, members, strict=True) for audio in member.audios]

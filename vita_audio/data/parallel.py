@@ -22,10 +22,10 @@ def map_ordered(
     """Yield `function(item)` in the order of `items`; results do not depend on `num_workers`.
 
     Args:
-        make_function: Called once in each worker with its rank (from 0), so that set-up may be expensive; picklable.
+        make_function: Picklable; each worker calls it once, with its rank (from 0), to make the function.
         num_workers: Number of processes; 0 works in the calling process.
         chunk_size: Number of items sent to a worker at a time.
-    Raises: Exceptions of the workers; BrokenProcessPool if one dies.
+    Raises: Exceptions of the workers; BrokenProcessPool if a worker dies.
     """
     if num_workers == 0:
         yield from map(make_function(0), items)

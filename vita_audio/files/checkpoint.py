@@ -1,7 +1,7 @@
 """Find the files of a checkpoint by folder or hub name, and check that they are complete before anything is loaded.
 
-Knows the layouts of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and torch (`.pt`).
-Of weight files only the headers are read here.
+Supports the layouts of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and torch (`.pt`).
+Only the headers of weight files are read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
-_POINTER = b"version https://git-lfs"  # how the text starts that replaces a file in a clone without Git LFS
-_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # of the safetensors format -> of torch
+_POINTER = b"version https://git-lfs"  # start of the text in place of a file in a clone without Git LFS
+_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # safetensors -> torch
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def find_checkpoint(
 
     Args:
         name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
-        offline: Use only files that were downloaded earlier, as with the environment variable HF_HUB_OFFLINE=1.
+        offline: Use only files that were downloaded earlier, like the environment variable HF_HUB_OFFLINE=1.
         revision: Branch, tag or commit on the hub.
         files: Names of the files to download; names that the repository lacks are ignored.
-    Raises: FileNotFoundError, NotADirectoryError with a message that says what to do.
+    Raises: FileNotFoundError or NotADirectoryError, with the remedy.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -68,7 +68,7 @@ def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
-        if offline:  # whoever reads the files checks that they are there
+        if offline:  # callers check that the files exist
             return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
         if files is not None:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
@@ -193,7 +193,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path) -> list[Path]:
-    """List the weight files as `weight_files` does, after checking that they are complete and match their index.
+    """List the weight files like `weight_files`, after checking that they are complete and match their index.
 
     Raises: FileNotFoundError; ValueError naming the file and the fault.
     """

@@ -21,7 +21,7 @@ from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.text import parse_audio_input
 
 if TYPE_CHECKING:
-    from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+    from vita_audio.training.trainer import SpeechTrainingArguments
 
 _TYPES = {"int": int, "float": float, "str": str}
 
@@ -159,9 +159,8 @@ def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
     (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"]
     for node in body:
         if isinstance(node, ast.AnnAssign) and node.value and not node.target.id.startswith("_"):
-            options = {"default": node.value}
-            if isinstance(node.value, ast.Call):
-                options = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            keywords = getattr(node.value, "keywords", [])  # of a call of field()
+            options = {keyword.arg: keyword.value for keyword in keywords} or {"default": node.value}
             default = _literal(options.get("default"))
             metadata = options.get("metadata", ast.Dict([], []))
             known = {key.value: _literal(value) for key, value in zip(metadata.keys, metadata.values, strict=True)}
@@ -217,7 +216,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     ours = {item.name for item in fields(SpeechOptions)}
     # answers --help and reports most mistakes before the slow import of TrainingArguments
     _Parser(ModelArguments, DataArguments, SpeechOptions, trainer_flags(without=ours)).parse(argv)
-    from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+    from vita_audio.training.trainer import SpeechTrainingArguments
 
     return _Parser(ModelArguments, DataArguments, SpeechTrainingArguments).parse(argv)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vita_audio.files.checkpoint import read_json
 from vita_audio.plots import new_figure
 from vita_audio.training.run_folder import QUALITY_FILE
 from vita_audio.training.trainer import depth_name
@@ -15,7 +15,7 @@ from vita_audio.training.trainer import depth_name
 def read_quality(folder: str | Path) -> dict[str, Any]:
     """Return the content of quality.json, empty if no checkpoint was evaluated."""
     path = Path(folder) / QUALITY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:

@@ -29,8 +29,7 @@ from vita_audio.training.run_folder import (
 )
 from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
-from vita_audio.training.trainer import SpeechTrainer
-from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
 
 logger = logging.getLogger(__name__)
 
