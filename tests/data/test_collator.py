@@ -46,11 +46,6 @@ def test_attention_mask_is_refused():
         PackCollator(PAD)([pack([3], attention_mask=np.ones(3))])
 
 
-def test_packs_with_other_columns_are_refused():
-    with pytest.raises(ValueError, match="must have the same columns"):
-        PackCollator(PAD)([pack([3]), pack([3], loss_weights=np.ones(3))])
-
-
 @pytest.fixture(params=["eager", "sdpa"])
 def model(request):
     torch.manual_seed(0)

@@ -43,12 +43,10 @@ class PackCollator:
 
         Packs with continuous input also give `audios` and `audio_indices`, arguments of the Plus models.
 
-        Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns; FileNotFoundError or
-            AudioError for audio that has changed since the packs were made.
+        Raises: ValueError for an `attention_mask`; FileNotFoundError or AudioError for audio that has changed since the
+            packs were made.
         """
         names = set(packs[0])
-        if any(set(pack) != names for pack in packs):
-            raise ValueError(f"packs of a batch must have the same columns, got {[sorted(pack) for pack in packs]}")
         if "attention_mask" in names:
             raise ValueError("packs must not have an attention_mask: with one, documents attend to each other")
         length = max(len(pack["input_ids"]) for pack in packs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ import soundfile
 
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.audio import AudioError
-from vita_audio.data.chat import EncodedConversation, SampleError, encode_conversation
-from vita_audio.data.codes import AudioCodeStore, MissingCodesError
+from vita_audio.data.chat import EncodedConversation, SampleError
+from vita_audio.data.codes import MissingCodesError
 from vita_audio.data.mixture import resolve
-from vita_audio.data.packing import stored_audio_ids
-from vita_audio.interleave import InterleavePlan
+from vita_audio.data.packing import encode_row
 from vita_audio.text import TextTokenizer
 
 
@@ -61,33 +58,22 @@ def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str,
     return audios
 
 
-def inspect_row(
-    row: dict[str, Any],
-    file: str,
-    *,
-    tokenizer: TextTokenizer,
-    store: AudioCodeStore,
-    plan: InterleavePlan,
-    user_audio_loss_weight: float,
-) -> dict[str, Any]:
-    """Encode a row of a mixture as for training and describe the result, or the "error" of an unusable sample."""
-    folder = Path(file).parent
+def inspect_row(row: dict[str, Any], file: str, *, tokenizer: TextTokenizer, **settings: Any) -> dict[str, Any]:
+    """Encode a row of a mixture as for training and describe the result, or the "error" of an unusable sample.
+
+    Args:
+        settings: More arguments of `encode_row`.
+    """
     place = {"file": file, "line": row["line"]}
     try:
-        encoded = encode_conversation(
-            json.loads(row["sample"]),
-            tokenizer,
-            partial(stored_audio_ids, tokenizer=tokenizer, store=store, folder=folder),
-            plan,
-            user_audio_loss_weight=user_audio_loss_weight,
-        )
+        encoded = encode_row(row, file, tokenizer, **settings)
     except (SampleError, AudioError, MissingCodesError, OSError) as error:
         return {**place, "error": str(error)}
     return {
         **place,
         "num_tokens": len(encoded.input_ids),
         "num_targets": sum(label != IGNORE_INDEX for label in encoded.labels),
-        "audios": describe_audio(encoded, folder),
+        "audios": describe_audio(encoded, Path(file).parent),
         "chunks": find_chunks(encoded, tokenizer),
         "text": tokenizer.decode(encoded.input_ids),
         "input_ids": encoded.input_ids,

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vita_audio.constants import IGNORE_INDEX, INPUT_RATE
 from vita_audio.data.audio import AudioError, load_audio
-from vita_audio.data.chat import SampleError, encode_conversation
+from vita_audio.data.chat import EncodedConversation, SampleError, encode_conversation
 from vita_audio.data.codes import AudioCodeStore, hash_file
 from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
 from vita_audio.data.parallel import map_ordered
@@ -116,10 +116,6 @@ class PackRecipe:
 
     def __post_init__(self):
         self.plan.check_data()
-        if self.max_length < 1:
-            raise ValueError(f"max_length must be 1 or more, got {self.max_length}")
-        if self.user_audio_loss_weight < 0:
-            raise ValueError(f"user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
 
     def encode(self, sources: Sequence[Source], row: Mapping[str, Any]) -> Document | Problem:
         """Encode a row of the mixture as a document, or return the reason why it is left out.
@@ -127,13 +123,11 @@ class PackRecipe:
         Raises: MissingCodesError if an audio file has not been extracted.
         """
         file = sources[row["source"]].file
-        folder = Path(file).parent
         problem = partial(Problem, file, row["line"])
-        audio_ids = partial(stored_audio_ids, tokenizer=self.tokenizer, store=self.store, folder=folder)
         weight = self.user_audio_loss_weight
         try:
-            encoded = encode_conversation(
-                json.loads(row["sample"]), self.tokenizer, audio_ids, self.plan, user_audio_loss_weight=weight
+            encoded = encode_row(
+                row, file, self.tokenizer, store=self.store, plan=self.plan, user_audio_loss_weight=weight
             )
         except SampleError as error:
             return problem("malformed", str(error))
@@ -147,7 +141,7 @@ class PackRecipe:
             return problem("nothing to learn", "no token has a label; a sample needs an assistant turn")
         weights = np.asarray(encoded.loss_weights, dtype=np.float32) if weight else None
         audios = tuple(
-            PackedAudio(str(resolve(span.audio, folder).absolute()), span.start + 1, span.num_rows)
+            PackedAudio(str(resolve(span.audio, Path(file).parent).absolute()), span.start + 1, span.num_rows)
             for span in encoded.audio_spans
             if span.num_rows
         )
@@ -201,25 +195,37 @@ class PackRecipe:
         return hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
 
 
-def stored_audio_ids(
-    audio: str, role: str, *, tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path
-) -> list[int]:
-    """Return the token ids of an audio file named in a data file in `folder`.
+def encode_row(
+    row: Mapping[str, Any],
+    file: str,
+    tokenizer: TextTokenizer,
+    *,
+    store: AudioCodeStore,
+    plan: InterleavePlan,
+    user_audio_loss_weight: float,
+) -> EncodedConversation:
+    """Encode a row of a mixture that comes from a data file.
 
-    Continuous input gets one placeholder for each row of the speech encoder's output; the file is read to count them,
+    Continuous input gets one placeholder for each row of the speech encoder's output; the audio is read to count them,
     because headers may be wrong.
 
     Raises: SampleError, AudioError, FileNotFoundError, MissingCodesError.
     """
-    if not isinstance(audio, str) or "\0" in audio:
-        raise SampleError(f"audios must hold file names, got {audio!r}")
-    path, how, ids = resolve(audio, folder), tokenizer.audio_input[role], []
-    if how != DISCRETE:
-        num_rows = num_encoder_rows(len(load_audio(path, INPUT_RATE, channel="mean")))
-        ids += [tokenizer.context_of_audio_id] * num_rows
-    if how != CONTINUOUS:
-        ids += tokenizer.audio_ids(store.codes(path))
-    return ids
+
+    def audio_ids(audio: str, role: str) -> list[int]:
+        if not isinstance(audio, str) or "\0" in audio:
+            raise SampleError(f"audios must hold file names, got {audio!r}")
+        path, how, ids = resolve(audio, Path(file).parent), tokenizer.audio_input[role], []
+        if how != DISCRETE:
+            num_rows = num_encoder_rows(len(load_audio(path, INPUT_RATE, channel="mean")))
+            ids += [tokenizer.context_of_audio_id] * num_rows
+        if how != CONTINUOUS:
+            ids += tokenizer.audio_ids(store.codes(path))
+        return ids
+
+    return encode_conversation(
+        json.loads(row["sample"]), tokenizer, audio_ids, plan, user_audio_loss_weight=user_audio_loss_weight
+    )
 
 
 def pack_documents(

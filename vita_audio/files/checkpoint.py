@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,38 +86,26 @@ def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises: FileNotFoundError; ValueError naming the file and the fault.
-    """
-    values = _parse_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; get the file again")
-    return values
-
-
-def _parse_json(path: Path) -> Any:
-    _check_head(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it may be cut off, get it again") from error
+    """Read a JSON object. Raises: FileNotFoundError; ValueError naming the file and the fault."""
+    return _parse(path, json.loads, "JSON", holds="a JSON object")
 
 
 def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
-    """Read a YAML file of settings.
+    """Read a YAML file of settings with a loader that knows its tags.
 
-    Args:
-        loader: Loader that knows the tags in the file.
     Raises: FileNotFoundError; ValueError naming the file and the fault.
     """
+    return _parse(path, partial(yaml.load, Loader=loader), "YAML", holds="settings")
+
+
+def _parse(path: Path, parse: Callable[[str], Any], kind: str, *, holds: str | None = None) -> Any:
     _check_head(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML ({error}); it may be cut off, get it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold settings, got a {type(values).__name__}; get it again")
+        values = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not {kind} ({error}); it may be cut off, get it again") from error
+    if holds and not isinstance(values, dict):
+        raise ValueError(f"{path} must hold {holds}, got a {type(values).__name__}; get it again")
     return values
 
 
@@ -127,7 +116,7 @@ def check_whole(path: Path) -> None:
     """
     head = _check_head(path)
     if path.suffix == ".json":
-        _parse_json(path)  # some are lists, such as SenseVoiceSmall's tokens.json
+        _parse(path, json.loads, "JSON")  # some are lists, such as SenseVoiceSmall's tokens.json
     elif path.suffix == ".safetensors":
         read_header(path)
     elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):

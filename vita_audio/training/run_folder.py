@@ -7,9 +7,8 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vita_audio.training.arguments import DataArguments, ModelArguments
 
@@ -34,11 +33,7 @@ _FREE = frozenset(
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
-
-class RunState(Enum):
-    NEW = "new"
-    STARTED = "started"
-    FINISHED = "finished"
+RunState = Literal["new", "started", "finished"]
 
 
 def inspect_run_folder(folder: str | Path) -> RunState:
@@ -51,13 +46,13 @@ def inspect_run_folder(folder: str | Path) -> RunState:
         raise NotADirectoryError(f"--output_dir must be a folder, got the file {folder}")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if not names:
-        return RunState.NEW
+        return "new"
     if ARGUMENTS_FILE not in names:
         raise FileExistsError(
             f"--output_dir {folder} holds files that are not from a training run ({', '.join(names[:5])}); "
             "choose another folder, or pass --overwrite_output_dir to write into this one"
         )
-    return RunState.FINISHED if RESULTS_FILE in names else RunState.STARTED
+    return "finished" if RESULTS_FILE in names else "started"
 
 
 def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunState) -> None:
@@ -77,7 +72,7 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
     compared = {item.name for part in (ModelArguments, DataArguments) for item in fields(part)} - _FREE | _LEARNING
     if stored.get(NUM_PROCESSES) == values[NUM_PROCESSES]:
         compared |= _BATCH
-    if state is RunState.STARTED and 0 < stored.get("max_steps", 0) < values["max_steps"]:
+    if state == "started" and 0 < stored.get("max_steps", 0) < values["max_steps"]:
         compared -= {"max_steps"}
     differences = [
         f"{name} {stored[name]!r}, now {values[name]!r}"
@@ -86,7 +81,7 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
     ]
     if differences:
         raise FileExistsError(
-            f"--output_dir {folder} holds a {state.value} run with other arguments ({'; '.join(differences)}); {advice}"
+            f"--output_dir {folder} holds a {state} run with other arguments ({'; '.join(differences)}); {advice}"
         )
 
 
@@ -110,10 +105,8 @@ def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
 
 def clear_run(folder: str | Path) -> None:
     """Delete the checkpoints, evaluations and marker files of an earlier run; other files stay."""
-    for _, checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint)
-    for evaluation in (Path(folder) / EVALUATIONS).glob("step-*"):
-        shutil.rmtree(evaluation)
+    for path in [*(path for _, path in _checkpoints(folder)), *Path(folder, EVALUATIONS).glob("step-*")]:
+        shutil.rmtree(path)
     for name in (ARGUMENTS_FILE, RESULTS_FILE, QUALITY_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
 

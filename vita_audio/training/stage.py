@@ -21,7 +21,6 @@ from vita_audio.training.run_folder import (
     NUM_PROCESSES,
     QUALITY_FILE,
     RESULTS_FILE,
-    RunState,
     check_arguments,
     clear_run,
     inspect_run_folder,
@@ -97,11 +96,11 @@ def open_run(arguments: Arguments) -> bool:
     values = argument_values(arguments) | {NUM_PROCESSES: training_arguments.world_size}
     folder = Path(training_arguments.output_dir)
     overwrite = training_arguments.overwrite_output_dir
-    state = RunState.NEW if overwrite else inspect_run_folder(folder)
-    if state is not RunState.NEW:
+    state = "new" if overwrite else inspect_run_folder(folder)
+    if state != "new":
         check_arguments(folder, values, state)
     training_arguments.distributed_state.wait_for_everyone()  # every process has looked before one writes
-    if state is RunState.FINISHED:
+    if state == "finished":
         return False
     if training_arguments.process_index == 0:
         if overwrite:

@@ -123,9 +123,17 @@ def load_stage_model(
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
     base = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
-    model = _load_stage_weights(settings, folder, config, weight_dtype(training_arguments))
-    if base is not None and not isinstance(base, Qwen2MTPConfig):
-        add_tokens(model, tokenizer, training_arguments.seed)
+    attention = resolve_attention(settings.attn_implementation)
+    options = {"dtype": weight_dtype(training_arguments), "attn_implementation": attention}
+    if folder is None:
+        model = AutoModelForCausalLM.from_config(config, **options)
+        _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
+    else:
+        model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
+        if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
+            logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
+        if not isinstance(base, Qwen2MTPConfig):
+            add_tokens(model, tokenizer, training_arguments.seed)
     _choose_trained(model, settings)
     model.generation_config = GenerationConfig(
         **SAMPLING,
@@ -182,22 +190,6 @@ def _stage_config(
 def weight_dtype(training_arguments: TrainingArguments) -> torch.dtype:
     """Return the type of the weights: bfloat16 only for a bfloat16 run under DeepSpeed, which keeps a float32 copy."""
     return torch.bfloat16 if training_arguments.bf16 and training_arguments.deepspeed else torch.float32
-
-
-def _load_stage_weights(
-    settings: ModelArguments, folder: Path | None, config: Qwen2MTPConfig, dtype: torch.dtype
-) -> Qwen2MTPForCausalLM:
-    """Load the checkpoint, if any, and the speech encoder; initialise MTP modules that the checkpoint lacks."""
-    options = {"dtype": dtype, "attn_implementation": resolve_attention(settings.attn_implementation)}
-    if folder is None:
-        model = AutoModelForCausalLM.from_config(config, **options)
-        _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
-        return model
-    model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
-    initialised = init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings))
-    if initialised:
-        logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
-    return model
 
 
 def _choose_trained(model: Qwen2MTPForCausalLM, settings: ModelArguments) -> None:
