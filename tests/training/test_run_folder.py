@@ -99,9 +99,7 @@ def test_a_run_goes_on_with_arguments_that_mean_the_same(tmp_path, changes, stat
             check_arguments(tmp_path, ARGUMENTS | changes, state)
         else:
             name = next(iter(changes))
-            message = (
-                f"a {state} run with other arguments .{name} .*, now {changes[name]!r}.; .*--overwrite_output"
-            )
+            message = f"a {state} run with other arguments .{name} .*, now {changes[name]!r}.; .*--overwrite_output"
             with pytest.raises(FileExistsError, match=message):
                 check_arguments(tmp_path, ARGUMENTS | changes, state)
 

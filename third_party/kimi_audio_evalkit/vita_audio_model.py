@@ -29,10 +29,7 @@ class VITAAudio(BaseModel):
     NAME = "VITA-Audio"
 
     def __init__(self, model_path: str | None = None, **kwargs):
-        """Load the model; `kwargs` take precedence over the environment.
-
-        Raises: ValueError if no model is named.
-        """
+        """Load the model; `kwargs` take precedence over the environment. Raises: ValueError if no model is named."""
         model_path = model_path or os.environ.get("VITA_AUDIO_MODEL")
         if not model_path:
             raise ValueError("set VITA_AUDIO_MODEL to the folder or hub name of a VITA-Audio model")

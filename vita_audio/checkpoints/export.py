@@ -69,7 +69,7 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
     if isinstance(config, Qwen2MTPSenseVoiceConfig):
         sources += _encoder_files(audio_model or folder)
     output.mkdir(parents=True, exist_ok=True)
-    if len(weights) > 1:
+    if weights[0].name not in WEIGHT_NAMES:  # shards
         weights += [path for name in WEIGHT_NAMES if (path := folder / f"{name}.index.json").exists()]
     for path in weights:
         _link(path, output / path.name)
@@ -131,7 +131,7 @@ def public_tokenizer_config(tokenizer: TextTokenizer) -> dict[str, Any]:
             str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in added
         },
         "additional_special_tokens": special,
-        "audio_input": tokenizer.audio_input,  # ours; carried along
+        "audio_input": tokenizer.audio_input,  # our own field
         "bos_token": None,
         "chat_template": chat_template(),
         "clean_up_tokenization_spaces": False,

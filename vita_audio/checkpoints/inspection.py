@@ -112,8 +112,10 @@ def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
     if kind not in KINDS:
         names = sorted(path.name for path in folder.iterdir())
         inside = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
-        hint = f"; look into {', '.join(inside[:3])}" if inside else f"; known are {', '.join(KINDS)}"
-        report.problems.append(f"{folder} is of no known kind, it holds {', '.join(names[:8]) or 'nothing'}{hint}")
+        hint = f"; look into {', '.join(inside[:3])}" if inside else f"; known kinds are {', '.join(KINDS)}"
+        report.problems.append(
+            f"{folder} is not a known kind of checkpoint; it holds {', '.join(names[:8]) or 'nothing'}{hint}"
+        )
     elif not report.problems:
         _try(report, KINDS[kind][1], folder, report, *([config] if kind in LANGUAGE_MODELS else []))
     return report
@@ -273,7 +275,7 @@ def _inspect_text_tokenizer(folder: Path, report: Report) -> None:
 
 
 def _inspect_codec(name: str, folder: Path, report: Report) -> None:
-    """Load a codec whose modules come from an optional package; its errors say what does not fit."""
+    """Load a codec whose modules come from an optional package, which raises an error if they do not fit."""
     try:
         tokenizer = get_audio_tokenizer(name, folder, folder)
     except ImportError as error:
@@ -287,7 +289,7 @@ LANGUAGE_MODELS = {
     "qwen2_mtp": "VITA-Audio speech model",
     "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, with a SenseVoice encoder for its input",
 }
-CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "codec of Spark-TTS"}
+CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "Spark-TTS codec"}
 CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # file or folder that identifies the codec
 KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and the function that completes a report
     **{name: (title, _inspect_language_model) for name, title in LANGUAGE_MODELS.items()},

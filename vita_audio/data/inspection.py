@@ -42,19 +42,10 @@ def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str,
     audios = []
     for span in encoded.audio_spans:
         info = soundfile.info(str(resolve(span.audio, folder)))
-        audios.append(
-            {
-                "file": span.audio,
-                "role": span.role,
-                "seconds": round(info.duration, 3),
-                "sample_rate": info.samplerate,
-                "channels": info.channels,
-                "num_codes": span.num_ids - span.num_rows,
-                "num_rows": span.num_rows,
-                "start": span.start,
-                "stop": span.stop,
-            }
-        )
+        audio = {"file": span.audio, "role": span.role, "start": span.start, "stop": span.stop}
+        audio |= {"num_codes": span.num_ids - span.num_rows, "num_rows": span.num_rows}
+        audio |= {"seconds": round(info.duration, 3), "sample_rate": info.samplerate, "channels": info.channels}
+        audios.append(audio)
     return audios
 
 

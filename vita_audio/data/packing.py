@@ -165,10 +165,7 @@ class PackRecipe:
                 report.problems.append(result)
 
     def write(self, sink: pa.NativeFile | str, num_workers: int, progress: bool) -> PackReport:
-        """Write the packs to a file or buffer, as an Arrow stream.
-
-        Raises: ValueError if no sample is usable.
-        """
+        """Write the packs to a file or buffer, as an Arrow stream. Raises: ValueError if no sample is usable."""
         mixture = load_mixture(self.mixture, self.seed)
         report = PackReport(self.max_length, mixture.sources, list(mixture.problems))
         packs = pack_documents(self.encode_all(mixture, report, num_workers, progress), self.max_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,7 @@ def summarise(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries with training losses, in order.
-
-    Raises: ValueError if there are none.
-    """
+    """Return the entries with training losses, in order. Raises: ValueError if there are none."""
     entries = [entry for entry in log_history if "loss" in entry]
     if not entries:
         raise ValueError("the log has no training losses")
@@ -82,10 +80,7 @@ def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 def depth_names(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the depths in a log, the backbone first."""
-    names = []
-    while f"{depth_name(len(names))}_loss" in entries[-1]:
-        names.append(depth_name(len(names)))
-    return names
+    return list(takewhile(lambda name: f"{name}_loss" in entries[-1], map(depth_name, count())))
 
 
 def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) -> None:

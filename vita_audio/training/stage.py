@@ -47,7 +47,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
 
         deepspeed.init_distributed(auto_mpi_discovery=False)  # ZeRO-3 needs it when the model is loaded
     if not open_run(arguments):
-        logger.info("this run is done, see %s; --overwrite_output_dir trains it again", training_arguments.output_dir)
+        logger.info("this run is finished, see %s; --overwrite_output_dir restarts it", training_arguments.output_dir)
         return None, None
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:

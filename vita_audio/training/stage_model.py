@@ -153,16 +153,11 @@ def _stage_config(
     base: Qwen2Config | None,
     audio_tokenizer: Mapping[str, str] | None,
 ) -> Qwen2MTPConfig:
-    """Return the configuration of the model to load, checked against tokenizers and checkpoint.
-
-    Args:
-        folder: Checkpoint to start from; None for random weights.
-        base: Configuration of the checkpoint, plain Qwen2 or a speech model.
-    """
+    """Return the configuration of the model, checked against tokenizers and the checkpoint in `folder`, if any."""
     config = read_stage_config(settings.config_name) if settings.config_name else _as_speech_config(base)
     if settings.model_max_length > config.max_position_embeddings:
         raise ValueError(
-            f"--model_max_length {settings.model_max_length} exceeds the positions the model knows, "
+            f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
             f"max_position_embeddings {config.max_position_embeddings}"
         )
     for name in ("mtp_loss_weight", "mtp_kl_weight"):
@@ -195,7 +190,7 @@ def weight_dtype(training_arguments: TrainingArguments) -> torch.dtype:
 def _choose_trained(model: Qwen2MTPForCausalLM, settings: ModelArguments) -> None:
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
-    if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # whose CTC head has no use here
+    if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
         frozen = [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
     trained = set_trainable(model, patterns, frozen=frozen)
     num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
