@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,10 @@ def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 def depth_names(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the depths in a log, the backbone first."""
-    return list(takewhile(lambda name: f"{name}_loss" in entries[-1], map(depth_name, count())))
+    names = []
+    while f"{depth_name(len(names))}_loss" in entries[-1]:
+        names.append(depth_name(len(names)))
+    return names
 
 
 def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) -> None:
