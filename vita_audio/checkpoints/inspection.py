@@ -290,8 +290,8 @@ LANGUAGE_MODELS = {
     "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, with a SenseVoice encoder for its input",
 }
 CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "Spark-TTS codec"}
-CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # file or folder that identifies the codec
-KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and the function that completes a report
+CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # codec -> file or folder that identifies it
+KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # kind -> title, and the function that completes a report
     **{name: (title, _inspect_language_model) for name, title in LANGUAGE_MODELS.items()},
     "glm-4-voice-tokenizer": ("GLM-4-Voice speech tokenizer", _inspect_glm_tokenizer),
     "glm-4-voice-decoder": ("GLM-4-Voice speech decoder", _inspect_glm_decoder),

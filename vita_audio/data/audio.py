@@ -18,7 +18,7 @@ from vita_audio.resample import resample
 
 Channel = Literal["first", "mean"]
 
-# Note of libsndfile about a header of WAV, W64, AIFF or AU whose data size is not the one in the file.
+# Log message of libsndfile if the data size in a header (WAV, W64, AIFF, AU) differs from the real one.
 _WRONG_DATA_SIZE = re.compile(r"^ *(?:data|riff|SSND|Data Size) +: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN_DATA_SIZE = 0x7FFFF000  # the header of a file written to a pipe states 0 or at least this size
 _UNKNOWN_FRAMES = 2**62  # libsndfile reports more for FLAC from a pipe, which soundfile cannot read

@@ -74,7 +74,7 @@ class AudioCodeStore:
             tokenizer_id: `AudioTokenizer.fingerprint`; tokenizers with other weights make other codes, so each has its
                 own database.
             read_only: Open an existing database without changing it.
-        Raises: FileNotFoundError if there is no database to read; ValueError for an impossible `tokenizer_id`.
+        Raises: FileNotFoundError if there is no database to read; ValueError for an invalid `tokenizer_id`.
         """
         if not re.fullmatch(r"[\w.-]+", tokenizer_id):
             raise ValueError(f"tokenizer_id may hold letters, digits, '.', '_' and '-', got {tokenizer_id!r}")
@@ -218,8 +218,7 @@ def extract_codes(
                 store.add(waiting)
                 waiting.clear()
     finally:
-        if waiting:
-            store.add(waiting)
+        store.add(waiting)
     return report
 
 

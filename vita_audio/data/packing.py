@@ -33,7 +33,7 @@ from vita_audio.interleave import InterleavePlan
 from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
-NUM_OPEN_PACKS = 256  # open packs; more of them fill better but deviate further from the mixture's order
+NUM_OPEN_PACKS = 256  # with more open packs, packs are fuller but deviate further from the mixture's order
 _LAYOUT = 1  # part of the cache key; increment it when the same inputs give other packs
 _PACKS_PER_WRITE = 64
 _PROBLEMS_SHOWN = 10  # of each kind, in a summary
@@ -289,7 +289,7 @@ def build_packs(
     """Encode and pack a data yaml; the result depends on its contents and the arguments, not on `num_workers`.
 
     Args:
-        store: Codes of the audio files whose role has codes as input; fill it with tools/extract_audio_codes.py.
+        store: Codes of the audio that enters the model as codes, made by tools/extract_audio_codes.py.
         max_length: Maximum number of tokens in a pack; longer samples are left out and reported.
         cache_dir: Folder that caches packs as Arrow files for the same inputs; None: keep them in memory.
         user_audio_loss_weight: If positive, packs have `loss_weights`, and user audio is learnt with this weight.

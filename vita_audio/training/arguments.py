@@ -115,7 +115,7 @@ class SpeechOptions:
         "Start again in a used folder; checkpoints of earlier runs in it are deleted", False
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
-    remove_unused_columns: bool = option("Drop columns of the packs that the model does not take", False)
+    remove_unused_columns: bool = option("Drop columns of the packs that the model does not accept", False)
     report_to: str = option("Integrations that also receive the log (tensorboard, ...)", "none")
     eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation.run, such as demo")
     eval_corpus: str | None = option("Folder made by tools.demo.make_corpus, for the demo suite")
@@ -159,7 +159,7 @@ def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
     (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"]
     for node in body:
         if isinstance(node, ast.AnnAssign) and node.value and not node.target.id.startswith("_"):
-            keywords = getattr(node.value, "keywords", [])  # of a call of field()
+            keywords = getattr(node.value, "keywords", [])  # of field()
             options = {keyword.arg: keyword.value for keyword in keywords} or {"default": node.value}
             default = _literal(options.get("default"))
             metadata = options.get("metadata", ast.Dict([], []))

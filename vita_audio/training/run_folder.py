@@ -20,8 +20,8 @@ QUALITY_FILE = "quality.json"  # their summary
 
 NUM_PROCESSES = "num_processes"  # in the arguments file, next to the arguments
 
-# A run learns the same with the same values of these and of all model and data arguments except _FREE, which say only
-# where files are kept and how results are computed.
+# These and all model and data arguments decide what a run learns; those in _FREE only decide where files are stored and
+# how results are computed.
 _LEARNING = frozenset(
     ("max_steps", "num_train_epochs", "learning_rate", "mtp_model_lr_mult", "lr_scheduler_type", "lr_scheduler_kwargs")
     + ("warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")

@@ -45,7 +45,7 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "r
 
 @contextmanager
 def whole_models(training_arguments: TrainingArguments) -> Iterator[None]:
-    """Load models that do not train without DeepSpeed ZeRO-3, which would partition them over the processes."""
+    """Disable DeepSpeed ZeRO-3, which partitions models over the processes, while loading models that do not train."""
     unset_hf_deepspeed_config()
     try:
         yield
@@ -102,7 +102,7 @@ def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
     }
     values["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values["number of backbone layers"] = config.num_backbone_layers
-    if config.rope_parameters.get("rope_type", "default") != "default":  # other types scale positions by it
+    if config.rope_parameters.get("rope_type", "default") != "default":  # other types scale positions by this value
         values["max_position_embeddings"] = config.max_position_embeddings
     return values
 
@@ -243,7 +243,7 @@ def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settin
         )
     if has_encoder and not roles:
         raise ValueError(
-            "the model has a speech encoder, but audio of no role is continuous input; set --audio_tokenizer_type to "
+            "the model has a speech encoder, but no role has continuous input; set --audio_tokenizer_type to "
             "one with sensevoice_, or --audio_input"
         )
     if not has_encoder and (settings.audio_model_freeze or settings.audio_model_name_or_path):

@@ -30,7 +30,7 @@ def depth_name(depth: int) -> str:
 
 @dataclass
 class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
-    """TrainingArguments of transformers with `SpeechOptions`, whose defaults win."""
+    """TrainingArguments of transformers with `SpeechOptions`, which take precedence."""
 
     def __post_init__(self):
         SpeechOptions.__post_init__(self)
@@ -97,7 +97,7 @@ class CompactProgress(ProgressCallback):
 
 
 class StepLog(TrainerCallback):
-    """Measures the time between log entries, and has the last step logged whatever --logging_steps is."""
+    """Measures the time between log entries, and logs the last step whatever --logging_steps is."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.last_time = time.monotonic()
