@@ -171,7 +171,7 @@ def write_audio(folder, name):
         ("empty", "empty.wav: file has no samples"),
         ("nothing", "nothing.wav: file is empty"),
         ("text", "text.wav: not readable as audio"),
-        ("truncated", "truncated.wav: truncated, its header promises 1.00 s"),
+        ("truncated", "truncated.wav: truncated, its header states 1.00 s"),
         ("nan", "nan.wav: 1000 of 1000 samples are NaN"),
         ("raw", "not readable as audio (samplerate must be specified)"),
         ("long", "too long, the model reads at most 41 s, got 600 s"),

@@ -7,8 +7,7 @@ from models.toy_models import make_model
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
-from vita_audio.training.trainer import SpeechTrainer, depth_name
-from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments, depth_name
 
 NUM_MODULES = 2
 

@@ -1,20 +1,23 @@
-"""The Trainer of transformers with a separate learning rate for MTP modules and a log of every depth."""
+"""The Trainer of transformers and its arguments, with a learning rate for MTP modules and a log of every depth."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_features import SenseVoiceFrontEnd
+from vita_audio.training.arguments import SpeechOptions
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")
@@ -23,6 +26,17 @@ _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_
 def depth_name(depth: int) -> str:
     """Return the name of a depth in the log: `main` for the backbone (depth 0), `mtp_0` for the first module."""
     return MAIN if depth == 0 else f"mtp_{depth - 1}"
+
+
+@dataclass
+class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
+    """TrainingArguments of transformers with `SpeechOptions`, which take precedence."""
+
+    def __post_init__(self):
+        SpeechOptions.__post_init__(self)
+        TrainingArguments.__post_init__(self)
+        if self.eval_suite and self.save_strategy == SaveStrategy.NO:
+            raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
 
 
 class DepthMeter:
@@ -83,13 +97,7 @@ class CompactProgress(ProgressCallback):
 
 
 class StepLog(TrainerCallback):
-    """Times the log entries, and has the last step logged whatever --logging_steps is.
-
-    Attributes:
-        last_time: When training began or the last entry was made, in seconds of the monotonic clock.
-    """
-
-    last_time: float
+    """Measures the time between log entries, and logs the last step whatever --logging_steps is."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.last_time = time.monotonic()
@@ -98,13 +106,13 @@ class StepLog(TrainerCallback):
         control.should_log |= state.global_step >= state.max_steps
 
     def elapsed(self) -> float:
-        """Return the seconds since the last entry, and start again."""
+        """Return the seconds since the last call or the start of training."""
         before, self.last_time = self.last_time, time.monotonic()
         return self.last_time - before
 
 
 class SpeechTrainer(Trainer):
-    """Trainer of `Qwen2MTPForCausalLM`; takes `SpeechTrainingArguments`.
+    """Trainer of `Qwen2MTPForCausalLM`, with `SpeechTrainingArguments`.
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
@@ -113,12 +121,10 @@ class SpeechTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
-        """Make a trainer.
+        """Make a trainer; `args` and `kwargs` are those of transformers' Trainer.
 
         Args:
-            args: Positional arguments of transformers' Trainer.
-            front_end: Makes the features of continuous input; it is saved with the model.
-            kwargs: Keyword arguments of transformers' Trainer.
+            front_end: Computes the features of continuous input; it is saved with the model.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
         """
         super().__init__(*args, **kwargs)
@@ -159,7 +165,7 @@ class SpeechTrainer(Trainer):
         ]
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser. One that the DeepSpeed config names gets our groups too; it would have a single one."""
+        """Make the optimiser; one made from a DeepSpeed config gets our groups, not a single one."""
         model = self.model if model is None else model
         if self.is_deepspeed_enabled and self.optimizer is not None:
             from accelerate.utils import DummyOptim  # exists with DeepSpeed only
