@@ -157,7 +157,7 @@ def test_voices_are_made_or_refused(tokenizer):
 
 def test_every_type_can_be_compared(tokenizer, tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(0.7, 16_000).numpy(), 16_000)
-    figures = evaluate_corpus(read_corpus(tmp_path), tokenizer, None, [], tmp_path / "decoded")
+    figures = evaluate_corpus(read_corpus(tmp_path), tokenizer, tmp_path / "decoded")
     assert 0 < figures["codes_used"] <= figures["codebook_size"] and figures["mel_distance"] > 0
     assert figures["bits_per_second_used"] <= figures["bits_per_second"]
     made = soundfile.info(tmp_path / "decoded" / "a.wav")

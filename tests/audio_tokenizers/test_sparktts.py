@@ -90,7 +90,7 @@ def test_a_comparison_gives_every_clip_its_own_voice(folders, tokenizer, tmp_pat
     soundfile.write(tmp_path / "a.wav", speech(1).numpy(), 16_000, subtype="FLOAT")
     without = get_audio_tokenizer("sparktts", folders["sparktts"][0])
     assert without.needs_voice and not tokenizer.needs_voice
-    evaluate_corpus(read_corpus(tmp_path), without, None, [], tmp_path / "decoded")
+    evaluate_corpus(read_corpus(tmp_path), without, tmp_path / "decoded")
     made = torch.from_numpy(soundfile.read(tmp_path / "decoded" / "a.wav", dtype="float32")[0])
     expected = without.decode(without.encode(speech(1), 16_000), without.make_voice(speech(1), 16_000))
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)  # the file has 16 bits

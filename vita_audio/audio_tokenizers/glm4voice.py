@@ -71,11 +71,7 @@ class GLM4VoiceStream(AudioStream):
     """Decodes in chunks of fixed sizes, so that the wave does not depend on how the codes are pushed."""
 
     def __init__(
-        self,
-        decoder: SpeechDecoder,
-        state: SpeechDecoderState,
-        chunk_sizes: Sequence[int],
-        chunk_steps: Sequence[int],
+        self, decoder: SpeechDecoder, state: SpeechDecoderState, chunk_sizes: Sequence[int], chunk_steps: Sequence[int]
     ):
         """Begin a stream.
 

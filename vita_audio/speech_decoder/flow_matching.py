@@ -58,14 +58,7 @@ class ConditionalCFM(nn.Module):
         return (1 + rate) * conditioned - rate * unconditioned
 
     def loss(
-        self,
-        mel: Tensor,
-        mask: Tensor | None,
-        mu: Tensor,
-        spks: Tensor,
-        cond: Tensor,
-        *,
-        generator: torch.Generator,
+        self, mel: Tensor, mask: Tensor | None, mu: Tensor, spks: Tensor, cond: Tensor, *, generator: torch.Generator
     ) -> Tensor:
         """Return the mean squared error of the velocity at a random time of each row's path, over valid frames.
 

@@ -199,15 +199,7 @@ class ConditionalDecoder(nn.Module):
         self.final_block = ConvBlock(channels[0], channels[0])
         self.final_proj = nn.Conv1d(channels[0], config.out_channels, 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        mu: Tensor,
-        t: Tensor,
-        spks: Tensor,
-        cond: Tensor,
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
         """Return the velocity at `x`.
 
         Args:

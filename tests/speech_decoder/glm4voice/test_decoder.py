@@ -45,11 +45,7 @@ def _relative_error(wave: torch.Tensor, expected: torch.Tensor) -> float:
 
 WHOLE = pytest.mark.parametrize(
     ("file", "name", "num_steps"),
-    [
-        ("token2wav", "full.37.10", 10),
-        ("token2wav_more", "full.10.10", 10),
-        ("token2wav_more", "full.37.1", 1),
-    ],
+    [("token2wav", "full.37.10", 10), ("token2wav_more", "full.10.10", 10), ("token2wav_more", "full.37.1", 1)],
 )
 
 
