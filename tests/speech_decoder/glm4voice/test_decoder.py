@@ -9,8 +9,7 @@ from released_streaming import ReleasedStream, released_chunk
 from safetensors.torch import load_file, save_file
 
 from vita_audio.speech_decoder.glm4voice.decoder import MAX_WHOLE_CODES, SpeechDecoder
-from vita_audio.speech_decoder.noise import FrameNoise
-from vita_audio.speech_decoder.vocoder import start_vocoder, vocode
+from vita_audio.speech_decoder.streaming import FlowVoice, FrameNoise, start_vocoder, vocode
 
 
 def _codes(number: int, seed: int = 0) -> list[int]:
@@ -74,7 +73,8 @@ def test_reference_whole_decoding_with_its_own_noise(decoder, golden, file, name
 def test_reference_mels_from_codes_alone(decoder, golden, facts, index):
     tensors, case = golden("flow"), next(case for case in facts("flow")["cases"] if case["index"] == index)
     codes, embedding = tensors[f"{index}.token"][0].tolist(), tensors.get(f"{index}.embedding")
-    state = decoder.start(num_steps=case["option_steps"], embedding=None if embedding is None else embedding[0])
+    voice = FlowVoice(embedding=None if embedding is None else embedding[0])
+    state = decoder.start(voice, num_steps=case["option_steps"])
     decoder._draw_as_released(state, decoder.flow.num_frames(len(codes)), 42)
     decoder.decode_chunk(state, codes, final=True)
     torch.testing.assert_close(state.mel, tensors[f"{index}.mel"], atol=1e-4, rtol=0)
@@ -82,8 +82,8 @@ def test_reference_mels_from_codes_alone(decoder, golden, facts, index):
 
 def test_released_noise_also_serves_a_voice_prompt_and_long_sequences(decoder, monkeypatch):
     monkeypatch.setattr("vita_audio.speech_decoder.glm4voice.decoder.MAX_WHOLE_CODES", 15)
-    prompt = {"prompt_codes": _codes(12, seed=9), "prompt_mel": torch.randn(80, 82)}
-    waves = [decoder.decode(_codes(40), num_steps=1, released_noise=True, **settings) for settings in ({}, prompt)]
+    prompt = FlowVoice(_codes(12, seed=9), torch.randn(80, 82))
+    waves = [decoder.decode(_codes(40), voice, num_steps=1, released_noise=True) for voice in (None, prompt)]
     assert len(waves[0]) == decoder.flow.num_frames(40) * 256
     assert len(waves[1]) == (decoder.flow.num_frames(52) - decoder.flow.num_frames(12)) * 256
 
@@ -252,22 +252,22 @@ def test_chunks_are_cross_faded(decoder):
 
 
 def test_voice_prompt_is_left_out_and_changes_the_voice(decoder):
-    codes, prompt = _codes(20), _codes(13, seed=9)
-    prompt_mel = torch.randn(80, 85, generator=torch.Generator().manual_seed(0))
+    codes = _codes(20)
+    voice = FlowVoice(_codes(13, seed=9), torch.randn(80, 85, generator=torch.Generator().manual_seed(0)))
     plain = decoder.decode(codes, num_steps=2)
-    prompted = decoder.decode(codes, num_steps=2, prompt_codes=prompt, prompt_mel=prompt_mel)
+    prompted = decoder.decode(codes, voice, num_steps=2)
     # 85 frames are 12 whole codes; the 13th code of the prompt is dropped.
     expected = decoder.flow.num_frames(32) - decoder.flow.num_frames(12)
     assert len(prompted) == expected * 256
     assert not torch.allclose(plain[:10000], prompted[:10000])
-    waves = _stream(decoder, codes, [10, 10], prompt_codes=prompt, prompt_mel=prompt_mel)
+    waves = _stream(decoder, codes, [10, 10], voice=voice)
     assert sum(len(wave) for wave in waves) == len(prompted)
 
 
 def test_speaker_embedding_changes_the_voice(decoder):
     codes = _codes(10)
     plain = decoder.decode(codes, num_steps=1)
-    assert not torch.allclose(plain, decoder.decode(codes, num_steps=1, embedding=torch.ones(192)))
+    assert not torch.allclose(plain, decoder.decode(codes, FlowVoice(embedding=torch.ones(192)), num_steps=1))
 
 
 def test_long_sequences_are_decoded_in_pieces(decoder, monkeypatch):
@@ -293,14 +293,14 @@ def test_wrong_use_is_refused_and_leaves_the_stream_usable(decoder):
         decoder.decode_chunk(state, [4])
     with pytest.raises(ValueError, match="context_codes must not be less than overlap_codes, got 3 and 5"):
         decoder.start(context_codes=3)
-    with pytest.raises(ValueError, match="give both or neither"):
-        decoder.start(prompt_codes=[1, 2])
-    with pytest.raises(ValueError, match=r"prompt_mel of 2 codes must have shape \(80, 13\), .* got \(80, 90\)"):
-        decoder.start(prompt_codes=[1, 2], prompt_mel=torch.zeros(80, 90))
-    with pytest.raises(ValueError, match=r"prompt_mel must have shape \(80, frames\), got \(1, 80, 13\)"):
-        decoder.start(prompt_codes=[1, 2], prompt_mel=torch.zeros(1, 80, 13))
+    with pytest.raises(ValueError, match="a voice must have both codes and mel or neither"):
+        decoder.start(FlowVoice([1, 2]))
+    with pytest.raises(ValueError, match=r"mel of a voice of 2 codes must have shape \(80, 13\), .* got \(80, 90\)"):
+        decoder.start(FlowVoice([1, 2], torch.zeros(80, 90)))
+    with pytest.raises(ValueError, match=r"the mel of a voice must have shape \(80, frames\), got \(1, 80, 13\)"):
+        decoder.start(FlowVoice([1, 2], torch.zeros(1, 80, 13)))
     with pytest.raises(ValueError, match=r"a speaker embedding must have shape \(192,\), got \(1, 192\)"):
-        decoder.start(embedding=torch.zeros(1, 192))
+        decoder.start(FlowVoice(embedding=torch.zeros(1, 192)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -16,16 +16,14 @@ from torch import Tensor
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, HiFTConfig
 from vita_audio.speech_decoder.config_file import read_tagged
 from vita_audio.speech_decoder.hift import HiFTGenerator
-from vita_audio.speech_decoder.inputs import check_codes, check_voice
 from vita_audio.speech_decoder.mel import MelSettings
-from vita_audio.speech_decoder.vocoder import VocoderState, start_vocoder, vocode
+from vita_audio.speech_decoder.streaming import FlowVoice, VocoderState, check_codes, start_vocoder, vocode
 from vita_audio.speech_decoder.weights import load_weights
 
 from .flow import (
     CODE_RATE,
     FRAMES_PER_CODE,
     LOOKAHEAD_CODES,
-    NOISE_SEED,
     CosyVoice2Flow,
     CosyVoice2FlowConfig,
     released_noise,
@@ -67,11 +65,8 @@ class CosyVoice2Decoder:
     sample_rate = MEL.sample_rate
     frame_rate = CODE_RATE
 
-    def __init__(self, flow: CosyVoice2Flow, hift: HiFTGenerator, *, noise_seed: int = NOISE_SEED):
-        """Combine flow and vocoder; `noise_seed` selects the flow's noise, by default the released one.
-
-        Raises: ValueError if the vocoder does not fit the flow.
-        """
+    def __init__(self, flow: CosyVoice2Flow, hift: HiFTGenerator):
+        """Combine flow and vocoder. Raises: ValueError if the vocoder does not fit the flow."""
         mel = (hift.config.sampling_rate, hift.config.samples_per_frame, hift.config.in_channels)
         if mel != (MEL.sample_rate, MEL.hop_length, flow.config.num_bands):
             raise ValueError(
@@ -81,7 +76,7 @@ class CosyVoice2Decoder:
         self.flow, self.hift = flow.eval(), hift.eval()
         self.vocab_size = flow.config.vocab_size
         self.device = flow.encoder_proj.weight.device
-        self._noise = released_noise(flow.config.num_bands, noise_seed).to(self.device)
+        self._noise = released_noise(flow.config.num_bands).to(self.device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "CosyVoice2Decoder":
@@ -100,52 +95,37 @@ class CosyVoice2Decoder:
     def decode(
         self,
         codes: Sequence[int],
+        voice: FlowVoice | None = None,
         *,
         num_steps: int = 10,
         seed: int = 42,
         is_chunked: bool = False,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
     ) -> Tensor:
         """Return the wave of all codes, (960 * codes,), float32 in [-1, 1], on the CPU; arguments as in `start`.
 
         More than 30 s are decoded as a stream, because the cost of full attention grows with the square of the length.
         """
-        state = self.start(
-            num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
-        )
+        state = self.start(voice, num_steps=num_steps, seed=seed)
         state.is_chunked = is_chunked or len(codes) > MAX_WHOLE_CODES
         return self.decode_chunk(state, codes, final=True)
 
-    def start(
-        self,
-        *,
-        num_steps: int = 10,
-        seed: int = 42,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
-    ) -> CosyVoice2State:
+    def start(self, voice: FlowVoice | None = None, *, num_steps: int = 10, seed: int = 42) -> CosyVoice2State:
         """Begin a stream.
 
         Args:
+            voice: Its mel has the settings `MEL`. The longer one of its codes and mel is cut to the shorter.
             num_steps: Euler steps of the flow.
             seed: Seed for the vocoder's random numbers.
-            prompt_codes: Codes of a recording of the voice; given together with `prompt_mel`.
-            prompt_mel: Log-mel of the same recording in `MEL` settings, (bands, frames). The longer half of the prompt
-                is cut to the shorter.
-            embedding: Speaker embedding, (spk_embed_dim,).
-        Raises: ValueError if only one half of the prompt is given or the embedding has another shape.
+        Raises: ValueError for a voice that does not fit.
         """
-        size, bands = self.flow.config.spk_embed_dim, self.flow.config.num_bands
-        check_voice(prompt_codes, prompt_mel, embedding, num_bands=bands, embedding_size=size)
-        prompt_codes, mel = ([], torch.zeros(bands, 0)) if prompt_mel is None else (prompt_codes, prompt_mel)
+        voice, bands = voice or FlowVoice(), self.flow.config.num_bands
+        voice.check(bands, self.flow.config.spk_embed_dim)
+        prompt_codes, mel = ([], torch.zeros(bands, 0)) if voice.mel is None else (voice.codes, voice.mel)
         num_codes = min(len(prompt_codes), mel.shape[1] // FRAMES_PER_CODE)
         return CosyVoice2State(
             num_steps=num_steps,
             is_chunked=True,
-            embedding=None if embedding is None else embedding.float()[None].to(self.device),
+            embedding=voice.batched_embedding(self.device),
             prompt_codes=check_codes(prompt_codes[:num_codes], self.vocab_size),
             prompt_mel=mel[None, :, : num_codes * FRAMES_PER_CODE].float().to(self.device),
             vocoder=start_vocoder(self.hift, seed),

@@ -21,7 +21,6 @@ FRAMES_PER_CODE = 2
 CODE_RATE = 25.0  # per second
 NUM_UP_BLOCKS = 4
 NUM_NOISE_FRAMES = 15_000  # the released noise lasts five minutes, then repeats
-NOISE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -211,6 +210,6 @@ class CosyVoice2Flow(nn.Module):
         return mel[:, :, num_prompt_frames:]
 
 
-def released_noise(num_bands: int, seed: int = NOISE_SEED) -> Tensor:
+def released_noise(num_bands: int) -> Tensor:
     """Return the noise that the release draws once and uses for every utterance, (1, bands, NUM_NOISE_FRAMES)."""
-    return torch.randn(1, num_bands, NUM_NOISE_FRAMES, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(1, num_bands, NUM_NOISE_FRAMES, generator=torch.Generator().manual_seed(0))

@@ -25,10 +25,15 @@ from torch import Tensor
 from vita_audio.speech_decoder.config import DecoderConfig
 from vita_audio.speech_decoder.config_file import read_config, write_config
 from vita_audio.speech_decoder.hift import HiFTGenerator
-from vita_audio.speech_decoder.inputs import check_codes, check_voice
 from vita_audio.speech_decoder.mel import NUM_BANDS, SAMPLE_RATE
-from vita_audio.speech_decoder.noise import FrameNoise
-from vita_audio.speech_decoder.vocoder import VocoderState, start_vocoder, vocode
+from vita_audio.speech_decoder.streaming import (
+    FlowVoice,
+    FrameNoise,
+    VocoderState,
+    check_codes,
+    start_vocoder,
+    vocode,
+)
 from vita_audio.speech_decoder.weights import load_weights
 
 from .flow import MaskedDiffWithXvec
@@ -45,7 +50,7 @@ class SpeechDecoderState:
     num_steps: int
     context_codes: int
     overlap_codes: int
-    condition_on_past: bool
+    has_prompt: bool
     embedding: Tensor | None
     mel_noise: FrameNoise
     vocoder: VocoderState
@@ -102,12 +107,10 @@ class SpeechDecoder:
     def decode(
         self,
         codes: Sequence[int],
+        voice: FlowVoice | None = None,
         *,
         num_steps: int = 10,
         seed: int = 42,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
         released_noise: bool = False,
     ) -> Tensor:
         """Return the wave of all codes, (samples,), float32 in [-1, 1], on the CPU; other arguments as in `start`.
@@ -118,9 +121,7 @@ class SpeechDecoder:
             released_noise: Draw the noise as the release does on a CPU, all at once and in its order, which gives the
                 same wave; otherwise draw it as a stream with this seed does.
         """
-        state = self.start(
-            num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
-        )
+        state = self.start(voice, num_steps=num_steps, seed=seed)
         if released_noise:
             self._draw_as_released(state, self.flow.num_frames(len(state.codes) + len(codes)), seed)
         pieces = [codes[first : first + MAX_WHOLE_CODES] for first in range(0, len(codes), MAX_WHOLE_CODES)]
@@ -129,15 +130,12 @@ class SpeechDecoder:
 
     def start(
         self,
+        voice: FlowVoice | None = None,
         *,
         num_steps: int = 10,
         seed: int = 42,
         context_codes: int = 50,
         overlap_codes: int = 5,
-        condition_on_past: bool = False,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
     ) -> SpeechDecoderState:
         """Begin a stream.
 
@@ -146,28 +144,22 @@ class SpeechDecoder:
             seed: Seed for the random numbers of this stream.
             context_codes: Number of earlier codes that a chunk still reads.
             overlap_codes: Codes at the end of a chunk that are held back until the next one.
-            condition_on_past: Give the flow its earlier mel as a prompt, as the released decoder does. Otherwise it
-                computes the context again from the same noise, which stays closer to decoding at once. Always true with
-                a voice prompt, so that the voice persists once the prompt has left the context.
-            prompt_codes: Codes of a recording of the voice; given together with `prompt_mel`.
-            prompt_mel: Log-mel of the same recording, (bands, frames).
-            embedding: Speaker embedding, (spk_embed_dim,).
-        Raises: ValueError if only one half of the prompt is given, its halves differ in duration, the embedding has
-            another shape, or context_codes < overlap_codes.
+        Raises: ValueError for a voice that does not fit or whose codes and mel differ in duration, or if
+            context_codes < overlap_codes.
         """
-        size = self.config.flow.spk_embed_dim
-        check_voice(prompt_codes, prompt_mel, embedding, num_bands=NUM_BANDS, embedding_size=size)
+        voice = voice or FlowVoice()
+        voice.check(NUM_BANDS, self.config.flow.spk_embed_dim)
         if not context_codes >= overlap_codes >= 0:
             raise ValueError(
                 f"context_codes must not be less than overlap_codes, got {context_codes} and {overlap_codes}"
             )
-        codes, mel = self._prompt(prompt_codes, prompt_mel)
+        codes, mel = self._prompt(voice.codes, voice.mel)
         return SpeechDecoderState(
             num_steps=num_steps,
             context_codes=context_codes,
             overlap_codes=overlap_codes,
-            condition_on_past=condition_on_past or prompt_mel is not None,
-            embedding=None if embedding is None else embedding.float()[None].to(self.device),
+            has_prompt=voice.mel is not None,
+            embedding=voice.batched_embedding(self.device),
             mel_noise=FrameNoise(NUM_BANDS, torch.Generator().manual_seed(seed)),
             vocoder=start_vocoder(self.hift, seed + 1),
             codes=codes,
@@ -221,7 +213,7 @@ class SpeechDecoder:
         codes, num_frames = check_codes(codes, self.vocab_size), self.flow.num_frames(len(codes))
         if abs(mel.shape[1] - num_frames) > MAX_PROMPT_MISMATCH:
             raise ValueError(
-                f"prompt_mel of {len(codes)} codes must have shape ({NUM_BANDS}, {num_frames}), give or take "
+                f"the mel of a voice of {len(codes)} codes must have shape ({NUM_BANDS}, {num_frames}), give or take "
                 f"{MAX_PROMPT_MISMATCH} frames, got {tuple(mel.shape)}"
             )
         while num_frames > mel.shape[1]:
@@ -240,7 +232,9 @@ class SpeechDecoder:
             torch.tensor([window], device=self.device),
             noise,
             num_steps=state.num_steps,
-            prompt_mel=state.mel if state.condition_on_past else None,
+            # With a prompt the earlier mel is one too, so that the voice persists once the prompt has left the context.
+            # Without, the context is computed again from the same noise, which stays closer to decoding at once.
+            prompt_mel=state.mel if state.has_prompt else None,
             embedding=state.embedding,
         )[:, :, state.position - num_frames :]
         if held is not None:
