@@ -6,15 +6,14 @@ exactly the wave of `decode` with `is_chunked`, as long as the utterance fits in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, HiFTConfig
-from vita_audio.speech_decoder.config_file import read_tagged
+from vita_audio.speech_decoder.config_file import read_fields, read_values
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import MelSettings
 from vita_audio.speech_decoder.streaming import FlowVoice, VocoderState, check_codes, start_vocoder, vocode
@@ -198,7 +197,7 @@ def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
 
     Raises: FileNotFoundError; ValueError naming the file and the block that is missing or does not fit.
     """
-    values = read_tagged(path)
+    values = read_values(path)
     try:
         flow, hift = dict(values["flow"]), dict(values["hift"])
         encoder, estimator = dict(flow["encoder"]), dict(flow["decoder"]["estimator"])
@@ -211,18 +210,9 @@ def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
             vocab_size=flow["vocab_size"],
             spk_embed_dim=flow["spk_embed_dim"],
             num_bands=flow["output_size"],
-            encoder=EncoderConfig(**_fields(EncoderConfig, encoder)),
-            estimator=EstimatorConfig(**_fields(EstimatorConfig, estimator)),
+            encoder=read_fields(EncoderConfig, encoder, "flow.encoder"),
+            estimator=read_fields(EstimatorConfig, estimator, "flow.decoder.estimator"),
         )
-        return config, HiFTConfig(**_fields(HiFTConfig, hift))
+        return config, read_fields(HiFTConfig, hift, "hift")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe the flow and hift of CosyVoice 2: {error!r}") from error
-
-
-def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Select the values that are fields of a configuration, with lists as tuples."""
-    return {item.name: _tuples(values[item.name]) for item in fields(kind) if item.name in values}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
