@@ -5,13 +5,16 @@ so its pieces equal the wave of the whole mel up to rounding.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .flow_matching import Flow
 from .hift import HiFTGenerator, SourceNoise
 
 
@@ -151,3 +154,42 @@ def vocode(hift: HiFTGenerator, state: VocoderState, mel: Tensor, num_new: int) 
     state.mel = mel[:, :, first:end]
     state.source = source[:, :, first * size : end * size]
     return wave
+
+
+class FlowDecoder(ABC):
+    """Flow and vocoder in evaluation mode; serves any number of streams.
+
+    Attributes:
+        sample_rate: Rate of the wave, Hz.
+        frame_rate: Codes per second.
+        vocab_size: Codes are 0..vocab_size - 1.
+    """
+
+    sample_rate: int
+    frame_rate: float
+
+    def __init__(self, flow: Flow, hift: HiFTGenerator):
+        self.flow, self.hift = flow.eval(), hift.eval()
+        self.vocab_size = flow.config.vocab_size
+        self.device = flow.encoder_proj.weight.device
+
+    @torch.inference_mode()
+    def decode_chunk(self, state: Any, codes: Sequence[int], final: bool = False) -> Tensor:
+        """Decode the next codes of a stream.
+
+        Args:
+            state: From `start`.
+            codes: Any number of codes, including none.
+            final: Whether these are the last codes.
+        Returns: The finished samples, (samples,), float32, on the CPU; may be none.
+        Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
+        """
+        if state.is_finished:
+            raise ValueError("this stream is finished; begin another one with start()")
+        wave = self._decode_codes(state, check_codes(codes, self.vocab_size), final)
+        state.is_finished = final
+        return wave
+
+    @abstractmethod
+    def _decode_codes(self, state: Any, codes: list[int], final: bool) -> Tensor:
+        """Decode checked codes of a stream that is not finished."""

@@ -8,7 +8,8 @@ import torch
 from released_streaming import ReleasedStream, released_chunk
 from safetensors.torch import load_file, save_file
 
-from vita_audio.speech_decoder.glm4voice.decoder import MAX_WHOLE_CODES, SpeechDecoder
+from vita_audio.speech_decoder.glm4voice import decoder as module
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.streaming import FlowVoice, FrameNoise, start_vocoder, vocode
 
 
@@ -28,10 +29,12 @@ def _stream(decoder: SpeechDecoder, codes: list[int], sizes: list[int], **settin
 
 def _stream_mel(decoder: SpeechDecoder, codes: list[int], sizes: list[int], **settings) -> torch.Tensor:
     """Mel (bands, frames) that a stream makes audible; the context keeps all of it."""
-    state, first = decoder.start(context_codes=10**6, **settings), 0
-    for index, size in enumerate(sizes):
-        decoder.decode_chunk(state, codes[first : first + size], final=index == len(sizes) - 1)
-        first += size
+    state, first = decoder.start(**settings), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CONTEXT_CODES", 10**6)
+        for index, size in enumerate(sizes):
+            decoder.decode_chunk(state, codes[first : first + size], final=index == len(sizes) - 1)
+            first += size
     mel = state.mel[0]
     assert mel.shape == (80, decoder.flow.num_frames(len(codes)))
     return mel
@@ -81,7 +84,7 @@ def test_reference_mels_from_codes_alone(decoder, golden, facts, index):
 
 
 def test_released_noise_also_serves_a_voice_prompt_and_long_sequences(decoder, monkeypatch):
-    monkeypatch.setattr("vita_audio.speech_decoder.glm4voice.decoder.MAX_WHOLE_CODES", 15)
+    monkeypatch.setattr(module, "MAX_WHOLE_CODES", 15)
     prompt = FlowVoice(_codes(12, seed=9), torch.randn(80, 82))
     waves = [decoder.decode(_codes(40), voice, num_steps=1, released_noise=True) for voice in (None, prompt)]
     assert len(waves[0]) == decoder.flow.num_frames(40) * 256
@@ -156,8 +159,10 @@ def test_decoding_depends_on_the_seed_only(decoder):
 
 @pytest.mark.parametrize("sizes", [[60], [10] * 6, [25, 0, 35], [1, 2, 40, 3, 14], [60, 0], [5] * 12])
 @pytest.mark.parametrize("overlap_codes", [0, 5])
-def test_chunks_add_up_to_the_whole_length(decoder, sizes, overlap_codes):
-    waves = _stream(decoder, _codes(60), sizes, context_codes=20, overlap_codes=overlap_codes)
+def test_chunks_add_up_to_the_whole_length(decoder, monkeypatch, sizes, overlap_codes):
+    monkeypatch.setattr(module, "CONTEXT_CODES", 20)
+    monkeypatch.setattr(module, "OVERLAP_CODES", overlap_codes)
+    waves = _stream(decoder, _codes(60), sizes)
     assert sum(len(wave) for wave in waves) == decoder.flow.num_frames(60) * 256
 
 
@@ -190,10 +195,11 @@ def test_streamed_mel_is_close_to_the_whole_one(decoder):
     assert float((other_seed - whole).abs().mean()) > 0.9 * float(whole.std())
 
 
-def test_bounded_context_stays_close_to_the_whole_mel(decoder):
+def test_bounded_context_stays_close_to_the_whole_mel(decoder, monkeypatch):
     """Differences are at most 0.14 of the standard deviation; 0.55 if windows did not begin on the UNet's stride."""
     codes = _codes(120)
-    state = decoder.start(num_steps=2, context_codes=20)
+    monkeypatch.setattr(module, "CONTEXT_CODES", 20)
+    state = decoder.start(num_steps=2)
     noise = FrameNoise(80, torch.Generator().manual_seed(42)).read(0, decoder.flow.num_frames(120)).T[None]
     whole = decoder.flow.inference(torch.tensor([codes]), noise, num_steps=2)[0]
     for first in range(0, 120, 20):
@@ -203,8 +209,9 @@ def test_bounded_context_stays_close_to_the_whole_mel(decoder):
     assert state.first_code > 0
 
 
-def test_work_per_chunk_is_bounded(decoder):
-    state = decoder.start(num_steps=1, context_codes=20)
+def test_work_per_chunk_is_bounded(decoder, monkeypatch):
+    monkeypatch.setattr(module, "CONTEXT_CODES", 20)
+    state = decoder.start(num_steps=1)
     sizes = []
     for index in range(14):
         decoder.decode_chunk(state, _codes(10, seed=index))
@@ -271,8 +278,8 @@ def test_speaker_embedding_changes_the_voice(decoder):
 
 
 def test_long_sequences_are_decoded_in_pieces(decoder, monkeypatch):
-    monkeypatch.setattr("vita_audio.speech_decoder.glm4voice.decoder.MAX_WHOLE_CODES", 25)
-    assert MAX_WHOLE_CODES > 25
+    assert module.MAX_WHOLE_CODES > 25
+    monkeypatch.setattr(module, "MAX_WHOLE_CODES", 25)
     codes = _codes(60)
     assert torch.equal(decoder.decode(codes, num_steps=2), torch.cat(_stream(decoder, codes, [25, 25, 10])))
 
@@ -291,8 +298,6 @@ def test_wrong_use_is_refused_and_leaves_the_stream_usable(decoder):
     assert torch.equal(wave, decoder.decode([1, 2, 3], num_steps=1))
     with pytest.raises(ValueError, match="this stream is finished"):
         decoder.decode_chunk(state, [4])
-    with pytest.raises(ValueError, match="context_codes must not be less than overlap_codes, got 3 and 5"):
-        decoder.start(context_codes=3)
     with pytest.raises(ValueError, match="a voice must have both codes and mel or neither"):
         decoder.start(FlowVoice([1, 2]))
     with pytest.raises(ValueError, match=r"mel of a voice of 2 codes must have shape \(80, 13\), .* got \(80, 90\)"):

@@ -16,7 +16,7 @@ from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, HiF
 from vita_audio.speech_decoder.config_file import read_fields, read_values
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import MelSettings
-from vita_audio.speech_decoder.streaming import FlowVoice, VocoderState, check_codes, start_vocoder, vocode
+from vita_audio.speech_decoder.streaming import FlowDecoder, FlowVoice, VocoderState, check_codes, start_vocoder, vocode
 from vita_audio.speech_decoder.weights import load_weights
 
 from .flow import (
@@ -52,14 +52,8 @@ class CosyVoice2State:
     is_finished: bool = False
 
 
-class CosyVoice2Decoder:
-    """Flow and vocoder in evaluation mode; serves any number of streams.
-
-    Attributes:
-        sample_rate: Rate of the wave, Hz.
-        frame_rate: Codes per second.
-        vocab_size: Codes are 0..vocab_size - 1.
-    """
+class CosyVoice2Decoder(FlowDecoder):
+    """The decoder of CosyVoice 2."""
 
     sample_rate = MEL.sample_rate
     frame_rate = CODE_RATE
@@ -72,9 +66,7 @@ class CosyVoice2Decoder:
                 f"the vocoder must read {flow.config.num_bands} bands and make {MEL.hop_length} samples of a frame at "
                 f"{MEL.sample_rate} Hz, got sampling_rate, samples per frame, in_channels = {mel}"
             )
-        self.flow, self.hift = flow.eval(), hift.eval()
-        self.vocab_size = flow.config.vocab_size
-        self.device = flow.encoder_proj.weight.device
+        super().__init__(flow, hift)
         self._noise = released_noise(flow.config.num_bands).to(self.device)
 
     @classmethod
@@ -87,8 +79,7 @@ class CosyVoice2Decoder:
         flow_config, hift_config = read_sizes(folder / CONFIG_NAME)
         with torch.device("meta"):
             flow, hift = CosyVoice2Flow(flow_config), HiFTGenerator(hift_config)
-        load_weights(flow, folder, "flow", CONFIG_NAME)
-        load_weights(hift, folder, "hift", CONFIG_NAME)
+        load_weights(folder, CONFIG_NAME, flow=flow, hift=hift)
         return cls(flow.to(device), hift.to(device))
 
     def decode(
@@ -131,19 +122,8 @@ class CosyVoice2Decoder:
             mel=torch.zeros(1, bands, 0, device=self.device),
         )
 
-    @torch.inference_mode()
-    def decode_chunk(self, state: CosyVoice2State, codes: Sequence[int], final: bool = False) -> Tensor:
-        """Decode the next codes of a stream.
-
-        Args:
-            codes: Any number of codes, including none.
-            final: Whether these are the last codes.
-        Returns: The finished samples, (samples,), float32, on the CPU; may be none.
-        Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
-        """
-        if state.is_finished:
-            raise ValueError("this stream is finished; begin another one with start()")
-        state.codes, state.is_finished = state.codes + check_codes(codes, self.vocab_size), final
+    def _decode_codes(self, state: CosyVoice2State, codes: list[int], final: bool) -> Tensor:
+        state.codes = state.codes + codes
         num_codes, chunk_size = state.first + len(state.codes), self.flow.config.encoder.block_size
         if final and not state.is_chunked:
             self._make_mel(state, num_codes)
