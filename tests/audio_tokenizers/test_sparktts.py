@@ -106,7 +106,7 @@ def test_streams_give_the_wave_of_the_whole(folders, stream_chunks):
     parts = [stream.push(codes[start : start + 7]) for start in range(0, len(codes), 7)]
     wave = torch.cat([*parts, stream.flush()])
     torch.testing.assert_close(wave, tokenizer.decode(codes), atol=1e-5, rtol=0)
-    assert len(torch.cat(parts)) >= (len(codes) - tokenizer.context_codes - 50) * 320
+    assert len(torch.cat(parts)) >= (len(codes) - tokenizer.context_groups - 50) * 320
 
 
 def test_bound_on_what_a_code_changes(tokenizer):
@@ -120,7 +120,7 @@ def test_bound_on_what_a_code_changes(tokenizer):
         (gradient,) = torch.autograd.grad(wave[0, 0, sample], hidden, retain_graph=True)
         touched = gradient[0].abs().sum(dim=0).nonzero().flatten()
         reaches += [100 - int(touched[0]), int(touched[-1]) - 100]
-    assert tokenizer.context_codes - 3 < max(reaches) <= tokenizer.context_codes
+    assert tokenizer.context_groups - 3 < max(reaches) <= tokenizer.context_groups
 
 
 def test_long_audio_is_encoded_in_pieces(tokenizer, monkeypatch):

@@ -16,12 +16,7 @@ def is_continuous(audio_tokenizer_type: str) -> bool:
 
 
 def get_audio_tokenizer(
-    name: str,
-    path: str | Path | None = None,
-    decoder_path: str | Path | None = None,
-    *,
-    device: str = "cpu",
-    **options,
+    name: str, path: str | Path | None = None, decoder_path: str | Path | None = None, *, device: str = "cpu", **options
 ) -> AudioTokenizer:
     """Load an audio tokenizer.
 

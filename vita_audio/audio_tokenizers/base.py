@@ -3,8 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from math import log2
 from pathlib import Path
 from typing import Any, Literal
@@ -15,45 +14,54 @@ from torch import Tensor
 
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.inputs import check_codes
+from vita_audio.speech_decoder.streaming import Voice, check_codes
 
 
-class Voice:
-    """Who speaks, as `decode` and `stream` of one codec take it; opaque to everybody else. Made by `make_voice`."""
+class AudioStream:
+    """Decodes one stream of codes as they arrive. The wave does not depend on how the codes are pushed."""
 
+    def __init__(
+        self, decode_chunk: Callable[[list[int], bool], Tensor], vocab_size: int, chunk_sizes: Sequence[int] = ()
+    ):
+        """Begin a stream.
 
-@dataclass(frozen=True)
-class FlowVoice(Voice):
-    """The voice of codecs with a flow decoder.
+        Args:
+            decode_chunk: Function of the next codes, and of whether they are the last, that returns the finished
+                samples, (samples,), float32; it keeps the state of the decoder.
+            vocab_size: Codes are 0..vocab_size - 1.
+            chunk_sizes: Codes in the first, second, ... chunk; the last size repeats. Empty: `decode_chunk` forms its
+                own chunks from codes of any number.
+        """
+        self._decode_chunk, self._vocab_size = decode_chunk, vocab_size
+        self._sizes, self._pending = list(chunk_sizes), []
+        self._is_finished = False
 
-    Attributes:
-        codes: Codes of a recording of the speaker; given together with `mel`.
-        mel: Log-mel of the same recording, (bands, frames).
-        embedding: Speaker embedding, (size,).
-    """
-
-    codes: Sequence[int] | None = None
-    mel: Tensor | None = None
-    embedding: Tensor | None = None
-
-    def as_prompt(self) -> dict[str, Any]:
-        """Return the arguments for a decoder's `start` and `decode`."""
-        return {"prompt_codes": self.codes, "prompt_mel": self.mel, "embedding": self.embedding}
-
-
-class AudioStream(ABC):
-    """Decodes one stream of codes as they arrive; holds all of the stream's state."""
-
-    @abstractmethod
     def push(self, codes: Sequence[int]) -> Tensor:
         """Take the next codes, any number of them, and return the finished samples, (samples,), float32; may be none.
 
         Raises: ValueError for a code outside the vocabulary, or after `flush`.
         """
+        if self._is_finished:
+            raise ValueError("this stream was flushed; begin another one with stream()")
+        self._pending += check_codes(codes, self._vocab_size)
+        waves = [torch.zeros(0)]
+        while self._pending and len(self._pending) >= (size := self._sizes[0] if self._sizes else len(self._pending)):
+            waves.append(self._decode_chunk(self._pending[:size], False))
+            self._pending, self._sizes = self._pending[size:], self._sizes[1:] or self._sizes
+        return torch.cat(waves)
 
-    @abstractmethod
     def flush(self) -> Tensor:
         """End the stream and return the remaining samples, (samples,), float32."""
+        self._is_finished = True
+        codes, self._pending = self._pending, []
+        return self._decode_chunk(codes, True)
+
+
+def check_chunk_sizes(stream_chunks: Sequence[int]) -> tuple[int, ...]:
+    """Return the chunk sizes of a stream as a tuple. Raises: ValueError if there are none or one is not positive."""
+    if not stream_chunks or min(stream_chunks) < 1:
+        raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
+    return tuple(stream_chunks)
 
 
 class AudioTokenizer(ABC):

@@ -16,22 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from vita_audio.files.checkpoint import check_whole
-from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.files.tensors import fill_module, find_file, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
+from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
+from vita_audio.speech_decoder.streaming import FlowVoice
 
-from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
+from .base import AudioStream, AudioTokenizer, fingerprint
 
 NAME = "cosyvoice2"
-TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .onnx
+TOKENIZER_FILES = [f"speech_tokenizer_v2{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]  # released: .onnx
 SPEAKER_FILE = "campplus.onnx"
 SAMPLES_PER_CODE = 640
 HEAD_SIZE = 64
 HUB_FILES = (  # the repository also has a language model, and the same weights in other formats
-    *(f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")),
+    *TOKENIZER_FILES,
     *(f"{part}{suffix}" for part in ("flow", "hift") for suffix in (".safetensors", ".pt")),
     CONFIG_NAME,
     SPEAKER_FILE,
@@ -43,21 +44,6 @@ _require = partial(
     install=f"'vita-audio[{NAME}]'",
     unused=["torchaudio"],  # s3tokenizer reads audio files with it; we read them ourselves
 )
-
-
-class CosyVoice2Stream(AudioStream):
-    """Decodes chunks of 25 codes, each once the three codes after it have arrived."""
-
-    def __init__(self, decoder: CosyVoice2Decoder, state: CosyVoice2State):
-        self._decoder, self._state = decoder, state
-
-    def push(self, codes: Sequence[int]) -> Tensor:
-        if self._state.is_finished:
-            raise ValueError("this stream was flushed; begin another one with stream()")
-        return self._decoder.decode_chunk(self._state, codes)
-
-    def flush(self) -> Tensor:
-        return self._decoder.decode_chunk(self._state, [], final=True)
 
 
 class SpeakerEncoder:
@@ -140,15 +126,13 @@ class CosyVoice2Tokenizer(AudioTokenizer):
     def fingerprint(self) -> str:
         return fingerprint(self.name, [RESAMPLING_RULE], self.speech_tokenizer.state_dict())
 
-    def _stream(self, voice: FlowVoice | None) -> CosyVoice2Stream:
+    def _stream(self, voice: FlowVoice | None) -> AudioStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
-        return CosyVoice2Stream(decoder, state)
+        state = decoder.start(voice, num_steps=self.num_steps, seed=self.seed)
+        return AudioStream(partial(decoder.decode_chunk, state), self.vocab_size)
 
     def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
-        return self._need_decoder().decode(
-            codes, num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt()
-        )
+        return self._need_decoder().decode(codes, voice, num_steps=self.num_steps, seed=self.seed)
 
     def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None], MEL)[0]
@@ -174,12 +158,7 @@ def _load_speech_tokenizer(folder: Path) -> nn.Module:
     Raises: FileNotFoundError; ValueError for a damaged file or other weights.
     """
     model_v2 = _require("s3tokenizer.model_v2")
-    paths = [folder / f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"no {paths[-1]}; hf download FunAudioLLM/CosyVoice2-0.5B --local-dir DIR, and give that folder"
-        )
+    path = find_file(folder, *TOKENIZER_FILES)
     check_whole(path)
     weights = model_v2.onnx2torch(str(path)) if path.suffix == ".onnx" else read_tensors(path)
     if "encoder.conv1.weight" not in weights:
@@ -192,6 +171,6 @@ def _load_speech_tokenizer(folder: Path) -> nn.Module:
         n_audio_layer=sum(name.endswith("attn_ln.weight") for name in weights),
     )
     with torch.random.fork_rng(devices=[]):
-        model = model_v2.S3TokenizerV2(f"{TOKENIZER_FILE}_25hz", config)
+        model = model_v2.S3TokenizerV2("speech_tokenizer_v2_25hz", config)
     fill_module(model, weights, path, "an S3 tokenizer of its sizes")
     return model

@@ -8,6 +8,7 @@ in the batch.
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -18,11 +19,11 @@ from transformers import WhisperFeatureExtractor
 from vita_audio.files.checkpoint import check_weights, read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder, SpeechDecoderState
-from vita_audio.speech_decoder.inputs import check_codes
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
+from vita_audio.speech_decoder.streaming import FlowVoice
 
-from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
+from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -65,45 +66,6 @@ def piece_features(
     features = pad_sequence(mels, batch_first=True).transpose(1, 2)
     first_samples = torch.arange(features.shape[2]) * extractor.hop_length
     return features, first_samples < torch.tensor([len(piece) for piece in pieces])[:, None]
-
-
-class GLM4VoiceStream(AudioStream):
-    """Decodes in chunks of fixed sizes, so that the wave does not depend on how the codes are pushed."""
-
-    def __init__(
-        self,
-        decoder: SpeechDecoder,
-        state: SpeechDecoderState,
-        chunk_sizes: Sequence[int],
-        chunk_steps: Sequence[int],
-    ):
-        """Begin a stream.
-
-        Args:
-            chunk_sizes: Codes in the first, second, ... chunk; the last size repeats.
-            chunk_steps: Euler steps for the first, second, ... chunk; the last number repeats.
-        """
-        self._decoder, self._state = decoder, state
-        self._sizes, self._steps = list(chunk_sizes), list(chunk_steps)
-        self._pending: list[int] = []
-
-    def push(self, codes: Sequence[int]) -> Tensor:
-        if self._state.is_finished:
-            raise ValueError("this stream was flushed; begin another one with stream()")
-        self._pending += check_codes(codes, self._decoder.vocab_size)
-        waves = [torch.zeros(0)]
-        while len(self._pending) >= self._sizes[0]:
-            size, self._state.num_steps = self._sizes[0], self._steps[0]
-            waves.append(self._decoder.decode_chunk(self._state, self._pending[:size]))
-            self._pending = self._pending[size:]
-            self._sizes, self._steps = self._sizes[1:] or self._sizes, self._steps[1:] or self._steps
-        return torch.cat(waves)
-
-    def flush(self) -> Tensor:
-        self._state.num_steps = self._steps[0]
-        wave = self._decoder.decode_chunk(self._state, self._pending, final=True)
-        self._pending = []
-        return wave
 
 
 class GLM4VoiceTokenizer(AudioTokenizer):
@@ -149,15 +111,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
                 f"the speech decoder must know the tokenizer's {config.quantize_vocab_size} codes, got a decoder of "
                 f"{decoder.vocab_size}; take tokenizer and decoder of one release"
             )
-        if not stream_chunks or min(stream_chunks) < 1:
-            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         if min((num_steps, *(stream_steps or ()))) < 1:
             raise ValueError(f"num_steps and stream_steps must be at least 1, got {num_steps} and {stream_steps}")
         self.encoder = encoder.eval().requires_grad_(False)
         self.feature_extractor = feature_extractor
         self.decoder = decoder
         self.num_steps, self.seed, self.released_noise = num_steps, seed, released_noise
-        self.stream_chunks, self.stream_steps = tuple(stream_chunks), tuple(stream_steps or (num_steps,))
+        self.stream_chunks, self.stream_steps = check_chunk_sizes(stream_chunks), tuple(stream_steps or (num_steps,))
         self.sample_rate = feature_extractor.sampling_rate
         self.samples_per_code = feature_extractor.hop_length * config.frames_per_code
         self.samples_per_piece = min(
@@ -203,19 +163,20 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
-    def _stream(self, voice: FlowVoice | None) -> GLM4VoiceStream:
+    def _stream(self, voice: FlowVoice | None) -> AudioStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
-        return GLM4VoiceStream(decoder, state, self.stream_chunks, self.stream_steps)
+        state = decoder.start(voice, seed=self.seed)
+        steps = chain(self.stream_steps, repeat(self.stream_steps[-1]))
+
+        def decode_chunk(codes: list[int], final: bool) -> Tensor:
+            state.num_steps = next(steps)
+            return decoder.decode_chunk(state, codes, final)
+
+        return AudioStream(decode_chunk, self.vocab_size, self.stream_chunks)
 
     def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
-        return self._need_decoder().decode(
-            codes,
-            num_steps=self.num_steps,
-            seed=self.seed,
-            released_noise=self.released_noise,
-            **(voice or FlowVoice()).as_prompt(),
-        )
+        options = {"num_steps": self.num_steps, "seed": self.seed, "released_noise": self.released_noise}
+        return self._need_decoder().decode(codes, voice, **options)
 
     def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]

@@ -9,7 +9,7 @@ requires.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,11 +23,11 @@ from vita_audio.files.checkpoint import check_weights, read_json, read_yaml
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
-from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
+from vita_audio.speech_decoder.streaming import check_codes
 
-from .base import AudioTokenizer, Voice, fingerprint
-from .windowed_stream import WindowedDecoder, WindowedStream
+from .base import Voice, check_chunk_sizes, fingerprint
+from .windowed import WindowedTokenizer
 
 NAME = "sparktts"
 PACKAGE = "spark_tts_lib"
@@ -111,13 +111,14 @@ class _Mel(nn.Module):
         return mel_filters(self.settings).to(wave.device) @ spectrum.abs()
 
 
-class SparkTTSTokenizer(AudioTokenizer):
+class SparkTTSTokenizer(WindowedTokenizer):
     """A wav2vec 2.0 model followed by BiCodec, in evaluation mode."""
 
     name = NAME
     released_as = "SparkAudio/Spark-TTS-0.5B"
     has_one_folder = True
     voice_class = SparkTTSVoice
+    codes_per_piece = CODES_PER_PIECE
 
     def __init__(
         self,
@@ -140,18 +141,16 @@ class SparkTTSTokenizer(AudioTokenizer):
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
         Raises: ValueError for a voice of another codec, or chunks that are not positive.
         """
-        if not stream_chunks or min(stream_chunks) < 1:
-            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         self.bicodec = bicodec.eval().requires_grad_(False)
         self.speech_model = speech_model.eval().requires_grad_(False)
         self.feature_extractor, self.config = feature_extractor, config
         self.check_voice(voice)
         self.voice = voice
         self.needs_voice = voice is None
-        self.stream_chunks = tuple(stream_chunks)
+        self.stream_chunks = check_chunk_sizes(stream_chunks)
         self.sample_rate = self.output_rate = config["sample_rate"]
-        self.samples_per_code = config["latent_hop_length"]
-        self.frame_rate = self.sample_rate / self.samples_per_code
+        self.samples_per_group = config["latent_hop_length"]
+        self.frame_rate = self.sample_rate / self.samples_per_group
         self.vocab_size = bicodec.quantizer.codebook_size
 
     @classmethod
@@ -177,7 +176,7 @@ class SparkTTSTokenizer(AudioTokenizer):
         return fingerprint(self.name, settings, used | speech)
 
     @cached_property
-    def context_codes(self) -> int:
+    def context_groups(self) -> int:
         """Upper bound of the number of codes on either side that influence a sample.
 
         Convolutions are 7 wide, with dilations 1, 3 and 9 in the residual units of the wave generator.
@@ -196,14 +195,7 @@ class SparkTTSTokenizer(AudioTokenizer):
                 reach += 3 * (1 + 3 + 9) / rate
         return math.ceil(reach)
 
-    def _stream(self, voice: SparkTTSVoice | None) -> WindowedStream:
-        return WindowedStream(self._windowed_decoder(voice), self.stream_chunks)
-
-    def _decode(self, codes: list[int], voice: SparkTTSVoice | None) -> Tensor:
-        stream = WindowedStream(self._windowed_decoder(voice), [CODES_PER_PIECE])
-        return torch.cat([stream.push(codes), stream.flush()])
-
-    def _windowed_decoder(self, voice: SparkTTSVoice | None) -> WindowedDecoder:
+    def _window_decoder(self, voice: SparkTTSVoice | None) -> Callable[[list[int], int], Tensor]:
         voice = voice or self.voice
         if voice is None:
             raise ValueError(
@@ -217,7 +209,7 @@ class SparkTTSTokenizer(AudioTokenizer):
         def decode(codes: list[int], first: int) -> Tensor:
             return self.bicodec.detokenize(torch.tensor([codes], device=device), voice_codes)[0, 0].cpu()
 
-        return WindowedDecoder(decode, self.vocab_size, 1, self.samples_per_code, self.context_codes)
+        return decode
 
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         size = SECONDS_PER_PIECE * self.sample_rate
@@ -235,7 +227,7 @@ class SparkTTSTokenizer(AudioTokenizer):
     def _make_voice(self, wave: Tensor) -> SparkTTSVoice:
         """Take the global codes of the first seconds of a wave, which is repeated if it is shorter."""
         size = int(self.sample_rate * self.config["ref_segment_duration"])
-        size = size // self.samples_per_code * self.samples_per_code
+        size = size // self.samples_per_group * self.samples_per_group
         wave = self._level(wave)
         wave = wave.repeat(size // len(wave) + 1)[:size]
         mel = self.bicodec.mel_transformer(wave[None].to(self.speech_model.device))  # (1, bands, frames)

@@ -3,10 +3,11 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EstimatorConfig, FlowMatchingConfig
-from .masking import masked_mean
+from .layers import masked_mean
 from .unet import ConditionalDecoder
 
 
@@ -58,14 +59,7 @@ class ConditionalCFM(nn.Module):
         return (1 + rate) * conditioned - rate * unconditioned
 
     def loss(
-        self,
-        mel: Tensor,
-        mask: Tensor | None,
-        mu: Tensor,
-        spks: Tensor,
-        cond: Tensor,
-        *,
-        generator: torch.Generator,
+        self, mel: Tensor, mask: Tensor | None, mu: Tensor, spks: Tensor, cond: Tensor, *, generator: torch.Generator
     ) -> Tensor:
         """Return the mean squared error of the velocity at a random time of each row's path, over valid frames.
 
@@ -89,3 +83,37 @@ class ConditionalCFM(nn.Module):
             point, mask, mu * keep[:, None, None], t, spks * keep[:, None], cond * keep[:, None, None]
         )
         return masked_mean((velocity.float() - (mel - shrink * noise)).square(), mask)
+
+
+class Flow(nn.Module):
+    """Base of the flows from codes to mel, which have an encoder for the prior."""
+
+    def __init__(self, vocab_size: int, input_size: int, speaker_size: int, num_bands: int):
+        super().__init__()
+        self.input_embedding = nn.Embedding(vocab_size, input_size)
+        self.spk_embed_affine_layer = nn.Linear(speaker_size, num_bands)
+
+    def speaker(self, embedding: Tensor | None, batch_size: int = 1) -> Tensor:
+        """Project a speaker embedding (batch, spk_embed_dim), None for the default voice, to (batch, bands)."""
+        affine = self.spk_embed_affine_layer
+        if embedding is None:
+            embedding = affine.weight.new_zeros(batch_size, affine.in_features)
+        return affine(F.normalize(embedding, dim=1))
+
+    def sample(
+        self,
+        noise: Tensor,
+        mu: Tensor,
+        *,
+        prompt_mel: Tensor | None,
+        embedding: Tensor | None,
+        num_steps: int,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Follow the flow from noise to the mel after the prompt, (1, bands, frames after the prompt)."""
+        cond, num_prompt_frames = torch.zeros_like(mu), 0
+        if prompt_mel is not None:
+            num_prompt_frames = prompt_mel.shape[2]
+            cond[:, :, :num_prompt_frames] = prompt_mel
+        mel = self.decoder.solve(noise, mu, self.speaker(embedding), cond, num_steps=num_steps, mask=mask)
+        return mel[:, :, num_prompt_frames:]

@@ -8,8 +8,7 @@ import torch
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig
 from vita_audio.speech_decoder.flow_matching import ConditionalCFM
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
-from vita_audio.speech_decoder.masking import length_mask, resample_nearest
-from vita_audio.speech_decoder.transformer import block_causal_mask
+from vita_audio.speech_decoder.layers import block_causal_mask, length_mask, resample_nearest
 
 TINY = FlowConfig(
     input_size=16,
