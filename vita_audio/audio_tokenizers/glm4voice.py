@@ -1,9 +1,8 @@
 """GLM-4-Voice: WhisperVQ codes at 12.5 per second, flow-matching decoder to 22,050 Hz.
 
 Encoding follows the public `extract_speech_token` of GLM-4-Voice: first channel, 16 kHz, independent pieces of 30 s,
-and one code for every 1280 samples or part of them. One thing differs: each piece is padded to its own multiple of 1280
-samples before features are computed, not to the longest piece of the call, so codes do not depend on the other waves
-in the batch.
+and one code for every 1280 samples or part of them. Each piece is padded to its own multiple of 1280 samples, not to
+the longest piece of the call, so codes do not depend on the other waves in the batch.
 """
 
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ def piece_features(
 
 
 class GLM4VoiceTokenizer(AudioTokenizer):
-    """WhisperVQ encoder and speech decoder; float32 on any device."""
+    """WhisperVQ encoder and speech decoder, in float32."""
 
     name = "glm4voice"
     released_as = "THUDM/glm-4-voice-tokenizer"
@@ -91,7 +90,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         """Combine encoder, features and decoder.
 
         Args:
-            decoder: None if no waves are needed.
+            decoder: None: only `encode` works.
             num_steps: Euler steps of the flow, `option_steps` in the release.
             seed: Seed for the noise of flow and vocoder; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.

@@ -1,9 +1,8 @@
 """BiCodec of Spark-TTS: 50 semantic codes per second carry the words, 32 global codes the speaker.
 
 The model is from the package `spark-tts-lib` (arXiv 2503.01710); the weights are those of `SparkAudio/Spark-TTS-0.5B`,
-with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model. The
-public VITA-Audio tokenizer discards the global codes and decodes with 32 zeros; here they form a voice, which decoding
-requires.
+with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model; the
+global codes form a voice, which decoding requires.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from .windowed import WindowedTokenizer
 NAME = "sparktts"
 PACKAGE = "spark_tts_lib"
 SPEECH_MODEL = "wav2vec2-large-xlsr-53"
-SPEECH_LAYERS = (11, 14, 16)  # whose hidden states are averaged
+SPEECH_LAYERS = (11, 14, 16)  # their hidden states are averaged
 VOICE_SIZE = 32  # global codes
 VOICE_VOCAB_SIZE = 4096
 MIN_SAMPLES = 400  # samples that the speech model needs for its first code
@@ -199,8 +198,8 @@ class SparkTTSTokenizer(WindowedTokenizer):
         voice = voice or self.voice
         if voice is None:
             raise ValueError(
-                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from a recording, or load the "
-                "tokenizer with one"
+                f"{NAME} codes do not determine the speaker; give a voice, made with make_voice from a recording, or "
+                "load the tokenizer with one"
             )
         device = self.speech_model.device
         voice_codes = torch.tensor(voice.codes, device=device)[None, None]  # (1, 1, 32)
@@ -211,9 +210,9 @@ class SparkTTSTokenizer(WindowedTokenizer):
 
         return decode
 
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        size = SECONDS_PER_PIECE * self.sample_rate
-        return [sum((self._encode_piece(piece) for piece in self._level(wave).split(size)), []) for wave in waves]
+    def _encode_one(self, wave: Tensor) -> list[int]:
+        pieces = self._level(wave).split(SECONDS_PER_PIECE * self.sample_rate)
+        return [code for piece in pieces for code in self._encode_piece(piece)]
 
     @torch.inference_mode()
     def _encode_piece(self, wave: Tensor) -> list[int]:
@@ -225,7 +224,7 @@ class SparkTTSTokenizer(WindowedTokenizer):
 
     @torch.inference_mode()
     def _make_voice(self, wave: Tensor) -> SparkTTSVoice:
-        """Take the global codes of the first seconds of a wave, which is repeated if it is shorter."""
+        """Make a voice from the first seconds of a wave, which is repeated if it is shorter."""
         size = int(self.sample_rate * self.config["ref_segment_duration"])
         size = size // self.samples_per_group * self.samples_per_group
         wave = self._level(wave)
