@@ -106,7 +106,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         self.vocab_size = speech_tokenizer.config.n_codebook_size
         if decoder is not None and decoder.vocab_size != self.vocab_size:
             raise ValueError(
-                f"the decoder must have {self.vocab_size} codes, got {decoder.vocab_size}; take one folder"
+                f"the decoder must have {self.vocab_size} codes, got {decoder.vocab_size}; load both from one folder"
             )
         self.decoder, self.speaker_encoder = decoder, speaker_encoder
         self.num_steps, self.seed = num_steps, seed

@@ -1,9 +1,10 @@
 """SNAC at 24 kHz: three codebooks at 12, 23 and 47 Hz, flattened to 82 codes per second.
 
 The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). Codes are ordered as
-in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes, and the codes of slot s begin
-at 4096 * s. Waves of any length are encoded and decoded in pieces that include as much context as the convolutions
-reach, and the decoder's noise is addressed by position, so pieces, streams and whole waves agree up to rounding.
+in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes, and the codes of slot s
+begin at 4096 * s. Waves of any length are encoded and decoded in pieces that include as much context as the
+convolutions reach, and the decoder's noise is addressed by position, so pieces, streams and whole waves agree up to
+rounding.
 """
 
 from __future__ import annotations

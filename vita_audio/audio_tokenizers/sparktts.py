@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.files.checkpoint import check_weights, read_json, read_yaml
+from vita_audio.files.checkpoint import read_yaml
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 from vita_audio.speech_decoder.streaming import check_codes
 
-from .base import Voice, check_chunk_sizes, fingerprint
+from .base import Voice, check_chunk_sizes, fingerprint, load_model
 from .windowed import WindowedTokenizer
 
 NAME = "sparktts"
@@ -158,7 +158,8 @@ class SparkTTSTokenizer(WindowedTokenizer):
             bicodec = make_bicodec(read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
-            speech_model = _load_speech_model(folder / SPEECH_MODEL)
+            # The checkpoint may have additional weights, such as the heads of its training.
+            speech_model = load_model(Wav2Vec2Model, folder / SPEECH_MODEL, ignored=["unexpected_keys"])
         return cls(
             bicodec.to(device),
             speech_model.to(device),
@@ -238,16 +239,3 @@ class SparkTTSTokenizer(WindowedTokenizer):
             return wave
         audio = _require(f"{PACKAGE}.utils.audio")
         return torch.from_numpy(audio.audio_volume_normalize(wave.numpy())).float()
-
-
-def _load_speech_model(folder: Path) -> Wav2Vec2Model:
-    """Load wav2vec 2.0 from a checkpoint, which may have additional weights such as the heads of its training.
-
-    Raises: FileNotFoundError; ValueError naming the damaged file or the missing weights.
-    """
-    read_json(folder / "config.json")
-    check_weights(folder)
-    model, report = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"the weights in {folder} lack {', '.join(missing[:5])} ({len(missing)} in all); get it again")
-    return model

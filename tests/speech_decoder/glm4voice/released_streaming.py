@@ -1,7 +1,8 @@
 """The streaming of the released GLM-4-Voice demo, composed of our flow and vocoder, for comparison only.
 
-It computes every earlier mel again for each chunk, cross-fades with weights that do not add up to one, and repeats one mel
-frame per chunk, which loses 256 samples for each chunk after the second. `SpeechDecoder.decode_chunk` does none of these.
+It computes every earlier mel again for each chunk, cross-fades with weights that do not add up to one, and repeats one
+mel frame per chunk, which loses 256 samples for each chunk after the second. `SpeechDecoder.decode_chunk` does none of
+these.
 """
 
 from dataclasses import dataclass
