@@ -55,7 +55,7 @@ def test_voice_is_prompt_and_embedding(tokenizer):
     assert not torch.allclose(embedded, tokenizer.decode([1, 2, 3]))
 
 
-def test_a_hub_name_brings_what_is_read_of_the_release(folders):
+def test_a_hub_name_downloads_all_files_that_are_read(folders):
     names = {path.name for folder in folders["cosyvoice2"] for path in folder.iterdir()}
     names |= {"speech_tokenizer_v2.onnx", "campplus.onnx", "cosyvoice2.yaml", "flow.pt", "hift.pt"}
     assert names <= set(module.HUB_FILES)

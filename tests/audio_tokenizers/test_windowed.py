@@ -44,10 +44,10 @@ def test_pieces_add_up_to_the_whole(chunk_sizes, step):
     assert torch.equal(Toy(chunk_sizes).decode(CODES), decode(CODES, 0))
 
 
-def test_chunks_come_when_their_surroundings_are_there():
+def test_chunks_are_decoded_once_their_context_has_arrived():
     stream = Toy((4, 10)).stream()
     sizes = [len(stream.push([code])) for code in CODES]
-    # the first group needs two more behind it, every later chunk is three groups
+    # the first chunk is one group and needs two more, every later chunk is three groups
     assert [number for number, size in enumerate(sizes, start=1) if size] == [12, 24, 36, 48, 60]
     assert [size for size in sizes if size] == [3, 9, 9, 9, 9]
 

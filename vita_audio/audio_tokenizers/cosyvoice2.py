@@ -1,9 +1,8 @@
 """CosyVoice 2: S3 codes at 25 per second, flow and vocoder to 24 kHz.
 
-The public `s3tokenizer` package makes the codes with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are in
-`speech_decoder.cosyvoice2`. All files are those of `CosyVoice2-0.5B`. The public VITA-Audio tokenizer averages the
-channels and returns no codes where anything fails, such as for more than 30 s. Here the first channel is used, and the
-package encodes longer audio in overlapping windows of 30 s.
+The public `s3tokenizer` package makes the codes with the weights of `speech_tokenizer_v2.onnx`, longer audio in
+overlapping windows of 30 s; flow and vocoder are in `speech_decoder.cosyvoice2`. All files are those of
+`CosyVoice2-0.5B`.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class SpeakerEncoder:
 
 
 class CosyVoice2Tokenizer(AudioTokenizer):
-    """S3 speech tokenizer and CosyVoice 2 decoder."""
+    """S3 speech tokenizer and the decoder of CosyVoice 2."""
 
     name = NAME
     released_as = "FunAudioLLM/CosyVoice2-0.5B"
@@ -94,7 +93,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         """Combine speech tokenizer and decoder.
 
         Args:
-            decoder: None if no waves are needed.
+            decoder: None: only `encode` works.
             speaker_encoder: None: voices have no speaker embedding.
             num_steps: Euler steps of the flow.
             seed: Seed for the vocoder's noise; the flow's noise is the released one.
@@ -107,8 +106,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         self.vocab_size = speech_tokenizer.config.n_codebook_size
         if decoder is not None and decoder.vocab_size != self.vocab_size:
             raise ValueError(
-                f"the decoder must know the tokenizer's {self.vocab_size} codes, got one of {decoder.vocab_size}; take "
-                "both from one folder"
+                f"the decoder must have {self.vocab_size} codes, got {decoder.vocab_size}; load both from one folder"
             )
         self.decoder, self.speaker_encoder = decoder, speaker_encoder
         self.num_steps, self.seed = num_steps, seed
@@ -138,9 +136,6 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None], MEL)[0]
         embedding = None if self.speaker_encoder is None else self.speaker_encoder(wave)
         return FlowVoice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
-
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        return [self._encode_one(wave) for wave in waves]
 
     @torch.inference_mode()
     def _encode_one(self, wave: Tensor) -> list[int]:

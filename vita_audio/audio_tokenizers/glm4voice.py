@@ -1,9 +1,8 @@
 """GLM-4-Voice: WhisperVQ codes at 12.5 per second, flow-matching decoder to 22,050 Hz.
 
 Encoding follows the public `extract_speech_token` of GLM-4-Voice: first channel, 16 kHz, independent pieces of 30 s,
-and one code for every 1280 samples or part of them. One thing differs: each piece is padded to its own multiple of 1280
-samples before features are computed, not to the longest piece of the call, so codes do not depend on the other waves
-in the batch.
+and one code for every 1280 samples or part of them. Each piece is padded to its own multiple of 1280 samples, not to
+the longest piece of the call, so codes do not depend on the other waves in the batch.
 """
 
 from collections.abc import Sequence
@@ -16,14 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from vita_audio.files.checkpoint import check_weights, read_json
+from vita_audio.files.checkpoint import read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
 from vita_audio.speech_decoder.streaming import FlowVoice
 
-from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
+from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint, load_model
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -69,7 +68,7 @@ def piece_features(
 
 
 class GLM4VoiceTokenizer(AudioTokenizer):
-    """WhisperVQ encoder and speech decoder; float32 on any device."""
+    """WhisperVQ encoder and speech decoder, in float32."""
 
     name = "glm4voice"
     released_as = "THUDM/glm-4-voice-tokenizer"
@@ -91,7 +90,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         """Combine encoder, features and decoder.
 
         Args:
-            decoder: None if no waves are needed.
+            decoder: None: only `encode` works.
             num_steps: Euler steps of the flow, `option_steps` in the release.
             seed: Seed for the noise of flow and vocoder; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
@@ -146,9 +145,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":
-        encoder, feature_extractor = _load_encoder(folder)
+        read_json(folder / "preprocessor_config.json")
+        encoder, feature_extractor = (
+            load_model(WhisperVQEncoder, folder),
+            WhisperFeatureExtractor.from_pretrained(folder),
+        )
         decoder = None if decoder_folder is None else SpeechDecoder.from_pretrained(decoder_folder, device)
-        return cls(encoder.to(device), feature_extractor, decoder, **options)
+        return cls(encoder, feature_extractor, decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `model.safetensors` with weights as `dtype`, and `preprocessor_config.json`."""
@@ -198,17 +201,3 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         output = self.encoder(features.to(self.encoder.device), mask.to(self.encoder.device))
         rows = zip(output.quantized_token_ids, output.token_mask, strict=True)
         return [ids[kept].tolist() for ids, kept in rows]
-
-
-def _load_encoder(folder: Path) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
-    """Load the encoder in float32 and its feature extractor.
-
-    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
-    """
-    for name in ("config.json", "preprocessor_config.json"):
-        read_json(folder / name)
-    check_weights(folder)
-    encoder, report = WhisperVQEncoder.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
-    return encoder, WhisperFeatureExtractor.from_pretrained(folder)

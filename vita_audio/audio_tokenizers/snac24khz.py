@@ -1,12 +1,10 @@
 """SNAC at 24 kHz: three codebooks at 12, 23 and 47 Hz, flattened to 82 codes per second.
 
-The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). This module adds:
-
-* The order of the codes, as in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes,
-  and the codes of slot s begin at 4096 * s. The public vocabulary ends after slot 3; this one has all seven slots.
-* Encoding and decoding of waves of any length in pieces. Each piece reads as much of its surroundings as the
-  convolutions reach, so that pieces, streams and whole waves agree up to rounding.
-* Noise addressed by position: the decoder's noise comes from generators of its own, not from the global one.
+The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). Codes are ordered as
+in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes, and the codes of slot s
+begin at 4096 * s. Waves of any length are encoded and decoded in pieces that include as much context as the
+convolutions reach, and the decoder's noise is addressed by position, so pieces, streams and whole waves agree up to
+rounding.
 """
 
 from __future__ import annotations
@@ -127,9 +125,6 @@ class SNAC24kHzTokenizer(WindowedTokenizer):
             return self.synthesize(levels, [noise.read(first, first + levels[0].shape[1]) for noise in noises])
 
         return decode
-
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        return [self._encode_one(wave) for wave in waves]
 
     @torch.inference_mode()
     def _encode_one(self, wave: Tensor) -> list[int]:

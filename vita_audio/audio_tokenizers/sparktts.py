@@ -1,9 +1,8 @@
 """BiCodec of Spark-TTS: 50 semantic codes per second carry the words, 32 global codes the speaker.
 
 The model is from the package `spark-tts-lib` (arXiv 2503.01710); the weights are those of `SparkAudio/Spark-TTS-0.5B`,
-with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model. The
-public VITA-Audio tokenizer discards the global codes and decodes with 32 zeros; here they form a voice, which decoding
-requires.
+with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model; the
+global codes form a voice, which decoding requires.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.files.checkpoint import check_weights, read_json, read_yaml
+from vita_audio.files.checkpoint import read_yaml
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 from vita_audio.speech_decoder.streaming import check_codes
 
-from .base import Voice, check_chunk_sizes, fingerprint
+from .base import Voice, check_chunk_sizes, fingerprint, load_model
 from .windowed import WindowedTokenizer
 
 NAME = "sparktts"
 PACKAGE = "spark_tts_lib"
 SPEECH_MODEL = "wav2vec2-large-xlsr-53"
-SPEECH_LAYERS = (11, 14, 16)  # whose hidden states are averaged
+SPEECH_LAYERS = (11, 14, 16)  # their hidden states are averaged
 VOICE_SIZE = 32  # global codes
 VOICE_VOCAB_SIZE = 4096
 MIN_SAMPLES = 400  # samples that the speech model needs for its first code
@@ -159,7 +158,8 @@ class SparkTTSTokenizer(WindowedTokenizer):
             bicodec = make_bicodec(read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
-            speech_model = _load_speech_model(folder / SPEECH_MODEL)
+            # The checkpoint may have additional weights, such as the heads of its training.
+            speech_model = load_model(Wav2Vec2Model, folder / SPEECH_MODEL, ignored=["unexpected_keys"])
         return cls(
             bicodec.to(device),
             speech_model.to(device),
@@ -199,8 +199,8 @@ class SparkTTSTokenizer(WindowedTokenizer):
         voice = voice or self.voice
         if voice is None:
             raise ValueError(
-                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from a recording, or load the "
-                "tokenizer with one"
+                f"{NAME} codes do not determine the speaker; give a voice, made with make_voice from a recording, or "
+                "load the tokenizer with one"
             )
         device = self.speech_model.device
         voice_codes = torch.tensor(voice.codes, device=device)[None, None]  # (1, 1, 32)
@@ -211,9 +211,9 @@ class SparkTTSTokenizer(WindowedTokenizer):
 
         return decode
 
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        size = SECONDS_PER_PIECE * self.sample_rate
-        return [sum((self._encode_piece(piece) for piece in self._level(wave).split(size)), []) for wave in waves]
+    def _encode_one(self, wave: Tensor) -> list[int]:
+        pieces = self._level(wave).split(SECONDS_PER_PIECE * self.sample_rate)
+        return [code for piece in pieces for code in self._encode_piece(piece)]
 
     @torch.inference_mode()
     def _encode_piece(self, wave: Tensor) -> list[int]:
@@ -225,7 +225,7 @@ class SparkTTSTokenizer(WindowedTokenizer):
 
     @torch.inference_mode()
     def _make_voice(self, wave: Tensor) -> SparkTTSVoice:
-        """Take the global codes of the first seconds of a wave, which is repeated if it is shorter."""
+        """Make a voice from the first seconds of a wave, which is repeated if it is shorter."""
         size = int(self.sample_rate * self.config["ref_segment_duration"])
         size = size // self.samples_per_group * self.samples_per_group
         wave = self._level(wave)
@@ -239,16 +239,3 @@ class SparkTTSTokenizer(WindowedTokenizer):
             return wave
         audio = _require(f"{PACKAGE}.utils.audio")
         return torch.from_numpy(audio.audio_volume_normalize(wave.numpy())).float()
-
-
-def _load_speech_model(folder: Path) -> Wav2Vec2Model:
-    """Load wav2vec 2.0 from a checkpoint, which may have additional weights such as the heads of its training.
-
-    Raises: FileNotFoundError; ValueError naming the damaged file or the missing weights.
-    """
-    read_json(folder / "config.json")
-    check_weights(folder)
-    model, report = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"the weights in {folder} lack {', '.join(missing[:5])} ({len(missing)} in all); get it again")
-    return model

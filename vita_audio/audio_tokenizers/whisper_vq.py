@@ -153,7 +153,13 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
             attention_mask: (batch, frames), non-zero where a frame is valid; padding must be at the end.
         Raises: ValueError for a wrong number of frames.
         """
-        self._check_frames(input_features)
+        frames, stride = input_features.shape[2], self.config.frames_per_code
+        longest = self.config.max_source_positions * CONV_STRIDE
+        if frames == 0 or frames % stride or frames > longest:
+            raise ValueError(
+                f"the number of mel frames must be a multiple of {stride}, at most {longest} and not 0, got {frames}; "
+                "pad the features or split the audio"
+            )
         if attention_mask is None:
             attention_mask = input_features.new_ones(input_features.shape[0], input_features.shape[2])
         valid = attention_mask[:, ::CONV_STRIDE].bool()  # (batch, positions)
@@ -178,15 +184,6 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
                 mask = self._attention_mask(valid, depth + 1, kernel, hidden.dtype)
         output.last_hidden_state = hidden if config.quantize_encoder_only else self.layer_norm(hidden)
         return output
-
-    def _check_frames(self, input_features: Tensor):
-        frames, stride = input_features.shape[2], self.config.frames_per_code
-        longest = self.config.max_source_positions * CONV_STRIDE
-        if frames == 0 or frames % stride or frames > longest:
-            raise ValueError(
-                f"the number of mel frames must be a multiple of {stride}, at most {longest} and not 0, got {frames}; "
-                "pad the features or split the audio"
-            )
 
     def _attention_mask(self, valid: Tensor, depth: int, kernel: int, dtype: torch.dtype) -> Tensor:
         """Return the additive mask for layer `depth` (from 1), each of whose positions pools `kernel` 50 Hz positions.

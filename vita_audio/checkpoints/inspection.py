@@ -39,9 +39,9 @@ from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoice
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import mtp_parameter_patterns
-from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_decoder.released_files import read_config as read_decoder_config
 from vita_audio.speech_features import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer, tokenizer_files
 

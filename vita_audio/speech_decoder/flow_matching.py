@@ -6,20 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import EstimatorConfig, FlowMatchingConfig
+from .config import FlowMatchingConfig
 from .layers import masked_mean
-from .unet import ConditionalDecoder
 
 
 class ConditionalCFM(nn.Module):
     """Straight paths from noise to mel, with classifier-free guidance over prior, speaker and prompt."""
 
-    estimator_class: type[nn.Module] = ConditionalDecoder
-
-    def __init__(self, config: FlowMatchingConfig, estimator: EstimatorConfig):
+    def __init__(self, config: FlowMatchingConfig, estimator: nn.Module):
         super().__init__()
-        self.config = config
-        self.estimator = self.estimator_class(estimator)
+        self.config, self.estimator = config, estimator
 
     def schedule(self, t: Tensor) -> Tensor:
         """Warp uniform times in [0, 1]; the cosine schedule moves more of them towards the noise."""

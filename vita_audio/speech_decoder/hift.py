@@ -174,7 +174,7 @@ class HarmonicSource(nn.Module):
 
 
 class HiFTGenerator(nn.Module):
-    """The vocoder: `forward` for training, `predict_f0`, `make_source` and `synthesize` as its separate steps."""
+    """The vocoder: `forward` for training; `predict_f0`, `make_source` and `synthesize` are its steps."""
 
     def __init__(self, config: HiFTConfig):
         super().__init__()

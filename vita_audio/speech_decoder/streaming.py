@@ -4,7 +4,6 @@ A stream of mel carries the phase of its excitation and reads as much of the ear
 so its pieces equal the wave of the whole mel up to rounding.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,10 +116,8 @@ def start_vocoder(hift: HiFTGenerator, seed: int = 42) -> VocoderState:
     """Begin a stream of mel frames for `vocode`, with `seed` for its noise."""
     config, device = hift.config, hift.conv_pre.bias.device
     generator = torch.Generator().manual_seed(seed)
-    phase = (torch.rand(1, config.nb_harmonics + 1, 1, generator=generator) * 2 - 1) * math.pi
-    phase[:, 0] = 0
     return VocoderState(
-        phase=phase.to(device),
+        phase=hift.draw_noise(1, 0, generator=generator, device=device).phase,
         noise=FrameNoise((config.nb_harmonics + 1) * config.samples_per_frame, generator),
         position=0,
         cycles=torch.zeros(1, dtype=torch.float64, device=device),

@@ -99,6 +99,29 @@ def input_projection(config: EncoderConfig) -> nn.Sequential:
     return named(out=nn.Sequential(linear, norm, nn.Dropout(config.dropout_rate)))
 
 
+def run_layers(
+    layers: nn.ModuleList,
+    x: Tensor,
+    block_size: int,
+    mask: Tensor | None = None,
+    dropout: nn.Module | None = None,
+) -> Tensor:
+    """Run encoder layers over (batch, time, size), whose queries see all earlier positions and their own block.
+
+    Args:
+        mask: (batch, 1, time) bool, true where valid; None when nothing is padded.
+        dropout: Applied to the relative positions.
+    """
+    num_positions = x.shape[1]
+    positions = relative_positions(num_positions, x.shape[2], x.device)
+    positions = positions if dropout is None else dropout(positions)
+    visible = block_causal_mask(num_positions, block_size, x.device)[None, None]
+    visible = visible if mask is None else visible & mask[:, None]
+    for layer in layers:
+        x = layer(x, positions, visible)
+    return x
+
+
 class BlockConformerEncoder(nn.Module):
     """Encoder whose queries see all earlier positions and their own block."""
 
@@ -112,13 +135,5 @@ class BlockConformerEncoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode (batch, time, input_size) to (batch, time, output_size); `mask` (batch, 1, time), true where valid."""
-        num_positions = x.shape[1]
         x = self.positional_dropout(self.embed(x) * math.sqrt(self.config.output_size))
-        positions = relative_positions(num_positions, self.config.output_size, x.device)
-        positions = self.positional_dropout(positions)
-        visible = block_causal_mask(num_positions, self.config.block_size, x.device)[None, None]
-        if mask is not None:
-            visible = visible & mask[:, None]
-        for layer in self.encoders:
-            x = layer(x, positions, visible)
-        return self.after_norm(x)
+        return self.after_norm(run_layers(self.encoders, x, self.config.block_size, mask, self.positional_dropout))

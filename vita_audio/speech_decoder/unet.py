@@ -89,21 +89,6 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-def _run_block(
-    resnet: ResnetBlock,
-    transformers: nn.ModuleList,
-    x: Tensor,
-    time: Tensor,
-    mask: Tensor | None,
-    visible: Tensor | None,
-) -> Tensor:
-    """Run one block of the UNet over (batch, channels, time), with the embedded flow time (batch, time_size)."""
-    x = resnet(x, mask, time).transpose(1, 2)  # (batch, time, channels)
-    for block in transformers:
-        x = block(x, mask if visible is None else visible)
-    return x.transpose(1, 2)
-
-
 class ConditionalDecoder(nn.Module):
     """The UNet: estimates the velocity at a point of the flow, given prior, speaker and prompt."""
 
@@ -168,19 +153,26 @@ class ConditionalDecoder(nn.Module):
         """
         time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
         hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
+
+        def run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, mask: Tensor | None) -> Tensor:
+            x = resnet(x, mask, time).transpose(1, 2)  # (batch, frames, channels)
+            for block in transformers:
+                x = block(x, mask if visible is None else visible)
+            return x.transpose(1, 2)
+
         masks, skips = [mask], []
         for resnet, transformers, resample in self.down_blocks:
-            hidden = _run_block(resnet, transformers, hidden, time, masks[-1], visible)
+            hidden = run(resnet, transformers, hidden, masks[-1])
             skips.append(hidden)
             hidden = resample(apply_mask(hidden, masks[-1]))
             halved = not isinstance(resample, nn.Conv1d) and masks[-1] is not None
             masks.append(masks[-1][..., ::2] if halved else masks[-1])
         masks.pop()
         for resnet, transformers in self.mid_blocks:
-            hidden = _run_block(resnet, transformers, hidden, time, masks[-1], visible)
+            hidden = run(resnet, transformers, hidden, masks[-1])
         for resnet, transformers, resample in self.up_blocks:
             mask_up, skip = masks.pop(), skips.pop()
             hidden = torch.cat([hidden[..., : skip.shape[-1]], skip], dim=1)
-            hidden = _run_block(resnet, transformers, hidden, time, mask_up, visible)
+            hidden = run(resnet, transformers, hidden, mask_up)
             hidden = resample(apply_mask(hidden, mask_up))
         return apply_mask(self.final_proj(self.final_block(hidden, mask)), mask)

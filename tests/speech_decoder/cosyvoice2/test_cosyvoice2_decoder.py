@@ -33,7 +33,7 @@ def stream(decoder, codes, step, voice=None):
 
 
 @pytest.mark.parametrize(("name", "number", "voice"), [("whole", 60, None), ("prompted", 40, VOICE)])
-def test_whole_decoding_is_the_reference_mel_made_audible(decoder, name, number, voice):
+def test_whole_decoding_vocodes_the_reference_mel(decoder, name, number, voice):
     before = torch.get_rng_state()
     wave = decoder.decode(CODES[:number], voice)
     assert wave.shape == (number * 960,) and wave.abs().max() <= 0.99 and torch.equal(before, torch.get_rng_state())
@@ -138,7 +138,7 @@ def test_more_scales_are_refused():
 
 
 def test_weights_of_trainers_have_other_names(decoder, tmp_path):
-    """A prefix, the names of torch's older weight norm, and counters beside the weights."""
+    """They have a prefix, the names of torch's older weight norm, and counters next to the weights."""
     shutil.copy(ASSETS / "cosyvoice2.yaml", tmp_path)
     torch.save(load_file(ASSETS / "flow.safetensors") | {"epoch": 3, "step": 10}, tmp_path / "flow.pt")
     weights = {f"generator.{name}": value for name, value in decoder.hift.state_dict().items()}

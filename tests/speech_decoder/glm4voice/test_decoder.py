@@ -28,7 +28,7 @@ def _stream(decoder: SpeechDecoder, codes: list[int], sizes: list[int], **settin
 
 
 def _stream_mel(decoder: SpeechDecoder, codes: list[int], sizes: list[int], **settings) -> torch.Tensor:
-    """Mel (bands, frames) that a stream makes audible; the context keeps all of it."""
+    """Return the mel (bands, frames) that a stream vocodes, all of which stays in the context."""
     state, first = decoder.start(**settings), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONTEXT_CODES", 10**6)
@@ -180,7 +180,7 @@ def test_vocoder_stream_equals_whole(decoder):
 
 
 def test_streamed_mel_is_close_to_the_whole_one(decoder):
-    """Attention and normalisation of the flow look at the whole utterance, so earlier chunks cannot be exact.
+    """The flow's attention and normalisation use the whole utterance, so earlier chunks cannot be exact.
 
     On these random weights the mean difference is 0.07 of the mel's standard deviation, another seed's 0.96. The last
     chunk sees the whole utterance; past the cross-fade it is exact.
@@ -234,17 +234,17 @@ def test_streams_side_by_side_equal_one_after_another(decoder):
         assert torch.equal(torch.cat(waves[stream]), alone[stream])
 
 
-def test_flushing_without_new_codes_releases_what_was_held_back(decoder):
+def test_flushing_without_new_codes_releases_the_held_back_frames(decoder):
     codes = _codes(30)
     whole = decoder.decode(codes, num_steps=2)
     first, rest = _stream(decoder, codes, [30, 0])
-    # Nothing new is heard, so the held back frames are the whole run's; only the vocoder's window differs.
+    # There are no new codes, so the held back frames equal the whole run's; only the vocoder's window differs.
     torch.testing.assert_close(torch.cat([first, rest]), whole, atol=2e-5, rtol=0)
     assert len(rest) == decoder.flow.num_frames(5) * 256
 
 
 def test_chunks_are_cross_faded(decoder):
-    """Right after a seam the mel is what the chunk before expected there, then turns into what the next one makes."""
+    """After a seam the mel fades from the frames of the previous chunk to those of the next one."""
     codes = _codes(40)
     state = decoder.start(num_steps=2)
     decoder.decode_chunk(state, codes[:20])

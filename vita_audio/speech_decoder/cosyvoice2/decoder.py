@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, HiFTConfig
-from vita_audio.speech_decoder.config_file import read_fields, read_values
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import MelSettings
+from vita_audio.speech_decoder.released_files import load_weights, read_fields, read_values
 from vita_audio.speech_decoder.streaming import FlowDecoder, FlowVoice, VocoderState, check_codes, start_vocoder, vocode
-from vita_audio.speech_decoder.weights import load_weights
 
 from .flow import (
     CODE_RATE,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowMatchingConfig
 from vita_audio.speech_decoder.flow_matching import ConditionalCFM, Flow
 from vita_audio.speech_decoder.layers import CausalConv1d, block_causal_mask
-from vita_audio.speech_decoder.transformer import EncoderLayer, input_projection, relative_positions
+from vita_audio.speech_decoder.transformer import EncoderLayer, input_projection, run_layers
 from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock
 
 LOOKAHEAD_CODES = 3
@@ -77,12 +77,6 @@ class CausalConditionalDecoder(ConditionalDecoder):
         return super().forward(x, None, mu, t, spks, cond, visible)
 
 
-class CausalCFM(ConditionalCFM):
-    """Flow matching with the causal estimator, whose mask says which frames a frame sees."""
-
-    estimator_class = CausalConditionalDecoder
-
-
 class LookaheadLayer(nn.Module):
     """Mixes each position with the next three, then with the last two."""
 
@@ -128,17 +122,9 @@ class UpsampleEncoder(nn.Module):
         """Encode (batch, codes, input_size), followed by `future`, to (batch, frames of the codes, output_size)."""
         scale, size = math.sqrt(self.config.output_size), self.config.block_size
         x = self.pre_lookahead_layer(self.embed(x) * scale, self.embed(future) * scale)
-        x = self._attend(self.encoders, x, size if is_chunked else None)
+        x = run_layers(self.encoders, x, size if is_chunked else x.shape[1])
         x = self.up_embed(self.up_layer(x)) * scale
-        return self.after_norm(self._attend(self.up_encoders, x, size * FRAMES_PER_CODE if is_chunked else None))
-
-    def _attend(self, layers: nn.ModuleList, x: Tensor, chunk_size: int | None) -> Tensor:
-        num_positions = x.shape[1]
-        positions = relative_positions(num_positions, self.config.output_size, x.device)
-        visible = block_causal_mask(num_positions, chunk_size or num_positions, x.device)[None, None]
-        for layer in layers:
-            x = layer(x, positions, visible)
-        return x
+        return self.after_norm(run_layers(self.up_encoders, x, size * FRAMES_PER_CODE if is_chunked else x.shape[1]))
 
 
 class CosyVoice2Flow(Flow):
@@ -149,7 +135,7 @@ class CosyVoice2Flow(Flow):
         self.config = config
         self.encoder = UpsampleEncoder(config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.output_size, config.num_bands)
-        self.decoder = CausalCFM(config.cfm, config.estimator)
+        self.decoder = ConditionalCFM(config.cfm, CausalConditionalDecoder(config.estimator))
 
     def inference(
         self,

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio.speech_decoder.config import DecoderConfig
-from vita_audio.speech_decoder.config_file import read_config, write_config
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import NUM_BANDS, SAMPLE_RATE
+from vita_audio.speech_decoder.released_files import load_weights, read_config, write_config
 from vita_audio.speech_decoder.streaming import (
     FlowDecoder,
     FlowVoice,
@@ -31,7 +31,6 @@ from vita_audio.speech_decoder.streaming import (
     start_vocoder,
     vocode,
 )
-from vita_audio.speech_decoder.weights import load_weights
 
 from .flow import MaskedDiffWithXvec
 

@@ -11,6 +11,7 @@ from vita_audio.speech_decoder.flow_matching import ConditionalCFM, Flow
 from vita_audio.speech_decoder.layers import MaskedGroupNorm, apply_mask, length_mask, masked_mean, resample_nearest
 from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE
 from vita_audio.speech_decoder.transformer import BlockConformerEncoder
+from vita_audio.speech_decoder.unet import ConditionalDecoder
 
 
 class InterpolateRegulator(nn.Module):
@@ -42,7 +43,7 @@ class MaskedDiffWithXvec(Flow):
         self.encoder = BlockConformerEncoder(config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.output_size, config.output_size)
         self.length_regulator = InterpolateRegulator(config.output_size, config.sampling_ratios)
-        self.decoder = ConditionalCFM(config.cfm, config.estimator)
+        self.decoder = ConditionalCFM(config.cfm, ConditionalDecoder(config.estimator))
 
     def num_frames(self, num_codes: int) -> int:
         """Return the number of mel frames of `num_codes` codes, rounded down."""
@@ -115,23 +116,19 @@ class MaskedDiffWithXvec(Flow):
         noise: Tensor,
         *,
         num_steps: int = 10,
-        prompt_codes: Tensor | None = None,
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> Tensor:
         """Return the mel of one utterance, (1, bands, frames after the prompt).
 
         Args:
-            codes: (1, time).
-            noise: Standard normal, (1, bands, frames), for prompt and codes together: `num_frames` of all their codes,
-                give or take one for a piece of a longer utterance.
-            prompt_codes: Codes of the prompt, (1, prompt time).
+            codes: (1, time), including those of a voice prompt.
+            noise: Standard normal, (1, bands, frames): `num_frames` of the codes, give or take one for a piece of a
+                longer utterance.
             prompt_mel: Mel of the prompt, (1, bands, prompt frames).
             embedding: Speaker embedding, (1, spk_embed_dim), or None.
         Raises: ValueError if the noise does not fit the codes, or the prompt fills all frames.
         """
-        if prompt_codes is not None:
-            codes = torch.cat([prompt_codes, codes], dim=1)
         num_frames = noise.shape[2]
         if abs(num_frames - self.num_frames(codes.shape[1])) > 1:
             raise ValueError(

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vita_audio.speech_decoder.config import DecoderConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
-from vita_audio.speech_decoder.config_file import read_config, write_config
+from vita_audio.speech_decoder.released_files import read_config, write_config
 
 LLM_BLOCK = """
 llm: !new:cosyvoice.llm.llm.TransformerLM

@@ -1,17 +1,21 @@
-"""Read and write `config.yaml` in the released (HyperPyYAML) layout without executing anything it names.
+"""Read and write the released files of speech decoders: weights, and `config.yaml` in HyperPyYAML.
 
-The released file names classes to build (`!new:`), functions to call (`!apply:`) and values to look up (`!ref`). Here a
-`!new:` block is read as its arguments, `!ref <name>` as the top-level value of that name, and calls are skipped.
+Nothing in these files is executed. The released configuration names classes to build (`!new:`), functions to call
+(`!apply:`) and values to look up (`!ref`). Here a `!new:` block is read as its arguments, `!ref <name>` as the
+top-level value of that name, and calls are skipped.
 """
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from vita_audio.files.atomic import write_text
 from vita_audio.files.checkpoint import read_yaml
+from vita_audio.files.tensors import fill_module, find_file, read_tensors
 
 from .config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
 from .mel import NUM_BANDS
@@ -189,3 +193,23 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return kind(value) if kind in (int, float) else value
     except (TypeError, ValueError):
         raise ValueError(f"{where} must be a number, got {value!r}") from None
+
+
+def load_weights(folder: Path, config_name: str, **modules: nn.Module) -> None:
+    """Fill each module, on the meta device, with float32 weights from `<its keyword>.safetensors` or `.pt`.
+
+    Raises: FileNotFoundError, or ValueError naming the file and its missing, unexpected or misshapen weights.
+    """
+    for name, module in modules.items():
+        path = find_file(folder, f"{name}.safetensors", f"{name}.pt")
+        weights = {_our_name(key): value for key, value in read_tensors(path).items()}
+        fill_module(module, weights, path, str(folder / config_name))
+
+
+def _our_name(name: str) -> str:
+    """Undo what CosyVoice's trainers change in a tensor's name: a prefix, and torch's newer weight norm."""
+    return re.sub(
+        r"parametrizations\.weight\.original([01])$",
+        lambda match: f"weight_{'gv'[int(match[1])]}",
+        name.removeprefix("generator."),
+    )
