@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
 from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
 from evaluation.tasks import MEASURES, TASKS
-from vita_audio.command_line import OneLineParser, add_codec_options, add_dtype_option, in_range, plan_name, torch_dtype
+from vita_audio.command_line import OneLineParser, add_codec_options, add_dtype_option, in_range, plan_name
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path, write_json, write_text
 from vita_audio.files.checkpoint import find_checkpoint
@@ -182,7 +182,7 @@ def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
         options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
     )
     more = {"audio_model": options.audio_model_path}
-    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, torch_dtype(options.dtype), **more)
+    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, options.dtype, **more)
 
 
 def load_judge(options: EvaluationOptions, language: str) -> Judge:
