@@ -194,6 +194,11 @@ def english_words(text: str) -> list[str]:
     return [word for word in _whisper_normalizer()(text).split() if any(map(str.isalnum, word))]
 
 
+def english_tokens(text: str) -> list[str]:
+    """Return the tokens of an English text without tags."""
+    return [token for word in english_words(text) for token in number_tokens(word)]
+
+
 def number_tokens(word: str) -> list[str]:
     """Return a word as the tokens that are scored: of a number its sign, digits and decimal point."""
     if not _NUMBER.fullmatch(word):

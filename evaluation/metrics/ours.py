@@ -14,7 +14,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from evaluation.metrics.chinese import chinese_tokens, space_characters
-from evaluation.metrics.english import english_words, number_tokens
+from evaluation.metrics.english import english_tokens, english_words, number_tokens
 from evaluation.metrics.public import UNITS
 from evaluation.metrics.score import Score, check_texts
 
@@ -28,11 +28,7 @@ def without_tags(text: str) -> str:
     return _TAG.sub(" ", text).translate(_BRACKETS)
 
 
-def _english_tokens(text: str) -> list[str]:
-    return list(chain.from_iterable(map(number_tokens, english_words(text))))
-
-
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": _english_tokens, "zh": chinese_tokens}
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": english_tokens, "zh": chinese_tokens}
 
 
 def scored_tokens(text: str, language: str = "en", unit: str = "word") -> list[str]:
@@ -81,11 +77,6 @@ def corrected_error_rate(
     check_texts(references, hypotheses)
     counts = [error_counts(*pair, language, unit) for pair in zip(references, hypotheses, strict=True)]
     return Score([errors for errors, _ in counts], [length for _, length in counts], ids)
-
-
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Return the value of `corrected_error_rate` for English words."""
-    return corrected_error_rate(references, hypotheses).value
 
 
 def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
@@ -148,12 +139,10 @@ def _occur(wanted: list[str], words: list[str], last_tokens: int = 0) -> bool:
 
 def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> np.ndarray:
     """Return how often each code occurs, (codebook_size,). Raises: ValueError if there are no codes."""
-    counts = np.zeros(codebook_size)
-    for codes in code_sequences:
-        counts += np.bincount(np.asarray(codes, dtype=np.int64), minlength=codebook_size)
-    if not counts.sum():
+    codes = np.fromiter(chain.from_iterable(code_sequences), dtype=np.int64)
+    if not len(codes):
         raise ValueError("codebook perplexity needs codes, got none")
-    return counts
+    return np.bincount(codes, minlength=codebook_size)
 
 
 def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -189,17 +189,14 @@ def reference_containment(
     return Score.of_mean([contains_pieces(text, wanted) for text, wanted in zip(texts, lists, strict=True)], ids)
 
 
-def seedtts_rates(reference: str, hypothesis: str, language: str) -> dict[str, float]:
-    """Return the error rate of one text as Seed-TTS measures it, and its parts by kind of error.
+def seedtts_rate(reference: str, hypothesis: str, language: str) -> float:
+    """Return the error rate of one text as Seed-TTS measures it.
 
     Args:
         language: "en", by words, or "zh", by characters.
     Raises: ValueError for other languages.
     """
-    words = [_seedtts_words(text, language) for text in (reference, hypothesis)]
-    result, length = jiwer.process_words(*words), len(words[0].split(" "))
-    kinds = {"substituted": result.substitutions, "deleted": result.deletions, "inserted": result.insertions}
-    return {"wer": float(result.wer)} | {kind: count / length for kind, count in kinds.items()}
+    return float(jiwer.wer(*(_seedtts_words(text, language) for text in (reference, hypothesis))))
 
 
 def _seedtts_words(text: str, language: str) -> str:
@@ -217,34 +214,20 @@ def seedtts_error_rate(
     Raises: ValueError if the lists differ in length; MissingPackageError for Chinese without zhconv.
     """
     check_texts(references, hypotheses)
-    simplify = _simplifier() if language == "zh" else str
+    if language == "zh":
+        zhconv = require("zhconv", purpose="the Chinese Seed-TTS rate", install="'vita-audio[evaluation_zh]'")
+        hypotheses = [zhconv.convert(hypothesis, "zh-cn") for hypothesis in hypotheses]
     pairs = zip(references, hypotheses, strict=True)
-    rates = [seedtts_rates(reference, simplify(hypothesis), language)["wer"] for reference, hypothesis in pairs]
-    return Score.of_mean(rates, ids)
+    return Score.of_mean([seedtts_rate(*pair, language) for pair in pairs], ids)
 
 
-def _simplifier() -> Callable[[str], str]:
-    zhconv = require("zhconv", purpose="the Chinese Seed-TTS rate", install="'vita-audio[evaluation_zh]'")
-    return partial(zhconv.convert, locale="zh-cn")
-
-
-def spell_out(text: str) -> str:
-    """Return an English text with numbers, dates and the like in words, as LibriTTS is prepared; case is kept.
+def libritts_text(text: str) -> str:
+    """Return a text in the form in which the reference compares LibriTTS: numbers and dates in words, no punctuation.
 
     Raises: MissingPackageError without wetext.
     """
     wetext = require("wetext", purpose="the LibriTTS rate", install="'vita-audio[evaluation_zh]'")
-    return wetext.normalize(text, lang="en", operator="tn")
-
-
-def libritts_text(text: str) -> str:
-    """Return a text in the form in which the reference compares LibriTTS."""
-    return without_symbols(spell_out(text))
-
-
-def without_symbols(text: str) -> str:
-    """Put a space in place of all but letters, digits and low lines."""
-    return re.sub(r"\W+", " ", text)
+    return re.sub(r"\W+", " ", wetext.normalize(text, lang="en", operator="tn"))
 
 
 def libritts_error_rate(

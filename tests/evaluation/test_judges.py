@@ -10,13 +10,7 @@ import torch
 from tiny_whisper import save_tiny_whisper
 from toy_corpus import LengthJudge
 
-from evaluation.judges import (
-    JUDGES,
-    JudgeUnavailableError,
-    TransformersWhisperJudge,
-    WhisperJudge,
-    get_judge,
-)
+from evaluation.judges import JUDGES, JudgeUnavailableError, TransformersWhisperJudge, WhisperJudge, get_judge
 from evaluation.metrics.ours import corrected_error_rate
 from vita_audio.optional import MissingPackageError
 
