@@ -52,23 +52,6 @@ class Clip:
     text: str | None
 
 
-@dataclass(frozen=True)
-class CodecOptions:
-    """What to measure; see the help of the command-line options."""
-
-    corpora: Mapping[str, Path]
-    output: Path
-    audio_tokenizer_type: str
-    audio_tokenizer_path: str | None
-    audio_decoder_path: str | None
-    compare: Sequence[str] | None
-    judge: str
-    max_clips: int | None
-    codes: Path | None
-    codes_of: Path | None
-    device: str
-
-
 def read_corpus(source: Path, max_clips: int | None = None) -> list[Clip]:
     """Read the clips of a folder or a manifest, or a fixed draw of `max_clips` of them.
 
@@ -242,7 +225,7 @@ def mel_distance(original: Sound, decoded: Sound) -> float:
     return float((mels[0] - mels[1]).abs().mean())
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the checked options of the command line."""
     parser = argparse.ArgumentParser(
         prog="evaluation.evaluate_codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -260,13 +243,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
     parser.add_argument("--codes", type=Path, help="code store: also measure the use of the codebook in --codes-of")
     parser.add_argument("--codes-of", type=Path, metavar="YAML", help="training mixture")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, auto, ... (default: cpu)")
-    values = vars(parser.parse_args(arguments))
-    corpora = values.pop("corpus")
-    named = [entry.partition("=")[::2] for entry in corpora]
-    names = [name for name, _ in named]
-    if not all(name and folder for name, folder in named) or len({*names, "judge", TRAINING}) < len(names) + 2:
-        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(corpora)}")
-    options = CodecOptions(corpora={name: Path(folder) for name, folder in named}, **values)
+    options = parser.parse_args(arguments)
+    named = [entry.partition("=")[::2] for entry in options.corpus]
+    options.corpora = {name: Path(folder) for name, folder in named}
+    if (
+        not all(name and folder for name, folder in named)
+        or len({*options.corpora, "judge", TRAINING}) < len(named) + 2
+    ):
+        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(options.corpus)}")
     if options.max_clips is not None and options.max_clips < 1:
         parser.error(f"--max-clips must be at least 1, got {options.max_clips}")
     if options.compare and len(named) > 1:
@@ -293,7 +277,9 @@ def load_codecs(specifications: Sequence[str], device: str) -> dict[str, AudioTo
     return codecs
 
 
-def measure(options: CodecOptions, corpora: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, Any], AudioTokenizer]:
+def measure(
+    options: argparse.Namespace, corpora: Mapping[str, Sequence[Clip]]
+) -> tuple[dict[str, Any], AudioTokenizer]:
     """Return the metrics by corpus, or by codec in a comparison, with the judge's name, and the last codec."""
     import torch
 
@@ -322,7 +308,7 @@ def measure(options: CodecOptions, corpora: Mapping[str, Sequence[Clip]]) -> tup
     return results, codec
 
 
-def write_results(options: CodecOptions, first: Clip, results: dict[str, Any], codec: AudioTokenizer) -> None:
+def write_results(options: argparse.Namespace, first: Clip, results: dict[str, Any], codec: AudioTokenizer) -> None:
     """Write codec.json and the plot of the first clip."""
     from evaluation.reporting.plots import draw_spectrograms
     from vita_audio.audio_tokenizers import is_continuous
@@ -338,7 +324,7 @@ def write_results(options: CodecOptions, first: Clip, results: dict[str, Any], c
     write_json(options.output / RESULTS, results)
 
 
-def write_comparison(options: CodecOptions, first: Clip, results: dict[str, Any], num_clips: int) -> None:
+def write_comparison(options: argparse.Namespace, first: Clip, results: dict[str, Any], num_clips: int) -> None:
     """Write codecs.json, codecs.md and their plots."""
     from evaluation.reporting.page import codecs_as_markdown
     from evaluation.reporting.plots import draw_codecs, draw_spectrograms

@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,62 +31,26 @@ if TYPE_CHECKING:
     from vita_audio.inference.pipeline import SpeechLM
 
 DTYPES = ("float32", "bfloat16", "float16")
-# These may differ when an evaluation is continued.
-UNDECISIVE = (
-    *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
-    *("against", "check"),
+UNDECISIVE = frozenset(  # options that may change when an evaluation is resumed
+    "output suite modes batch_size device time_alone skip_recordings retry_errors against check".split()
 )
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """What to evaluate and how; see the help of the command-line options.
+def read_benchmark(options: argparse.Namespace, benchmark: Benchmark) -> list[Item]:
+    """Return the items of a benchmark. Raises: the errors of `Benchmark.items`."""
+    folder = options.corpus if benchmark in DEMO else options.data
+    return benchmark.items(folder, limit_of(options.limit, benchmark.name))
 
-    Attributes:
-        judge: Name of the judge by language.
-        limit: Number of items by benchmark, or for EVERY benchmark.
-        time_alone: The same for the items that are timed.
-    """
 
-    suite: Sequence[str]
-    model: str
-    output: Path
-    corpus: Path | None
-    data: Path | None
-    modes: Sequence[str] | None
-    judge: Mapping[str, str]
-    measure: Sequence[str]
-    audio_tokenizer_type: str
-    audio_tokenizer_path: str | None
-    audio_decoder_path: str | None
-    audio_model_path: str | None
-    dtype: str | None
-    device: str
-    batch_size: int
-    max_new_tokens: int | None
-    limit: Mapping[str, int]
-    seed: int
-    time_alone: Mapping[str, int]
-    skip_recordings: bool
-    retry_errors: bool
-    against: Path | None
-    check: bool
-
-    def items(self, benchmark: Benchmark) -> list[Item]:
-        """Return the items of a benchmark. Raises: the errors of `Benchmark.items`."""
-        folder = self.corpus if benchmark in DEMO else self.data
-        return benchmark.items(folder, limit_of(self.limit, benchmark.name))
-
-    def settings(self, checkpoint: Path) -> dict[str, Any]:
-        """Return what determines the results, as JSON values; weights are identified by their files."""
-        values = {name: value for name, value in asdict(self).items() if name not in UNDECISIVE}
-        values |= {"model": checkpoint}
-        files = sorted(path for form in WEIGHTS for path in checkpoint.glob(form))
-        weights = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        texts = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
-        return values | texts | {"weights": weights}
+def settings_of(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
+    """Return the settings that determine the results, as JSON values; weights are identified by their files."""
+    values = {name: value for name, value in vars(options).items() if name not in UNDECISIVE} | {"model": checkpoint}
+    files = sorted(path for form in WEIGHTS for path in checkpoint.glob(form))
+    weights = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    texts = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+    return values | texts | {"weights": weights}
 
 
 def at_least_one(text: str) -> int:
@@ -110,7 +73,7 @@ def _judge(text: str) -> tuple[str, str]:
     return language, name
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the checked options of the command line."""
     parser = argparse.ArgumentParser(
         prog="evaluation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,10 +103,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--retry-errors", action="store_true", help="run samples again that failed earlier")
     add("--against", type=Path, metavar="DIR", help="--output of another model, for paired tests")
     add("--check", action="store_true", help="only check arguments, data and judges")
-    values = vars(parser.parse_args(arguments))
-    values["judge"] = DEFAULT_JUDGES | dict(values["judge"])
-    values |= {name: dict(values[name]) for name in ("limit", "time_alone")}
-    options = EvaluationOptions(**values)
+    options = parser.parse_args(arguments)
+    options.judge = DEFAULT_JUDGES | dict(options.judge)
+    options.limit, options.time_alone = dict(options.limit), dict(options.time_alone)
     for mode in options.modes or ():
         InterleavePlan.parse(mode)
     if options.against:
@@ -165,7 +127,7 @@ def trained_mode(checkpoint: Path) -> str:
     return str(InterleavePlan.parse(getattr(config, "mtp_inference_mode", None) or "vanilla"))
 
 
-def check(options: EvaluationOptions) -> None:
+def check(options: argparse.Namespace) -> None:
     """Read the data and load the judges.
 
     Raises: FileNotFoundError if no benchmark has data; the errors of reading the data and of loading the judges.
@@ -173,7 +135,7 @@ def check(options: EvaluationOptions) -> None:
     present, absent = [], []
     for benchmark in get_benchmarks(options.suite):
         try:
-            options.items(benchmark)
+            read_benchmark(options, benchmark)
             present.append(benchmark)
         except FileNotFoundError as error:
             absent.append(error)
@@ -183,7 +145,7 @@ def check(options: EvaluationOptions) -> None:
         load_judge(options, language)
 
 
-def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
+def load_model(options: argparse.Namespace, device: str) -> SpeechLM:
     """Load the model with its audio tokenizer."""
     import torch
 
@@ -197,7 +159,7 @@ def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
     return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, dtype, audio_model=options.audio_model_path)
 
 
-def load_judge(options: EvaluationOptions, language: str) -> Judge:
+def load_judge(options: argparse.Namespace, language: str) -> Judge:
     """Load the judge of a language. Raises: ValueError if there is none, and the errors of `get_judge`."""
     from evaluation.judges import get_judge
 
@@ -206,7 +168,7 @@ def load_judge(options: EvaluationOptions, language: str) -> Judge:
     return get_judge(options.judge[language], language=language)
 
 
-def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> tuple[dict[str, list[Item]], list]:
+def read_items(benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> tuple[dict[str, list[Item]], list]:
     """Return the items of the benchmarks by name, and the outcomes of those whose data is missing or broken."""
     from evaluation.results import BROKEN, MISSING, Outcome
     from evaluation.runner import describe
@@ -214,7 +176,7 @@ def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> t
     found, absent = {}, []
     for benchmark in benchmarks:
         try:
-            found[benchmark.name] = options.items(benchmark)
+            found[benchmark.name] = read_benchmark(options, benchmark)
         except FileNotFoundError as error:
             absent.append(Outcome(benchmark, "-", MISSING, str(error)))
         except Exception as error:  # whatever is wrong with one set, the others are run
@@ -222,7 +184,7 @@ def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> t
     return found, absent
 
 
-def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes) -> list[Outcome]:
+def evaluate(options: argparse.Namespace, checkpoint: Path, processes: Processes) -> list[Outcome]:
     """Run all benchmarks and return their outcomes, which are complete in every process.
 
     Args:
@@ -239,7 +201,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
     recorded = [] if options.skip_recordings else [(benchmark, ORIGINAL) for benchmark in with_recordings]
     processes.claim(options.output)
     if processes.rank == 0:
-        keep_settings(options.output, options.settings(checkpoint))
+        keep_settings(options.output, settings_of(options, checkpoint))
         keep_items(options.output, {name: fingerprints(items) for name, items in found.items()})
         for benchmark, mode in work + recorded:
             for path in (options.output / mode / benchmark.name).glob(f"{FAILED}-*.json"):
