@@ -16,7 +16,7 @@ from toy_speech_lm import load_toy
 from evaluation import runner
 from evaluation.results import BROKEN, DONE, ORIGINAL, UNFINISHED, collect
 from evaluation.run_folder import RowFile, keep_items, keep_settings
-from evaluation.runner import Runner, Shard
+from evaluation.runner import Runner
 from evaluation.suites import DEMO
 from vita_audio.inference.pipeline import SpeechLM
 
@@ -48,12 +48,12 @@ def texts(folder: Path) -> dict[str, str]:
 
 def test_parts_add_up_to_the_whole(make_runner, corpus, tmp_path):
     items = RECOGNITION.items(corpus)
-    make_runner(shard=Shard(1, 2)).run(RECOGNITION, items, "boost")
+    make_runner(rank=1, size=2).run(RECOGNITION, items, "boost")
     folder = tmp_path / "boost" / RECOGNITION.name
     assert list(texts(folder)) == ["asr-1"]
     outcome = collect(tmp_path, RECOGNITION, items, "boost")
     assert (outcome.status, outcome.note) == (UNFINISHED, "1 of 3 samples are there; start it again")
-    make_runner(shard=Shard(0, 2)).run(RECOGNITION, items, "boost")
+    make_runner(rank=0, size=2).run(RECOGNITION, items, "boost")
     assert {path.name for path in folder.glob("*.jsonl")} == {"answers-0.jsonl", "answers-1.jsonl"}
     together = texts(folder)
     alone = make_runner(output=tmp_path / "alone")
