@@ -115,11 +115,11 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     answers, heard = RowFile(folder, ANSWERS).read(), RowFile(folder, TRANSCRIPTS).read()
     if mode == ORIGINAL:
         items = [item for item in items if item.recording]
-    speaks = TASKS[benchmark.task].speaks
-    waiting = [item for item in items if item.id not in answers or _is_unheard(answers[item.id], heard, speaks)]
-    if waiting:
-        done = f"{len(items) - len(waiting)} of {len(items)} samples are there; start it again"
-        return Outcome(benchmark, mode, UNFINISHED, done)
+    needs_transcript = TASKS[benchmark.task].speaks
+    done = {name for name, row in answers.items() if not (needs_transcript and row["wav"]) or name in heard}
+    if num_waiting := sum(item.id not in done for item in items):
+        note = f"{len(items) - num_waiting} of {len(items)} samples are there; start it again"
+        return Outcome(benchmark, mode, UNFINISHED, note)
     samples = [_sample(item, answers[item.id], heard.get(item.id, {}), folder) for item in items]
     judge = next((row["judge"] for row in heard.values()), None)
     outcome = Outcome(benchmark, mode, DONE, samples=samples, judge=judge)
@@ -159,10 +159,6 @@ def set_against(outcomes: Sequence[Outcome], items: Mapping[str, Sequence[Item]]
             outcome.add_note(f"not compared with {name}, which {other.judge} heard")
         else:
             outcome.against = (name, other)
-
-
-def _is_unheard(answer: Row, heard: Mapping[str, Row], speaks: bool) -> bool:
-    return speaks and bool(answer["wav"]) and answer["id"] not in heard
 
 
 def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Answer:

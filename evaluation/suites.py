@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from evaluation.metrics.score import check_unique
 from vita_audio.constants import AUDIO_TAG
 
 if TYPE_CHECKING:
@@ -110,11 +111,8 @@ class Benchmark:
         items = self.read(path, self)
         if not items:
             raise ValueError(f"{path} must have a row, got none")
-        seen: set[str] = set()
+        check_unique([item.id for item in items], str(path))
         for item in items:
-            if item.id in seen:
-                raise ValueError(f"{path}: ids must be unique, {item.id} comes twice")
-            seen.add(item.id)
             if not all(isinstance(reference, str) for reference in item.references):
                 raise ValueError(f"{path}: references of {item.id} must be texts, got {list(item.references)}")
             if not any(reference.strip() for reference in item.references):
@@ -211,19 +209,17 @@ def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
     from vita_audio.data.mixture import resolve
     from vita_audio.inference.tasks import asr_conversation, sts_conversation, text_conversation, tts_conversation
 
+    makers = {ASR: asr_conversation, TTS: tts_conversation, SPOKEN_QA: sts_conversation, TEXT_QA: text_conversation}
+    make, has_text = makers[benchmark.task], benchmark.task in (TTS, TEXT_QA)
     items = []
     for _, row in read_rows(path):
         audio = str(resolve(row["audio"], path.parent))
-        if benchmark.task in (TTS, TEXT_QA):
-            conversation = (tts_conversation if benchmark.task == TTS else text_conversation)(row["text"])
-        else:
-            conversation = (asr_conversation if benchmark.task == ASR else sts_conversation)(audio)
         items.append(
             Item(
                 id=row["id"],
-                conversation=conversation,
+                conversation=make(row["text"] if has_text else audio),
                 references=(row.get("keyword", row["reference"]),),
-                audio=audio if benchmark.task in (ASR, SPOKEN_QA) else None,
+                audio=None if has_text else audio,
                 text=row.get("text"),
                 recording=audio if benchmark.task == TTS else None,
                 keyword_last="keyword" in row,
@@ -268,8 +264,9 @@ def _seedtts(name: str, path: str, language: str) -> Benchmark:
     return Benchmark(f"seedtts-{name}", TTS, path, read_seedtts, language, rule, sampled=True)
 
 
-def _demo(name: str, task: str, file: str) -> Benchmark:
-    return Benchmark(f"demo-{name}", task, f"heldout_{file}.jsonl", read_heldout, max_new_tokens=DEMO_MAX_NEW_TOKENS)
+def _demo(name: str, task: str) -> Benchmark:
+    path = f"heldout_{name.removesuffix('-text')}.jsonl"
+    return Benchmark(f"demo-{name}", task, path, read_heldout, max_new_tokens=DEMO_MAX_NEW_TOKENS)
 
 
 RECOGNITION = (
@@ -283,15 +280,9 @@ RECOGNITION = (
     _recognition("fleurs-en", "google/fleurs/en_us.test.jsonl", "en"),
     _recognition("fleurs-zh", "google/fleurs/cmn_hans_cn.test.jsonl", "zh"),
 )
+LIBRITTS = "mythicinfinity/libritts/test.clean.jsonl"
 SYNTHESIS = (
-    Benchmark(
-        name="libritts-test-clean",
-        task=TTS,
-        path="mythicinfinity/libritts/test.clean.jsonl",
-        read=read_samples,
-        rule="libritts",
-        sampled=True,
-    ),
+    Benchmark("libritts-test-clean", TTS, LIBRITTS, read_samples, rule="libritts", sampled=True),
     _seedtts("zh", "zh/meta.lst", "zh"),
     _seedtts("hard", "zh/hardcase.lst", "zh"),
     _seedtts("en", "en/meta.lst", "en"),
@@ -301,12 +292,7 @@ QUESTIONS = (
     *_questions("trivia-qa", "fixie-ai/trivia_qa-audio/validation.jsonl"),
     *_questions("web-questions", "fixie-ai/spoken-web-questions/test.jsonl"),
 )
-DEMO = (
-    _demo("asr", ASR, "asr"),
-    _demo("tts", TTS, "tts"),
-    _demo("qa", SPOKEN_QA, "qa"),
-    _demo("qa-text", TEXT_QA, "qa"),
-)
+DEMO = (_demo("asr", ASR), _demo("tts", TTS), _demo("qa", SPOKEN_QA), _demo("qa-text", TEXT_QA))
 SEEDTTS_ANY_VOICE = tuple(
     replace(benchmark, name=f"{benchmark.name}-any-voice", read=read_seedtts_any_voice) for benchmark in SYNTHESIS[1:]
 )

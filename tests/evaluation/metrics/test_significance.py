@@ -159,14 +159,3 @@ def test_runs_of_other_samples_are_not_compared():
         compare(one, Score([1, 0], [5, 6]))
     with pytest.raises(ValueError, match="got 2 and 3"):
         compare(Score([1, 0], [5, 6]), Score([1, 0, 1], [5, 6, 7]))
-
-
-@pytest.mark.parametrize(
-    "options, message", [({"level": 95}, "between 0 and 1, got 95"), ({"num_resamples": 10}, "at least 100, got 10")]
-)
-def test_settings_that_mean_nothing_are_refused(options, message):
-    score = Score([1, 0], [5, 6])
-    with pytest.raises(ValueError, match=message):
-        confidence_interval(score, **options)
-    with pytest.raises(ValueError, match=message):
-        compare(score, score, **options)
