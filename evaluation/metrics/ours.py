@@ -86,9 +86,7 @@ def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> fl
     """
     check_texts(references, hypotheses)
     wanted, said = ([re.sub(r"\D", "", normalise(text)) for text in texts] for texts in (references, hypotheses))
-    return Score(
-        [Levenshtein.distance(*pair) for pair in zip(wanted, said, strict=True)], [len(x) for x in wanted]
-    ).value
+    return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted))).value
 
 
 def answer_words(text: str) -> list[str]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jiwer
+from rapidfuzz.distance import Levenshtein
 
 from evaluation.metrics.score import Score, check_answers, check_texts
 from vita_audio.optional import require
@@ -30,32 +30,6 @@ _SEEDTTS_PUNCTUATION = (
     "〾〿–—‘’‛“”„‟…‧﹏﹑﹔·．！？｡。" + string.punctuation.replace("'", "")
 )
 _WITHOUT_PUNCTUATION = str.maketrans("", "", _SEEDTTS_PUNCTUATION)
-
-Pair = tuple[str | None, str | None]  # a token of the reference and of the hypothesis; None: the other stands alone
-
-
-@dataclass(frozen=True)
-class EditCounts:
-    """How a hypothesis differs from its reference, in tokens."""
-
-    correct: int
-    substituted: int
-    deleted: int
-    inserted: int
-
-    @property
-    def length(self) -> int:
-        """Tokens of the reference."""
-        return self.correct + self.substituted + self.deleted
-
-    @property
-    def errors(self) -> int:
-        return self.substituted + self.deleted + self.inserted
-
-    @property
-    def percent(self) -> float:
-        """Errors per hundred tokens of the reference; 0 without any, though its insertions count in a sum."""
-        return 100 * self.errors / self.length if self.length else 0.0
 
 
 def tokenize(
@@ -94,48 +68,6 @@ def _split_scripts(text: str) -> Iterator[str]:
         position = end
 
 
-def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    """Return the shortest edit as pairs of tokens.
-
-    From the end backwards, a deletion goes before an insertion, and both before a match or substitution of the same
-    distance; this decides only the kinds of the errors, not their number.
-    """
-    distances = _distances(reference, hypothesis)
-    pairs: list[Pair] = []
-    row, column = len(reference), len(hypothesis)
-    while row or column:
-        here = distances[row][column]
-        if row and distances[row - 1][column] + 1 == here:
-            row -= 1
-            pairs.append((reference[row], None))
-        elif column and distances[row][column - 1] + 1 == here:
-            column -= 1
-            pairs.append((None, hypothesis[column]))
-        else:
-            row, column = row - 1, column - 1
-            pairs.append((reference[row], hypothesis[column]))
-    return pairs[::-1]
-
-
-def _distances(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
-    """Return edits between all beginnings, (reference + 1, hypothesis + 1)."""
-    rows = [list(range(len(hypothesis) + 1))]
-    for index, token in enumerate(reference, start=1):
-        above, row = rows[-1], [index]
-        for column, other in enumerate(hypothesis):
-            row.append(min(above[column + 1] + 1, row[column] + 1, above[column] + (token != other)))
-        rows.append(row)
-    return rows
-
-
-def count_edits(pairs: Iterable[Pair]) -> EditCounts:
-    kinds = [
-        "deleted" if hypothesis is None else "inserted" if reference is None else reference == hypothesis
-        for reference, hypothesis in pairs
-    ]
-    return EditCounts(kinds.count(True), kinds.count(False), kinds.count("deleted"), kinds.count("inserted"))
-
-
 def reference_error_rate(
     references: Sequence[str],
     hypotheses: Sequence[str],
@@ -151,11 +83,8 @@ def reference_error_rate(
     """
     check_texts(references, hypotheses)
     tokens = partial(tokenize, unit=unit, split_scripts=split_scripts, case_sensitive=case_sensitive)
-    counts = [
-        count_edits(align(list(tokens(reference)), list(tokens(hypothesis))))
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
-    ]
-    return Score([count.errors for count in counts], [count.length for count in counts], ids)
+    wanted, said = ([list(tokens(text)) for text in texts] for texts in (references, hypotheses))
+    return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted)), ids)
 
 
 def contains_pieces(text: str, answers: str | Sequence[str]) -> bool:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.compute_wer import align, count_edits
 from evaluation.metrics.public import (
-    align,
     contains_pieces,
-    count_edits,
     libritts_error_rate,
     libritts_text,
     reference_containment,
