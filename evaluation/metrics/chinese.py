@@ -1,7 +1,7 @@
 """Chinese texts as tokens, with one reading per number.
 
 wetext turns figures, signs and units into words; then every numeral, whichever of its right readings was written, is
-replaced by the digits of its value. `evaluation/SCORING.md` lists what is compared.
+replaced by the digits of its value. `evaluation/README.md` lists the forms that are equal.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Signs and abbreviations that are read as words ("$5.50", "-5", "20 mm", "10:00", "&") are replaced by these words.
 The Whisper normaliser does contractions, punctuation and spelling; `read_numbers` takes the place of its number step,
-which loses signs and leading zeros. `evaluation/SCORING.md` lists what is compared.
+which loses signs and leading zeros. `evaluation/README.md` lists the forms that are equal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Error rates and accuracies that count what was said, not how it is written.
 
-`evaluation/SCORING.md` lists what is compared. Rates are fractions (0.1 is 10 %) over all texts together: errors
-summed, divided by the summed length of the references.
+`evaluation/README.md` lists the forms that are equal. Rates are fractions (0.1 is 10 %) over all texts: the sum of the
+errors divided by the summed length of the references.
 """
 
 from __future__ import annotations
