@@ -31,7 +31,7 @@ def test_a_variable_that_is_not_set_is_one_clear_line(variable):
 
 def test_variables_become_flags_that_the_program_accepts(tmp_path):
     """With a torchrun that only writes down what it is called with."""
-    from evaluation.run import EVERY, parse_arguments
+    from evaluation.run import parse_arguments
 
     torchrun = tmp_path / "torchrun"
     torchrun.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" > {tmp_path}/call\n')
@@ -47,7 +47,7 @@ def test_variables_become_flags_that_the_program_accepts(tmp_path):
     assert (options.suite, options.modes) == (["demo", "asr"], ["vanilla", "boost"])
     assert (options.model, options.output, options.data) == ("model", Path("out"), Path("data"))
     assert (options.corpus, options.judge["en"]) == (Path("a corpus"), "pocketsphinx")
-    assert (options.limit, options.seed, options.audio_tokenizer_path) == ({EVERY: 3}, 7, None)
+    assert (options.limit, options.seed, options.audio_tokenizer_path) == ({"every": 3}, 7, None)
 
 
 @pytest.mark.slow

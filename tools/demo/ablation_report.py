@@ -110,12 +110,8 @@ def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the runs of ablations.json."""
     return [
-        {
-            "name": result.name,
-            "num_modules": result.num_modules,
-            "schedule": result.schedule,
-            "kl_weight": result.kl_weight,
-            "module_accuracy": result.module_accuracy,
+        {name: value for name, value in vars(result).items() if name != "outcomes"}
+        | {
             "figures": {title: asdict(value) for title, value in result.values().items()},
             "speed": result.speeds(),
             "less_the_first": {} if result is results[0] else differences(result, results[0]),
@@ -131,11 +127,10 @@ def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> s
     header = ["modules", "schedule", "KL weight", *titles, *speed_titles, "accuracy of the modules in training"]
     rows = []
     for result in results:
-        speeds = result.speeds()
-        values = result.values()
-        own = [f"{speeds[PASSES_PER_TOKEN]:.3f}", f"{speeds['tokens_per_second']:.0f}"]
+        passes, tokens = result.speeds().values()
         run = [str(result.num_modules), result.schedule, f"{result.kl_weight:g}"]
-        rows.append([*run, *(str(values[title]) for title in titles), *own, f"{100 * result.module_accuracy:.1f} %"])
+        own = [f"{passes:.3f}", f"{tokens:.0f}", f"{100 * result.module_accuracy:.1f} %"]
+        rows.append([*run, *map(str, result.values().values()), *own])
     pairs = [
         [result.name, title, *difference_cells(row)]
         for result in results[1:]

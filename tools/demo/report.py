@@ -32,10 +32,8 @@ from vita_audio.interleave import MODES, InterleavePlan
 
 TASKS = ("asr", "tts", "qa")  # of the benchmarks demo-asr, ...
 HELDOUT = "heldout"  # corpus of the codec's round trip
-MODE_FIELDS = (
-    *("asr_wer", "tts_wer", "qa_text_accuracy", "qa_speech_accuracy"),
-    *("backbone_passes_per_token", "tokens_per_second"),
-)
+RATE_FIELDS = ("asr_wer", "tts_wer", "qa_text_accuracy", "qa_speech_accuracy")
+MODE_FIELDS = (*RATE_FIELDS, "backbone_passes_per_token", "tokens_per_second")
 ANSWER_FIELDS = ("question_wav", "wav", "text", "transcript")
 STAGE_FIELDS = ("steps", "minutes", "final_loss", "final_losses")
 SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # the file that stands for answers without speech
@@ -189,8 +187,7 @@ def read_codec(folder: Path) -> tuple[Part, list[Part]]:
 
 
 def _generated(task: str, mode: str | None, wav: str | Path, reference: str, transcript: str) -> Part:
-    texts = {"reference_text": reference, "transcript": transcript}
-    return {"task": task, "mode": mode, "wav": str(wav)} | texts
+    return {"task": task, "mode": mode, "wav": str(wav), "reference_text": reference, "transcript": transcript}
 
 
 def build_report(
@@ -219,6 +216,8 @@ def build_report(
 def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, trained: InterleavePlan, note: str) -> str:
     """Return the content of report.md; `note` stands at its head."""
     first = next(iter(modes.values())).outcomes
+    codec = report["roundtrip"]
+    use = f"{codec['codebook_perplexity']:.0f} of {codec['codebook_size']}"
     return TEMPLATE.format(
         note=f"{note}\n\n" if note else "",
         judge=first["tts"].judge,
@@ -227,7 +226,7 @@ def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, traine
         leeway=KEYWORD_LEEWAY,
         modes=_table(MODE_HEADER, [_mode_row(name, mode) for name, mode in modes.items()]),
         questions=_table(QUESTION_HEADER, [_question_row(name, mode) for name, mode in modes.items()]),
-        round_trip=_table(ROUND_TRIP_HEADER, [_round_trip_row(report["roundtrip"])]),
+        round_trip=_table(ROUND_TRIP_HEADER, [[_percent(codec["wer_original"]), _percent(codec["wer"]), use]]),
         stages=_table(STAGE_HEADER, [_stage_row(name, stage) for name, stage in report["stages"].items()]),
         answer=answer,
     )
@@ -243,38 +242,22 @@ def _percent(fraction: float | None) -> str:
 
 def _mode_row(name: str, mode: Mode) -> list[str]:
     scores, mark = mode.scores, " \\*" if mode.foreign_ratio else ""
-    return [
-        f"{name} ({' '.join(map(str, MODES[name]))}){mark}",
-        *(_percent(scores[field]) for field in MODE_FIELDS[:4]),
-        f"{scores['backbone_passes_per_token']:.3f}",
-        f"{scores['tokens_per_second']:.0f}",
-        str(scores["without_audio"]),
-    ]
+    shares = [_percent(scores[field]) for field in RATE_FIELDS]
+    speed = [f"{scores['backbone_passes_per_token']:.3f}", f"{scores['tokens_per_second']:.0f}"]
+    return [f"{name} ({' '.join(map(str, MODES[name]))}){mark}", *shares, *speed, str(scores["without_audio"])]
 
 
 def _question_row(name: str, mode: Mode) -> list[str]:
-    scores = mode.scores
     shares = [mode.text_accuracy("rendering"), mode.text_accuracy("phrasing")]
-    return [name, *map(_percent, [*shares, scores["qa_text_exact"], scores["qa_speech_wer"]])]
-
-
-def _round_trip_row(metrics: Part) -> list[str]:
-    use = f"{metrics['codebook_perplexity']:.0f} of {metrics['codebook_size']}"
-    return [_percent(metrics["wer_original"]), _percent(metrics["wer"]), use]
+    return [name, *map(_percent, [*shares, mode.scores["qa_text_exact"], mode.scores["qa_speech_wer"]])]
 
 
 def _stage_row(name: str, stage: Part) -> list[str]:
     losses = stage["final_losses"]
     modules = [loss for depth, loss in losses.items() if depth != "main"]
     span = f"{min(modules):.3f} to {max(modules):.3f}" if modules else "-"
-    return [
-        name,
-        str(stage["steps"]),
-        f"{stage['minutes']:.1f}",
-        f"{stage['final_loss']:.3f}",
-        f"{losses['main']:.3f}",
-        span,
-    ]
+    total, backbone = f"{stage['final_loss']:.3f}", f"{losses['main']:.3f}"
+    return [name, str(stage["steps"]), f"{stage['minutes']:.1f}", total, backbone, span]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -303,10 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = build_report(modes, codec, answer, stages, silence)
     draw_losses({name: state["log_history"] for name, state in states.items()}, options.output / "losses.png")
     draw_modes(report["modes"], options.output / "modes.png")
-    sounds = {
-        "question": (Path(answer["question_wav"]), answer["question_text"]),
-        "answer": (Path(answer["wav"]), answer["text"]),
-    }
+    question, spoken = Path(answer["question_wav"]), Path(answer["wav"])
+    sounds = {"question": (question, answer["question_text"]), "answer": (spoken, answer["text"])}
     draw_spectrograms(sounds, options.output / "answer.png")
     markdown = as_markdown(report, modes, answer, trained=trained, note=options.note)
     write_text(options.output / "report.md", markdown)
