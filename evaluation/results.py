@@ -83,7 +83,7 @@ class Outcome:
         """Return 0 for perfect samples, more for worse ones, infinity for those that failed."""
         totals = [math.inf if sample.error is not None else 0.0 for sample in self.samples]
         for metric in self.task.own_metrics:
-            score = self.scores[metric.key(self.benchmark.language)]
+            score = self.scores[self.benchmark.key(metric.name)]
             for place, (part, whole) in enumerate(zip(score.numerators, score.denominators, strict=True)):
                 rate = part / whole if whole else part
                 totals[place] += 1 - rate if metric.more_is_better else rate
@@ -183,7 +183,7 @@ def _score(outcome: Outcome) -> None:
                 outcome.status, outcome.scores = BROKEN, {}
                 return
         else:
-            outcome.scores[metric.key(benchmark.language)] = score
+            outcome.scores[benchmark.key(metric.name)] = score
     if outcome.task.speaks:
         ids = [item.id for item in items]
         if outcome.mode != ORIGINAL:

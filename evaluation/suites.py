@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
 SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # system message of Seed-TTS, to keep a voice
+CHARACTER_LANGUAGES = ("zh",)  # languages scored by characters
 MAX_NEW_TOKENS = 1024
 DEMO_MAX_NEW_TOKENS = 200
 EVERY = "every"  # key of a limit on the items of all benchmarks
@@ -99,6 +100,10 @@ class Benchmark:
     rule: str | None = None
     sampled: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
+
+    def key(self, metric: str) -> str:
+        """Return the key of a metric in the results: {errors} is wer or cer, depending on the language."""
+        return metric.format(errors="cer" if self.language in CHARACTER_LANGUAGES else "wer")
 
     def items(self, folder: Path, limit: int | None = None) -> list[Item]:
         """Read all items, or a fixed draw of `limit` of them.

@@ -21,7 +21,6 @@ from evaluation.suites import ASR, SPOKEN_QA, TEXT_QA, TTS, Benchmark, Item
 
 TEXT, TRANSCRIPT = "text", "transcript"  # the model's text output; the judge's transcript of its speech
 KEYWORD_LEEWAY = 1  # words that may follow the keyword of an answer
-CHARACTER_LANGUAGES = ("zh",)  # languages scored by characters
 PUBLIC_RULES: dict[str, Callable[..., Score]] = {
     "words": reference_error_rate,
     "characters": partial(reference_error_rate, unit="character"),
@@ -53,7 +52,7 @@ class Metric:
     """A rate over samples.
 
     Attributes:
-        name: Key in the results; {errors} is wer or cer, depending on the language.
+        name: Key in the results, for `Benchmark.key`.
         title: Table column.
         source: The form of the answer that is scored, TEXT or TRANSCRIPT.
         rate: Function that scores answers to items.
@@ -66,9 +65,6 @@ class Metric:
     rate: Rate
     more_is_better: bool = False
     is_public: bool = False
-
-    def key(self, language: str) -> str:
-        return self.name.format(errors="cer" if language in CHARACTER_LANGUAGES else "wer")
 
 
 @dataclass(frozen=True)

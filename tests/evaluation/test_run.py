@@ -258,7 +258,7 @@ def test_published_figures_are_of_our_kinds_and_name_their_source():
     assert len({(row["benchmark"], row["model"], row["figure"], row["source"]) for row in rows}) == len(rows)
     for row in rows:
         benchmark = BENCHMARKS[row["benchmark"]]
-        assert row["figure"] in [figure.key(benchmark.language) for figure in TASKS[benchmark.task].metrics]
+        assert row["figure"] in [benchmark.key(figure.name) for figure in TASKS[benchmark.task].metrics]
         assert 0 < row["value"] < 1 and row["model"] and len(row["source"]) > 20
 
 

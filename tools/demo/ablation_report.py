@@ -47,7 +47,7 @@ class Result:
                 yield f"{outcome.task.title}: {metric.title}", metric, outcome
 
     def values(self) -> dict[str, Value]:
-        return {title: one.metrics[metric.key(one.benchmark.language)] for title, metric, one in self.metrics()}
+        return {title: one.metrics[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
 
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
@@ -102,7 +102,7 @@ def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
     """Return paired comparisons with the first run, by title of the metric."""
     pairs = zip(result.metrics(), first.metrics(), strict=True)
     return {
-        title: asdict(compare(*(one.scores[metric.key(one.benchmark.language)] for one in (outcome, other))))
+        title: asdict(compare(*(one.scores[one.benchmark.key(metric.name)] for one in (outcome, other))))
         for (title, metric, outcome), (_, _, other) in pairs
     }
 
