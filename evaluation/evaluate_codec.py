@@ -261,10 +261,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def load_codecs(specifications: Sequence[str], device: str) -> dict[str, AudioTokenizer]:
-    """Load codecs given as `TYPE[=PATH[,DECODER]]`; a repeated type is numbered.
-
-    Raises: the errors of `get_audio_tokenizer`.
-    """
+    """Load codecs given as `TYPE[=PATH[,DECODER]]`; a repeated type is numbered."""
     from vita_audio.audio_tokenizers import get_audio_tokenizer
 
     codecs: dict[str, AudioTokenizer] = {}

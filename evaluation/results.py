@@ -103,11 +103,7 @@ def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Answer
 
 
 def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str) -> Outcome:
-    """Score the recorded answers to a benchmark in a mode; missing ones make it unfinished.
-
-    Args:
-        output: Folder of the evaluation.
-    """
+    """Score the answers recorded in the evaluation folder `output`; if some are missing, the outcome is unfinished."""
     folder = output / mode / benchmark.name
     failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{FAILED}-*.json"))]
     if failures:

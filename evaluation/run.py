@@ -185,11 +185,7 @@ def read_items(benchmarks: Sequence[Benchmark], options: argparse.Namespace) -> 
 
 
 def evaluate(options: argparse.Namespace, checkpoint: Path, processes: Processes) -> list[Outcome]:
-    """Run all benchmarks and return their outcomes, which are complete in every process.
-
-    Args:
-        checkpoint: Folder of the model.
-    """
+    """Run all benchmarks and return their outcomes, which are complete in every process."""
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
     from evaluation.runner import Runner
 

@@ -70,10 +70,7 @@ class RowFile:
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Save the settings that determine the results, or compare them with those saved earlier.
-
-    Raises: ValueError if the folder was made with other settings.
-    """
+    """Save the settings of a new folder. Raises: ValueError if the folder was made with other settings."""
     path = folder / SETTINGS
     if not path.exists():
         write_json(path, settings)
@@ -88,10 +85,8 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
-    """Save the fingerprints of the samples, or compare them: an answer belongs to its exact sample.
+    """Save the samples' fingerprints by benchmark and id: an answer belongs to its exact sample.
 
-    Args:
-        items: Fingerprints by benchmark and id.
     Raises: ValueError if a sample has changed since.
     """
     known = read_items(folder)
@@ -153,10 +148,7 @@ class Processes:
         return resolve_device(wanted)
 
     def claim(self, folder: Path) -> None:
-        """Lock this process's share of the work in a folder until the process ends.
-
-        Raises: ValueError if another process holds the lock.
-        """
+        """Lock this process's share of a folder until it ends. Raises: ValueError if another process holds it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / f".process-{self.rank}.lock")
         try:

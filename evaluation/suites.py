@@ -313,10 +313,7 @@ BENCHMARKS = {benchmark.name: benchmark for suite in SUITES.values() for benchma
 
 
 def get_benchmarks(names: Iterable[str]) -> list[Benchmark]:
-    """Return the benchmarks of suites, or single benchmarks by name, each once.
-
-    Raises: ValueError for an unknown name.
-    """
+    """Return the benchmarks of suites and single ones, each once. Raises: ValueError for an unknown name."""
     found: dict[str, Benchmark] = {}
     for name in names:
         if name not in SUITES and name not in BENCHMARKS:

@@ -75,10 +75,7 @@ def _wetext() -> Callable[[str], str]:
 
 
 def chinese_tokens(text: str) -> list[str]:
-    """Return the characters, digits and words of other scripts of a Chinese text without tags.
-
-    Raises: MissingPackageError without wetext.
-    """
+    """Return the tokens of a Chinese text without tags. Raises: MissingPackageError without wetext."""
     text = replace_all(_BEFORE_WETEXT, unify_characters(text))
     text = replace_all(_BEFORE_NUMERALS, _wetext()(text).lower())
     text = re.sub(r"(\d)", r" \1 ", read_numerals(text))

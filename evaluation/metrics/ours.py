@@ -144,10 +144,7 @@ def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> 
 
 
 def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:
-    """Return the number of codes in use as if all were equally frequent: exp of the entropy of the codes.
-
-    Raises: ValueError if there are no codes.
-    """
+    """Return the number of codes in use if all were equally frequent: exp of the entropy of the codes."""
     counts = code_counts(code_sequences, codebook_size)
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -110,21 +110,13 @@ def contains_pieces(text: str, answers: str | Sequence[str]) -> bool:
 def reference_containment(
     texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, ids: Sequence[str] | None = None
 ) -> Score:
-    """Return the share of texts that contain one of their answers by `contains_pieces`.
-
-    Raises: ValueError if the lists differ in length or hold anything but texts.
-    """
+    """Return the share of texts in which `contains_pieces` finds one of their answers."""
     lists = check_answers(texts, answers)
     return Score.of_mean([contains_pieces(text, wanted) for text, wanted in zip(texts, lists, strict=True)], ids)
 
 
 def seedtts_rate(reference: str, hypothesis: str, language: str) -> float:
-    """Return the error rate of one text as Seed-TTS measures it.
-
-    Args:
-        language: "en", by words, or "zh", by characters.
-    Raises: ValueError for other languages.
-    """
+    """Return the error rate of Seed-TTS for one text: of words for "en", of characters for "zh"."""
     return float(jiwer.wer(*(_seedtts_words(text, language) for text in (reference, hypothesis))))
 
 

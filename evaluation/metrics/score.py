@@ -110,10 +110,7 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def pair_texts(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
-    """Return ids, references and hypotheses in the order of the references.
-
-    Raises: ValueError that names ids which only one side has.
-    """
+    """Return ids, references and hypotheses. Raises: ValueError naming ids that only one side has."""
     for one, other, names in (
         ("reference", "hypothesis", references.keys() - hypotheses.keys()),
         ("hypothesis", "reference", hypotheses.keys() - references.keys()),

@@ -144,10 +144,7 @@ def _swaps(one: Score, other: Score, num_resamples: int, seed: int) -> Iterator[
 
 
 def _in_order_of(one: Score, other: Score) -> Score:
-    """Return the second score with its samples in the order of the first.
-
-    Raises: ValueError if one has ids and the other none, or they have different samples.
-    """
+    """Return the second score with its samples in the order of the first."""
     if (one.ids is None) != (other.ids is None):
         raise ValueError("both scores need ids to be compared, or neither, got ids in one only")
     if one.ids is None:
