@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
-from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, normalise
+from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, scored_tokens
 from evaluation.metrics.public import (
     libritts_error_rate,
     reference_containment,
@@ -108,7 +108,7 @@ def is_right(text: str, item: Item) -> bool:
     if not item.keyword_last:
         return contains_any(text, item.references)
     (keyword,) = item.references
-    return contains_answer(text, keyword, len(normalise(keyword).split()) + KEYWORD_LEEWAY)
+    return contains_answer(text, keyword, len(scored_tokens(keyword)) + KEYWORD_LEEWAY)
 
 
 def public_score(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:

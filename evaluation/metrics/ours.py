@@ -15,7 +15,6 @@ from rapidfuzz.distance import Levenshtein
 
 from evaluation.metrics.chinese import chinese_tokens, space_characters
 from evaluation.metrics.english import english_tokens, english_words, number_tokens
-from evaluation.metrics.public import UNITS
 from evaluation.metrics.score import Score, check_texts
 
 _TAG = re.compile(r"<[!-;=?-~]*>")  # ASCII without spaces: words in angle brackets are no tag
@@ -31,51 +30,31 @@ def without_tags(text: str) -> str:
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": english_tokens, "zh": chinese_tokens}
 
 
-def scored_tokens(text: str, language: str = "en", unit: str = "word") -> list[str]:
-    """Return the tokens of a text that are compared.
+def scored_tokens(text: str, language: str = "en") -> list[str]:
+    """Return the tokens of a text that are compared: English words, Chinese characters, and single digits.
 
-    Args:
-        unit: "word", which in Chinese is a character, or "character": English with single spaces between words.
-    Raises: ValueError for an unknown language or unit; MissingPackageError for Chinese without wetext.
+    Raises: ValueError for an unknown language; MissingPackageError for Chinese without wetext.
     """
-    if language not in TOKENIZERS or unit not in UNITS:
-        raise ValueError(
-            f"language must be one of {', '.join(TOKENIZERS)} and unit one of {', '.join(UNITS)}, got {language!r} and "
-            f"{unit!r}"
-        )
-    tokens = TOKENIZERS[language](without_tags(text))
-    return tokens if unit == "word" else list((" " if language == "en" else "").join(tokens))
+    if language not in TOKENIZERS:
+        raise ValueError(f"language must be one of {', '.join(TOKENIZERS)}, got {language!r}")
+    return TOKENIZERS[language](without_tags(text))
 
 
-def normalise(text: str) -> str:
-    """Return English text in the form that is scored: lower case, no punctuation or tags, numbers as single digits.
-
-    Every digit is a word: "three four", "34" and "Thirty-four." all become "3 4". Otherwise a string of digits would
-    be one word, right or wrong as a whole.
-    """
-    return " ".join(scored_tokens(text))
-
-
-def error_counts(reference: str, hypothesis: str, language: str = "en", unit: str = "word") -> tuple[int, int]:
+def error_counts(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
     """Return the number of wrong, missing and surplus tokens, and the number of tokens of the reference."""
-    wanted, said = (scored_tokens(text, language, unit) for text in (reference, hypothesis))
+    wanted, said = (scored_tokens(text, language) for text in (reference, hypothesis))
     return Levenshtein.distance(wanted, said), len(wanted)
 
 
 def corrected_error_rate(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    *,
-    language: str = "en",
-    unit: str = "word",
-    ids: Sequence[str] | None = None,
+    references: Sequence[str], hypotheses: Sequence[str], *, language: str = "en", ids: Sequence[str] | None = None
 ) -> Score:
     """Return wrong, missing and surplus tokens per token of the references.
 
     Raises: ValueError if the lists differ in length or the references have no tokens, and as `scored_tokens`.
     """
     check_texts(references, hypotheses)
-    counts = [error_counts(*pair, language, unit) for pair in zip(references, hypotheses, strict=True)]
+    counts = [error_counts(*pair, language) for pair in zip(references, hypotheses, strict=True)]
     return Score([errors for errors, _ in counts], [length for _, length in counts], ids)
 
 
@@ -85,7 +64,9 @@ def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> fl
     Raises: ValueError if the lists differ in length or the references have no digits.
     """
     check_texts(references, hypotheses)
-    wanted, said = ([re.sub(r"\D", "", normalise(text)) for text in texts] for texts in (references, hypotheses))
+    wanted, said = (
+        [re.sub(r"\D", "", "".join(scored_tokens(text))) for text in texts] for texts in (references, hypotheses)
+    )
     return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted))).value
 
 

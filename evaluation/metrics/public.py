@@ -116,7 +116,7 @@ def reference_containment(
 
 
 def seedtts_rate(reference: str, hypothesis: str, language: str) -> float:
-    """Return the error rate of Seed-TTS for one text: of words for "en", of characters for "zh"."""
+    """Return the Seed-TTS error rate of a text: words for "en", characters for "zh". Raises: ValueError for others."""
     return float(jiwer.wer(*(_seedtts_words(text, language) for text in (reference, hypothesis))))
 
 

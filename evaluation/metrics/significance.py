@@ -22,7 +22,7 @@ NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric's value and its confidence interval.
+    """A metric's value and its 95 % confidence interval.
 
     Attributes:
         method: "bootstrap", or "wilson" where no sample or every sample is wrong and a bootstrap would give a point.
@@ -31,8 +31,6 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float
-    num_samples: int
     method: str
 
 
@@ -63,10 +61,10 @@ def confidence_interval(score: Score, *, num_resamples: int = NUM_RESAMPLES, see
     value, num_samples = score.value, len(score)
     residuals = score.numerators - value * score.denominators
     if value in (0.0, 1.0) and not residuals.any():
-        return Interval(value, *wilson_interval(value, num_samples), LEVEL, num_samples, "wilson")
+        return Interval(value, *wilson_interval(value, num_samples), "wilson")
     ratios = np.concatenate([_ratio(counts, score) for counts in _draws(num_samples, num_resamples, seed)])
     low, high = np.quantile(ratios, _bca_levels(ratios, score))
-    return Interval(value, float(low), float(high), LEVEL, num_samples, "bootstrap")
+    return Interval(value, float(low), float(high), "bootstrap")
 
 
 def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:

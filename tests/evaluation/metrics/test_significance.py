@@ -55,7 +55,7 @@ def test_a_large_set_has_the_interval_of_the_normal_distribution():
     residuals = score.numerators - score.value * score.denominators
     error = np.sqrt((residuals**2).sum()) / score.denominators.sum()
     interval = confidence_interval(score, num_resamples=4000)
-    assert interval.value == score.value and (interval.num_samples, interval.method) == (1000, "bootstrap")
+    assert interval.value == score.value and interval.method == "bootstrap"
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
     assert (interval.low + interval.high) / 2 == pytest.approx(interval.value, abs=0.2 * error)
 
