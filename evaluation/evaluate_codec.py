@@ -93,14 +93,6 @@ def _text(path: Path) -> str | None:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
-def hear_originals(clips: Sequence[Clip], judge: Judge) -> list[str]:
-    """Return the judge's transcripts of the original clips."""
-    from vita_audio.data.audio import load_audio
-
-    originals = [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
-    return judge.transcribe(originals, progress="judging originals")
-
-
 def evaluate_corpus(
     clips: Sequence[Clip],
     tokenizer: AudioTokenizer,
@@ -113,7 +105,7 @@ def evaluate_corpus(
 
     Args:
         judge: Transcribes the waves; None: no error rates.
-        heard_originals: Transcripts of `hear_originals` by the same judge.
+        heard_originals: Transcripts of the original clips by the same judge.
     """
     import soundfile
     from tqdm import tqdm
@@ -159,20 +151,16 @@ def code_metrics(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> d
     }
 
 
-def training_code_metrics(store: Path, mixture: Path, tokenizer: AudioTokenizer, *, all_roles: bool) -> dict[str, Any]:
-    """Return the use of the codebook in training data, which has enough codes to tell.
-
-    Args:
-        store: Folder of the code store.
-        mixture: Training mixture, a yaml file.
-        all_roles: Whether the speech of all roles enters the model as codes; False: the assistant's only.
-    """
+def training_code_metrics(options: argparse.Namespace, tokenizer: AudioTokenizer) -> dict[str, Any]:
+    """Return the use of the codebook in the training mixture --codes-of, which has enough codes to tell."""
+    from vita_audio.audio_tokenizers import is_continuous
     from vita_audio.data.codes import AudioCodeStore
     from vita_audio.data.mixture import load_mixture, referenced_audio
     from vita_audio.text import ROLES
 
-    paths = referenced_audio(load_mixture(mixture), ROLES if all_roles else ("assistant",))
-    codes = AudioCodeStore(store, tokenizer.fingerprint, read_only=True)
+    roles = ("assistant",) if is_continuous(options.audio_tokenizer_type) else ROLES
+    paths = referenced_audio(load_mixture(options.codes_of), roles)
+    codes = AudioCodeStore(options.codes, tokenizer.fingerprint, read_only=True)
     return {
         "codebook_size": tokenizer.vocab_size,
         "codebook_perplexity": codebook_perplexity(map(codes.codes, paths), tokenizer.vocab_size),
@@ -282,6 +270,7 @@ def measure(
 
     from evaluation.judges import get_judge
     from vita_audio.audio_tokenizers import get_audio_tokenizer
+    from vita_audio.data.audio import load_audio
     from vita_audio.inference.pipeline import resolve_device
 
     device = resolve_device(options.device)
@@ -294,7 +283,10 @@ def measure(
         codec = get_audio_tokenizer(options.audio_tokenizer_type, *paths, device=device)
         runs = {name: (codec, name) for name in corpora}
     judge = None if options.judge == "none" else get_judge(options.judge, len(os.sched_getaffinity(0)))
-    heard = {name: hear_originals(clips, judge) if judge else [] for name, clips in corpora.items()}
+    heard: dict[str, list[str]] = dict.fromkeys(corpora, [])
+    for name, clips in corpora.items() if judge else ():
+        originals = [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
+        heard[name] = judge.transcribe(originals, progress="judging originals")
     results: dict[str, Any] = {"judge": judge.name if judge else None}
     for name, (codec, corpus) in runs.items():
         output = options.output / name
@@ -308,13 +300,11 @@ def measure(
 def write_results(options: argparse.Namespace, first: Clip, results: dict[str, Any], codec: AudioTokenizer) -> None:
     """Write codec.json and the plot of the first clip."""
     from evaluation.reporting.plots import draw_spectrograms
-    from vita_audio.audio_tokenizers import is_continuous
 
     perplexities = [results[name]["codebook_perplexity"] for name in options.corpora]
     results = results | {"mean_codebook_perplexity": float(np.mean(perplexities))}
     if options.codes:
-        all_roles = not is_continuous(options.audio_tokenizer_type)
-        results[TRAINING] = training_code_metrics(options.codes, options.codes_of, codec, all_roles=all_roles)
+        results[TRAINING] = training_code_metrics(options, codec)
     wav = options.output / next(iter(options.corpora)) / f"{first.name}.wav"
     text = first.text or ""
     draw_spectrograms({"original": (first.path, text), "after the codec": (wav, text)}, options.output / "mel.png")
