@@ -4,7 +4,7 @@
     python -m evaluation.compute_wer --unit=character --char=1 --v=1 REF HYP
 
 Every id must occur exactly once in both files; the public programs skip ids that only one file has. The references must
-contain words; for references without any the public programs report no errors.
+contain words; without any, the public programs report no errors.
 """
 
 from __future__ import annotations
@@ -169,9 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = zip(*texts, strict=True)
     alignments = [align(*(list(tokenize(text, **rules)) for text in pair)) for pair in pairs]
     if not any(reference is not None for alignment in alignments for reference, _ in alignment):
-        raise ValueError(
-            f"{options.references} must have words, got {len(names)} texts without any, of which 0 % is wrong"
-        )
+        raise ValueError(f"{options.references} must have words, got {len(names)} texts without any")
     for line in report(names, alignments, verbose=bool(options.v)):
         print(line)
 

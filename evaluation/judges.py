@@ -38,7 +38,7 @@ class JudgeUnavailableError(OSError):
 
 
 def is_audible(sound: Sound | None) -> bool:
-    """Return whether a sound is long enough to be heard, not all zero, and free of NaN and infinity."""
+    """Return whether a sound is at least SHORTEST_SECONDS long, not all zero, and free of NaN and infinity."""
     if sound is None or len(sound[0]) < SHORTEST_SECONDS * sound[1]:
         return False
     return bool(sound[0].any() and sound[0].isfinite().all())
@@ -106,7 +106,9 @@ class WhisperJudge(Judge):
             str(model), device="cpu", compute_type="int8", cpu_threads=1, num_workers=self._num_threads
         )
         if language not in self._model.supported_languages:
-            raise ValueError(f"the judge {name} hears {', '.join(self._model.supported_languages)}, got {language!r}")
+            raise ValueError(
+                f"the judge {name} transcribes {', '.join(self._model.supported_languages)}, got {language!r}"
+            )
 
     def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
         with ThreadPoolExecutor(self._num_threads) as pool:
@@ -155,11 +157,11 @@ class TransformersWhisperJudge(Judge):
         settings = self._model.generation_config
         if not getattr(settings, "is_multilingual", True):
             if language != "en":
-                raise ValueError(f"the judge {name} hears en, got {language!r}")
+                raise ValueError(f"the judge {name} transcribes en, got {language!r}")
             self._options = {}
         elif f"<|{language}|>" not in settings.lang_to_id:
             known = ", ".join(token.strip("<|>") for token in settings.lang_to_id)
-            raise ValueError(f"the judge {name} hears {known}, got {language!r}")
+            raise ValueError(f"the judge {name} transcribes {known}, got {language!r}")
 
     def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
         for is_long, group in groupby(waves, lambda wave: len(wave) > WHISPER_WINDOW_SECONDS * INPUT_RATE):
@@ -264,7 +266,7 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
             f"the judge {name} cannot be loaded ({type(error).__name__}: {reason}); give a folder that holds it"
         ) from error
     if language not in (None, judge.language):
-        raise ValueError(f"the judge {name} hears {judge.language}, got {language!r}; choose another judge")
+        raise ValueError(f"the judge {name} transcribes {judge.language}, got {language!r}; choose another judge")
     return judge
 
 
@@ -300,7 +302,7 @@ class SpeakerSimilarity:
     def measure(self, sound: Sound | None, voice: Sound) -> float:
         """Return the similarity to the intended voice. Raises: ValueError if that voice is inaudible."""
         if not is_audible(voice):
-            raise ValueError("a sound needs a voice to be compared with, got one without anything to hear")
+            raise ValueError("a sound needs a voice to be compared with, got a silent one")
         return float(self._embed(sound) @ self._embed(voice)) if is_audible(sound) else NO_SIMILARITY
 
     def _embed(self, sound: Sound) -> np.ndarray:

@@ -50,7 +50,7 @@ class Outcome:
     """The outcome of a benchmark in a mode.
 
     Attributes:
-        note: Why there are no metrics, or what a reader must know.
+        note: Why there are no metrics, or a remark for the reader.
         scores: Scores of quality by key of the metric, in the order of the samples.
         speed: Scores of speed and length, likewise.
         metrics: Values of the scores with their intervals.
@@ -114,7 +114,7 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     needs_transcript = TASKS[benchmark.task].speaks
     done = {name for name, row in answers.items() if not (needs_transcript and row["wav"]) or name in heard}
     if num_waiting := sum(item.id not in done for item in items):
-        note = f"{len(items) - num_waiting} of {len(items)} samples are there; start it again"
+        note = f"{len(items) - num_waiting} of {len(items)} samples are done; run the command again"
         return Outcome(benchmark, mode, UNFINISHED, note)
     samples = [_sample(item, answers[item.id], heard.get(item.id, {}), folder) for item in items]
     judge = next((row["judge"] for row in heard.values()), None)
@@ -122,7 +122,9 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     if failed := [sample.error for sample in samples if sample.error is not None]:
         if mode == ORIGINAL:  # the judge's own error would look larger, and the model better in comparison
             counts = f"{len(failed)} of {len(samples)}"
-            return Outcome(benchmark, mode, BROKEN, f"{counts} recordings cannot be heard, the first: {failed[0]}")
+            return Outcome(
+                benchmark, mode, BROKEN, f"{counts} recordings cannot be transcribed, the first: {failed[0]}"
+            )
         if len(failed) == len(samples):
             return Outcome(benchmark, mode, BROKEN, f"all {len(samples)} samples failed, the first: {failed[0]}")
         outcome.note = f"{outcome.num_errors} samples failed and count as wrong"
@@ -152,7 +154,7 @@ def set_against(outcomes: Sequence[Outcome], items: Mapping[str, Sequence[Item]]
         if other.status != DONE:
             outcome.add_note(f"not compared with {name}, whose {outcome.mode} is {other.status}: {other.note}")
         elif other.judge != outcome.judge:
-            outcome.add_note(f"not compared with {name}, which {other.judge} heard")
+            outcome.add_note(f"not compared with {name}, which was transcribed by {other.judge}")
         else:
             outcome.against = (name, other)
 
@@ -164,7 +166,7 @@ def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Answer:
 
 
 def _score(outcome: Outcome) -> None:
-    """Compute the scores and metrics; one that cannot be computed, such as for want of a package, is noted."""
+    """Compute the scores and metrics; if one cannot be computed, for example without its package, a note says so."""
     benchmark, samples = outcome.benchmark, outcome.samples
     items = [sample.item for sample in samples]
     for metric in outcome.task.metrics:
@@ -229,7 +231,7 @@ def read_outcomes(folder: Path, benchmarks: Sequence[Benchmark], mode: str) -> l
 
 
 def environment() -> dict[str, Any]:
-    """Return what the results were made with: versions, machine, and commit of the code."""
+    """Return the software versions, the machine, and the commit of the code."""
     import torch
     import transformers
 

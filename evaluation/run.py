@@ -4,8 +4,9 @@
         --corpus outputs/quickstart/corpus --output outputs/evaluation
     torchrun --standalone --nproc_per_node 8 -m evaluation.run --suite paper --model DIR --data data/benchmarks ...
 
-Answers are recorded one by one, and the same command continues an evaluation that was stopped. results.json, results.md
-and results.html are written to the output folder, also if the data of a benchmark is missing or a benchmark fails.
+Answers are recorded batch by batch, and the same command resumes an evaluation that was stopped. results.json,
+results.md and results.html are written to the output folder, even if the data of a benchmark is missing or a benchmark
+fails.
 """
 
 from __future__ import annotations
@@ -92,15 +93,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
     add("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
     add("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks its am.mvn")
-    add("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
+    add("--dtype", choices=DTYPES, help="data type of the weights (default: bfloat16 on a GPU, else float32)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: this process's GPU if there is one)")
     add("--batch-size", type=at_least_one, default=8, help="answers generated together (default: %(default)s)")
     add("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
-    add("--limit", **counts, help="use N samples of each benchmark, or of one, drawn with a fixed seed")
+    add("--limit", **counts, help="number of samples of each benchmark or of one, drawn with a fixed seed")
     add("--seed", type=int, default=42, help="seed for sampling (default: %(default)s)")
-    add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
-    add("--skip-recordings", action="store_true", help="do not judge the recordings of people for comparison")
-    add("--retry-errors", action="store_true", help="run samples again that failed earlier")
+    add("--time-alone", **counts, help="also time this many samples of each benchmark or of one, one at a time")
+    add("--skip-recordings", action="store_true", help="do not transcribe human recordings for comparison")
+    add("--retry-errors", action="store_true", help="retry samples that failed earlier")
     add("--against", type=Path, metavar="DIR", help="--output of another model, for paired tests")
     add("--check", action="store_true", help="only check arguments, data and judges")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """Let a model answer benchmarks and a judge transcribe its speech, in any number of processes, resumable by sample.
 
-Every process takes every n-th item. An answer is recorded, after its wave, as soon as it exists, and is never made
-again. A sample that fails is recorded with its error and scored as an empty answer; a benchmark that fails is recorded
-as failed, and the next one begins.
+Each of n processes takes every n-th item. An answer is recorded once its wave is written, and is not generated again. A
+sample that fails is recorded with its error and scored as an empty answer; a benchmark that fails is recorded as
+failed, and the next one begins.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Runner:
         size: Number of processes.
         max_new_tokens: Longest answer; None: the benchmark's.
         seed: Seed for sampling; a sampled answer also depends on its batch.
-        retry_errors: Run samples again that failed earlier.
+        retry_errors: Retry samples that failed earlier.
         measures: Further measures of speech, keys of `evaluation.tasks.MEASURES`.
     """
 

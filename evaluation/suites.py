@@ -1,8 +1,8 @@
-"""Benchmarks: where their data lies and how a row becomes an item, with layouts and prompts of the public evaluation.
+"""Benchmarks: the paths of their data, and items made from its rows with the prompts of the public evaluation.
 
-The data of the public sets lies in one folder, under the paths below (`evaluation.prepare` converts the downloads):
-JSON lines in the training format, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite reads the
-held-out files written by `tools.demo.make_corpus`. Importing this module is fast: reading the data imports the rest.
+The public sets are in one folder, under the paths below (`evaluation.prepare` converts downloads): JSON lines in the
+training format, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite reads the held-out files of
+`tools.demo.make_corpus`. Importing this module is fast: reading the data imports the rest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Item:
         id: Unique in its benchmark; also names the file of a spoken answer.
         conversation: The model's input.
         references: The transcript or the text to speak (one), or all accepted answers.
-        audio: The audio the model hears, for reports.
+        audio: The model's audio input, for reports.
         text: The question or the text to speak, if known.
         recording: A person speaking the reference; errors in its transcript are the judge's own.
         voice: Speech in the voice that the answer should have.
@@ -172,7 +172,7 @@ def _only(content: str | list[str], place: str) -> str:
     if isinstance(content, str):
         return content
     if len(content) != 1:
-        raise ValueError(f"{place}: what is asked must be one text, got {len(content)}")
+        raise ValueError(f"{place}: the question must be one text, got {len(content)}")
     return content[0]
 
 

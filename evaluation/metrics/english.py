@@ -32,7 +32,7 @@ _NOT_COUNTED = frozenset("no any every some each this that which another".split(
 
 
 def _endings() -> dict[str, tuple[str, str]]:
-    """Return ordinals and plurals as a cardinal number and a marker of the ending."""
+    """Return the cardinal number and a marker of the ending of ordinals and plurals."""
     irregular = {"first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight"}
     ordinals = {f"{word}th": word for word in (*_ONES, "hundred", *_SCALES)}
     ordinals |= irregular | {"ninth": "nine", "twelfth": "twelve"} | {f"{word[:-1]}ieth": word for word in _TENS}
@@ -200,7 +200,7 @@ def english_tokens(text: str) -> list[str]:
 
 
 def number_tokens(word: str) -> list[str]:
-    """Return a word as the tokens that are scored: of a number its sign, digits and decimal point."""
+    """Return a word as the tokens that are scored: for a number its sign, digits and decimal point."""
     if not _NUMBER.fullmatch(word):
         return [word]
     names = {"-": "minus", ".": "point"}
@@ -320,7 +320,7 @@ def _digit(word: str) -> str:
 
 
 def _is_amount(word: str) -> bool:
-    return word.isdecimal() and len(word) <= 30  # int() takes no more than 4300, and nobody says so many
+    return word.isdecimal() and len(word) <= 30  # int() takes no more than 4300 digits; spoken numbers are shorter
 
 
 def _counts(word: str) -> bool:

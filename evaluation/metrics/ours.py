@@ -23,7 +23,7 @@ _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def without_tags(text: str) -> str:
-    """Drop tags such as <unk>; text in brackets was said, though the Whisper normaliser would drop it, too."""
+    """Drop tags such as <unk>, but keep text in brackets, which the Whisper normaliser would drop."""
     return _TAG.sub(" ", text).translate(_BRACKETS)
 
 
@@ -77,7 +77,7 @@ def answer_words(text: str) -> list[str]:
 
 
 def contains_any(text: str, answers: Sequence[str]) -> bool:
-    """Say whether one of the answers occurs in a text, as whole words next to each other; one without words never.
+    """Return whether the words of an answer occur in a text, in order and adjacent; an empty answer never does.
 
     Numbers are compared as whole numbers: 105 contains neither 5 nor 10, and -40 not 40.
     """
@@ -86,13 +86,13 @@ def contains_any(text: str, answers: Sequence[str]) -> bool:
 
 
 def _is_among(words: list[str], wanted: list[str]) -> bool:
-    if _ARTICLES.issuperset(wanted):  # which are in many a text
+    if _ARTICLES.issuperset(wanted):  # articles occur in most texts
         return bool(wanted) and words == wanted
     return _occur(wanted[1:] if wanted[0] in _ARTICLES else wanted, words)
 
 
 def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
-    """Say whether the words of `answer` occur in `text`, in order and next to each other, with whole numbers.
+    """Return whether the words of `answer` occur in `text`, in order and adjacent; numbers match as a whole.
 
     Args:
         last_words: Number of tokens at the end of `text` to look at; 0: all.
@@ -105,7 +105,7 @@ def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
 
 
 def _occur(wanted: list[str], words: list[str], last_tokens: int = 0) -> bool:
-    """Say whether words occur next to each other: digits may be spelled or not, but numbers begin and end alike."""
+    """Return whether words occur in order and adjacent; digits may be spelled, but the ends of numbers must agree."""
     pieces = [number_tokens(word) for word in words]
     tokens, wanted = list(chain(*pieces)), list(chain(*map(number_tokens, wanted)))
     borders = frozenset(accumulate(map(len, pieces), initial=0))

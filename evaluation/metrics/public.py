@@ -1,7 +1,7 @@
-"""Error rates and accuracies by the rules of the public VITA-Audio evaluation, to compare with published figures.
+"""Error rates and accuracies by the rules of the public VITA-Audio evaluation, to compare with published values.
 
 The rules are kept even where they are unfortunate (punctuation next to a word is an error, an answer may be part of
-another word); `evaluation.metrics.ours` has better ones. Only behaviour that would lose samples differs: see
+another word); `evaluation.metrics.ours` has better ones. Only input that would lose samples is refused: see
 `evaluation.metrics.score`.
 """
 
@@ -88,10 +88,10 @@ def reference_error_rate(
 
 
 def contains_pieces(text: str, answers: str | Sequence[str]) -> bool:
-    """Say whether the reference finds one of the answers in a text: all its pieces between spaces, in any order.
+    """Return whether the reference finds one of the answers in a text: all its space-separated pieces, in any order.
 
     Pieces may be parts of words, and an empty answer is found everywhere. If all answers have numbers in words, the
-    digits of these are looked for too.
+    digits of these are accepted too.
     Raises: MissingPackageError without word2number.
     """
     numbers = require("word2number.w2n", purpose="containment by the reference's rule", install="word2number")

@@ -117,7 +117,7 @@ def pair_texts(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> 
     ):
         if names:
             raise ValueError(
-                f"every {one} needs a {other} of its id, got none for {shorten(sorted(names))}; an empty text stands "
-                "for what was not answered"
+                f"every {one} needs a {other} of its id, got none for {shorten(sorted(names))}; use an empty text "
+                "for a missing answer"
             )
     return list(references), list(references.values()), [hypotheses[name] for name in references]

@@ -175,7 +175,7 @@ def codecs_as_markdown(results: Mapping[str, Mapping[str, Any]], num_clips: int,
         *Table(title, ["codec", *(header for header, _ in columns.values())], rows).markdown(),
         "",
         "bits/s is the capacity of the codes, bits/s used their entropy rate on these clips. The mel distance is the "
-        "mean difference of natural log-mels; it is large for a decoder with a voice of its own, however good it is.",
+        "mean difference of natural log-mels; it is large for a decoder with its own voice, regardless of its quality.",
         *(["", "![WER over bits per second](codecs.png)"] if judge else []),
         *("", "![spectrograms of one clip](spectrograms.png)"),
     ]

@@ -161,7 +161,7 @@ def test_a_folder_in_which_another_process_works_is_refused(toy_folders, corpus,
     monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_SECONDS", 0.1)
     options = arguments(toy_folders, corpus, tmp_path, "--modes", "boost", suite="demo-asr")
     with FileLock(tmp_path / ".process-0.lock"):
-        with pytest.raises(ValueError, match="another evaluation works in .*wait until it is done or end it"):
+        with pytest.raises(ValueError, match="another evaluation works in .*wait until it is done, stop it"):
             run.main(options)
         assert not list(tmp_path.rglob("*.jsonl"))
     assert run.main(options) == 0
@@ -190,7 +190,7 @@ def test_another_model_is_compared_on_the_same_samples(finished, toy_folders, co
     for path in shutil.copytree(finished, tmp_path / "other").rglob("transcripts-*.jsonl"):
         path.write_text(path.read_text().replace('"length"', '"somebody"'))
     assert run.main([*text, "--against", str(tmp_path / "other")]) == 0
-    assert "which somebody heard" in results(tmp_path / "out")["demo-tts", "boost"]["note"]
+    assert "transcribed by somebody" in results(tmp_path / "out")["demo-tts", "boost"]["note"]
     with pytest.raises(FileNotFoundError, match="give the --output of an evaluation"):
         run.main([*options, "--against", str(tmp_path / "nowhere")])
 

@@ -52,7 +52,7 @@ def test_parts_add_up_to_the_whole(make_runner, corpus, tmp_path):
     folder = tmp_path / "boost" / RECOGNITION.name
     assert list(texts(folder)) == ["asr-1"]
     outcome = collect(tmp_path, RECOGNITION, items, "boost")
-    assert (outcome.status, outcome.note) == (UNFINISHED, "1 of 3 samples are there; start it again")
+    assert (outcome.status, outcome.note) == (UNFINISHED, "1 of 3 samples are done; run the command again")
     make_runner(rank=0, size=2).run(RECOGNITION, items, "boost")
     assert {path.name for path in folder.glob("*.jsonl")} == {"answers-0.jsonl", "answers-1.jsonl"}
     together = texts(folder)
@@ -232,7 +232,7 @@ def test_speech_that_cannot_be_measured_is_heard_as_nothing(make_runner, corpus,
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
     assert (outcome.status, outcome.note) == (
         BROKEN,
-        "3 of 3 recordings cannot be heard, the first: ValueError: no voice",
+        "3 of 3 recordings cannot be transcribed, the first: ValueError: no voice",
     )
 
 
@@ -243,7 +243,7 @@ def test_a_judge_that_lacks_a_recording_has_no_error_of_its_own(make_runner, cor
     make_runner().run(SYNTHESIS, items, ORIGINAL)
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
     assert (outcome.status, outcome.metrics) == (BROKEN, {})
-    assert outcome.note.startswith("1 of 3 recordings cannot be heard, the first: ")
+    assert outcome.note.startswith("1 of 3 recordings cannot be transcribed, the first: ")
     shutil.copy(first.recording, items[0].recording)
     make_runner().run(SYNTHESIS, items, ORIGINAL)
     assert collect(tmp_path, SYNTHESIS, items, ORIGINAL).status == BROKEN

@@ -63,7 +63,7 @@ class Result:
         }
 
     def point(self) -> dict[str, Any]:
-        """Return this run as `draw_ablations` takes it."""
+        """Return the point of this run for `draw_ablations`."""
         return {
             "label": str(self.num_modules),
             "series": self.schedule + (f", KL {self.kl_weight:g}" if self.kl_weight else ""),

@@ -50,7 +50,7 @@ Per mode {counts[0]} clips to transcribe, {counts[1]} texts to speak, {counts[2]
 
 {modes}
 
-\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.
+\\* decoded with a ratio that the training data does not have; only vanilla (the backbone alone) works with any ratio.
 
 WER: errors per word after normalisation; each digit of a number counts as a word.
 QA: the answer ends with its keyword (at most {leeway} more word may follow).
@@ -89,8 +89,8 @@ class Mode:
 
     Attributes:
         outcomes: Outcomes by task.
-        questions: Rows of the corpus by id, with the `reference` sentence and `unseen`, what is new about the question.
-        foreign_ratio: Whether the mode's ratio differs from that of the training data; vanilla follows any.
+        questions: Rows of the corpus by id, with the `reference` sentence and `unseen`, the new part of the question.
+        foreign_ratio: Whether the mode's ratio differs from that of the training data; vanilla works with any.
     """
 
     outcomes: Mapping[str, Outcome]
@@ -154,7 +154,7 @@ def read_modes(evaluation: Path) -> tuple[dict[str, Mode], InterleavePlan]:
 
 
 def pick_answer(mode: Mode, name: str, silence: Path) -> Part:
-    """Return the answer to listen to: to the first question in a phrasing that training lacked, or to the first."""
+    """Return the answer to present: to the first question whose phrasing is new, or else to the first question."""
     samples = mode.outcomes["qa"].samples
     chosen = next((one for one in samples if mode.questions[one.item.id]["unseen"] == "phrasing"), samples[0])
     return {
@@ -169,9 +169,9 @@ def pick_answer(mode: Mode, name: str, silence: Path) -> Part:
 
 
 def read_codec(folder: Path) -> tuple[Part, list[Part]]:
-    """Return the metrics of the codec's round trip, and what the judge heard before and after it.
+    """Return the metrics of the codec's round trip, and the clips before and after it with their transcripts.
 
-    The use of the codebook is that in the training data. Raises: FileNotFoundError.
+    Codebook use is measured on the training data. Raises: FileNotFoundError.
     """
     path = folder / evaluate_codec.RESULTS
     if not path.is_file():
