@@ -49,53 +49,41 @@ _AFTER_THE_END = ("",) * 4  # so that the words after any position can be looked
 
 _UNITS = {
     name: unit
-    for unit, names in {
-        "dollars": "dollar",
-        "euros": "euro",
-        "pounds": "pound lb lbs",
-        "cents": "cent",
-        "pence": "",
-        "yen": "",
-        "percent": "",
-        "millimeters": "millimeter millimetre millimetres mm",
-        "centimeters": "centimeter centimetre centimetres cm",
-        "meters": "meter metre metres",
-        "kilometers": "kilometer kilometre kilometres km kms",
-        "miles": "mile",
+    for unit, others in {
+        **dict.fromkeys("dollars euros cents pence yen percent miles degrees".split(), ""),
+        "pounds": "lb lbs",
+        "millimeters": "millimetre millimetres mm",
+        "centimeters": "centimetre centimetres cm",
+        "meters": "metre metres",
+        "kilometers": "kilometre kilometres km kms",
         "feet": "foot ft",
         "inches": "inch",
-        "milligrams": "milligram mg",
-        "grams": "gram gramme grammes",
-        "kilograms": "kilogram kilogramme kilogrammes kilo kilos kg kgs",
-        "ounces": "ounce oz",
-        "milliliters": "milliliter millilitre millilitres ml",
-        "liters": "liter litre litres",
+        "milligrams": "mg",
+        "grams": "gramme grammes",
+        "kilograms": "kilogramme kilogrammes kilo kilos kg kgs",
+        "ounces": "oz",
+        "milliliters": "millilitre millilitres ml",
+        "liters": "litre litres",
         "kilometers per hour": "kmh kph",
         "miles per hour": "mph",
         "hertz": "hz",
         "kilohertz": "khz",
         "megahertz": "mhz",
         "gigahertz": "ghz",
-        "kilobytes": "kilobyte kb",
-        "megabytes": "megabyte mb",
-        "gigabytes": "gigabyte gb",
-        "terabytes": "terabyte tb",
-        "hours": "hour hr hrs",
-        "minutes": "minute min mins",
+        "kilobytes": "kb",
+        "megabytes": "mb",
+        "gigabytes": "gb",
+        "terabytes": "tb",
+        "hours": "hr hrs",
+        "minutes": "min mins",
         "seconds": "sec secs",
-        "milliseconds": "millisecond ms",
-        "degrees": "degree",
+        "milliseconds": "ms",
     }.items()
-    for name in (unit, *names.split())
+    for name in (unit, unit.removesuffix("s"), *others.split())
 }
 _CURRENCIES = {"$": "dollars", "£": "pounds", "€": "euros", "¥": "yen"}
 _SCALE_SIGNS = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
 _PARTS = dict(enumerate("half third quarter fifth sixth seventh eighth ninth tenth".split(), start=2))
-
-
-def _clock(found: re.Match) -> str:
-    hour, half = found.groups()
-    return f"{hour} {half}" if half else f"{hour} oclock"
 
 
 def _money(found: re.Match) -> str:
@@ -135,7 +123,8 @@ _WRITTEN_FORMS = compiled(
     (r"\b([A-Z])\.((?: [A-Z]\.)+)(?!\w)", lambda found: re.sub(r"[. ]", "", found[0])),
     (r"\b[A-Za-z](?:\.[A-Za-z])+\b\.?", lambda found: found[0].replace(".", "")),
     (r"(?i)(?<![\d.])(\d\d?)\.([0-5]\d)(?= ?[ap]m\b)", r"\1 \2"),
-    (r"(?i)(?<![\d:])(1[0-2]|0?[1-9]):00(?![:\d])(?: ?([ap]m)\b)?", _clock),
+    (r"(?i)(?<![\d:])(1[0-2]|0?[1-9]):00 ?(?=[ap]m\b)", r"\1 "),
+    (r"(?<![\d:])(1[0-2]|0?[1-9]):00(?![:\d])", r"\1 oclock"),
     # money
     (
         r"(?i)([$£€¥])\s?(\d+(?:\.\d+)?)"

@@ -32,6 +32,8 @@ one hundred and two thousand | 102,000
 two hundred and first | 201st
 the hundredth | the 100th
 zero | 0
+wait...5 dogs | wait five dogs
+room b.5 | room b 5
 fifteen | 15
 ninety-nine | 99
 it costs $10 | it costs ten dollars
@@ -322,6 +324,7 @@ def test_different_amounts_are_errors(one, other):
         ("at ten oh five", "10:05"),
         ("at 10:05 a.m.", "10:05"),
         ("1 000 000 people", "1000000"),
+        ("1,2,3", "2"),
         ("one million", "1,000,000"),
         ("10 million people", "ten million"),
         ("it costs $10", "10"),
