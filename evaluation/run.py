@@ -217,7 +217,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
         checkpoint: Folder of the model.
     """
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
-    from evaluation.runner import Runner, Shard
+    from evaluation.runner import Runner
 
     benchmarks = get_benchmarks(options.suite)
     found, absent = read_items(benchmarks, options)
@@ -237,7 +237,8 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
         load_model=lambda: load_model(options, processes.device(options.device)),
         load_judge=lambda language: load_judge(options, language),
         output=options.output,
-        shard=Shard(processes.rank, processes.size),
+        rank=processes.rank,
+        size=processes.size,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,

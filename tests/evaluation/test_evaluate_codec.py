@@ -10,14 +10,7 @@ import soundfile
 import torch
 from toy_corpus import LengthJudge
 
-from evaluation.evaluate_codec import (
-    code_metrics,
-    judged_metrics,
-    main,
-    mel_distance,
-    parse_arguments,
-    read_corpus,
-)
+from evaluation.evaluate_codec import code_metrics, judged_metrics, main, mel_distance, parse_arguments, read_corpus
 from evaluation.judges import JUDGES
 from evaluation.reporting.plots import draw_codecs
 

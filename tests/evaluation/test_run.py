@@ -161,7 +161,7 @@ def test_a_folder_in_which_another_process_works_is_refused(toy_folders, corpus,
     monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_SECONDS", 0.1)
     options = arguments(toy_folders, corpus, tmp_path, "--modes", "boost", suite="demo-asr")
     with FileLock(tmp_path / ".process-0.lock"):
-        with pytest.raises(ValueError, match="another evaluation works in .*wait until it is done or end it"):
+        with pytest.raises(ValueError, match="another evaluation works in .*wait until it is done, stop it"):
             run.main(options)
         assert not list(tmp_path.rglob("*.jsonl"))
     assert run.main(options) == 0
@@ -190,7 +190,7 @@ def test_another_model_is_compared_on_the_same_samples(finished, toy_folders, co
     for path in shutil.copytree(finished, tmp_path / "other").rglob("transcripts-*.jsonl"):
         path.write_text(path.read_text().replace('"length"', '"somebody"'))
     assert run.main([*text, "--against", str(tmp_path / "other")]) == 0
-    assert "which somebody heard" in results(tmp_path / "out")["demo-tts", "boost"]["note"]
+    assert "transcribed by somebody" in results(tmp_path / "out")["demo-tts", "boost"]["note"]
     with pytest.raises(FileNotFoundError, match="give the --output of an evaluation"):
         run.main([*options, "--against", str(tmp_path / "nowhere")])
 
@@ -258,7 +258,7 @@ def test_published_figures_are_of_our_kinds_and_name_their_source():
     assert len({(row["benchmark"], row["model"], row["figure"], row["source"]) for row in rows}) == len(rows)
     for row in rows:
         benchmark = BENCHMARKS[row["benchmark"]]
-        assert row["figure"] in [figure.key(benchmark.language) for figure in TASKS[benchmark.task].metrics]
+        assert row["figure"] in [benchmark.key(figure.name) for figure in TASKS[benchmark.task].metrics]
         assert 0 < row["value"] < 1 and row["model"] and len(row["source"]) > 20
 
 
@@ -298,17 +298,17 @@ def test_another_model_in_the_same_folder_is_refused(finished, toy_folders, corp
     options[options.index("--model") + 1] = str(model)
     with pytest.raises(ValueError, match=r"other settings \(model: "):
         run.main(options)
-    before = run.parse_arguments(options).settings(model)
+    before = run.settings_of(run.parse_arguments(options), model)
     assert json.loads(json.dumps(before)) == before
     (model / "model.safetensors").touch()
-    after = run.parse_arguments(options).settings(model)
+    after = run.settings_of(run.parse_arguments(options), model)
     assert [name for name in before if before[name] != after[name]] == ["weights"]
 
 
 def test_weights_of_every_form_are_settings(toy_folders, corpus, tmp_path):
     for name in ("model.safetensors", "pytorch_model-00001-of-00002.bin", "training_args.bin"):
         (tmp_path / name).touch()
-    weights = run.parse_arguments(arguments(toy_folders, corpus, tmp_path)).settings(tmp_path)["weights"]
+    weights = run.settings_of(run.parse_arguments(arguments(toy_folders, corpus, tmp_path)), tmp_path)["weights"]
     assert [name for name, _, _ in weights] == ["model.safetensors", "pytorch_model-00001-of-00002.bin"]
 
 
