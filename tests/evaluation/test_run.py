@@ -298,17 +298,17 @@ def test_another_model_in_the_same_folder_is_refused(finished, toy_folders, corp
     options[options.index("--model") + 1] = str(model)
     with pytest.raises(ValueError, match=r"other settings \(model: "):
         run.main(options)
-    before = run.settings_of(run.parse_arguments(options), model)
+    before = run.parse_arguments(options).settings(model)
     assert json.loads(json.dumps(before)) == before
     (model / "model.safetensors").touch()
-    after = run.settings_of(run.parse_arguments(options), model)
+    after = run.parse_arguments(options).settings(model)
     assert [name for name in before if before[name] != after[name]] == ["weights"]
 
 
 def test_weights_of_every_form_are_settings(toy_folders, corpus, tmp_path):
     for name in ("model.safetensors", "pytorch_model-00001-of-00002.bin", "training_args.bin"):
         (tmp_path / name).touch()
-    weights = run.settings_of(run.parse_arguments(arguments(toy_folders, corpus, tmp_path)), tmp_path)["weights"]
+    weights = run.parse_arguments(arguments(toy_folders, corpus, tmp_path)).settings(tmp_path)["weights"]
     assert [name for name, _, _ in weights] == ["model.safetensors", "pytorch_model-00001-of-00002.bin"]
 
 
