@@ -8,7 +8,6 @@ norms and a projection of its own; final norm and head are those of the backbone
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from vita_audio.models.mtp_generation import MTPGenerationMixin
-from vita_audio.models.mtp_loss import MTPOutput, mtp_losses
+from vita_audio.models.mtp_loss import MTPLoss, MTPOutput
 from vita_audio.models.packed_rows import is_packed
 
 Masks = Tensor | dict[str, Tensor | None] | None  # of padding, or ready for each attention type
@@ -195,6 +194,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         self.mtp_hidden_norms = nn.ModuleList(
             Qwen2RMSNorm(hidden_size, config.rms_norm_eps) for _ in range(num_modules)
         )
+        self.mtp_loss = MTPLoss()
         self.post_init()
 
     def mtp_step(
@@ -256,6 +256,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         logits_to_keep: int | Tensor = 0,
         loss_weights: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        score_backbone: bool = True,
         **kwargs,
     ) -> MTPOutput:
         """Run the backbone and, given labels, the modules; arguments as in `Qwen2ForCausalLM` except:
@@ -270,9 +271,11 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
             num_items_in_batch: Divisor of every summed loss; None means the number of targets (the sum of their
                 weights) of each.
+            score_backbone: Also report the loss of a frozen backbone.
         Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
         """
-        train_backbone = labels is None or self.lm_head.weight.requires_grad
+        # Reading lm_head.weight here would make ZeRO-3 hold the whole head during the whole step.
+        train_backbone = labels is None or all(parameter.requires_grad for parameter in self.lm_head.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_backbone):
             token_embeds = inputs_embeds if input_ids is None else self.model.embed_tokens(input_ids)
             outputs = self.model(
@@ -290,33 +293,23 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
                 logits = self.lm_head(hidden_states[:, kept])
         losses = {}
         if labels is not None:
-            weighting = {"loss_weights": loss_weights, "num_items_in_batch": num_items_in_batch}
-            losses = self._score_depths(token_embeds, hidden_states, labels, position_ids, attention_mask, **weighting)
+            if position_ids is None:
+                position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
+            losses = self.mtp_loss(
+                [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
+                labels,
+                position_ids,
+                head=self.lm_head,
+                mtp_weight=self.config.mtp_loss_weight,
+                kl_weight=self.config.mtp_kl_weight,
+                loss_weights=loss_weights,
+                num_items_in_batch=num_items_in_batch,
+                score_backbone=score_backbone,
+            )
         return MTPOutput(
             **losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-        )
-
-    def _score_depths(
-        self,
-        token_embeds: Tensor,
-        hidden_states: Tensor,
-        labels: Tensor,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        **weighting,
-    ) -> dict[str, Tensor]:
-        if position_ids is None:
-            position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
-        return mtp_losses(
-            self.lm_head,
-            chain([hidden_states], self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)),
-            labels,
-            position_ids,
-            mtp_weight=self.config.mtp_loss_weight,
-            kl_weight=self.config.mtp_kl_weight,
-            **weighting,
         )
