@@ -106,6 +106,7 @@ class SpeechTrainingArguments(TrainingArguments):
         "Start anew in a used folder; checkpoints of earlier runs in it are deleted", False
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
+    log_main_loss: int = option("Steps from one measurement of a frozen backbone's loss to the next", 10)
     remove_unused_columns: bool = option("Leave columns out of the packs that the model does not take", False)
     report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
     eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation/run.py, such as demo")
@@ -121,6 +122,8 @@ class SpeechTrainingArguments(TrainingArguments):
             raise ValueError("--output_dir is missing")
         if self.mtp_model_lr_mult <= 0:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
+        if self.log_main_loss < 1:
+            raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
         super().__post_init__()
         if self.eval_suite:
             self._check_evaluation()

@@ -28,7 +28,8 @@ def depth_name(depth: int) -> str:
 class DepthMeter:
     """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0.
 
-    Where modules learn from the backbone too, also of their divergence from it.
+    Where modules learn from the backbone too, also of their divergence from it. A backbone that was not scored has no
+    average.
     """
 
     def __init__(self):
@@ -38,11 +39,15 @@ class DepthMeter:
     def add(self, outputs: MTPOutput, num_tokens: int, num_items_in_batch: Tensor | int | None) -> None:
         """Count one forward pass; `num_items_in_batch` is what its losses were divided by, None for their targets."""
         counts = outputs.num_targets.double()
+        if outputs.main_loss is None:
+            counts[0] = 0
         divisor = counts if num_items_in_batch is None else num_items_in_batch
-        losses = torch.cat([outputs.main_loss[None], outputs.mtp_losses]).double()
-        sums = [losses * divisor, outputs.accuracies.double() * counts, counts]
+        unknown = torch.zeros_like(outputs.loss)
+        main_loss = unknown if outputs.main_loss is None else outputs.main_loss
+        losses = torch.cat([main_loss[None], outputs.mtp_losses]).double()
+        sums = [losses * divisor, outputs.accuracies.double().where(counts > 0, 0) * counts, counts]
         if outputs.mtp_kl is not None:
-            sums.append(torch.cat([torch.zeros_like(outputs.main_loss)[None], outputs.mtp_kl]).double() * divisor)
+            sums.append(torch.cat([unknown[None], outputs.mtp_kl]).double() * divisor)
         sums = torch.stack(sums)
         self._sums = sums if self._sums is None else self._sums + sums
         self._num_tokens += num_tokens
@@ -56,6 +61,8 @@ class DepthMeter:
         self._sums, self._num_tokens = None, 0
         values = {"num_tokens": int(sums[0, 0])}
         for depth, (_, loss, num_correct, count, *divergence) in enumerate(sums.T.tolist()):
+            if depth == 0 and count == 0:  # a frozen backbone that was not scored
+                continue
             values[f"{depth_name(depth)}_loss"] = loss / max(count, 1)
             values[f"{depth_name(depth)}_accuracy"] = num_correct / max(count, 1)
             if divergence and depth:
@@ -89,6 +96,8 @@ class SpeechTrainer(Trainer):
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
     targets since the last entry; `tokens_per_second` of all processes; and `minutes` of training, those before a
     resumption included.
+
+    A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values.
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
@@ -144,6 +153,9 @@ class SpeechTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        step = self.state.global_step
+        scores_backbone = step % self.args.log_main_loss == 0 or step + 1 >= self.state.max_steps
+        inputs = {**inputs, "score_backbone": scores_backbone}  # a backbone that trains is scored anyway
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
             self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
