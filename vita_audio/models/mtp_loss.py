@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,48 +78,56 @@ class MTPLoss(nn.Module):
         Returns: `loss` and the logging fields of `MTPOutput`.
         Raises: TypeError if the head is not a plain linear layer without a bias.
         """
-        if type(head) is not nn.Linear or head.bias is not None:
-            raise TypeError(f"the loss needs an output layer that is a torch.nn.Linear without a bias, got {head}")
+        weight = _plain_weight(head)
         num_depths = len(hidden_states)
-        trains_backbone = head.weight.requires_grad or num_depths == 1
+        trains_backbone = weight.requires_grad or num_depths == 1
         first_depth = 0 if trains_backbone or score_backbone else 1
         targets, weights = _shifted_targets(labels, loss_weights, position_ids, num_depths)
         num_targets = (targets != IGNORE_INDEX).sum(dim=1)
         divisor = _divisor(weights, num_items_in_batch)
-        depth, place = (targets[first_depth:] != IGNORE_INDEX).nonzero(as_tuple=True)  # (rows,) each
-        depth = depth + first_depth
-        order = (place + depth).argsort(stable=True)  # rows that predict the same token come together
-        depth, place = depth[order], place[order]
-
-        backbone_factor = weights.new_tensor([float(trains_backbone)])
-        modules = weights.new_ones(num_depths - 1) / max(num_depths - 1, 1)
+        depth, place = _rows(targets, first_depth)
+        share = weights.new_full((num_depths,), 1 / max(num_depths - 1, 1))  # in a mean over the modules
+        share[0] = 0
+        factors = mtp_weight * share
+        factors[0] = float(trains_backbone)
         unit = divisor.min()  # the loss is divided by it last: float16 could not hold the gradients otherwise
         scale = weights[depth, place] * unit / divisor[depth]
-        factors = torch.cat([backbone_factor, mtp_weight * modules])[depth] * scale
         teacher = None
         if kl_weight:
-            kl_factors = torch.cat([0 * backbone_factor, kl_weight * modules])[depth] * scale
+            kl_factors = kl_weight * share[depth] * scale
             teacher = Teacher(hidden_states[0].detach().flatten(0, 1), place + depth, kl_factors)
         places = torch.stack(tuple(hidden_states[first_depth:])).flatten(0, 2)  # (depths x places, hidden)
         rows = places.index_select(0, (depth - first_depth) * targets.shape[1] + place)
-        weight = head.weight if torch.is_grad_enabled() else head.weight.detach()  # or it would get a gradient
-        loss, entropies, divergences, correct = HeadLoss.apply(rows, weight, targets[depth, place], factors, teacher)
-
-        def sum_depths(values: Tensor) -> Tensor:
-            return values.new_zeros(num_depths).index_add_(0, depth, values)
-
-        scored = first_depth == 0
+        weight = weight if torch.is_grad_enabled() else weight.detach()  # or a gradient would be formed
+        loss, entropies, divergences, correct = HeadLoss.apply(
+            rows, weight, targets[depth, place], factors[depth] * scale, teacher
+        )
+        sum_depths = partial(weights.new_zeros(num_depths).index_add, 0, depth)
         losses = sum_depths(entropies * scale) / unit
         accuracies = sum_depths(correct) / num_targets.clamp(min=1)
         accuracies[:first_depth] = torch.nan
         return {
             "loss": loss / unit,
-            "main_loss": losses[0] if scored else None,
+            "main_loss": losses[0] if first_depth == 0 else None,
             "mtp_losses": losses[1:],
             "mtp_kl": sum_depths(divergences * scale)[1:] / unit if kl_weight else None,
             "accuracies": accuracies,
             "num_targets": num_targets,
         }
+
+
+def _plain_weight(head: nn.Module) -> Tensor:
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise TypeError(f"the loss needs an output layer that is a torch.nn.Linear without a bias, got {head}")
+    return head.weight
+
+
+def _rows(targets: Tensor, first_depth: int) -> tuple[Tensor, Tensor]:
+    """Return depth and place of every target, (rows,) each; those of the same token come together."""
+    depth, place = (targets[first_depth:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    depth = depth + first_depth
+    order = (place + depth).argsort(stable=True)
+    return depth[order], place[order]
 
 
 def _shifted_targets(
