@@ -86,22 +86,16 @@ class MTPLoss(nn.Module):
         num_targets = (targets != IGNORE_INDEX).sum(dim=1)
         divisor = _divisor(weights, num_items_in_batch)
         depth, place = _rows(targets, first_depth)
-        share = weights.new_full((num_depths,), 1 / max(num_depths - 1, 1))  # in a mean over the modules
-        share[0] = 0
-        factors = mtp_weight * share
-        factors[0] = float(trains_backbone)
         unit = divisor.min()  # the loss is divided by it last: float16 could not hold the gradients otherwise
         scale = weights[depth, place] * unit / divisor[depth]
+        factors, kl_factors = _depth_factors(weights, trains_backbone, mtp_weight, kl_weight)[:, depth] * scale
         teacher = None
         if kl_weight:
-            kl_factors = kl_weight * share[depth] * scale
             teacher = Teacher(hidden_states[0].detach().flatten(0, 1), place + depth, kl_factors)
         places = torch.stack(tuple(hidden_states[first_depth:])).flatten(0, 2)  # (depths x places, hidden)
         rows = places.index_select(0, (depth - first_depth) * targets.shape[1] + place)
         weight = weight if torch.is_grad_enabled() else weight.detach()  # or a gradient would be formed
-        loss, entropies, divergences, correct = HeadLoss.apply(
-            rows, weight, targets[depth, place], factors[depth] * scale, teacher
-        )
+        loss, entropies, divergences, correct = HeadLoss.apply(rows, weight, targets[depth, place], factors, teacher)
         sum_depths = partial(weights.new_zeros(num_depths).index_add, 0, depth)
         losses = sum_depths(entropies * scale) / unit
         accuracies = sum_depths(correct) / num_targets.clamp(min=1)
@@ -142,6 +136,13 @@ def _shifted_targets(
     targets = shifted(labels, IGNORE_INDEX)
     weights = (targets != IGNORE_INDEX).float()
     return targets, weights if loss_weights is None else weights * shifted(loss_weights, 0)
+
+
+def _depth_factors(weights: Tensor, trains_backbone: bool, mtp_weight: float, kl_weight: float) -> Tensor:
+    """Return the factors of every depth's cross entropy and divergence in the loss, (2, depths)."""
+    factors = weights.new_tensor([[mtp_weight], [kl_weight]]).repeat(1, len(weights)) / max(len(weights) - 1, 1)
+    factors[:, 0] = weights.new_tensor([float(trains_backbone), 0.0])
+    return factors
 
 
 def _divisor(weights: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
