@@ -1,4 +1,4 @@
-"""Package metadata; `requirements_ds_gpu.txt` adds what multi-GPU training needs."""
+"""Package metadata. `requirements_ds_gpu.txt` adds what training on several GPUs needs."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (root / "vita_audio" / "__init__.py
 setup(
     name="vita-audio",
     version=version,
-    description="Open end-to-end speech-language models with fast interleaved speech generation",
+    description="Train and run end-to-end speech-language models that interleave text and audio tokens (VITA-Audio)",
     long_description=(root / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -30,9 +30,9 @@ setup(
         "soundfile",
         "soxr",
         "tqdm",
-        "matplotlib",
     ],
     extras_require={
+        "plots": ["matplotlib>=3.9"],  # curves of a training, plots of reports and benchmarks
         "evaluation": [
             "jiwer>=4",
             "rapidfuzz>=3",
@@ -40,10 +40,11 @@ setup(
             "word2number>=1.1",
             "faster-whisper>=1.2",
             "filelock>=3",
+            "matplotlib>=3.9",
         ],
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
         "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
-        # audio tokenizers beside GLM-4-Voice
+        # audio tokenizers other than GLM-4-Voice
         "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime", "kaldi-native-fbank"],
         "snac24khz": ["snac>=1.2,<2"],
         "sparktts": ["spark-tts-lib>=0.2,<0.3"],

@@ -1,1 +1,1 @@
-"""Measuring trained models: judges that listen, metrics, the demo evaluation. Run its parts with `python -m`."""
+"""Evaluation of models and codecs. Programs, run with `python -m`: run, prepare, evaluate_codec, compute_wer."""

@@ -3,8 +3,8 @@
     python -m evaluation.compute_wer --char=1 --v=1 REF HYP
     python -m evaluation.compute_wer --unit=character --char=1 --v=1 REF HYP
 
-Every id must be in both files, once; the public programs leave out what only one of them has. References must have
-words; of those without any the public programs say that nothing is wrong.
+Every id must occur exactly once in both files; the public programs skip ids that only one file has. The references must
+contain words; for references without any the public programs report no errors.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from evaluation.metrics.pairing import pair_texts, read_texts
 from evaluation.metrics.public import UNITS, EditCounts, Pair, align, count_edits, tokenize
+from evaluation.metrics.score import pair_texts, read_texts
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 
 RULE = "=" * 75
 OTHER = "Other"
-SCRIPTS = {  # by how the Unicode names of its characters begin
+SCRIPTS = {  # start of a character's Unicode name -> script
     "DIGIT": "Number",
     "CJK UNIFIED IDEOGRAPH": "Mandarin",
     "CJK COMPATIBILITY IDEOGRAPH": "Mandarin",
@@ -33,14 +34,14 @@ JOINING = frozenset("&'@℃=.-_#+;")  # within a word of any script
 
 
 def script_of(token: str) -> str:
-    """Return the script of a token's characters, "Other" if they are of several or of none that is known."""
+    """Return the script of a token's characters, "Other" if they belong to several scripts or to an unknown one."""
     names = (unicodedata.name(character, "") for character in token if character not in JOINING)
     scripts = {next((SCRIPTS[start] for start in SCRIPTS if name.startswith(start)), OTHER) for name in names}
     return scripts.pop() if len(scripts) == 1 else OTHER
 
 
 def count_by_script(alignments: Iterable[Sequence[Pair]]) -> dict[str, EditCounts]:
-    """Return the counts of each script, in the order in which they are met; a substituted token counts in its own."""
+    """Return the counts by script, in order of occurrence; a substitution counts for the script of the reference."""
     pairs: dict[str, list[Pair]] = {}
     for reference, hypothesis in chain.from_iterable(alignments):
         for token in filter(None, (reference, hypothesis)):
@@ -55,7 +56,7 @@ def shown(counts: EditCounts) -> str:
 
 
 def columns(alignment: Sequence[Pair]) -> tuple[str, str]:
-    """Return the tokens of both sides below each other; characters of full width take two places."""
+    """Return the tokens of both sides aligned in two lines; full-width characters take two columns."""
     lines = ["", ""]
     for pair in alignment:
         places = max(map(_width, pair)) + 1
@@ -69,7 +70,7 @@ def _width(token: str | None) -> int:
 
 
 def report(names: Sequence[str], alignments: Sequence[Sequence[Pair]], *, verbose: bool = True) -> Iterator[str]:
-    """Yield the lines of the report; not verbose: only the counts of all texts."""
+    """Yield the lines of the report; if not `verbose`, only the total counts."""
     overall = f"Overall -> {shown(count_edits(pair for alignment in alignments for pair in alignment))}"
     if not verbose:
         yield from (overall, "")
@@ -85,13 +86,13 @@ def report(names: Sequence[str], alignments: Sequence[Sequence[Pair]], *, verbos
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("evaluation.compute_wer", __doc__)
     parser.add_argument("references", type=Path, metavar="REF")
     parser.add_argument("hypotheses", type=Path, metavar="HYP")
-    parser.add_argument("--unit", choices=UNITS, default="word", help="character: as compute-cer")
-    parser.add_argument("--char", type=int, choices=(0, 1), default=0, help="1: Chinese characters are words")
-    parser.add_argument("--cs", type=int, choices=(0, 1), default=0, help="1: upper and lower case differ")
-    parser.add_argument("--v", type=int, choices=(0, 1), default=1, help="0: print the sum only")
+    parser.add_argument("--unit", choices=UNITS, default="word", help="character: like compute-cer")
+    parser.add_argument("--char", type=int, choices=(0, 1), default=0, help="1: each Chinese character is a word")
+    parser.add_argument("--cs", type=int, choices=(0, 1), default=0, help="1: case-sensitive")
+    parser.add_argument("--v", type=int, choices=(0, 1), default=1, help="0: print the total only")
     return parser.parse_args(arguments)
 
 

@@ -1,87 +1,107 @@
-"""Measure a speech codec: speech -> codes -> speech, judged by a recogniser against the same judge on the originals.
+"""Measure speech codecs: speech -> codes -> speech, transcribed by a judge and compared with the text.
 
     python -m evaluation.evaluate_codec --corpus domain=DIR --corpus digits=DIR --output DIR
+    python -m evaluation.evaluate_codec --corpus speech=DIR --output outputs/codecs --compare glm4voice \\
+        glm4voice=glm-4-voice-tokenizer,glm-4-voice-decoder snac24khz=snac_24khz sparktts=Spark-TTS-0.5B
 
-A corpus is a folder of audio files. Texts come from `manifest.jsonl` (`audio` and `text`), as
-`tools/codec/make_corpus.py` writes it, or else from `NAME.txt` beside `NAME.wav`; where no clip has one, words are
-compared with those heard in the originals. The decoded waves, `codec.json` and a picture of the first pair's mel
-spectrograms go to the output folder.
+A corpus is a folder of audio files, or a file of JSON lines with `audio` and `text` (or `reference`). The texts of a
+folder come from its `manifest.jsonl`, as `tools.codec.make_corpus` writes it, or else from `NAME.txt` next to
+`NAME.wav`; if no clip has a text, transcripts are compared with those of the originals.
+
+The output folder gets the decoded waves, `codec.json`, and a plot of the first clip's mel spectrograms. With --compare
+it gets `codecs.json`, `codecs.md` and plots: spectrograms of a clip after each codec, WER over bits per second. A codec
+whose codes do not determine the voice is given the voice of each clip.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import soundfile
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from evaluation.judges import Judge, get_judge
-from evaluation.metrics.ours import code_counts, codebook_perplexity, digit_error_rate, word_error_rate
+from evaluation.metrics.ours import code_counts, codebook_perplexity, corrected_error_rate, digit_error_rate
 from evaluation.metrics.score import check_unique
-from evaluation.reporting.plots import draw_spectrograms
-from evaluation.suites import read_rows
-from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
+from evaluation.suites import draw, read_rows
+from vita_audio.command_line import OneLineParser, add_codec_options, in_range
 from vita_audio.constants import INPUT_RATE
-from vita_audio.data.audio import load_audio
 from vita_audio.errors import one_line_errors
-from vita_audio.resample import resample
-from vita_audio.speech_decoder.mel import FFT_SIZE, SAMPLE_RATE, mel_spectrogram
+from vita_audio.files.atomic import write_json, write_text
+
+if TYPE_CHECKING:
+    from evaluation.judges import Judge, Sound
+    from vita_audio.audio_tokenizers import AudioTokenizer
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+RESULTS = "codec.json"
+TRAINING = "training_codes"  # key of the codebook's use in training data
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An audio file, its name in the output, and what is said in it if that is known."""
+    """An audio file, its name in the output, and its transcript if known."""
 
     path: Path
     name: str
     text: str | None
 
 
-def read_corpus(folder: Path, max_clips: int | None = None) -> list[Clip]:
-    """Clips of a corpus folder.
+@dataclass(frozen=True)
+class CodecOptions:
+    """What to measure; see the help of the command-line options."""
+
+    corpora: Mapping[str, Path]
+    output: Path
+    audio_tokenizer_type: str
+    audio_tokenizer_path: str | None
+    audio_decoder_path: str | None
+    compare: Sequence[str] | None
+    judge: str
+    max_clips: int | None
+    codes: Path | None
+    codes_of: Path | None
+    device: str
+
+
+def read_corpus(source: Path, max_clips: int | None = None) -> list[Clip]:
+    """Read the clips of a folder or a manifest, or a fixed draw of `max_clips` of them.
 
     Raises: FileNotFoundError if the folder is missing or holds no audio; ValueError for a line of the manifest without
-        `audio` or with a `text` that is none, texts of some clips only, or two clips of one name.
+        `audio` or with a `text` that is not a string, for texts of some clips only, or for two clips of one name.
     """
-    manifest = folder / "manifest.jsonl"
+    manifest = source if source.is_file() else source / "manifest.jsonl"
     if manifest.is_file():
-        clips = [_listed(folder, row, f"{manifest}:{number}") for number, row in read_rows(manifest)]
+        clips = [_listed(manifest.parent, row, f"{manifest}:{number}") for number, row in read_rows(manifest)]
     else:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-        clips = [Clip(path, _name(path.relative_to(folder)), _text(path)) for path in paths]
+        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        clips = [Clip(path, _name(path.relative_to(source)), _text(path)) for path in paths]
     if not clips:
-        raise FileNotFoundError(f"no {', '.join(AUDIO_SUFFIXES)} files in {folder}; give a folder of speech")
-    check_unique([clip.name for clip in clips], str(folder))
+        raise FileNotFoundError(f"no {', '.join(AUDIO_SUFFIXES)} files in {source}; give a folder of speech")
+    check_unique([clip.name for clip in clips], str(source))
     without = [clip.name for clip in clips if clip.text is None]
     if 0 < len(without) < len(clips):
         raise ValueError(
-            f"{folder}: all clips must have a text or none, {len(without)} of {len(clips)} have none, such as "
+            f"{source}: all clips must have a text or none, {len(without)} of {len(clips)} have none, such as "
             f"{without[0]}; add their texts or take these clips out"
         )
-    return clips[:max_clips]
+    return draw(clips, max_clips)
 
 
 def _listed(folder: Path, row: Mapping[str, Any], place: str) -> Clip:
-    audio, text = row.get("audio"), row.get("text")
+    audio, text = row.get("audio"), row.get("text", row.get("reference"))
     if not isinstance(audio, str) or not isinstance(text, str | None):
         raise ValueError(f'{place}: must have "audio", a file, and may have "text", got {dict(row)}')
     return Clip(folder / audio, _name(Path(audio)), text)
 
 
 def _name(path: Path) -> str:
-    """Name what becomes of a file: its folders belong to it, unless they lead elsewhere."""
+    """Return the name of a clip, which includes the folders of a relative path."""
     return path.stem if path.is_absolute() or ".." in path.parts else "-".join(path.with_suffix("").parts)
 
 
@@ -91,20 +111,32 @@ def _text(path: Path) -> str | None:
 
 
 def hear_originals(clips: Sequence[Clip], judge: Judge) -> list[str]:
-    """What the judge hears in the clips as they are."""
+    """Return the judge's transcripts of the original clips."""
+    from vita_audio.data.audio import load_audio
+
     originals = [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
     return judge.transcribe(originals, progress="judging originals")
 
 
 def evaluate_corpus(
-    clips: Sequence[Clip], tokenizer: AudioTokenizer, judge: Judge | None, heard_originals: Sequence[str], output: Path
-) -> dict:
-    """Figures of one corpus; the decoded waves are written to `output`.
+    clips: Sequence[Clip],
+    tokenizer: AudioTokenizer,
+    output: Path,
+    *,
+    judge: Judge | None = None,
+    heard_originals: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the metrics of a codec on a corpus, and write the decoded waves to `output`.
 
     Args:
-        judge: None: nothing is judged.
-        heard_originals: From `hear_originals` with the same judge.
+        judge: Transcribes the waves; None: no error rates.
+        heard_originals: Transcripts of `hear_originals` by the same judge.
     """
+    import soundfile
+    from tqdm import tqdm
+
+    from vita_audio.data.audio import load_audio
+
     output.mkdir(parents=True, exist_ok=True)
     decoded, codes, distances = [], [], []
     seconds = encoding_seconds = decoding_seconds = 0.0
@@ -123,16 +155,16 @@ def evaluate_corpus(
         decoded.append((made, tokenizer.output_rate))
     return {
         "clips": len(clips),
-        **code_figures(codes, tokenizer),
+        **code_metrics(codes, tokenizer),
         "mel_distance": float(np.mean(distances)),
         "encoding_cpu_seconds_per_second": encoding_seconds / seconds,
         "decoding_cpu_seconds_per_second": decoding_seconds / seconds,
-        **({} if judge is None else judged_figures(clips, judge, decoded, heard_originals)),
+        **({} if judge is None else judged_metrics(clips, judge, decoded, heard_originals)),
     }
 
 
-def code_figures(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> dict[str, float]:
-    """How many bits per second codes may carry, how many they do by their frequencies, and how many codes occur."""
+def code_metrics(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> dict[str, float]:
+    """Return the bit rate of the codec, the entropy rate of these codes, and how many different codes occur."""
     perplexity = codebook_perplexity(codes, tokenizer.vocab_size)
     return {
         "codes_per_second": tokenizer.frame_rate,
@@ -144,26 +176,52 @@ def code_figures(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> d
     }
 
 
-def judged_figures(
-    clips: Sequence[Clip], judge: Judge, decoded: Sequence[tuple[Tensor, int]], heard_originals: Sequence[str]
-) -> dict:
-    """Words understood after the codec, and before it unless those are what it is compared with."""
+def training_code_metrics(store: Path, mixture: Path, tokenizer: AudioTokenizer, *, all_roles: bool) -> dict[str, Any]:
+    """Return the use of the codebook in training data, which has enough codes to tell.
+
+    Args:
+        store: Folder of the code store.
+        mixture: Training mixture, a yaml file.
+        all_roles: Whether the speech of all roles enters the model as codes; False: the assistant's only.
+    """
+    from vita_audio.data.codes import AudioCodeStore
+    from vita_audio.data.mixture import load_mixture, referenced_audio
+    from vita_audio.text import ROLES
+
+    paths = referenced_audio(load_mixture(mixture), ROLES if all_roles else ("assistant",))
+    codes = AudioCodeStore(store, tokenizer.fingerprint, read_only=True)
+    return {
+        "codebook_size": tokenizer.vocab_size,
+        "codebook_perplexity": codebook_perplexity(map(codes.codes, paths), tokenizer.vocab_size),
+    }
+
+
+def judged_metrics(
+    clips: Sequence[Clip], judge: Judge, decoded: Sequence[Sound], heard_originals: Sequence[str]
+) -> dict[str, Any]:
+    """Return the WER after the codec, and before it unless those transcripts are the reference."""
     heard = judge.transcribe(decoded, progress="judging decoded")
     written = [clip.text for clip in clips if clip.text is not None]
     texts = written or list(heard_originals)
     return {
-        "wer": word_error_rate(texts, heard),
-        **({"wer_original": word_error_rate(texts, heard_originals)} if written else {}),
-        **digit_figures(texts, heard, heard_originals),
+        "wer": corrected_error_rate(texts, heard).value,
+        **({"wer_original": corrected_error_rate(texts, heard_originals).value} if written else {}),
+        **_digit_metrics(texts, heard, heard_originals),
         "generated": [
-            {"wav": f"{clip.name}.wav", "reference_text": text, "transcript": transcript, "original": original}
+            {
+                "wav": f"{clip.name}.wav",
+                "original_wav": str(clip.path),
+                "reference_text": text,
+                "transcript": transcript,
+                "original": original,
+            }
             for clip, text, transcript, original in zip(clips, texts, heard, heard_originals, strict=True)
         ],
     }
 
 
-def digit_figures(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, float]:
-    """Digit error rates, where the texts have digits."""
+def _digit_metrics(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, float]:
+    """Return the digit error rates, or nothing if the texts have no digits."""
     try:
         rates = digit_error_rate(texts, heard), digit_error_rate(texts, heard_originals)
     except ValueError:
@@ -171,62 +229,133 @@ def digit_figures(texts: Sequence[str], heard: Sequence[str], heard_originals: S
     return dict(zip(("digit_error", "digit_error_original"), rates, strict=True))
 
 
-def mel_distance(original: tuple[Tensor, int], decoded: tuple[Tensor, int]) -> float:
-    """Mean difference of two waves' log-mels as far as both last, natural logarithm; each given with its rate."""
+def mel_distance(original: Sound, decoded: Sound) -> float:
+    """Return the mean difference of two waves' natural log-mels over their common length."""
+    import torch
+
+    from vita_audio.resample import resample
+    from vita_audio.speech_decoder.mel import FFT_SIZE, SAMPLE_RATE, mel_spectrogram
+
     waves = [resample(wave, rate, SAMPLE_RATE) for wave, rate in (original, decoded)]
     length = max(min(map(len, waves)), FFT_SIZE)
     mels = [mel_spectrogram(torch.nn.functional.pad(wave, (0, length))[None, :length]) for wave in waves]
     return float((mels[0] - mels[1]).abs().mean())
 
 
-def shown(figures: dict) -> dict:
-    """Figures for a line of output."""
-    numbers = {key: value for key, value in figures.items() if key != "generated"}
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", action="append", required=True, metavar="NAME=DIR", help="may be given repeatedly")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--audio-tokenizer-type", default="glm4voice")
-    parser.add_argument("--audio-tokenizer-path", help="default: the small one of this package")
-    parser.add_argument("--audio-decoder-path")
-    parser.add_argument("--judge", default="whisper_tiny_en")
-    parser.add_argument("--max-clips", type=int)
-    options = parser.parse_args(arguments)
-    named = [entry.partition("=")[::2] for entry in options.corpus]
+def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
+    """Return the checked options of the command line."""
+    parser = OneLineParser("evaluation.evaluate_codec", __doc__)
+    parser.add_argument("--corpus", action="append", required=True, metavar="NAME=DIR", help="may be repeated")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    add_codec_options(parser)
+    parser.add_argument(
+        "--compare", nargs="+", metavar="TYPE[=PATH[,DECODER]]", help="codecs to compare, with their weights"
+    )
+    parser.add_argument("--judge", default="whisper_tiny_en", help="a judge, or none")
+    parser.add_argument("--max-clips", type=in_range(int, minimum=1), help="use a fixed draw of this many clips")
+    parser.add_argument("--codes", type=Path, help="code store: also measure the use of the codebook in --codes-of")
+    parser.add_argument("--codes-of", type=Path, metavar="YAML", help="training mixture")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, auto, ...")
+    values = vars(parser.parse_args(arguments))
+    corpora = values.pop("corpus")
+    named = [entry.partition("=")[::2] for entry in corpora]
     names = [name for name, _ in named]
-    if not all(name and folder for name, folder in named) or len({*names, "judge"}) <= len(names):
-        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(options.corpus)}")
-    if options.max_clips is not None and options.max_clips < 1:
-        parser.error(f"--max-clips must be at least 1, got {options.max_clips}")
-    options.corpora = {name: Path(folder) for name, folder in named}
+    if not all(name and folder for name, folder in named) or len({*names, "judge", TRAINING}) < len(names) + 2:
+        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(corpora)}")
+    options = CodecOptions(corpora={name: Path(folder) for name, folder in named}, **values)
+    if options.compare and len(named) > 1:
+        parser.error(f"--compare needs a single --corpus, got {len(named)}")
+    if (options.codes is None) != (options.codes_of is None):
+        parser.error("--codes and --codes-of belong together, got one of them")
     return options
+
+
+def load_codecs(specifications: Sequence[str], device: str) -> dict[str, AudioTokenizer]:
+    """Load codecs given as `TYPE[=PATH[,DECODER]]`; a repeated type is numbered.
+
+    Raises: the errors of `get_audio_tokenizer`.
+    """
+    from vita_audio.audio_tokenizers import get_audio_tokenizer
+
+    codecs: dict[str, AudioTokenizer] = {}
+    for specification in specifications:
+        kind, _, folders = specification.partition("=")
+        path, _, decoder_path = folders.partition(",")
+        number = sum(name.partition("-")[0] == kind for name in codecs) + 1
+        tokenizer = get_audio_tokenizer(kind, path or None, decoder_path or None, device=device)
+        codecs[kind if number == 1 else f"{kind}-{number}"] = tokenizer
+    return codecs
+
+
+def measure(options: CodecOptions, corpora: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, Any], AudioTokenizer]:
+    """Return the metrics by corpus, or by codec in a comparison, with the judge's name, and the last codec."""
+    import torch
+
+    from evaluation.judges import get_judge
+    from vita_audio.audio_tokenizers import get_audio_tokenizer
+    from vita_audio.inference.pipeline import resolve_device
+
+    device = resolve_device(options.device)
+    if options.compare:
+        (corpus,) = corpora
+        runs = {name: (codec, corpus) for name, codec in load_codecs(options.compare, device).items()}
+    else:
+        torch.set_num_threads(1)  # for CPU seconds that do not depend on the number of cores
+        paths = (options.audio_tokenizer_path, options.audio_decoder_path)
+        codec = get_audio_tokenizer(options.audio_tokenizer_type, *paths, device=device)
+        runs = {name: (codec, name) for name in corpora}
+    judge = None if options.judge == "none" else get_judge(options.judge, len(os.sched_getaffinity(0)))
+    heard = {name: hear_originals(clips, judge) if judge else [] for name, clips in corpora.items()}
+    results: dict[str, Any] = {"judge": judge.name if judge else None}
+    for name, (codec, corpus) in runs.items():
+        output = options.output / name
+        results[name] = evaluate_corpus(corpora[corpus], codec, output, judge=judge, heard_originals=heard[corpus])
+        numbers = {key: value for key, value in results[name].items() if key != "generated"}
+        shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
+        print(name, json.dumps(shown))
+    return results, codec
+
+
+def write_results(options: CodecOptions, first: Clip, results: dict[str, Any], codec: AudioTokenizer) -> None:
+    """Write codec.json and the plot of the first clip."""
+    from evaluation.reporting.plots import draw_spectrograms
+    from vita_audio.audio_tokenizers import is_continuous
+
+    perplexities = [results[name]["codebook_perplexity"] for name in options.corpora]
+    results = results | {"mean_codebook_perplexity": float(np.mean(perplexities))}
+    if options.codes:
+        all_roles = not is_continuous(options.audio_tokenizer_type)
+        results[TRAINING] = training_code_metrics(options.codes, options.codes_of, codec, all_roles=all_roles)
+    wav = options.output / next(iter(options.corpora)) / f"{first.name}.wav"
+    text = first.text or ""
+    draw_spectrograms({"original": (first.path, text), "after the codec": (wav, text)}, options.output / "mel.png")
+    write_json(options.output / RESULTS, results)
+
+
+def write_comparison(options: CodecOptions, first: Clip, results: dict[str, Any], num_clips: int) -> None:
+    """Write codecs.json, codecs.md and their plots."""
+    from evaluation.reporting.page import codecs_as_markdown
+    from evaluation.reporting.plots import draw_codecs, draw_spectrograms
+
+    judge, text = results.pop("judge"), first.text or first.name
+    sounds = {"original": first.path} | {name: options.output / name / f"{first.name}.wav" for name in results}
+    draw_spectrograms({name: (path, text) for name, path in sounds.items()}, options.output / "spectrograms.png")
+    if judge:
+        draw_codecs(results, options.output / "codecs.png")
+    write_json(options.output / "codecs.json", {"judge": judge, "clips": num_clips, "codecs": results})
+    write_text(options.output / "codecs.md", codecs_as_markdown(results, num_clips, judge))
+    print(f"wrote {options.output / 'codecs.md'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     corpora = {name: read_corpus(folder, options.max_clips) for name, folder in options.corpora.items()}
-    torch.set_num_threads(1)
-    tokenizer = get_audio_tokenizer(
-        options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path
-    )
-    judge = get_judge(options.judge, num_threads=1)
-    figures = {}
-    for name, clips in corpora.items():
-        heard = hear_originals(clips, judge)
-        figures[name] = evaluate_corpus(clips, tokenizer, judge, heard, options.output / name)
-        print(name, json.dumps(shown(figures[name])))
-    name, clips = next(iter(corpora.items()))
-    pair = {
-        "original": (clips[0].path, clips[0].text or ""),
-        "after the codec": (options.output / name / f"{clips[0].name}.wav", clips[0].text or ""),
-    }
-    draw_spectrograms(pair, options.output / "mel.png")
-    mean = float(np.mean([corpus["codebook_perplexity"] for corpus in figures.values()]))
-    results = {"judge": judge.name, **figures, "mean_codebook_perplexity": mean}
-    (options.output / "codec.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    clips = next(iter(corpora.values()))
+    results, codec = measure(options, corpora)
+    if options.compare:
+        write_comparison(options, clips[0], results, len(clips))
+    else:
+        write_results(options, clips[0], results, codec)
 
 
 if __name__ == "__main__":

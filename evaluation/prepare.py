@@ -1,9 +1,9 @@
-"""Turn the public download of a benchmark into the layout that `evaluation/run.py --data` reads.
+"""Convert the public download of a benchmark to the layout that `evaluation.run --data` reads.
 
-    python evaluation/prepare.py librispeech --from LibriSpeech --data data/benchmarks
+    python -m evaluation.prepare librispeech --from LibriSpeech --data data/benchmarks
 
-Audio stays where it is and is named by its path, unless it lies in an archive or a longer recording, from which it is
-cut out. What the folders after --from hold:
+Audio stays where it is and is referred to by its path, unless it has to be extracted from an archive or cut from a
+longer recording. The folder given by --from must hold:
     librispeech   dev-clean, dev-other, test-clean, test-other, as unpacked (openslr.org/12)
     libritts      test-clean, as unpacked (openslr.org/60)
     aishell       data_aishell, its wav/test and transcript folders unpacked (openslr.org/33)
@@ -20,32 +20,33 @@ import argparse
 import csv
 import io
 import json
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a program: its own folder must not stand before the standard library
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import soundfile
-from tqdm import tqdm
 
 from evaluation.suites import BENCHMARKS, Benchmark
+from vita_audio.command_line import OneLineParser
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
-from vita_audio.text import ASR_PROMPT, TTS_PROMPT
+from vita_audio.files.atomic import atomic_path
+
+USES = (("validation", "dev"), ("test", "test"))  # our name of a LibriSpeech split, and its folder
 
 Sample = dict[str, Any]
 
 
 def recognition_sample(audio: Path, text: str) -> Sample:
+    from vita_audio.text import ASR_PROMPT
+
     return _sample(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, audio)
 
 
 def synthesis_sample(recording: Path, text: str) -> Sample:
+    from vita_audio.text import TTS_PROMPT
+
     return _sample(TTS_PROMPT + text, AUDIO_TAG, recording)
 
 
@@ -59,34 +60,30 @@ def _sample(user: str, assistant: str | list[str], audio: Path) -> Sample:
 
 
 def write_benchmark(data: Path, name: str, samples: Iterable[Sample]) -> int:
-    """Write the file of a benchmark, whole or not at all; return the number of its samples.
+    """Write the file of a benchmark atomically; return the number of its samples.
 
     Raises: ValueError if there are none.
     """
-    path = data / BENCHMARKS[name].path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_suffix(".partial"), 0
-    with partial.open("w", encoding="utf-8") as file:
+    from tqdm import tqdm
+
+    count = 0
+    with atomic_path(data / BENCHMARKS[name].path) as path, path.open("w", encoding="utf-8") as file:
         for sample in tqdm(samples, desc=name, unit="sample"):
             file.write(json.dumps(sample, ensure_ascii=False) + "\n")
             count += 1
-    if not count:
-        partial.unlink()
-        raise ValueError(f"no samples of {name}; is --from the folder that --help describes?")
-    os.replace(partial, path)
+        if not count:
+            raise ValueError(f"no samples of {name}; is --from the folder that --help describes?")
     return count
 
 
 def prepare_librispeech(source: Path, data: Path) -> dict[str, int]:
+    """Write the validation and test splits that are there; return the number of samples by benchmark."""
     splits = {f"librispeech-{use}-{kind}": f"{folder}-{kind}" for use, folder in USES for kind in ("clean", "other")}
     return {
         name: write_benchmark(data, name, _librispeech_samples(source / folder))
         for name, folder in splits.items()
         if (source / folder).is_dir()
     }
-
-
-USES = (("validation", "dev"), ("test", "test"))
 
 
 def _librispeech_samples(folder: Path) -> Iterator[Sample]:
@@ -97,6 +94,7 @@ def _librispeech_samples(folder: Path) -> Iterator[Sample]:
 
 
 def prepare_libritts(source: Path, data: Path) -> dict[str, int]:
+    """Write test-clean, with the normalised texts; return the number of samples by benchmark."""
     texts = sorted((source / "test-clean").glob("*/*/*.normalized.txt"))
     samples = (
         synthesis_sample(
@@ -108,6 +106,7 @@ def prepare_libritts(source: Path, data: Path) -> dict[str, int]:
 
 
 def prepare_aishell(source: Path, data: Path) -> dict[str, int]:
+    """Write the test set; return the number of samples by benchmark."""
     transcript = source / "transcript" / "aishell_transcript_v0.8.txt"
     lines = (line.split() for line in transcript.read_text(encoding="utf-8").splitlines())
     texts = {words[0]: "".join(words[1:]) for words in lines if words}
@@ -117,6 +116,7 @@ def prepare_aishell(source: Path, data: Path) -> dict[str, int]:
 
 
 def prepare_wenetspeech(source: Path, data: Path) -> dict[str, int]:
+    """Write both test sets, whose segments are cut out of the recordings; return the number of samples by benchmark."""
     recordings = json.loads((source / "WenetSpeech.json").read_text(encoding="utf-8"))["audios"]
     subsets = {"wenetspeech-meeting": "TEST_MEETING", "wenetspeech-net": "TEST_NET"}
     return {
@@ -140,16 +140,16 @@ def _wenetspeech_samples(
 
 
 def _cut(source: Path, begin: float, end: float, path: Path) -> None:
-    """Write a part of a recording as FLAC, whole or not at all: what is there is not cut again."""
+    """Write a part of a recording, in seconds, as FLAC; atomic, since existing files are not cut again."""
     with soundfile.SoundFile(source) as file:
         file.seek(round(begin * file.samplerate))
         wave = file.read(round((end - begin) * file.samplerate))
-        partial = path.with_suffix(".partial")
+    with atomic_path(path) as partial:
         soundfile.write(partial, wave, file.samplerate, format="FLAC")
-        os.replace(partial, path)
 
 
 def prepare_fleurs(source: Path, data: Path) -> dict[str, int]:
+    """Write the English and Chinese test sets that are there; return the number of samples by benchmark."""
     languages = {"fleurs-en": "en_us", "fleurs-zh": "cmn_hans_cn"}
     return {
         name: write_benchmark(data, name, _fleurs_samples(source / folder))
@@ -159,14 +159,14 @@ def prepare_fleurs(source: Path, data: Path) -> dict[str, int]:
 
 
 def _fleurs_samples(folder: Path) -> Iterator[Sample]:
-    """Columns of the list: id, file, text as written, the same without punctuation, ..."""
+    """Read the list, whose columns are id, file, text as written, text without punctuation, ..."""
     with (folder / "test.tsv").open(encoding="utf-8", newline="") as file:
         for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             yield recognition_sample(folder / "audio" / "test" / row[1], row[3])
 
 
 def prepare_seedtts(source: Path, data: Path) -> dict[str, int]:
-    """The download has the layout already; it is copied."""
+    """Copy the download, which has the right layout already."""
     shutil.copytree(source, data / "seedtts_testset", dirs_exist_ok=True)
     benchmarks = [BENCHMARKS[f"seedtts-{name}"] for name in ("zh", "hard", "en")]
     return {benchmark.name: len(benchmark.items(data)) for benchmark in benchmarks if (data / benchmark.path).is_file()}
@@ -193,7 +193,7 @@ def _question_samples(source: Path, data: Path, benchmark: Benchmark) -> Iterato
 
 
 def _parquet_files(source: Path, split: str) -> list[Path]:
-    """Return the files of a split, which their names begin with; all, if no name does."""
+    """Return the files whose names begin with the split, or all files if none does."""
     paths = sorted(source.rglob("*.parquet"))
     return [path for path in paths if path.name.startswith(split)] or paths
 
@@ -206,7 +206,7 @@ def _column(row: Mapping[str, Any], *names: str) -> str:
 
 
 def _answers(given: str | Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Return all answers that are right; TriviaQA has a value and its aliases."""
+    """Return all accepted answers; TriviaQA gives a value and its aliases."""
     if isinstance(given, Mapping):
         return list(dict.fromkeys([given["value"], *given["aliases"]]))
     return [given] if isinstance(given, str) else list(given)
@@ -228,12 +228,10 @@ PREPARE: dict[str, Callable[[Path, Path], dict[str, int]]] = {
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("evaluation.prepare", __doc__)
     parser.add_argument("suite", choices=PREPARE, metavar="SUITE", help=", ".join(PREPARE))
     parser.add_argument("--from", required=True, type=Path, dest="source", metavar="DIR", help="folder of the download")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/benchmarks"), help="where it goes (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=Path("data/benchmarks"), help="output folder")
     return parser.parse_args(arguments)
 
 
@@ -249,5 +247,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("evaluation/prepare.py"):
+    with one_line_errors("evaluation.prepare"):
         main()

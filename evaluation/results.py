@@ -1,4 +1,4 @@
-"""What an evaluation found: scored samples, figures, speed of every benchmark and mode; the content of results.json."""
+"""Results of an evaluation: scored samples, metrics and speed by benchmark and mode; the content of results.json."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from evaluation.figures import TEXT, TRANSCRIPT, WITHOUT_AUDIO, Value, measured, speed_scores
 from evaluation.metrics.score import Score, shorten
 from evaluation.metrics.significance import compare
 from evaluation.run_folder import Row, RowFile, changed_items, read_items, read_settings
-from evaluation.runner import ANSWERS, FAILED, ORIGINAL, TRANSCRIPTS
-from evaluation.suites import Benchmark, Item, fingerprints
-from evaluation.tasks import TASKS, Task
+from evaluation.suites import Benchmark, Item, fingerprints, limit_of
+from evaluation.tasks import TASKS, TEXT, TRANSCRIPT, WITHOUT_AUDIO, Task, Value, measured, speed_scores
 from vita_audio.optional import MissingPackageError
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "results.json"
+ANSWERS, TRANSCRIPTS, ALONE, FAILED = "answers", "transcripts", "alone", "failed"  # files of a benchmark in a mode
+ORIGINAL = "original"  # in place of a mode: the recordings of people, transcribed by the same judge
 DONE, MISSING, BROKEN, UNFINISHED = "done", "missing", "failed", "unfinished"
 PUBLISHED = Path(__file__).parent / "published.json"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An item, what was said to it, and what was measured of the speech."""
+class Answer:
+    """The answer to an item, as recorded and judged.
+
+    Attributes:
+        said: The answer by TEXT and TRANSCRIPT.
+        wav: File of its speech, None without speech.
+        error: Why it failed.
+        measures: Measures of its speech.
+    """
 
     item: Item
-    said: Mapping[str, str]  # TEXT, TRANSCRIPT
+    said: Mapping[str, str]
     wav: Path | None
     error: str | None
     measures: Mapping[str, float]
@@ -41,24 +47,24 @@ class Sample:
 
 @dataclass
 class Outcome:
-    """A benchmark in a mode.
+    """The outcome of a benchmark in a mode.
 
     Attributes:
-        note: Why there are no figures, or what a reader must know.
-        scores: Of quality, by key of the figure, in the order of the samples.
-        speed: The same for speed and length.
-        figures: Scores with their intervals.
-        against: Another model's name, and what it did in the same benchmark and mode.
+        note: Why there are no metrics, or what a reader must know.
+        scores: Scores of quality by key of the metric, in the order of the samples.
+        speed: Scores of speed and length, likewise.
+        metrics: Values of the scores with their intervals.
+        against: Another model's name, and its outcome of the same benchmark and mode.
     """
 
     benchmark: Benchmark
     mode: str
     status: str
     note: str = ""
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Answer] = field(default_factory=list)
     scores: dict[str, Score] = field(default_factory=dict)
     speed: dict[str, Score] = field(default_factory=dict)
-    figures: dict[str, Value] = field(default_factory=dict)
+    metrics: dict[str, Value] = field(default_factory=dict)
     judge: str | None = None
     against: tuple[str, Outcome] | None = None
 
@@ -74,18 +80,18 @@ class Outcome:
         self.note = "; ".join(filter(None, [self.note, note]))
 
     def badness(self) -> list[float]:
-        """Return 0 for samples that did as well as can be, more the worse they did, infinity for errors."""
+        """Return 0 for perfect samples, more for worse ones, infinity for those that failed."""
         totals = [math.inf if sample.error is not None else 0.0 for sample in self.samples]
-        for figure in self.task.own_figures:
-            score = self.scores[figure.key(self.benchmark.language)]
+        for metric in self.task.own_metrics:
+            score = self.scores[metric.key(self.benchmark.language)]
             for place, (part, whole) in enumerate(zip(score.numerators, score.denominators, strict=True)):
                 rate = part / whole if whole else part
-                totals[place] += 1 - rate if figure.more_is_better else rate
+                totals[place] += 1 - rate if metric.more_is_better else rate
         return totals
 
 
-def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Sample]]:
-    """Return the samples of some outcomes that did worst, with faults only."""
+def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Answer]]:
+    """Return the `count` worst samples of some outcomes; perfect ones are left out."""
     found = [
         (badness, outcome, sample)
         for outcome in outcomes
@@ -97,7 +103,11 @@ def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Sample
 
 
 def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str) -> Outcome:
-    """Score what was written down for a benchmark in a mode; what is not answered yet makes it unfinished."""
+    """Score the recorded answers to a benchmark in a mode; missing ones make it unfinished.
+
+    Args:
+        output: Folder of the evaluation.
+    """
     folder = output / mode / benchmark.name
     failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{FAILED}-*.json"))]
     if failures:
@@ -114,23 +124,24 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     judge = next((row["judge"] for row in heard.values()), None)
     outcome = Outcome(benchmark, mode, DONE, samples=samples, judge=judge)
     if failed := [sample.error for sample in samples if sample.error is not None]:
-        what = f"{len(failed)} of {len(samples)}"
-        if mode == ORIGINAL:  # a judge's own error would seem larger, and the model better beside it
-            return Outcome(benchmark, mode, BROKEN, f"{what} recordings cannot be heard, the first: {failed[0]}")
+        if mode == ORIGINAL:  # the judge's own error would look larger, and the model better in comparison
+            counts = f"{len(failed)} of {len(samples)}"
+            return Outcome(benchmark, mode, BROKEN, f"{counts} recordings cannot be heard, the first: {failed[0]}")
         if len(failed) == len(samples):
             return Outcome(benchmark, mode, BROKEN, f"all {len(samples)} samples failed, the first: {failed[0]}")
         outcome.note = f"{outcome.num_errors} samples failed and count as wrong"
     if mode != ORIGINAL:
-        outcome.speed = speed_scores([answers[item.id] for item in items])
+        alone = RowFile(folder, ALONE).read()
+        outcome.speed = speed_scores([answers[item.id] for item in items], list(alone.values()))
     _score(outcome)
     return outcome
 
 
 def set_against(outcomes: Sequence[Outcome], items: Mapping[str, Sequence[Item]], folder: Path) -> None:
-    """Put beside each outcome that of the model whose evaluation is in `folder`, or note why it cannot be compared.
+    """Add to each outcome the other model's outcome from `folder`, or note why the two cannot be compared.
 
     Args:
-        items: By name of the benchmark.
+        items: Items by name of the benchmark.
     Raises: FileNotFoundError if the folder holds no evaluation.
     """
     name, known = read_settings(folder)["model"], read_items(folder)
@@ -154,39 +165,39 @@ def _is_unheard(answer: Row, heard: Mapping[str, Row], speaks: bool) -> bool:
     return speaks and bool(answer["wav"]) and answer["id"] not in heard
 
 
-def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Sample:
+def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Answer:
     said = {TEXT: answer["text"], TRANSCRIPT: heard.get("transcript", "")}
     wav = folder / answer["wav"] if answer["wav"] else None
-    return Sample(item, said, wav, answer.get("error") or heard.get("error"), heard.get("measures", {}))
+    return Answer(item, said, wav, answer.get("error") or heard.get("error"), heard.get("measures", {}))
 
 
 def _score(outcome: Outcome) -> None:
-    """Fill in the figures; those that cannot be computed, such as for want of a package, are left out and noted."""
+    """Compute the scores and metrics; one that cannot be computed, such as for want of a package, is noted."""
     benchmark, samples = outcome.benchmark, outcome.samples
     items = [sample.item for sample in samples]
-    for figure in outcome.task.figures:
-        is_written = outcome.mode == ORIGINAL and figure.source != TRANSCRIPT
-        if is_written or (figure.of_reference and benchmark.rule is None):
+    for metric in outcome.task.metrics:
+        is_written = outcome.mode == ORIGINAL and metric.source != TRANSCRIPT
+        if is_written or (metric.is_public and benchmark.rule is None):
             continue
         try:
-            score = figure.rate([sample.said[figure.source] for sample in samples], items, benchmark)
+            score = metric.rate([sample.said[metric.source] for sample in samples], items, benchmark)
         except (MissingPackageError, ValueError) as error:
             outcome.add_note(str(error))
-            if not figure.of_reference:
+            if not metric.is_public:
                 outcome.status, outcome.scores = BROKEN, {}
                 return
         else:
-            outcome.scores[figure.key(benchmark.language)] = score
+            outcome.scores[metric.key(benchmark.language)] = score
     if outcome.task.speaks:
         ids = [item.id for item in items]
         if outcome.mode != ORIGINAL:
             outcome.scores[WITHOUT_AUDIO] = Score.of_mean([sample.wav is None for sample in samples], ids)
         outcome.scores |= measured([sample.measures for sample in samples], ids)
-    outcome.figures = {key: Value.of(key, score) for key, score in outcome.scores.items()}
+    outcome.metrics = {key: Value.of(key, score) for key, score in outcome.scores.items()}
 
 
 def comparisons(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return paired tests on the same samples: of every mode against the first one, and against the other model."""
+    """Return paired tests on the same samples: every mode against the first one, and against the other model."""
     found = []
     for name in dict.fromkeys(outcome.benchmark.name for outcome in outcomes):
         modes = [one for one in outcomes if one.benchmark.name == name and one.mode != ORIGINAL and one.scores]
@@ -200,17 +211,40 @@ def comparisons(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def _compared(one: Outcome, other: Outcome, name: str) -> list[dict[str, Any]]:
-    what = {"benchmark": one.benchmark.name, "mode": one.mode, "against": name}
+    runs = {"benchmark": one.benchmark.name, "mode": one.mode, "against": name}
     keys = [key for key in one.scores if key in other.scores]
-    return [what | {"figure": key} | asdict(compare(one.scores[key], other.scores[key])) for key in keys]
+    return [runs | {"figure": key} | asdict(compare(one.scores[key], other.scores[key])) for key in keys]
 
 
-def environment(root: Path) -> dict[str, Any]:
-    """Return what the figures were made with: versions, machine, and commit of the code."""
+def pooled(scores: Sequence[Score]) -> float:
+    """Return the rate of the samples of several scores together."""
+    return sum(score.numerators.sum() for score in scores) / sum(score.denominators.sum() for score in scores)
+
+
+def read_outcomes(folder: Path, benchmarks: Sequence[Benchmark], mode: str) -> list[Outcome]:
+    """Return the outcomes of finished demo benchmarks in the folder of an evaluation.
+
+    Raises: FileNotFoundError if there is no evaluation; ValueError if one of the benchmarks is not finished.
+    """
+    settings = read_settings(folder)
+    outcomes = []
+    for benchmark in benchmarks:
+        items = benchmark.items(Path(settings["corpus"]), limit_of(settings["limit"], benchmark.name))
+        outcomes.append(outcome := collect(folder, benchmark, items, mode))
+        if outcome.status != DONE:
+            raise ValueError(f"{folder}: {benchmark.name} is {outcome.status} in mode {mode} ({outcome.note})")
+    return outcomes
+
+
+def environment() -> dict[str, Any]:
+    """Return what the results were made with: versions, machine, and commit of the code."""
+    import torch
+    import transformers
+
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "commit": _git(root, "rev-parse", "HEAD") or "unknown",
-        "changed_files": len((_git(root, "status", "--porcelain", "--untracked-files=no") or "").splitlines()),
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "changed_files": len((_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -220,17 +254,17 @@ def environment(root: Path) -> dict[str, Any]:
     }
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
 
 
 def published_rows(outcomes: Sequence[Outcome], path: Path = PUBLISHED) -> list[dict[str, Any]]:
-    """Return what others published of the benchmarks that have figures here: model, figure, value, source."""
-    names = {outcome.benchmark.name for outcome in outcomes if outcome.figures}
+    """Return published values on the benchmarks that have metrics here: model, figure, value, source."""
+    names = {outcome.benchmark.name for outcome in outcomes if outcome.metrics}
     return [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["benchmark"] in names]
 
 
@@ -250,7 +284,7 @@ def as_json(outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundin
                 "judge": outcome.judge,
                 "num_samples": len(outcome.samples),
                 "num_failed_samples": outcome.num_errors,
-                "figures": {name: asdict(value) for name, value in outcome.figures.items()},
+                "figures": {name: asdict(value) for name, value in outcome.metrics.items()},
                 "speed": {name: asdict(Value.of(name, score)) for name, score in outcome.speed.items()},
             }
             for outcome in outcomes

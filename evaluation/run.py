@@ -1,129 +1,169 @@
 """Evaluate a model on benchmarks and write one page about it.
 
-    python evaluation/run.py --suite demo --model outputs/quickstart/stage4 \\
+    python -m evaluation.run --suite demo --model outputs/quickstart/stage4 \\
         --corpus outputs/quickstart/corpus --output outputs/evaluation
-    torchrun --standalone --nproc_per_node 8 evaluation/run.py --suite paper --model DIR --data data/benchmarks ...
+    torchrun --standalone --nproc_per_node 8 -m evaluation.run --suite paper --model DIR --data data/benchmarks ...
 
-Answers are written one by one; the same command again goes on where it was stopped. results.json, results.md and
-results.html are written to the output folder, also if a benchmark has no data or fails.
+Answers are recorded one by one, and the same command continues an evaluation that was stopped. results.json, results.md
+and results.html are written to the output folder, also if the data of a benchmark is missing or a benchmark fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import random
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a program: its own folder must not stand before the standard library
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-import torch
-from transformers import GenerationConfig
-from transformers.utils import logging as transformers_logging
-
-from evaluation.demo import at_least_one, settings_of, write_json
-from evaluation.figures import MEASURES
-from evaluation.judges import Judge, get_judge
-from evaluation.processes import Processes
-from evaluation.reporting.page import draw_chart, write_page
-from evaluation.reporting.tables import as_markdown
-from evaluation.results import BROKEN, DONE, MISSING, Outcome, as_json, collect, environment, set_against
-from evaluation.run_folder import keep_items, keep_settings, read_settings
-from evaluation.runner import FAILED, ORIGINAL, Runner, Shard, describe
-from evaluation.suites import DEMO, SUITES, Benchmark, Item, fingerprints, get_benchmarks
-from evaluation.tasks import TASKS
-from vita_audio.audio_tokenizers import get_audio_tokenizer
+from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
+from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
+from evaluation.tasks import MEASURES, TASKS
+from vita_audio.command_line import OneLineParser, add_codec_options, add_dtype_option, in_range, plan_name, torch_dtype
 from vita_audio.errors import one_line_errors
+from vita_audio.files.atomic import atomic_path, write_json, write_text
 from vita_audio.files.checkpoint import find_checkpoint
-from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.interleave import MODES, InterleavePlan
 
-ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# May change when it goes on.
-NO_FIGURES = ("output", "suite", "modes", "batch_size", "device", "retry_errors", "against", "check")
+if TYPE_CHECKING:
+    from evaluation.judges import Judge
+    from evaluation.results import Outcome
+    from vita_audio.inference.pipeline import SpeechLM
+
+# These may differ when an evaluation is continued.
+UNDECISIVE = (
+    *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
+    *("against", "check"),
+)
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
-    parser.add_argument("--model", required=True, help="folder of a model, or hub name")
-    parser.add_argument("--output", required=True, type=Path, help="folder for answers and results")
-    parser.add_argument("--corpus", type=Path, help="folder of tools/demo/make_corpus.py, for the demo suite")
-    parser.add_argument("--data", type=Path, help="folder of evaluation/prepare.py, for the public sets")
-    parser.add_argument("--modes", nargs="+", help=f"{', '.join(MODES)} or ratios (default: the model's own)")
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate and how; see the help of the command-line options.
+
+    Attributes:
+        judge: Name of the judge by language.
+        limit: Number of items by benchmark, or for EVERY benchmark.
+        time_alone: The same for the items that are timed.
+    """
+
+    suite: Sequence[str]
+    model: str
+    output: Path
+    corpus: Path | None
+    data: Path | None
+    modes: Sequence[str] | None
+    judge: Mapping[str, str]
+    measure: Sequence[str]
+    audio_tokenizer_type: str
+    audio_tokenizer_path: str | None
+    audio_decoder_path: str | None
+    audio_model_path: str | None
+    dtype: str | None
+    device: str
+    batch_size: int
+    max_new_tokens: int | None
+    limit: Mapping[str, int]
+    seed: int
+    time_alone: Mapping[str, int]
+    skip_recordings: bool
+    retry_errors: bool
+    against: Path | None
+    check: bool
+
+    def items(self, benchmark: Benchmark) -> list[Item]:
+        """Return the items of a benchmark. Raises: the errors of `Benchmark.items`."""
+        folder = self.corpus if benchmark in DEMO else self.data
+        return benchmark.items(folder, limit_of(self.limit, benchmark.name))
+
+    def settings(self, checkpoint: Path) -> dict[str, Any]:
+        """Return what determines the results, as JSON values; weights are identified by their files."""
+        values = {name: value for name, value in asdict(self).items() if name not in UNDECISIVE}
+        values |= {"model": checkpoint}
+        files = sorted(path for form in WEIGHTS for path in checkpoint.glob(form))
+        weights = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        texts = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+        return values | texts | {"weights": weights}
+
+
+at_least_one = in_range(int, minimum=1)
+
+
+def _count(text: str) -> tuple[str, int]:
+    """Read N or BENCHMARK=N."""
+    name, _, number = text.rpartition("=")
+    return name or EVERY, at_least_one(number)
+
+
+def _judge(text: str) -> tuple[str, str]:
+    language, _, name = text.partition("=")
+    if not language or not name:
+        raise argparse.ArgumentTypeError(f"must be LANGUAGE=NAME, such as en=whisper_tiny_en, got {text!r}")
+    return language, name
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions:
+    """Return the checked options of the command line."""
+    parser = OneLineParser("evaluation.run", __doc__)
+    add, counts = parser.add_argument, {"type": _count, "nargs": "+", "default": [], "metavar": "[BENCHMARK=]N"}
+    add("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
+    add("--model", required=True, help="folder of a model, or hub name")
+    add("--output", required=True, type=Path, help="folder for answers and results")
+    add("--corpus", type=Path, help="folder of tools.demo.make_corpus, for the demo suite")
+    add("--data", type=Path, help="folder of evaluation.prepare, for the public sets")
+    add("--modes", nargs="+", type=plan_name, help=f"{', '.join(MODES)} or ratios (default: the model's own)")
     judges = " ".join(f"{language}={name}" for language, name in DEFAULT_JUDGES.items())
-    parser.add_argument(
-        "--judge", nargs="+", default=[], metavar="LANGUAGE=NAME", help=f"who listens (default: {judges})"
-    )
-    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=[], help="of speech, with a model for each")
-    parser.add_argument("--audio-tokenizer-type", default="glm4voice")
-    parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
-    parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
-    parser.add_argument("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model without its own am.mvn")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
-    parser.add_argument("--device", default="auto", help="default: this process's GPU if there is one")
-    parser.add_argument("--batch-size", type=at_least_one, default=8)
-    parser.add_argument("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
-    parser.add_argument("--limit", type=at_least_one, help="so many samples of each benchmark, drawn with a fixed seed")
-    parser.add_argument("--seed", type=int, default=42, help="of sampled answers")
-    parser.add_argument("--retry-errors", action="store_true", help="take again what could not be answered, or heard")
-    parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="--output of another model, to tell differences from"
-    )
-    parser.add_argument("--check", action="store_true", help="only see whether arguments, data and judges are there")
-    options = parser.parse_args(arguments)
-    options.judge = DEFAULT_JUDGES | dict(_language_and_judge(parser, entry) for entry in options.judge)
-    for mode in options.modes or ():
-        InterleavePlan.parse(mode)
+    add("--judge", nargs="+", type=_judge, default=[], metavar="LANGUAGE=NAME", help=f"judges (default: {judges})")
+    add("--measure", nargs="+", choices=MEASURES, default=[], help="further measures of speech, with a model for each")
+    add_codec_options(parser)
+    add("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks its am.mvn")
+    add_dtype_option(parser)
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: this process's GPU if there is one)")
+    add("--batch-size", type=at_least_one, default=8, help="answers generated together")
+    add("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
+    add("--limit", **counts, help="use N samples of each benchmark, or of one, drawn with a fixed seed")
+    add("--seed", type=int, default=42, help="seed for sampling")
+    add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
+    add("--skip-recordings", action="store_true", help="do not judge the recordings of people for comparison")
+    add("--retry-errors", action="store_true", help="run samples again that failed earlier")
+    add("--against", type=Path, metavar="DIR", help="--output of another model, for paired tests")
+    add("--check", action="store_true", help="only check arguments, data and judges")
+    values = vars(parser.parse_args(arguments))
+    values["judge"] = DEFAULT_JUDGES | dict(values["judge"])
+    values |= {name: dict(values[name]) for name in ("limit", "time_alone")}
+    options = EvaluationOptions(**values)
     if options.against:
         read_settings(options.against)
     benchmarks = get_benchmarks(options.suite)
-    needed = {"--corpus": any(one in DEMO for one in benchmarks), "--data": any(one not in DEMO for one in benchmarks)}
-    for flag, is_needed in needed.items():
-        if is_needed and getattr(options, flag.removeprefix("--")) is None:
+    get_benchmarks(name for name in {*options.limit, *options.time_alone} if name != EVERY)
+    is_demo = {benchmark in DEMO for benchmark in benchmarks}
+    for needs, flag, folder in ((True, "--corpus", options.corpus), (False, "--data", options.data)):
+        if needs in is_demo and folder is None:
             parser.error(f"suite {' '.join(options.suite)} needs {flag}")
     return options
 
 
-def _language_and_judge(parser: argparse.ArgumentParser, entry: str) -> tuple[str, str]:
-    language, _, name = entry.partition("=")
-    if not language or not name:
-        parser.error(f"--judge must be LANGUAGE=NAME, such as en=whisper_tiny_en, got {entry!r}")
-    return language, name
-
-
-def trained_mode(folder: Path) -> str:
+def trained_mode(checkpoint: Path) -> str:
     """Return the name of the plan that a checkpoint was trained with, or its numbers if it has none."""
-    config = GenerationConfig.from_pretrained(folder)
-    plan = InterleavePlan.parse(getattr(config, "mtp_inference_mode", None) or "vanilla")
-    return next((name for name, ratio in MODES.items() if ratio == plan.ratio), ",".join(map(str, plan.ratio)))
+    from transformers import GenerationConfig
+
+    config = GenerationConfig.from_pretrained(checkpoint)
+    return str(InterleavePlan.parse(getattr(config, "mtp_inference_mode", None) or "vanilla"))
 
 
-def load_items(benchmark: Benchmark, options: argparse.Namespace) -> list[Item]:
-    """Return the items of a benchmark, or a fixed draw of them; raises what `Benchmark.items` raises."""
-    items = benchmark.items(options.corpus if benchmark in DEMO else options.data)
-    if options.limit is None or options.limit >= len(items):
-        return items
-    chosen = sorted(random.Random(0).sample(range(len(items)), options.limit))
-    return [items[index] for index in chosen]
-
-
-def check(options: argparse.Namespace) -> None:
+def check(options: EvaluationOptions) -> None:
     """Read the data and load the judges.
 
-    Raises: FileNotFoundError if no benchmark has data, and what is wrong with data or judges otherwise.
+    Raises: FileNotFoundError if no benchmark has data; the errors of reading the data and of loading the judges.
     """
     present, absent = [], []
     for benchmark in get_benchmarks(options.suite):
         try:
-            load_items(benchmark, options)
+            options.items(benchmark)
             present.append(benchmark)
         except FileNotFoundError as error:
             absent.append(error)
@@ -133,101 +173,129 @@ def check(options: argparse.Namespace) -> None:
         load_judge(options, language)
 
 
-def load_model(options: argparse.Namespace, device: str) -> SpeechLM:
+def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
+    """Load the model with its audio tokenizer."""
+    from vita_audio.audio_tokenizers import get_audio_tokenizer
+    from vita_audio.inference.pipeline import SpeechLM
+
     audio_tokenizer = get_audio_tokenizer(
         options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
     )
-    dtype = DTYPES.get(options.dtype)
-    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, dtype, audio_model=options.audio_model_path)
+    more = {"audio_model": options.audio_model_path}
+    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, torch_dtype(options.dtype), **more)
 
 
-def load_judge(options: argparse.Namespace, language: str) -> Judge:
-    """Raises: ValueError if there is none for a language."""
+def load_judge(options: EvaluationOptions, language: str) -> Judge:
+    """Load the judge of a language. Raises: ValueError if there is none, and the errors of `get_judge`."""
+    from evaluation.judges import get_judge
+
     if language not in options.judge:
         raise ValueError(f"no judge for {language}; add --judge {language}=NAME")
     return get_judge(options.judge[language], language=language)
 
 
-def settings_of_run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    values = {name: value for name, value in vars(options).items() if name not in NO_FIGURES}
-    return settings_of(argparse.Namespace(**values | {"model": folder}))
+def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> tuple[dict[str, list[Item]], list]:
+    """Return the items of the benchmarks by name, and the outcomes of those whose data is missing or broken."""
+    from evaluation.results import BROKEN, MISSING, Outcome
+    from evaluation.runner import describe
 
-
-def evaluate(options: argparse.Namespace, processes: Processes) -> list[Outcome]:
-    """Run all benchmarks; return their outcomes, which are whole in every process once all have finished."""
-    folder = find_checkpoint(options.model)
-    modes = options.modes or [trained_mode(folder)]
-    found: dict[str, list[Item]] = {}
-    absent: list[Outcome] = []
-    benchmarks = get_benchmarks(options.suite)
+    found, absent = {}, []
     for benchmark in benchmarks:
         try:
-            found[benchmark.name] = load_items(benchmark, options)
+            found[benchmark.name] = options.items(benchmark)
         except FileNotFoundError as error:
             absent.append(Outcome(benchmark, "-", MISSING, str(error)))
-        except Exception as error:  # of any kind that is wrong with one set, so that the others are run
+        except Exception as error:  # whatever is wrong with one set, the others are run
             absent.append(Outcome(benchmark, "-", BROKEN, describe(error)))
+    return found, absent
+
+
+def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes) -> list[Outcome]:
+    """Run all benchmarks and return their outcomes, which are complete in every process.
+
+    Args:
+        checkpoint: Folder of the model.
+    """
+    from evaluation.results import FAILED, ORIGINAL, collect, set_against
+    from evaluation.runner import Runner, Shard
+
+    benchmarks = get_benchmarks(options.suite)
+    found, absent = read_items(benchmarks, options)
     present = [benchmark for benchmark in benchmarks if benchmark.name in found]
-    work = [(benchmark, mode) for mode in modes for benchmark in present]
-    work += [(benchmark, ORIGINAL) for benchmark in present if any(item.recording for item in found[benchmark.name])]
+    work = [(benchmark, mode) for mode in options.modes or [trained_mode(checkpoint)] for benchmark in present]
+    with_recordings = [benchmark for benchmark in present if any(item.recording for item in found[benchmark.name])]
+    recorded = [] if options.skip_recordings else [(benchmark, ORIGINAL) for benchmark in with_recordings]
     processes.claim(options.output)
     if processes.rank == 0:
-        keep_settings(options.output, settings_of_run(options, folder))
+        keep_settings(options.output, options.settings(checkpoint))
         keep_items(options.output, {name: fingerprints(items) for name, items in found.items()})
-        for benchmark, mode in work:
+        for benchmark, mode in work + recorded:
             for path in (options.output / mode / benchmark.name).glob(f"{FAILED}-*.json"):
                 path.unlink()
     processes.wait()
     runner = Runner(
-        partial(load_model, options, processes.device(options.device)),
-        partial(load_judge, options),
-        options.output,
-        Shard(processes.rank, processes.size),
-        options.batch_size,
-        options.max_new_tokens,
-        options.seed,
-        tuple(options.measure),
-        options.retry_errors,
+        load_model=lambda: load_model(options, processes.device(options.device)),
+        load_judge=lambda language: load_judge(options, language),
+        output=options.output,
+        shard=Shard(processes.rank, processes.size),
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        measures=tuple(options.measure),
+        retry_errors=options.retry_errors,
     )
-    for benchmark, mode in work:
+    for benchmark, mode in work + recorded:
         runner.run(benchmark, found[benchmark.name], mode)
     processes.wait()
-    outcomes = [collect(options.output, benchmark, found[benchmark.name], mode) for benchmark, mode in work]
+    for benchmark, mode in work if processes.rank == 0 else ():  # the others wait and leave the machine to this one
+        count = limit_of(options.time_alone, benchmark.name) or 0
+        runner.time_alone(benchmark, found[benchmark.name][:count], mode)
+    processes.wait()
+    outcomes = [collect(options.output, benchmark, found[benchmark.name], mode) for benchmark, mode in work + recorded]
     if options.against:
         set_against(outcomes, found, options.against)
     return [*outcomes, *absent]
 
 
-def write_results(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
+def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -> str:
     """Write results.json, results.md, chart.png and results.html; return the Markdown."""
-    settings = {"model": options.model} | read_settings(options.output)
-    surroundings = environment(ROOT)
-    write_json(options.output / "results.json", as_json(outcomes, settings, surroundings))
-    chart = draw_chart(outcomes)
+    from evaluation.reporting.page import as_html, as_markdown, draw_chart
+    from evaluation.results import RESULTS, as_json, environment
+
+    settings, surroundings, chart = read_settings(output), environment(), draw_chart(outcomes)
     if chart:
-        (options.output / "chart.png").write_bytes(chart)
+        with atomic_path(output / "chart.png") as path:
+            path.write_bytes(chart)
     markdown = as_markdown(outcomes, settings, surroundings, "chart.png" if chart else None)
-    (options.output / "results.md").write_text(markdown, encoding="utf-8")
-    write_page(options.output / "results.html", outcomes, settings, surroundings)
+    write_text(output / "results.md", markdown)
+    write_text(output / "results.html", as_html(output, outcomes, settings, surroundings, chart))
+    trained = {"trained_mode": trained_mode(checkpoint)}
+    write_json(output / RESULTS, trained | as_json(outcomes, settings, surroundings))
     return markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 if every benchmark that has data was evaluated, else 1."""
     options = parse_arguments(arguments)
+    checkpoint = None if options.check else find_checkpoint(options.model)
+
+    from transformers.utils import logging as transformers_logging
+
+    from evaluation.results import DONE, MISSING
+
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if options.check:
+    if checkpoint is None:
         check(options)
         return 0
     processes = Processes()
-    outcomes = evaluate(options, processes)
+    outcomes = evaluate(options, checkpoint, processes)
     if processes.rank == 0:
-        print(write_results(options, outcomes))
+        print(write_results(options.output, checkpoint, outcomes))
     return int(any(outcome.status not in (DONE, MISSING) for outcome in outcomes))
 
 
 if __name__ == "__main__":
-    with one_line_errors("evaluation/run.py"):
+    with one_line_errors("evaluation.run"):
         sys.exit(main())

@@ -1,17 +1,26 @@
-"""The folder of an evaluation: rows that survive a kill, settings and samples that must not change."""
+"""The folder of an evaluation: rows that survive a kill, settings and samples that must not change, who works in it."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from evaluation.demo import write_json
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
 from evaluation.metrics.score import shorten
+from vita_audio.files.atomic import write_json
 
 SETTINGS, ITEMS = "settings.json", "items.json"
+BARRIER_TIMEOUT = timedelta(days=7)
+LOCK_TIMEOUT_SECONDS = 10.0  # a process that is being killed may need some to release its lock
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 Row = dict[str, Any]
 
@@ -27,20 +36,20 @@ class RowFile:
         return self.folder / f"{self.kind}-{self.rank}.jsonl"
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows and hand them to the system, so that they outlive this process."""
+        """Append rows and hand them to the operating system, so that they survive a kill of this process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_unfinished_line()
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def read(self) -> dict[str, Row]:
-        """Return the rows of all processes by their `id`; one without an `error` takes the place of one with.
+        """Return the rows of all processes by their `id`; a row without an `error` replaces one with an error.
 
-        Raises: ValueError naming a line that is damaged, other than by a kill.
+        Raises: ValueError naming a line that is damaged other than by a kill.
         """
         rows: dict[str, Row] = {}
         for path in sorted(self.folder.glob(f"{self.kind}-*.jsonl")):
-            lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut off by a kill
+            lines = path.read_bytes().split(b"\n")[:-1]  # a kill cuts off the last line before its newline
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
@@ -61,7 +70,7 @@ class RowFile:
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write down what decides the figures, or compare it with what is there.
+    """Save the settings that determine the results, or compare them with those saved earlier.
 
     Raises: ValueError if the folder was made with other settings.
     """
@@ -79,7 +88,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
-    """Write down what the samples are, or compare it with what is there: an answer is one to its sample only.
+    """Save the fingerprints of the samples, or compare them: an answer belongs to its exact sample.
 
     Args:
         items: Fingerprints by benchmark and id.
@@ -98,18 +107,74 @@ def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def read_items(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the fingerprints by benchmark and id; none of a folder that has not kept them."""
+    """Return the fingerprints by benchmark and id; empty for a folder without any."""
     path = folder / ITEMS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def changed_items(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the ids that both know, of different samples."""
+    """Return the ids that occur in both with different fingerprints."""
     return [name for name in now if earlier.get(name, now[name]) != now[name]]
 
 
 def read_settings(folder: Path) -> Row:
-    """Raises: FileNotFoundError if nothing was evaluated there."""
+    """Return the settings of an evaluation. Raises: FileNotFoundError if the folder holds none."""
     if not (folder / SETTINGS).is_file():
         raise FileNotFoundError(f"no {folder / SETTINGS}; give the --output of an evaluation")
     return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+
+
+class Processes:
+    """This process among those that torchrun started, or alone."""
+
+    def __init__(self):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_parent()
+
+    def wait(self) -> None:
+        """Wait until all processes have reached this call."""
+        if self.size > 1:
+            import torch
+
+            if not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
+            torch.distributed.barrier()
+
+    def device(self, wanted: str) -> str:
+        """Return the device to use: for "auto" this process's GPU, or the CPU if there is none."""
+        import torch
+
+        from vita_audio.inference.pipeline import resolve_device
+
+        if wanted == "auto" and torch.cuda.is_available():
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        return resolve_device(wanted)
+
+    def claim(self, folder: Path) -> None:
+        """Lock this process's share of the work in a folder until the process ends.
+
+        Raises: ValueError if another process holds the lock.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / f".process-{self.rank}.lock")
+        try:
+            self._lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
+        except Timeout as error:
+            raise ValueError(
+                f"another evaluation works in {folder}; wait until it is done or end it, or choose another --output"
+            ) from error
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends.
+
+    A torchrun that is killed cannot stop its workers, which would compete with those of the command that continues.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
+    """Return a tqdm bar on a line of its own for each local process."""
+    return tqdm(items, position=int(os.environ.get("LOCAL_RANK", 0)), **options)

@@ -1,8 +1,8 @@
-"""Let a model answer benchmarks and a judge listen, in any number of processes, sample by sample resumable.
+"""Let a model answer benchmarks and a judge transcribe its speech, in any number of processes, resumable by sample.
 
-Every process takes every n-th item. An answer is written down, after its wave, as soon as there is one; what is written
-is never made again. A sample that cannot be answered is written down with its error and has said nothing; a benchmark
-that cannot be run is written down as failed, and the next one begins.
+Every process takes every n-th item. An answer is recorded, after its wave, as soon as it exists, and is never made
+again. A sample that fails is recorded with its error and scored as an empty answer; a benchmark that fails is recorded
+as failed, and the next one begins.
 """
 
 from __future__ import annotations
@@ -18,38 +18,33 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from evaluation.answers import write_wave
-from evaluation.demo import write_json
-from evaluation.figures import MOS, SIMILARITY
-from evaluation.judges import Judge, Sound
-from evaluation.metrics.speech import PredictedMos, SpeakerSimilarity
-from evaluation.progress import progress_bar
-from evaluation.run_folder import Row, RowFile
+from evaluation.judges import Judge, PredictedMos, Sound, SpeakerSimilarity
+from evaluation.results import ALONE, ANSWERS, FAILED, ORIGINAL, TRANSCRIPTS
+from evaluation.run_folder import Row, RowFile, progress_bar
 from evaluation.suites import Benchmark, Item
-from evaluation.tasks import TASKS
+from evaluation.tasks import MOS, SIMILARITY, TASKS
 from vita_audio.constants import INPUT_RATE
 from vita_audio.data.audio import load_audio
-from vita_audio.inference.harness import GREEDY
-from vita_audio.inference.pipeline import Response, SpeechLM
+from vita_audio.files.atomic import write_json
+from vita_audio.inference.pipeline import GREEDY, Response, SpeechLM
 from vita_audio.interleave import InterleavePlan
 
-ANSWERS, TRANSCRIPTS, FAILED = "answers", "transcripts", "failed"
-ORIGINAL = "original"  # in place of a mode: the recordings of people, which the judge hears too
-MAX_ERRORS_IN_A_ROW = 20  # then it is not the samples
+MAX_ERRORS_IN_A_ROW = 20  # more are a fault of the model or the machine, not of the samples
 JUDGE_BATCH = 16
 
 logger = logging.getLogger(__name__)
 Element = TypeVar("Element")
-Meter = Callable[[Sound, Item], float]
+Meter = SpeakerSimilarity | PredictedMos
+METERS: dict[str, Callable[[], Meter]] = {SIMILARITY: SpeakerSimilarity, MOS: PredictedMos}
 
 
 class BenchmarkError(RuntimeError):
-    """A benchmark cannot go on."""
+    """A benchmark cannot continue."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of the work that this process does."""
+    """The share of the work that this process does."""
 
     rank: int = 0
     size: int = 1
@@ -58,17 +53,18 @@ class Shard:
         return list(elements[self.rank :: self.size])
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Runner:
-    """Runs benchmarks in modes; model and judges are loaded when they are first needed.
+    """Runs benchmarks in modes; the model and the judges are loaded when first needed.
 
-    Args:
-        load_model, load_judge: The latter is given a language.
-        output: Folder; answers go to output/MODE/BENCHMARK.
-        max_new_tokens: Longest answer in place of the benchmark's.
-        seed: Of sampled answers, which also depend on the batch they are in.
-        retry_errors: Take samples again that could not be answered, or heard, earlier.
-        measures: What to measure of speech, of `evaluation.figures.MEASURES`.
+    Attributes:
+        load_model: Function that loads the model.
+        load_judge: Function that loads the judge of a language.
+        output: Folder; answers are written to output/MODE/BENCHMARK.
+        max_new_tokens: Longest answer; None: the benchmark's.
+        seed: Seed for sampling; a sampled answer also depends on its batch.
+        retry_errors: Run samples again that failed earlier.
+        measures: Further measures of speech, keys of `evaluation.tasks.MEASURES`.
     """
 
     load_model: Callable[[], SpeechLM]
@@ -85,14 +81,14 @@ class Runner:
     _meters: dict[str, Meter] = field(default_factory=dict, init=False)
 
     def run(self, benchmark: Benchmark, items: Sequence[Item], mode: str) -> None:
-        """Answer and judge this process's part; an error is written down as the benchmark's failure.
+        """Answer and judge this process's share of the items; an error is recorded as the benchmark's failure.
 
-        Raises: what loading the model raises, since nothing can go on without it.
+        Raises: the errors of `load_model`, without which nothing can continue.
         """
         folder = self.output / mode / benchmark.name
         remaining = self._unanswered(items, folder)
         if remaining and mode != ORIGINAL:
-            self._model = self._model or self.load_model()
+            self._need_model()
         try:
             self._answer(benchmark, remaining, mode, folder)
             if TASKS[benchmark.task].speaks:
@@ -100,6 +96,31 @@ class Runner:
         except Exception as error:
             logger.exception("%s %s failed", mode, benchmark.name)
             write_json(folder / f"{FAILED}-{self.shard.rank}.json", {"error": describe(error)})
+
+    def time_alone(self, benchmark: Benchmark, items: Sequence[Item], mode: str) -> None:
+        """Time the language model on some items one at a time, greedily and without speech synthesis."""
+        file = RowFile(self.output / mode / benchmark.name, ALONE, self.shard.rank)
+        done = file.read()
+        remaining = [item for item in items if item.id not in done]
+        if remaining:
+            self._need_model()
+            self._timed(benchmark, remaining[0], mode)  # discarded: the first call is slower
+        for item in remaining:
+            file.append([{"id": item.id, **self._timed(benchmark, item, mode)}])
+
+    def _timed(self, benchmark: Benchmark, item: Item, mode: str) -> Row:
+        options = {"decode_audio": False, "max_new_tokens": self._longest(benchmark), **GREEDY}
+        try:
+            timings = self._model.respond(item.conversation, InterleavePlan.parse(mode), **options).timings
+        except Exception as error:
+            return {"error": describe(error)}
+        return {"num_tokens": timings.num_tokens, "generate_seconds": timings.generate_seconds}
+
+    def _need_model(self) -> None:
+        self._model = self._model or self.load_model()
+
+    def _longest(self, benchmark: Benchmark) -> int:
+        return self.max_new_tokens or benchmark.max_new_tokens
 
     def _unanswered(self, items: Sequence[Item], folder: Path) -> list[Item]:
         done = self._done(RowFile(folder, ANSWERS).read())
@@ -124,24 +145,24 @@ class Runner:
                         raise BenchmarkError(f"{errors_in_a_row} samples in a row failed, last: {rows[-1]['error']}")
 
     def _answered(self, benchmark: Benchmark, batch: Sequence[Item], mode: str, folder: Path) -> Iterator[list[Row]]:
-        """Yield the rows of a batch, or of each sample by itself if one of them breaks it."""
+        """Yield the rows of a batch, or if it fails those of its samples one by one."""
         try:
             rows = self._respond(benchmark, batch, mode, folder)
         except Exception as error:
-            reason = describe(error)  # no more of it: its traceback holds what the batch has in memory
+            reason = describe(error)  # the text only: the traceback keeps the batch in memory
         else:
             yield rows
             return
         if len(batch) == 1:
             yield [{"id": batch[0].id, "text": "", "wav": None, "error": reason}]
             return
-        logger.warning("%s %s: one by one what failed as a batch of %d: %s", mode, benchmark.name, len(batch), reason)
+        logger.warning("%s %s: a batch of %d failed, trying one by one: %s", mode, benchmark.name, len(batch), reason)
         for item in batch:
             yield from self._answered(benchmark, [item], mode, folder)
 
     def _respond(self, benchmark: Benchmark, batch: Sequence[Item], mode: str, folder: Path) -> list[Row]:
         options: dict[str, Any] = {} if benchmark.sampled else dict(GREEDY)
-        options["max_new_tokens"] = self.max_new_tokens or benchmark.max_new_tokens
+        options["max_new_tokens"] = self._longest(benchmark)
         torch.manual_seed(self.seed + zlib.crc32(batch[0].id.encode()))
         responses = self._model.respond_batch(
             [item.conversation for item in batch],
@@ -174,11 +195,12 @@ class Runner:
 
 
 def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -> Row:
-    """Write the wave, if there is speech, and return the row; the seconds are this answer's share of its batch's."""
+    """Write the wave, if there is any, and return the row; its times are this answer's share of the batch's."""
     timings, wav, seconds = response.timings, None, 0.0
     if response.wave is not None and len(response.wave):
         wav, seconds = f"audio/{_file_name(item.id)}.wav", len(response.wave) / response.sample_rate
-        write_wave(folder / wav, response.wave, response.sample_rate)
+        (folder / "audio").mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / wav, response.wave.numpy(), response.sample_rate)
     return {
         "id": item.id,
         "text": response.text.strip(),
@@ -193,7 +215,7 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
 
 
 def _file_name(name: str) -> str:
-    """Return a name without slashes, another one for every id."""
+    """Return a name without slashes that is unique to an id."""
     return name.replace("%", "%25").replace("/", "%2F")
 
 
@@ -202,13 +224,13 @@ def _recording_row(item: Item) -> Row:
 
 
 def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], items: Sequence[Item]) -> list[Row]:
-    """Rows of what is understood and measured of speech; what cannot be read or measured is heard as nothing."""
+    """Return rows of transcripts and measures; speech that cannot be read or measured counts as silence."""
     rows = [{"id": item.id, "transcript": "", "judge": judge.name} for item in items]
     sounds: dict[int, Sound] = {}
     for place, (path, item) in enumerate(zip(paths, items, strict=True)):
         try:
             sound = load_audio(path, judge.sample_rate), judge.sample_rate
-            rows[place]["measures"] = {name: meter(sound, item) for name, meter in meters.items() if _fits(name, item)}
+            rows[place]["measures"] = _measures(meters, sound, item.voice)
             sounds[place] = sound
         except (OSError, ValueError, soundfile.LibsndfileError) as error:
             rows[place]["error"] = describe(error)
@@ -217,31 +239,17 @@ def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], ite
     return rows
 
 
-def _fits(measure: str, item: Item) -> bool:
-    return measure != SIMILARITY or item.voice is not None
-
-
-def _similarity_meter() -> Meter:
-    similarity = SpeakerSimilarity()
-
-    def measure(sound: Sound, item: Item) -> float:
-        voice = load_audio(item.voice, INPUT_RATE), INPUT_RATE
-        return similarity.similarities([sound], [voice]).value
-
-    return measure
-
-
-def _mos_meter() -> Meter:
-    mos = PredictedMos()
-    return lambda sound, item: mos.opinions([sound]).value
-
-
-METERS: dict[str, Callable[[], Meter]] = {SIMILARITY: _similarity_meter, MOS: _mos_meter}
+def _measures(meters: Mapping[str, Meter], sound: Sound, voice: str | None) -> dict[str, float]:
+    names = [name for name in meters if voice is not None or name != SIMILARITY]
+    prompt = (load_audio(voice, INPUT_RATE), INPUT_RATE) if SIMILARITY in names else None
+    return {name: meters[name].measure(sound, prompt) for name in names}
 
 
 def batches(elements: Sequence[Element], size: int) -> Iterator[Sequence[Element]]:
+    """Yield successive slices of at most `size` elements."""
     return (elements[start : start + size] for start in range(0, len(elements), size))
 
 
 def describe(error: Exception) -> str:
+    """Return the type and the text of an error in one line of at most 500 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -1,48 +1,51 @@
-"""Benchmarks, where their data lies, and how a row of it becomes an item; the layouts and prompts are the reference's.
+"""Benchmarks: where their data lies and how a row becomes an item, with layouts and prompts of the public evaluation.
 
-Data of the public sets lies in one folder, under the paths below (`evaluation/prepare.py` makes them of the downloads):
-samples of the training format as JSON lines, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite
-reads the held-out files of `tools/demo/make_corpus.py`.
+The data of the public sets lies in one folder, under the paths below (`evaluation.prepare` converts the downloads):
+JSON lines in the training format, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite reads the
+held-out files written by `tools.demo.make_corpus`. Importing this module is fast: reading the data imports the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from evaluation.answers import conversation_of
 from vita_audio.constants import AUDIO_TAG
-from vita_audio.data.mixture import resolve
-from vita_audio.inference.tasks import Conversation, text_conversation, tts_conversation
-from vita_audio.text import OMNI_SYSTEM, TTS_PROMPT
+
+if TYPE_CHECKING:
+    from vita_audio.inference.tasks import Sample
 
 ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
-SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # of Seed-TTS, where a voice is to be kept
+SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # system message of Seed-TTS, to keep a voice
 MAX_NEW_TOKENS = 1024
 DEMO_MAX_NEW_TOKENS = 200
+EVERY = "every"  # key of a limit on the items of all benchmarks
+
+Element = TypeVar("Element")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to answer.
+    """One sample of a benchmark.
 
     Attributes:
-        id: Unique in its benchmark; also the name of the file of a spoken answer.
-        conversation: What the model is given.
-        references: What is said or to be said, or all answers that are right.
-        audio: What the model hears, for whoever looks at results.
-        text: What is asked or to be said, if that is known.
-        recording: Speech in which a person says the reference; what a judge makes of it is its own error.
-        voice: Speech whose voice the answer should have.
+        id: Unique in its benchmark; also names the file of a spoken answer.
+        conversation: The model's input.
+        references: The transcript or the text to speak (one), or all accepted answers.
+        audio: The audio the model hears, for reports.
+        text: The question or the text to speak, if known.
+        recording: A person speaking the reference; errors in its transcript are the judge's own.
+        voice: Speech in the voice that the answer should have.
         keyword_last: The answer is a sentence that ends with the reference.
     """
 
     id: str
-    conversation: Conversation
+    conversation: Sample
     references: tuple[str, ...]
     audio: str | None = None
     text: str | None = None
@@ -52,27 +55,39 @@ class Item:
 
     @property
     def fingerprint(self) -> str:
-        """What is asked and what is right, in a few characters; by the names of audio files, whose folders may move."""
+        """Hash of question and references; audio files count by their names, since folders may move."""
         names = [Path(audio).name for audio in self.conversation.get("audios", ())]
         content = (self.conversation["messages"], names, self.references, self.keyword_last)
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
 def fingerprints(items: Iterable[Item]) -> dict[str, str]:
-    """Return the fingerprints of samples by their ids."""
+    """Return the fingerprints of items by id."""
     return {item.id: item.fingerprint for item in items}
+
+
+def draw(elements: Sequence[Element], limit: int | None) -> list[Element]:
+    """Return `limit` elements drawn with a fixed seed, in their order, or all if there are not more."""
+    if limit is None or limit >= len(elements):
+        return list(elements)
+    return [elements[index] for index in sorted(random.Random(0).sample(range(len(elements)), limit))]
+
+
+def limit_of(limits: Mapping[str, int], name: str) -> int | None:
+    """Return the number of items to draw of a benchmark: its own limit, or the one of EVERY, or None."""
+    return limits.get(name, limits.get(EVERY))
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and the task it sets.
+    """A data set and its task.
 
     Attributes:
         task: Key of `evaluation.tasks.TASKS`.
-        path: Of its file, in the folder of the suite's data.
-        read: Makes items of that file.
-        rule: By which the public evaluation scores it, key of `evaluation.figures.REFERENCE_RULES`; None: it does not.
-        sampled: Decode as the checkpoint says, as the reference does for synthesis; else greedily.
+        path: Path of its file in the data folder of the suite.
+        read: Function that reads the items from that file.
+        rule: Scoring rule of the public evaluation, a key of `evaluation.tasks.PUBLIC_RULES`; None: not scored there.
+        sampled: Sample with the checkpoint's settings, as the public evaluation does for synthesis, instead of greedy.
     """
 
     name: str
@@ -84,10 +99,10 @@ class Benchmark:
     sampled: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
 
-    def items(self, folder: Path) -> list[Item]:
-        """Read all items.
+    def items(self, folder: Path, limit: int | None = None) -> list[Item]:
+        """Read all items, or a fixed draw of `limit` of them.
 
-        Raises: FileNotFoundError if the set is not there; ValueError naming the line that is wrong.
+        Raises: FileNotFoundError if the set is missing; ValueError naming the line that is wrong.
         """
         path = folder / self.path
         if not path.is_file():
@@ -104,18 +119,22 @@ class Benchmark:
                 raise ValueError(f"{path}: references of {item.id} must be texts, got {list(item.references)}")
             if not any(reference.strip() for reference in item.references):
                 raise ValueError(f"{path}: {item.id} must have a reference with words, got {list(item.references)}")
-        return items
+        return draw(items, limit)
 
 
 def read_samples(path: Path, benchmark: Benchmark) -> list[Item]:
-    """Items of JSON lines: messages (system, if any, user, assistant) and audios, as in the reference.
+    """Read JSON lines with messages (optional system, user, assistant) and audios, as in the public evaluation.
 
-    An optional field `question` is the text of a spoken question.
+    The optional field `question` holds the text of a spoken question.
     """
     return [_sample_item(place, row, path, benchmark) for place, row in read_rows(path)]
 
 
 def _sample_item(number: int, row: Mapping[str, Any], path: Path, benchmark: Benchmark) -> Item:
+    from vita_audio.data.mixture import resolve
+    from vita_audio.inference.tasks import text_conversation
+    from vita_audio.text import OMNI_SYSTEM, TTS_PROMPT
+
     place = f"{path}:{number}"
     messages, audios = row.get("messages", ()), [str(resolve(audio, path.parent)) for audio in row.get("audios") or ()]
     roles = [message.get("role") for message in messages]
@@ -146,7 +165,7 @@ def _sample_item(number: int, row: Mapping[str, Any], path: Path, benchmark: Ben
 
 
 def _only(content: str | list[str], place: str) -> str:
-    """Return the text of a turn, which in lists of questions may be a list of one."""
+    """Return the text of a turn, which may be given as a list of one."""
     if isinstance(content, str):
         return content
     if len(content) != 1:
@@ -155,7 +174,9 @@ def _only(content: str | list[str], place: str) -> str:
 
 
 def read_seedtts(path: Path, benchmark: Benchmark) -> list[Item]:
-    """Items of a list of Seed-TTS: name | what the voice says | its audio | text to say [| a recording of that]."""
+    """Read a list of Seed-TTS: name | transcript of the voice prompt | its audio | text to speak [| its recording]."""
+    from vita_audio.text import TTS_PROMPT
+
     items = []
     for number, line in _lines(path):
         fields = line.strip().split("|")
@@ -177,37 +198,44 @@ def read_seedtts(path: Path, benchmark: Benchmark) -> list[Item]:
 
 
 def read_seedtts_any_voice(path: Path, benchmark: Benchmark) -> list[Item]:
-    """The same texts without a voice to keep."""
+    """Read the same texts without their voice prompts."""
+    from vita_audio.inference.tasks import tts_conversation
+
     return [
         replace(item, conversation=tts_conversation(item.text), voice=None) for item in read_seedtts(path, benchmark)
     ]
 
 
 def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
-    """Items of the demo corpus; questions are answered by a sentence that ends with a keyword."""
+    """Read held-out rows of the demo corpus; the answer to a question is a sentence that ends with its keyword."""
+    from vita_audio.data.mixture import resolve
+    from vita_audio.inference.tasks import asr_conversation, sts_conversation, text_conversation, tts_conversation
+
     items = []
     for _, row in read_rows(path):
-        row = row | {"audio": str(resolve(row["audio"], path.parent))}
-        as_text = benchmark.task == TEXT_QA
-        is_question = "keyword" in row
+        audio = str(resolve(row["audio"], path.parent))
+        if benchmark.task in (TTS, TEXT_QA):
+            conversation = (tts_conversation if benchmark.task == TTS else text_conversation)(row["text"])
+        else:
+            conversation = (asr_conversation if benchmark.task == ASR else sts_conversation)(audio)
         items.append(
             Item(
                 id=row["id"],
-                conversation=text_conversation(row["text"]) if as_text else conversation_of(row),
-                references=(row["keyword"] if is_question else row["reference"],),
-                audio=None if as_text or benchmark.task == TTS else row["audio"],
+                conversation=conversation,
+                references=(row.get("keyword", row["reference"]),),
+                audio=audio if benchmark.task in (ASR, SPOKEN_QA) else None,
                 text=row.get("text"),
-                recording=row["audio"] if benchmark.task == TTS else None,
-                keyword_last=is_question,
+                recording=audio if benchmark.task == TTS else None,
+                keyword_last="keyword" in row,
             )
         )
     return items
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a JSONL file, by line number.
+    """Yield the objects of a JSONL file by line number.
 
-    Raises: FileNotFoundError; ValueError, naming the line, if one is no JSON object.
+    Raises: FileNotFoundError; ValueError naming a line that is not a JSON object.
     """
     for number, line in _lines(path):
         try:
@@ -220,7 +248,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield lines that are not empty, by number; only a newline ends one, not U+2028 and the like inside a text."""
+    """Yield non-blank lines by number; only a newline ends a line, not U+2028 and the like inside a text."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
@@ -230,7 +258,7 @@ def _recognition(name: str, path: str, language: str, rule: str = "words") -> Be
 
 
 def _questions(name: str, path: str) -> tuple[Benchmark, Benchmark]:
-    """The spoken questions, and the same as text: what speech costs."""
+    """Return the spoken questions and the same questions as text, which show the cost of speech input."""
     spoken = Benchmark(name, SPOKEN_QA, path, read_samples, rule="contains")
     return spoken, replace(spoken, name=f"{name}-text", task=TEXT_QA)
 
@@ -294,7 +322,7 @@ BENCHMARKS = {benchmark.name: benchmark for suite in SUITES.values() for benchma
 
 
 def get_benchmarks(names: Iterable[str]) -> list[Benchmark]:
-    """Return the benchmarks of suites, or single ones by their name, each once.
+    """Return the benchmarks of suites, or single benchmarks by name, each once.
 
     Raises: ValueError for an unknown name.
     """

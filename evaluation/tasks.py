@@ -1,36 +1,204 @@
-"""Tasks: what counts as an answer, and the figures that are made of it."""
+"""Tasks and the metrics that score them: ours, and next to them those of the public evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from evaluation.figures import TEXT, TRANSCRIPT, Figure, accuracy_figures, error_figures
-from evaluation.suites import ASR, SPOKEN_QA, TEXT_QA, TTS
+from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
+from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, normalise
+from evaluation.metrics.public import (
+    libritts_error_rate,
+    reference_containment,
+    reference_error_rate,
+    seedtts_error_rate,
+)
+from evaluation.metrics.score import Score
+from evaluation.metrics.significance import confidence_interval
+from evaluation.suites import ASR, SPOKEN_QA, TEXT_QA, TTS, Benchmark, Item
+
+TEXT, TRANSCRIPT = "text", "transcript"  # the model's text output; the judge's transcript of its speech
+KEYWORD_LEEWAY = 1  # words that may follow the keyword of an answer
+CHARACTER_LANGUAGES = ("zh",)  # languages scored by characters
+PUBLIC_RULES: dict[str, Callable[..., Score]] = {
+    "words": reference_error_rate,
+    "characters": partial(reference_error_rate, unit="character"),
+    "libritts": libritts_error_rate,
+    "seedtts zh": partial(seedtts_error_rate, language="zh"),
+    "seedtts en": partial(seedtts_error_rate, language="en"),
+    "contains": reference_containment,
+}
+
+WITHOUT_AUDIO = "without_audio"
+SIMILARITY, MOS = "similarity", "mos"
+MEASURES = {SIMILARITY: "voice similarity", MOS: "predicted MOS"}  # of speech; computed on request
+WORST_MEASURES = {SIMILARITY: NO_SIMILARITY, MOS: LOWEST_MOS}
+PASSES_PER_TOKEN, SPEED_ALONE = "passes_per_token", "tokens_per_second_alone"
+SPEEDS = {
+    "tokens_per_second": "tokens/s",
+    SPEED_ALONE: "tokens/s, one at a time",
+    PASSES_PER_TOKEN: "backbone passes per token",
+    "real_time_factor": "real-time factor",
+    "tokens_per_answer": "tokens per answer",
+    "seconds_per_answer": "seconds of speech per answer",
+}
+
+Rate = Callable[[Sequence[str], Sequence[Item], Benchmark], Score]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A rate over samples.
+
+    Attributes:
+        name: Key in the results; {errors} is wer or cer, depending on the language.
+        title: Table column.
+        source: The form of the answer that is scored, TEXT or TRANSCRIPT.
+        rate: Function that scores answers to items.
+        is_public: Scored by the benchmark's rule in the public evaluation; absent for a benchmark without one.
+    """
+
+    name: str
+    title: str
+    source: str
+    rate: Rate
+    more_is_better: bool = False
+    is_public: bool = False
+
+    def key(self, language: str) -> str:
+        return self.name.format(errors="cer" if language in CHARACTER_LANGUAGES else "wer")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric's value and its 95 % interval; `is_share`: shown in per cent."""
+
+    value: float
+    low: float
+    high: float
+    is_share: bool
+
+    @classmethod
+    def of(cls, key: str, score: Score) -> Value:
+        """Return the value of a score; `key` is the metric's key in the results."""
+        interval, is_share = confidence_interval(score), key not in MEASURES and key not in SPEEDS
+        if interval.method == "wilson" and not is_share:  # equal samples, not samples that are right or wrong
+            return cls(interval.value, interval.value, interval.value, is_share)
+        return cls(interval.value, interval.low, interval.high, is_share)
+
+    def __str__(self) -> str:
+        if self.is_share:
+            return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        value, low, high = (f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
+
+
+def errors(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    """Return the word or character error rate."""
+    references = [item.references[0] for item in items]
+    return corrected_error_rate(references, said, language=benchmark.language, ids=[item.id for item in items])
+
+
+def rightness(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    """Return the share of right answers."""
+    outcomes = [is_right(text, item) for text, item in zip(said, items, strict=True)]
+    return Score.of_mean(outcomes, [item.id for item in items])
+
+
+def is_right(text: str, item: Item) -> bool:
+    """Return whether a text contains one of the accepted answers, or ends with it if the item asks for that."""
+    if not item.keyword_last:
+        return contains_any(text, item.references)
+    (keyword,) = item.references
+    return contains_answer(text, keyword, len(normalise(keyword).split()) + KEYWORD_LEEWAY)
+
+
+def public_errors(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    """Return the error rate by the rule of the public evaluation."""
+    references, ids = [item.references[0] for item in items], [item.id for item in items]
+    return PUBLIC_RULES[benchmark.rule](references, said, ids=ids)
+
+
+def public_rightness(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    """Return the share of right answers by the rule of the public evaluation."""
+    answers, ids = [list(item.references) for item in items], [item.id for item in items]
+    return PUBLIC_RULES[benchmark.rule](said, answers, ids=ids)
+
+
+def _error_metrics(source: str, title: str) -> tuple[Metric, Metric]:
+    return (
+        Metric("{errors}", title, source, errors),
+        Metric("{errors}_reference", f"{title}, public rule", source, public_errors, is_public=True),
+    )
+
+
+def _accuracy_metrics(name: str, title: str, source: str) -> tuple[Metric, Metric]:
+    public_name, public_title = f"{name}_reference", f"{title}, public rule"
+    return (
+        Metric(name, title, source, rightness, more_is_better=True),
+        Metric(public_name, public_title, source, public_rightness, more_is_better=True, is_public=True),
+    )
 
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes: speaks: whether a wave is made of the answer and a judge listens to it."""
+    """A task of a benchmark; `speaks`: the answer is synthesised and transcribed by a judge."""
 
     title: str
     speaks: bool
-    figures: tuple[Figure, ...]
+    metrics: tuple[Metric, ...]
 
     @property
-    def own_figures(self) -> tuple[Figure, ...]:
-        return tuple(figure for figure in self.figures if not figure.of_reference)
+    def own_metrics(self) -> tuple[Metric, ...]:
+        return tuple(metric for metric in self.metrics if not metric.is_public)
 
 
 TASKS = {
-    ASR: Task("Recognition", False, error_figures(TEXT, "errors")),
-    TTS: Task("Synthesis", True, error_figures(TRANSCRIPT, "errors heard")),
+    ASR: Task("Recognition", False, _error_metrics(TEXT, "errors")),
+    TTS: Task("Synthesis", True, _error_metrics(TRANSCRIPT, "errors heard")),
     SPOKEN_QA: Task(
         "Spoken questions",
         True,
         (
-            *accuracy_figures("accuracy_text", "right, S→T", TEXT),
-            *accuracy_figures("accuracy_speech", "right, S→S", TRANSCRIPT),
+            *_accuracy_metrics("accuracy_text", "right, S→T", TEXT),
+            *_accuracy_metrics("accuracy_speech", "right, S→S", TRANSCRIPT),
         ),
     ),
-    TEXT_QA: Task("The same questions as text", False, accuracy_figures("accuracy", "right, T→T", TEXT)),
+    TEXT_QA: Task("The same questions as text", False, _accuracy_metrics("accuracy", "right, T→T", TEXT)),
 }
+
+
+def speed_scores(rows: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str, Any]] = ()) -> dict[str, Score]:
+    """Return speed and length by the keys of SPEEDS; those that cannot be computed are absent.
+
+    Args:
+        rows: The runner's answers.
+        alone: Its rows of answers generated one at a time.
+    """
+    ids = [row["id"] for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [row.get(name, 0) for row in rows]
+
+    tokens, speech = column("num_tokens"), column("speech_seconds")
+    ratios = {
+        "tokens_per_second": (tokens, column("generate_seconds")),
+        PASSES_PER_TOKEN: (column("num_backbone_passes"), tokens),
+        "real_time_factor": (column("total_seconds"), speech),
+    }
+    scores = {key: Score(*sums, ids) for key, sums in ratios.items() if sum(sums[1])}
+    scores["tokens_per_answer"] = Score.of_mean(tokens, ids)
+    if sum(speech):
+        scores["seconds_per_answer"] = Score.of_mean(speech, ids)
+    if alone := [row for row in alone if "error" not in row]:
+        sums = ([row[name] for row in alone] for name in ("num_tokens", "generate_seconds"))
+        scores[SPEED_ALONE] = Score(*sums, [row["id"] for row in alone])
+    return scores
+
+
+def measured(measures: Sequence[Mapping[str, float]], ids: Sequence[str]) -> dict[str, Score]:
+    """Return the mean of each measure; a sample without speech gets the worst possible value."""
+    names = [name for name in MEASURES if any(name in values for values in measures)]
+    return {name: Score.of_mean([values.get(name, WORST_MEASURES[name]) for values in measures], ids) for name in names}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make .venv with pinned versions and the package in it; does nothing when that is done already.
-#   PYTHON  interpreter to make it with, 3.10 to 3.12 (default: python3)
+# Create .venv with pinned versions and this package; exits at once if the environment is up to date.
+#   PYTHON  interpreter to create it with, 3.10 to 3.12 (default: python3)
 #   VENV    folder of the environment (default: .venv)
-# A torch that sees a GPU is kept, whether it is in that environment or beside the interpreter. Otherwise torch is
-# installed: where there is no nvidia-smi, its CPU build, which is GBs smaller.
+# A torch that sees a GPU is kept, whether in the environment or in the interpreter's own packages. Otherwise torch is
+# installed; without nvidia-smi, its CPU build, which is several GB smaller.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,14 +22,14 @@ sees_gpu() {
     "$1" -c "import torch; assert torch.cuda.is_available()" 2> /dev/null
 }
 
-# Whether the CPU build can be had there. It is pip that looks, with its proxies and certificates, for seconds only; the
-# two variables stand in for other places that pip's configuration names, and an empty one would not.
+# Whether the CPU build can be downloaded. pip checks this, for a few seconds, so that its proxies and certificates
+# apply. The two variables override places named in pip's configuration; empty values would not.
 offers_cpu_build() {
     PIP_FIND_LINKS=$venv PIP_EXTRA_INDEX_URL=$cpu_builds "${pip[@]}" index versions torch --index-url "$cpu_builds" \
         --retries 0 --timeout 10 2> /dev/null | grep -F "$torch_version+cpu" > /dev/null
 }
 
-# Show how far pip is, from its lines on stdin: one for each of TOTAL packages, then it unpacks them.
+# Show the progress of pip from its output on stdin: one line for each of TOTAL packages, then it unpacks them.
 show_progress() {
     local total=$1 count=0 start=$SECONDS left line
     while read -r line; do
@@ -59,7 +59,7 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "${options[@]}" "$venv" \
         || fail "$python cannot make environments; install its venv module (python3-venv) or set PYTHON"
 fi
-command -v c++ > /dev/null || fail "no C++ compiler, with which DeepSpeed builds an extension; install g++"
+command -v c++ > /dev/null || fail "no C++ compiler, which DeepSpeed needs to build an extension; install g++"
 
 echo "Installing into $venv; this takes a few minutes."
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
@@ -69,7 +69,7 @@ if ! sees_gpu "$venv/bin/python"; then
         if offers_cpu_build; then
             torch=("torch==$torch_version+cpu" --extra-index-url "$cpu_builds")
         else
-            echo "$cpu_builds is out of reach; pip's own index may bring a torch for GPUs, which is GBs larger."
+            echo "$cpu_builds cannot be reached; pip's own index may offer a torch for GPUs, which is several GB larger."
         fi
     fi
     "${pip[@]}" install --constraint "$requirements" "${torch[@]}" | show_progress 10

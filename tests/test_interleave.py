@@ -90,7 +90,7 @@ def test_nothing_is_lost_or_added():
 
 def test_steps_follow_the_ratio_and_repeat_the_last_pair():
     steps = InterleavePlan((1, 2, 3, 1)).steps()
-    assert list(islice(steps, 11)) == [BACKBONE, 0, 1, *[BACKBONE] * 3, 0, *[BACKBONE] * 3, 0]
+    assert list(islice(steps, 11)) == [BACKBONE, 1, 2, *[BACKBONE] * 3, 1, *[BACKBONE] * 3, 1]
     assert set(islice(InterleavePlan.parse("vanilla").steps(), 9000)) == {BACKBONE}
 
 
@@ -98,9 +98,9 @@ def test_steps_follow_the_ratio_and_repeat_the_last_pair():
     ("num_modules", "expected"),
     [
         (0, [BACKBONE] * 8),
-        (1, [BACKBONE, 0, BACKBONE, 0, BACKBONE, 0, BACKBONE, 0]),
-        (2, [BACKBONE, 0, 1, BACKBONE, 0, 1, BACKBONE, 0]),
-        (10, [BACKBONE, 0, 1, 2, 3, 4, 5, 6]),
+        (1, [BACKBONE, 1, BACKBONE, 1, BACKBONE, 1, BACKBONE, 1]),
+        (2, [BACKBONE, 1, 2, BACKBONE, 1, 2, BACKBONE, 1]),
+        (10, [BACKBONE, 1, 2, 3, 4, 5, 6, 7]),
     ],
 )
 def test_surplus_mtp_step_is_a_backbone_step(num_modules, expected):

@@ -11,33 +11,37 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "vita_audio"
-# From the bottom up; neighbours in a row do not know each other. The longest name that fits is that of a module.
+# The rooms of the package, from the bottom up; neighbours in a row do not know each other.
 LAYERS = (
     ("constants", "interleave", "resample", "files", "optional"),
-    ("speech_decoder",),
+    ("speech_decoder", "speech_features", "errors", "plots"),
     ("text", "models", "audio_tokenizers"),
-    ("checkpoints",),
     ("data",),
-    ("training", "inference", "errors", "command_line"),
+    ("checkpoints", "training", "inference"),
+    ("command_line",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+# What the modules of a folder may import of this project; the longest name that fits counts.
+MAY_IMPORT = {
+    "vita_audio": ("vita_audio",),
+    "evaluation": ("vita_audio", "evaluation"),
+    "tools": ("vita_audio",),
+    "tools.common": ("vita_audio", "tools.common"),
+    "tools.demo": ("vita_audio", "evaluation", "tools.common", "tools.demo"),
+    "tools.codec": ("vita_audio", "tools.common", "tools.demo.domain", "tools.codec"),
+}
+FOLDERS = (PACKAGE, "evaluation", "tools")
 IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where it is not the name of the requirement
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
-    *("deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
+    *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
     *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords"),
 )
-
-
-def layer_of(module: str) -> str:
-    """Return the layer of `vita_audio.text` and the like: the longest name of LAYERS that it lies in."""
-    parts = module.split(".")[1:]
-    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    return next(name for name in names if name in LEVELS)
+PATH_EDITS = re.compile(r"sys\.path\b|PYTHONPATH")
 
 
 def imports(path: Path, root: Path = ROOT, *, lazy: bool) -> Iterator[str]:
-    """Yield the full names of modules that a file imports; `lazy`: also inside functions."""
+    """Yield the full names that a file imports, such as vita_audio.text.ROLES; `lazy`: also inside functions."""
     package = list(path.relative_to(root).parts[:-1])
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree) if lazy else tree.body:
@@ -46,26 +50,44 @@ def imports(path: Path, root: Path = ROOT, *, lazy: bool) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{module}.{name.name}" for name in node.names) if module == PACKAGE else [module]
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def lies_in(name: str, folder: str) -> bool:
+    return f"{name}.".startswith(f"{folder}.")
 
 
 def wrong_imports(path: Path, root: Path = ROOT) -> list[str]:
-    """Return what a module of the package imports from its own height or above."""
-    own = layer_of(".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"))
-    others = [name for name in imports(path, root, lazy=True) if name.startswith(f"{PACKAGE}.")]
-    return [name for name in others if layer_of(name) != own and LEVELS[layer_of(name)] >= LEVELS[own]]
+    """Return what a module imports of this project that it may not, by folder or, in the package, by layer."""
+    own = ".".join(path.relative_to(root).with_suffix("").parts)
+    allowed = MAY_IMPORT[max((folder for folder in MAY_IMPORT if lies_in(own, folder)), key=len)]
+    wrong = []
+    for name in imports(path, root, lazy=True):
+        if not any(lies_in(name, folder) for folder in FOLDERS):
+            continue
+        if not any(lies_in(name, folder) for folder in allowed):
+            wrong.append(name)
+        elif lies_in(own, PACKAGE):
+            room, other = own.split(".")[1], name.split(".")[1]
+            if other != room and LEVELS[other] >= LEVELS[room]:
+                wrong.append(name)
+    return wrong
 
 
-def sources() -> list[Path]:
-    return sorted(path for path in (ROOT / PACKAGE).rglob("*.py") if path != ROOT / PACKAGE / "__init__.py")
+def sources(*folders: str, pattern: str = "*.py") -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob(pattern))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def test_every_module_has_a_layer_and_every_layer_a_module():
     top = {path.stem for path in (ROOT / PACKAGE).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert top - {"__init__"} == {name.split(".")[0] for name in LEVELS}
+    assert top - {"__init__"} == LEVELS.keys()
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT / PACKAGE)))
+@pytest.mark.parametrize("path", sources(*FOLDERS), ids=name_of)
 def test_imports_point_down(path):
     assert wrong_imports(path) == []
 
@@ -73,25 +95,45 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize(
     "place, line, wrong",
     [
-        ("models/a.py", "from vita_audio.data.audio import load_audio", "vita_audio.data.audio"),
-        ("training/a.py", "def f():\n    import vita_audio.inference.pipeline", "vita_audio.inference.pipeline"),
-        ("text.py", "from .models import surgery", "vita_audio.models"),
-        ("speech_decoder/b/a.py", "from ...checkpoints import loading", "vita_audio.checkpoints"),
-        ("interleave.py", "from vita_audio import text", "vita_audio.text"),
-        ("inference/a.py", "from .b import c\nfrom ..data import audio", None),
-        ("text.py", "from vita_audio.files.checkpoint import check_whole", None),
+        ("vita_audio/models/a.py", "from vita_audio.data.audio import load_audio", "vita_audio.data.audio.load_audio"),
+        ("vita_audio/training/a.py", "def f():\n    import vita_audio.inference.a", "vita_audio.inference.a"),
+        ("vita_audio/text.py", "from .models import surgery", "vita_audio.models.surgery"),
+        ("vita_audio/speech_decoder/b/a.py", "from ...checkpoints import a", "vita_audio.checkpoints.a"),
+        ("vita_audio/interleave.py", "from vita_audio import text", "vita_audio.text"),
+        ("vita_audio/data/a.py", "import evaluation.run", "evaluation.run"),
+        ("vita_audio/inference/a.py", "from .b import c\nfrom ..data import audio", None),
+        ("vita_audio/text.py", "from vita_audio.files.checkpoint import check_whole", None),
+        ("evaluation/a.py", "from tools.demo import domain", "tools.demo.domain"),
+        ("evaluation/metrics/a.py", "from evaluation.run import b\nfrom vita_audio import text", None),
+        ("tools/a.py", "import tools.codec.texts", "tools.codec.texts"),
+        ("tools/a.py", "from evaluation import run", "evaluation.run"),
+        ("tools/common/a.py", "from tools.demo import plan", "tools.demo.plan"),
+        ("tools/demo/a.py", "from tools import codec", "tools.codec"),
+        ("tools/demo/a.py", "from evaluation import run\nfrom tools.common import b", None),
+        ("tools/codec/a.py", "from tools.demo import plan", "tools.demo.plan"),
+        ("tools/codec/a.py", "from tools.demo.domain import SIZES\nfrom . import b", None),
     ],
 )
 def test_the_rule_tells_right_from_wrong(tmp_path, place, line, wrong):
-    path = tmp_path / PACKAGE / place
+    path = tmp_path / place
     path.parent.mkdir(parents=True)
     path.write_text(line)
     assert wrong_imports(path, tmp_path) == ([wrong] if wrong else [])
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT / PACKAGE)))
+@pytest.mark.parametrize("path", sources(*FOLDERS, pattern="__init__.py"), ids=name_of)
+def test_every_package_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", [*sources(*FOLDERS), *sources("scripts", pattern="*.sh")], ids=name_of)
+def test_nothing_edits_the_import_path(path):
+    assert PATH_EDITS.findall(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=name_of)
 def test_modules_begin_with_what_the_package_requires(path):
-    """Other packages are imported inside the function that needs them; tools and evaluation never."""
+    """Other packages are imported inside the function that needs them."""
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     required = re.findall(r'^ +"([A-Za-z_-]+)', setup.split("install_requires=[")[1].split("]")[0], re.MULTILINE)
     assert "transformers" in required
@@ -111,4 +153,4 @@ print(len(names))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= len([path for path in sources() if path.name != "__init__.py"])
+    assert int(result.stdout) >= len([path for path in sources(PACKAGE) if path.name != "__init__.py"])

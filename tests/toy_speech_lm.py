@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import SpeechLM
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
 TINY_TOKENIZER = Path(__file__).parent / "assets" / "tiny_tokenizer"

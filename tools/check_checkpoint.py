@@ -1,13 +1,13 @@
-"""Say what a checkpoint folder is and whether everything in it fits, without loading it.
+"""Identify a checkpoint folder and check that everything in it fits, without loading it.
 
     python tools/check_checkpoint.py VITA-Audio-Boost
     python tools/check_checkpoint.py Qwen2.5-7B-Instruct --config configs/models/qwen2_7b_mtp10.json --json
     python tools/check_checkpoint.py VITA-Audio-Boost --load --dtype bfloat16
 
 Knows speech models (with and without SenseVoice input), plain Qwen2, glm-4-voice-tokenizer, glm-4-voice-decoder,
-SenseVoiceSmall, text tokenizers, and the codecs of other packages. Names and shapes of all weights are compared with
-our classes, which then run once on tensors without values: no weight is read, so a folder of any size takes seconds.
-Only codecs of other packages are loaded. With --load a language model is really loaded, which gives time and memory.
+SenseVoiceSmall, text tokenizers, and codecs from other packages. The names and shapes of all weights are compared with
+our classes, which then run once on tensors without values; no weights are read, so a folder of any size takes seconds.
+Only codecs from other packages are loaded. With --load, a language model is loaded to measure time and memory.
 Exit code: 0 if the folder loads, 1 if it does not, 2 for wrong arguments.
 """
 
@@ -21,17 +21,23 @@ from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
-
-from vita_audio.checkpoints.inspection import LANGUAGE_MODELS, Part, Report, inspect_checkpoint
-from vita_audio.command_line import DTYPES, OneLineParser, quieten_transformers
+from vita_audio.command_line import (
+    OneLineParser,
+    add_device_option,
+    add_dtype_option,
+    check_files,
+    quieten_transformers,
+    torch_dtype,
+)
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
-from vita_audio.inference.pipeline import default_dtype, resolve_device
-from vita_audio.models import SPEECH_CONFIGS
-from vita_audio.models.loading import load_weights, read_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from vita_audio.checkpoints.inspection import Part, Report
 
 DOES_NOT_FIT = 1  # exit code
 UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -39,33 +45,26 @@ BYTES_PER_NUMBER = {"bfloat16": 2, "float32": 4}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="check_checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("check_checkpoint", __doc__)
     parser.add_argument("folder", metavar="DIR", help="folder, or the name of a downloaded repository of the hub")
-    parser.add_argument("--config", type=Path, help="model config of a training stage that would start from DIR")
-    parser.add_argument("--load", action="store_true", help="load a language model and measure time and memory")
-    parser.add_argument("--device", default="auto", help="for --load (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="for --load (default: bfloat16 on a GPU, else float32)")
+    parser.add_argument("--config", type=Path, help="model config of a training stage that starts from DIR")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    group = parser.add_argument_group("loading")
+    group.add_argument("--load", action="store_true", help="load a language model and measure time and memory")
+    add_device_option(group)
+    add_dtype_option(group)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    quieten_transformers()
-    with one_line_errors("check_checkpoint"), redirect_stdout(sys.stderr):  # where imported packages write to
-        folder = find_checkpoint(options.folder, offline=True)
-        report = inspect_checkpoint(folder, options.config)
-        if options.load and report.kind in LANGUAGE_MODELS and not report.problems:
-            report.facts["loaded"] = measure_loading(folder, resolve_device(options.device), DTYPES.get(options.dtype))
-    print(json.dumps(report.values(), indent=2) if options.json else render(report))
-    if report.problems:
-        raise SystemExit(DOES_NOT_FIT)
-
-
 def measure_loading(folder: Path, device: str, dtype: torch.dtype | None) -> str:
-    """Load a language model and run it once, which reads what loading has only mapped; tell time and memory of both."""
+    """Load a language model and run it once, to read weights that loading only maps; return time and memory used."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    from vita_audio.inference.pipeline import default_dtype
+    from vita_audio.models import SPEECH_CONFIGS
+    from vita_audio.models.loading import load_weights, read_config
+
     config, dtype = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)), dtype or default_dtype(device)
     start = perf_counter()
     model, _ = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, device_map=device)
@@ -81,7 +80,7 @@ def measure_loading(folder: Path, device: str, dtype: torch.dtype | None) -> str
 
 
 def render(report: Report) -> str:
-    """Return the report as lines to read."""
+    """Return the report as text."""
     rows = []
     for part in report.parts:
         rows += [(part.name, summary(part))] + [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
@@ -99,13 +98,32 @@ def render(report: Report) -> str:
 
 
 def summary(part: Part) -> str:
+    """Return number, size and dtypes of the tensors of a part."""
     dtypes = " and ".join(sorted(part.parameters))
     return f"{part.num_tensors} tensors, {short(sum(part.parameters.values()))} parameters as {dtypes}"
 
 
 def short(number: float) -> str:
-    """Write a number with a unit, such as 7.99 G."""
+    """Format a number with a unit, such as 7.99 G."""
     return next((f"{number / size:.3g} {unit}" for unit, size in UNITS if number >= size), f"{number:.0f} ")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("check_checkpoint"), redirect_stdout(sys.stderr):  # imported packages may print
+        check_files(options.config)
+        folder = find_checkpoint(options.folder, offline=True)
+        from vita_audio.checkpoints.inspection import LANGUAGE_MODELS, inspect_checkpoint
+        from vita_audio.inference.pipeline import resolve_device
+
+        quieten_transformers()
+        report = inspect_checkpoint(folder, options.config)
+        if options.load and report.kind in LANGUAGE_MODELS and not report.problems:
+            device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
+            report.facts["loaded"] = measure_loading(folder, device, dtype)
+    print(json.dumps(report.values(), indent=2) if options.json else render(report))
+    if report.problems:
+        raise SystemExit(DOES_NOT_FIT)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,39 @@
-"""Write a trained model as a folder that the public VITA-Audio code loads, with transformers 4.48.
+"""Export a trained model to a folder that the public VITA-Audio code loads with transformers 4.48.
 
     python tools/export_checkpoint.py outputs/7b/stage4 exported
 
-The public code reads model classes from the folder or the hub. Without --code the folder points to a released
-repository on the hub; with it, the Python files are copied, from a download of that repository or from
-vita_audio/models/qwen2_mtp_v4_48_3 of the public code. A Plus model also needs SenseVoiceSmall's settings beside it:
+The public code reads its model classes from the folder or from the hub. Without --code, the folder refers to a released
+repository on the hub; with it, the Python files are copied from a download of that repository, or from
+vita_audio/models/qwen2_mtp_v4_48_3 of the public code. A Plus model also needs the settings of SenseVoiceSmall:
 
     python tools/export_checkpoint.py outputs/7b_plus/stage4 exported --audio-model SenseVoiceSmall
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
-from vita_audio.checkpoints.export import export_checkpoint
 from vita_audio.command_line import OneLineParser, quieten_transformers
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = OneLineParser(
-        prog="export_checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("export_checkpoint", __doc__)
     parser.add_argument("model", help="folder of a speech model")
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--code", type=Path, help="folder with the Python files of the public model class")
-    parser.add_argument("--audio-model", help="folder of a SenseVoiceSmall, of which a Plus model there needs a part")
-    options = parser.parse_args(arguments)
-    quieten_transformers()
+    parser.add_argument("--audio-model", help="SenseVoiceSmall folder, which a Plus model needs a part of")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
     with one_line_errors("export_checkpoint"):
         folder = find_checkpoint(options.model, offline=True)
         audio_model = options.audio_model and find_checkpoint(options.audio_model, offline=True)
+        from vita_audio.checkpoints.export import export_checkpoint
+
+        quieten_transformers()
         export_checkpoint(folder, options.output, options.code, audio_model=audio_model)
     print(
         f"{options.output}: AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True) loads it with the public "

@@ -1,4 +1,4 @@
-"""Names shared by data, model and inference: special tokens, label mask, rate of speech input."""
+"""Names shared by data, model, inference and command lines: special tokens, label mask, audio tokenizers."""
 
 IGNORE_INDEX = -100  # label of a token without loss, as in torch.nn.functional.cross_entropy
 
@@ -22,6 +22,17 @@ _VISION_TOKENS = tuple(
 )
 _REGION_TOKENS = tuple(f"<|{part}_of_{kind}|>" for kind in ("quad", "ref", "box") for part in ("begin", "end"))
 _MEDIA_TAGS = ("<|image|>", "<|video|>")
+
+
+AUDIO_TOKENIZERS = {  # name -> module:class in vita_audio.audio_tokenizers, imported when asked for
+    "glm4voice": "glm4voice:GLM4VoiceTokenizer",
+    "cosyvoice2": "cosyvoice2:CosyVoice2Tokenizer",
+    "snac24khz": "snac24khz:SNAC24kHzTokenizer",
+    "sparktts": "sparktts:SparkTTSTokenizer",
+}
+# In front of the name of an audio tokenizer: the model hears SenseVoice features, and speaks codes.
+CONTINUOUS_PREFIX = "sensevoice_"
+AUDIO_TOKENIZER_TYPES = (*AUDIO_TOKENIZERS, *(CONTINUOUS_PREFIX + name for name in AUDIO_TOKENIZERS))
 
 
 def structural_tokens(*, audio: bool = True, continuous_input: bool = False) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Wrong input at the command line: one line instead of a traceback."""
+"""Report wrong input on the command line in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRONG_INPUT = 2  # exit code, as argparse uses
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """End the program with one line on stderr for wrong values, files and missing packages, else with a traceback.
+    """Exit with one line on stderr for wrong values or files and missing packages; other errors keep their traceback.
 
     Raises: SystemExit with code `WRONG_INPUT` in place of ValueError, OSError, LibsndfileError, MissingPackageError.
     """

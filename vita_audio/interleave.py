@@ -1,8 +1,8 @@
-"""The text/audio ratio: how an assistant turn is laid out in training data and which module predicts which token.
+"""The text/audio ratio: how an assistant turn is laid out in training data and which depth predicts which token.
 
-One list of numbers serves both sides, as in VITA-Audio (arXiv 2505.03739): (text, audio, text, audio, ...), the last
-pair repeating for ever. In data the numbers are chunk sizes in tokens, an audio number counting the begin- and
-end-of-audio markers; while decoding, they are backbone steps followed by multi-token-prediction (MTP) steps.
+The same list of numbers describes both, as in VITA-Audio (arXiv 2505.03739): (text, audio, text, audio, ...), where
+the last pair repeats without end. In data the numbers are chunk sizes in tokens, and an audio number includes the
+begin- and end-of-audio markers. In decoding they are backbone steps followed by multi-token-prediction (MTP) steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
-BACKBONE = -1
+BACKBONE = 0  # depth of the backbone; depth k is the k-th prediction depth, made by MTP module k - 1
 NUM_MARKERS = 2  # begin and end of audio belong to an audio chunk
 
 MODES: dict[str, tuple[int, ...]] = {
@@ -90,18 +90,17 @@ class InterleavePlan:
         return laid_out
 
     def steps(self, num_modules: int | None = None) -> Iterator[int]:
-        """Yield for ever who predicts the next token: `BACKBONE` (-1), or k for MTP module k.
+        """Yield without end the depth that predicts the next token: 0 for the backbone, k for the k-th depth after it.
 
         Args:
-            num_modules: Modules the model has; a surplus MTP step becomes a backbone step and the next one starts again
-                at module 0. None: as many as the plan asks for.
+            num_modules: Modules of the model. A step beyond the last depth becomes a backbone step, and the one after
+                it starts again at depth 1. None: as many as the plan asks for.
         """
         pairs = list(zip(self.ratio[::2], self.ratio[1::2], strict=True))
         for num_text, num_audio in chain(pairs, repeat(pairs[-1])):
             yield from repeat(BACKBONE, num_text)
-            for step in range(num_audio):
-                module = step if num_modules is None else step % (num_modules + 1)
-                yield BACKBONE if module == num_modules else module
+            for step in range(1, num_audio + 1):
+                yield step if num_modules is None else step % (num_modules + 1)
 
     def __str__(self) -> str:
         names = [name for name, ratio in MODES.items() if ratio == self.ratio]

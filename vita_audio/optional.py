@@ -1,4 +1,6 @@
-"""How the packages of other audio tokenizers are imported."""
+"""Import of optional packages, which only some codecs, judges or metrics need."""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,15 +10,17 @@ from types import ModuleType
 
 
 class MissingPackageError(ImportError):
-    """A package that only some need is not installed; the message says how to."""
+    """An optional package is not installed, or does not work; the message says what to install."""
 
 
-def import_optional(module: str, *, extra: str, unused: Sequence[str] = ()) -> ModuleType:
-    """Import a module of a package that comes with an extra of this one.
+def require(module: str, *, purpose: str, install: str, unused: Sequence[str] = ()) -> ModuleType:
+    """Import a module of an optional package.
 
     Args:
-        unused: Modules that the package imports for what nobody here asks of it. Where they are absent, or broken, as
-            torchaudio is beside many a torch, an empty one takes their place during the import.
+        purpose: What needs the package, for the message.
+        install: Argument of `pip install` that brings the package.
+        unused: Modules that the package imports but whose functions we never call. Where one is missing or broken, as
+            torchaudio often is next to another version of torch, an empty module stands in for it during the import.
     Raises: MissingPackageError, an ImportError.
     """
     with ExitStack() as stack:
@@ -24,10 +28,10 @@ def import_optional(module: str, *, extra: str, unused: Sequence[str] = ()) -> M
             stack.enter_context(_stand_in(name))
         try:
             return import_module(module)
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: a shared library that the package needs is absent
             package = module.partition(".")[0]
             raise MissingPackageError(
-                f"the audio tokenizer {extra} needs the package {package} ({error}); pip install 'vita-audio[{extra}]'"
+                f"{purpose} needs the package {package} ({error}); pip install {install}"
             ) from error
 
 

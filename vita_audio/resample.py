@@ -1,7 +1,7 @@
-"""Change of a wave's sample rate by the windowed sinc of the public tokenizers, so that codes and features are theirs.
+"""Resample waves as the public tokenizers do, so that codes and features are the same.
 
-The rule is that of `torchaudio.transforms.Resample` with its default settings: a low-pass of six zero crossings under a
-Hann window, at 0.99 of the lower of the two rates.
+The rule is that of `torchaudio.transforms.Resample` with its default settings: a low-pass filter of six zero crossings
+with a Hann window, at 0.99 of the lower of the two rates.
 """
 
 import functools
@@ -10,14 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-RULE = "sinc6-hann"  # for fingerprints: with another rule a wave gets other codes
+RULE = "sinc6-hann"  # part of fingerprints, since another rule gives other codes
 ZERO_CROSSINGS = 6  # on either side
 ROLLOFF = 0.99
-MAX_BLOCK = 1 << 22  # numbers that are multiplied at once; bounds the memory for long waves and odd rates
+MAX_BLOCK = 1 << 22  # values multiplied at once; bounds the memory for long waves and odd rates
 
 
 def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
-    """Bring a wave to `target_rate`: (samples,), float32 -> (ceil(samples * target_rate / sample_rate),), float32.
+    """Resample a wave, (samples,) float32, to (ceil(samples * target_rate / sample_rate),) float32.
 
     Raises: ValueError for a rate that is not positive.
     """
@@ -26,7 +26,7 @@ def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
     if sample_rate == target_rate or not len(wave):
         return wave
     divisor = math.gcd(sample_rate, target_rate)
-    old, new = sample_rate // divisor, target_rate // divisor  # every `old` samples become `new` ones, all alike
+    old, new = sample_rate // divisor, target_rate // divisor  # each round of `old` samples becomes `new` samples
     if old * new > MAX_BLOCK:
         return _resample_one_by_one(wave, old, new)
     filters, reach = _filters(old, new)
@@ -36,19 +36,19 @@ def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
 
 
 def _resample_one_by_one(wave: Tensor, old: int, new: int) -> Tensor:
-    """The same for rates such as 22,254 Hz, among whose `new` samples of a round hardly two are alike."""
+    """Resample at rates such as 22,254 Hz, where a round is too long for a table of filters."""
     cutoff, reach = _low_pass(old, new)
     offsets = torch.arange(-reach, reach + 2, dtype=torch.float64)
     windows = torch.nn.functional.pad(wave, (reach, reach + 1)).unfold(0, len(offsets), 1)  # (samples, taps), a view
     made = []
     for places in torch.arange(-(-len(wave) * new // old)).split(max(1, MAX_BLOCK // len(offsets))):
-        distance = (offsets - (places * old % new / new)[:, None]) / old  # of the taps, in rounds
+        distance = (offsets - (places * old % new / new)[:, None]) / old  # from the taps, in rounds
         made.append((windows[places * old // new] * _weights(distance, cutoff, old)).sum(dim=1))
     return torch.cat(made)
 
 
 def _low_pass(old: int, new: int) -> tuple[float, int]:
-    """Zero crossings in a round, and the samples read on either side of one."""
+    """Return the number of zero crossings in a round, and of samples read on either side of an output sample."""
     cutoff = ROLLOFF * min(old, new)
     return cutoff, math.ceil(ZERO_CROSSINGS * old / cutoff)
 
@@ -61,7 +61,7 @@ def _weights(distance: Tensor, cutoff: float, old: int) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _filters(old: int, new: int) -> tuple[Tensor, int]:
-    """Filters (old + 2 * reach, new) for the `new` samples of a round, and the samples read on either side of it."""
+    """Return the filters of a round, (old + 2 * reach, new), and the number of samples read on either side of it."""
     cutoff, reach = _low_pass(old, new)
     taps = torch.arange(-reach, old + reach, dtype=torch.float64) / old
     moments = torch.arange(new) / new  # float32, as in the public function

@@ -1,4 +1,4 @@
-"""Text tokenizer with audio codes in its vocabulary, the ChatML turns around a message, and the prompts of the tasks.
+"""Text tokenizer with audio codes in its vocabulary, ChatML turns, and the prompts of the tasks.
 
 The vocabulary is that of the released VITA-Audio models: the text vocabulary, structural special tokens, then one
 ordinary token per audio code.
@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from vita_audio.constants import (
     AUDIO_CODE_FORMAT,
@@ -28,9 +27,12 @@ from vita_audio.constants import (
 )
 from vita_audio.files.checkpoint import check_whole, find_checkpoint
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ROLES = ("system", "user", "assistant")
 
-# How the audio of a role enters the model: as codes, as rows of a speech encoder, or as rows and then codes.
+# How the audio of a role enters the model: as codes, as rows of a speech encoder, or as rows followed by codes.
 DISCRETE, CONTINUOUS, BOTH = "discrete", "continuous", "both"
 DISCRETE_INPUT = dict.fromkeys(ROLES, DISCRETE)
 CONTINUOUS_INPUT = {"system": CONTINUOUS, "user": CONTINUOUS, "assistant": DISCRETE}  # of the released Plus models
@@ -49,10 +51,11 @@ class TextTokenizer:
     Attributes:
         base: The Hugging Face tokenizer, with all tokens and the chat template added.
         num_audio_codes: Size of the audio codebook; 0 for a text-only vocabulary.
-        audio_input: For each role, how its audio enters the model; kept in `tokenizer_config.json`.
+        audio_input: How the audio of each role enters the model; stored in `tokenizer_config.json`.
         first_audio_id: Token id of audio code 0; code c is `first_audio_id + c`.
-        begin_of_audio_id, end_of_audio_id: Markers around audio.
-        context_of_audio_id: Placeholder of one frame of continuous speech input; None without continuous input.
+        begin_of_audio_id: Marker before audio.
+        end_of_audio_id: Marker after audio.
+        context_of_audio_id: Placeholder for one row of continuous speech input; None without continuous input.
     """
 
     def __init__(
@@ -63,12 +66,13 @@ class TextTokenizer:
         continuous_input: bool = False,
         audio_input: Mapping[str, str] | None = None,
     ):
-        """Add the missing tokens to `base`, which is changed.
+        """Add the missing tokens to `base`, which is modified.
 
         Args:
-            continuous_input: Where `base` does not say how audio enters the model, it does as in the released Plus
-                models; otherwise as codes.
-            audio_input: For some roles, how it does, whatever `base` says: discrete, continuous or both.
+            num_audio_codes: Size of the audio codebook; 0 for text only.
+            continuous_input: If `base` does not say how audio enters the model: as in the released Plus models, instead
+                of as codes.
+            audio_input: How audio of some roles enters the model (discrete, continuous or both), overriding `base`.
         Raises: ValueError if `base` lacks ChatML tokens or already has another number of audio codes, or for an
             impossible `audio_input`.
         """
@@ -113,14 +117,15 @@ class TextTokenizer:
         continuous_input: bool = False,
         audio_input: Mapping[str, str] | None = None,
     ) -> TextTokenizer:
-        """Load a text tokenizer and add what it lacks.
+        """Load a text tokenizer and add missing tokens.
 
         Args:
-            folder: Local folder or hub name; a plain Qwen2 tokenizer or one saved by `save_pretrained`.
-            num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None to keep what the folder has.
-            continuous_input, audio_input: As above.
+            folder: Local folder or hub name of a plain Qwen2 tokenizer or one saved by `save_pretrained`.
+            num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None for the number in the folder.
         Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
+        from transformers import AutoTokenizer  # here, so that the prompts and roles above import fast
+
         folder = find_checkpoint(folder)
         for path in tokenizer_files(folder):
             check_whole(path)
@@ -148,7 +153,7 @@ class TextTokenizer:
 
     @property
     def continuous_roles(self) -> list[str]:
-        """Roles whose audio passes the speech encoder."""
+        """Roles whose audio passes through the speech encoder."""
         return roles_with(self.audio_input, CONTINUOUS)
 
     @property
@@ -157,11 +162,11 @@ class TextTokenizer:
         return roles_with(self.audio_input, DISCRETE)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; special tokens and audio codes written in it become their ids."""
+        """Return the ids of `text`; special tokens and audio codes written in it are recognised."""
         return self.base.encode(text, add_special_tokens=False) if text else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`, leaving out special tokens and audio codes."""
+        """Return the text of `ids` without special tokens and audio codes."""
         text_ids, _ = self.split(ids)
         return self.base.decode(text_ids, skip_special_tokens=True)
 
@@ -186,7 +191,7 @@ class TextTokenizer:
         return [self.first_audio_id + code for code in codes]
 
     def split(self, ids: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Separate generated ids into text ids (special tokens included) and audio codes (counted from 0)."""
+        """Separate generated ids into text ids, including special tokens, and audio codes, which count from 0."""
         text_ids, codes = [], []
         for token_id in ids:
             if self.is_audio(token_id):
@@ -214,7 +219,10 @@ def chat_template() -> str:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """List the files a text tokenizer is read from: the tokenizers library's one file, or vocabulary and merges."""
+    """List the files of a text tokenizer: `tokenizer.json`, or vocabulary and merges, and its configuration.
+
+    Raises: FileNotFoundError if there is no text tokenizer.
+    """
     names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else ["vocab.json", "merges.txt"]
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(f"no text tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
@@ -223,14 +231,14 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def roles_with(audio_input: Mapping[str, str], way: str) -> list[str]:
-    """List the roles whose audio enters the model in a way, DISCRETE or CONTINUOUS."""
+    """List the roles whose audio enters the model as `way`, DISCRETE or CONTINUOUS."""
     return [role for role, how in audio_input.items() if how in (way, BOTH)]
 
 
 def parse_audio_input(pairs: Iterable[str]) -> dict[str, str]:
     """Return a dict for `audio_input` from command-line values such as `user=continuous`.
 
-    Raises: ValueError for what is no such pair.
+    Raises: ValueError for anything but such a pair.
     """
     pairs = list(pairs)
     if wrong := [pair for pair in pairs if pair.count("=") != 1]:
@@ -239,9 +247,9 @@ def parse_audio_input(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def check_audio_input(audio_input: Mapping[str, str]) -> dict[str, str]:
-    """Return how audio of each role enters the model.
+    """Check how the audio of each role enters the model, and return it in the order of `ROLES`.
 
-    Raises: ValueError for an unknown role or way, or if the model could not speak.
+    Raises: ValueError for missing or unknown roles or ways, or if the assistant's audio would not be codes.
     """
     if set(audio_input) != set(ROLES) or not set(audio_input.values()) <= {DISCRETE, CONTINUOUS, BOTH}:
         raise ValueError(
@@ -253,7 +261,7 @@ def check_audio_input(audio_input: Mapping[str, str]) -> dict[str, str]:
 
 
 def count_audio_codes(vocabulary: dict[str, int]) -> int:
-    """Return how many consecutive audio codes, from code 0, a vocabulary holds."""
+    """Return the number of consecutive audio codes, from code 0, in a vocabulary."""
     count = 0
     while AUDIO_CODE_FORMAT.format(count) in vocabulary:
         count += 1

@@ -1,79 +1,149 @@
-"""Word and character error rates, digit errors, right answers, use of a codebook; texts are normalised alike first.
+"""Error rates and accuracies that count what was said, not how it is written.
 
-Rates are fractions (0.1 is 10 %), of all texts together: errors summed, divided by the summed length of the references.
+`evaluation/SCORING.md` lists what is compared. Rates are fractions (0.1 is 10 %) over all texts together: errors
+summed, divided by the summed length of the references.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, chain
 
-import jiwer
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
-_DIGIT_GROUP_COMMA = re.compile(r"(?<=\d),(?=\d{3})")
-_INSIDE_DIGITS = re.compile(r"(?<=\d)(?=\d)")
-_WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?!\.?\d)")  # a decimal the normaliser reads whole
-_LONE_ONE = re.compile(r"\bone\b")  # the Whisper normaliser leaves it, as it may be a pronoun
+from evaluation.metrics.chinese import chinese_tokens, space_characters
+from evaluation.metrics.english import english_words, number_tokens
+from evaluation.metrics.public import UNITS
+from evaluation.metrics.score import Score, check_texts
+
 _TAG = re.compile(r"<[!-;=?-~]*>")  # ASCII without spaces: words in angle brackets are no tag
 _BRACKETS = str.maketrans(dict.fromkeys("()[]{}<>（）［］【】〔〕", " "))
-
-
-@cache
-def _whisper_normalizer():
-    from whisper_normalizer.english import EnglishTextNormalizer
-
-    return EnglishTextNormalizer()
+_ARTICLES = frozenset(("a", "an", "the"))
 
 
 def without_tags(text: str) -> str:
-    """Drop tags such as <unk>; what stands in brackets was said, though the Whisper normaliser would drop it too."""
+    """Drop tags such as <unk>; text in brackets was said, though the Whisper normaliser would drop it, too."""
     return _TAG.sub(" ", text).translate(_BRACKETS)
+
+
+def _english_tokens(text: str) -> list[str]:
+    return list(chain.from_iterable(map(number_tokens, english_words(text))))
+
+
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": _english_tokens, "zh": chinese_tokens}
+
+
+def scored_tokens(text: str, language: str = "en", unit: str = "word") -> list[str]:
+    """Return the tokens of a text that are compared.
+
+    Args:
+        unit: "word", which in Chinese is a character, or "character": English with single spaces between words.
+    Raises: ValueError for an unknown language or unit; MissingPackageError for Chinese without wetext.
+    """
+    if language not in TOKENIZERS or unit not in UNITS:
+        raise ValueError(
+            f"language must be one of {', '.join(TOKENIZERS)} and unit one of {', '.join(UNITS)}, got {language!r} and "
+            f"{unit!r}"
+        )
+    tokens = TOKENIZERS[language](without_tags(text))
+    return tokens if unit == "word" else list((" " if language == "en" else "").join(tokens))
 
 
 def normalise(text: str) -> str:
     """Return English text in the form that is scored: lower case, no punctuation or tags, numbers as single digits.
 
-    The Whisper normaliser, and every digit is a word: "three four", "34" and "Thirty-four." all become "3 4". Without
-    that a string of digits would be one word, right or wrong as a whole.
+    Every digit is a word: "three four", "34" and "Thirty-four." all become "3 4". Otherwise a string of digits would
+    be one word, right or wrong as a whole.
     """
-    text = _DIGIT_GROUP_COMMA.sub("", without_tags(text))
-    text = _WHOLE_NUMBER.sub(lambda number: " ".join(number[0]), text).replace("+", " plus ")
-    text = _whisper_normalizer()(text).replace("+", "plus ")
-    return " ".join(_INSIDE_DIGITS.sub(" ", _LONE_ONE.sub("1", text)).split())
+    return " ".join(scored_tokens(text))
 
 
-def whole_numbers(text: str) -> str:
-    """Return English text in lower case without punctuation, each number as one word: "thirty four" becomes "34"."""
-    return _LONE_ONE.sub("1", _whisper_normalizer()(_DIGIT_GROUP_COMMA.sub("", without_tags(text))))
+def error_counts(reference: str, hypothesis: str, language: str = "en", unit: str = "word") -> tuple[int, int]:
+    """Return the number of wrong, missing and surplus tokens, and the number of tokens of the reference."""
+    wanted, said = (scored_tokens(text, language, unit) for text in (reference, hypothesis))
+    return Levenshtein.distance(wanted, said), len(wanted)
+
+
+def corrected_error_rate(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    language: str = "en",
+    unit: str = "word",
+    ids: Sequence[str] | None = None,
+) -> Score:
+    """Return wrong, missing and surplus tokens per token of the references.
+
+    Raises: ValueError if the lists differ in length or the references have no tokens, and as `scored_tokens`.
+    """
+    check_texts(references, hypotheses)
+    counts = [error_counts(*pair, language, unit) for pair in zip(references, hypotheses, strict=True)]
+    return Score([errors for errors, _ in counts], [length for _, length in counts], ids)
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Return substituted, deleted and inserted words per word of the references.
-
-    Raises: ValueError if the lists differ in length or the references have no words.
-    """
-    return _rate(jiwer.process_words, *_normalised(references, hypotheses))
+    """Return the value of `corrected_error_rate` for English words."""
+    return corrected_error_rate(references, hypotheses).value
 
 
 def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Return wrong, missing and surplus digits per digit of the references; all else is dropped on both sides."""
-    pairs = _normalised(references, hypotheses)
-    return _rate(jiwer.process_characters, *([re.sub(r"\D", "", text) for text in texts] for texts in pairs))
+    """Return wrong, missing and surplus digits per digit of English references; all else is dropped on both sides.
+
+    Raises: ValueError if the lists differ in length or the references have no digits.
+    """
+    check_texts(references, hypotheses)
+    wanted, said = ([re.sub(r"\D", "", normalise(text)) for text in texts] for texts in (references, hypotheses))
+    return Score(
+        [Levenshtein.distance(*pair) for pair in zip(wanted, said, strict=True)], [len(x) for x in wanted]
+    ).value
+
+
+def answer_words(text: str) -> list[str]:
+    """Return the words among which an answer is looked for: of "the twenty-one (21) cats" they are 21, 21, cats."""
+    words = space_characters(" ".join(english_words(without_tags(text)))).split()
+    return [word for word in words if word != "the"] or words
+
+
+def contains_any(text: str, answers: Sequence[str]) -> bool:
+    """Say whether one of the answers occurs in a text, as whole words next to each other; one without words never.
+
+    Numbers are compared as whole numbers: 105 contains neither 5 nor 10, and -40 not 40.
+    """
+    words = answer_words(text)
+    return any(_is_among(words, answer_words(answer)) for answer in answers)
+
+
+def _is_among(words: list[str], wanted: list[str]) -> bool:
+    if _ARTICLES.issuperset(wanted):  # which are in many a text
+        return bool(wanted) and words == wanted
+    return _occur(wanted[1:] if wanted[0] in _ARTICLES else wanted, words)
 
 
 def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
-    """Say whether the words of `answer` occur in `text`, in order and next to each other.
+    """Say whether the words of `answer` occur in `text`, in order and next to each other, with whole numbers.
 
     Args:
-        last_words: Look only at so many words at the end of `text`; 0: at all.
+        last_words: Number of tokens at the end of `text` to look at; 0: all.
     Raises: ValueError if the answer has no words: it would be contained in everything.
     """
-    words, wanted = normalise(text).split()[-last_words:], normalise(answer).split()
+    words, wanted = (english_words(without_tags(text)) for text in (text, answer))
     if not wanted:
         raise ValueError(f"an answer to look for must have words, got {answer!r}")
-    return any(words[start : start + len(wanted)] == wanted for start in range(len(words) - len(wanted) + 1))
+    return _occur(wanted, words, last_words)
+
+
+def _occur(wanted: list[str], words: list[str], last_tokens: int = 0) -> bool:
+    """Say whether words occur next to each other: digits may be spelled or not, but numbers begin and end alike."""
+    pieces = [number_tokens(word) for word in words]
+    tokens, wanted = list(chain(*pieces)), list(chain(*map(number_tokens, wanted)))
+    borders = frozenset(accumulate(map(len, pieces), initial=0))
+    earliest = len(tokens) - last_tokens if last_tokens else 0
+    return any(
+        start >= earliest and start + len(wanted) in borders and tokens[start : start + len(wanted)] == wanted
+        for start in borders
+    )
 
 
 def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> np.ndarray:
@@ -87,24 +157,10 @@ def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> 
 
 
 def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:
-    """Return how many codes are in use, counted as if all were equally frequent: exp of the entropy of the codes.
+    """Return the number of codes in use as if all were equally frequent: exp of the entropy of the codes.
 
     Raises: ValueError if there are no codes.
     """
     counts = code_counts(code_sequences, codebook_size)
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def _normalised(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[list[str], list[str]]:
-    if len(references) != len(hypotheses):
-        raise ValueError(f"every reference needs a hypothesis, got {len(references)} and {len(hypotheses)}")
-    return [normalise(text) for text in references], [normalise(text) for text in hypotheses]
-
-
-def _rate(process, references: list[str], hypotheses: list[str]) -> float:
-    if not any(references):
-        raise ValueError(f"an error rate needs references with words, got {len(references)} without any")
-    result = process(references, hypotheses)
-    num_errors = result.substitutions + result.deletions + result.insertions
-    return num_errors / (result.hits + result.substitutions + result.deletions)

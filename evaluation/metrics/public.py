@@ -1,8 +1,8 @@
 """Error rates and accuracies by the rules of the public VITA-Audio evaluation, to compare with published figures.
 
-The rules are kept where they are unfortunate (punctuation glued to a word is an error, an answer may be part of another
-word); `evaluation.metrics.corrected` has better ones. Only what would lose samples differs: see
-`evaluation.metrics.pairing`.
+The rules are kept even where they are unfortunate (punctuation next to a word is an error, an answer may be part of
+another word); `evaluation.metrics.ours` has better ones. Only behaviour that would lose samples differs: see
+`evaluation.metrics.score`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from functools import partial
 
 import jiwer
 
-from evaluation.metrics.pairing import check_answers, check_texts
-from evaluation.metrics.score import Score
-from evaluation.optional import require
+from evaluation.metrics.score import Score, check_answers, check_texts
+from vita_audio.optional import require
 
 UNITS = ("word", "character")
 _SKIPPED = frozenset("!,?、。！，；？：「」︰『』《》 \t\r\n")
@@ -65,9 +64,9 @@ def tokenize(
     """Yield the tokens that are compared.
 
     Args:
-        unit: "word", or "character", which takes tokens apart that consist of letters and digits only.
-        split_scripts: Characters of scripts without spaces are tokens of their own (`--char=1` of the reference).
-        case_sensitive: Otherwise all is upper case.
+        unit: "word", or "character", which splits tokens that consist of letters and digits only.
+        split_scripts: Whether characters of scripts without spaces are tokens (`--char=1` of the reference).
+        case_sensitive: Whether to keep the case; otherwise tokens are upper case.
     Raises: ValueError for an unknown unit.
     """
     if unit not in UNITS:
@@ -99,7 +98,7 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
     """Return the shortest edit as pairs of tokens.
 
     From the end backwards, a deletion goes before an insertion, and both before a match or substitution of the same
-    distance; this decides only what kinds of errors are counted, not how many.
+    distance; this decides only the kinds of the errors, not their number.
     """
     distances = _distances(reference, hypothesis)
     pairs: list[Pair] = []
@@ -191,7 +190,7 @@ def reference_containment(
 
 
 def seedtts_rates(reference: str, hypothesis: str, language: str) -> dict[str, float]:
-    """Return the rate of errors of one text as Seed-TTS measures it, and what kinds it is made of.
+    """Return the error rate of one text as Seed-TTS measures it, and its parts by kind of error.
 
     Args:
         language: "en", by words, or "zh", by characters.

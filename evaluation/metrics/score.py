@@ -1,10 +1,11 @@
-"""A figure with what each sample adds to it, so that its uncertainty can be told and two runs compared."""
+"""Scores that keep the contribution of each sample, and checks that no text is lost or counted twice."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class Score:
     Attributes:
         numerators: (samples,), float64.
         denominators: (samples,), float64, not negative.
-        ids: What the samples are called, or None if only their order tells.
+        ids: Names of the samples, or None if they are identified by their order.
     """
 
     numerators: np.ndarray
@@ -44,7 +45,7 @@ class Score:
 
     @classmethod
     def of_mean(cls, values: Sequence[float], ids: Sequence[str] | None = None) -> Score:
-        """Return the score whose value is the mean; of outcomes, the share that is true."""
+        """Return the score whose value is the mean of `values`; for outcomes, the share that is true."""
         return cls(values, np.ones(len(values)), ids)
 
     @property
@@ -62,12 +63,64 @@ def check_unique(ids: Sequence[str], where: str) -> None:
 
 
 def check_same_length(one: str, num_one: int, other: str, num_other: int) -> None:
-    """Raise ValueError if the counts of two kinds of things that belong together differ."""
+    """Raise ValueError if two numbers that must agree differ."""
     if num_one != num_other:
         raise ValueError(f"every {one} needs its {other}, got {num_one} and {num_other}")
 
 
 def shorten(names: Sequence[str], limit: int = 5) -> str:
-    """Return some names for an error message, and how many more there are."""
+    """Return the first names for an error message, and the number of the others."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_texts(references: Sequence[object], hypotheses: Sequence[object]) -> None:
+    """Raise ValueError if the lists differ in length or hold anything but texts (a missing answer is "")."""
+    check_same_length("reference", len(references), "hypothesis", len(hypotheses))
+    for name, texts in (("reference", references), ("hypothesis", hypotheses)):
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f'each {name} must be a text ("" for none), got {text!r} at place {place}')
+
+
+def check_answers(texts: Sequence[object], answers: Sequence[object]) -> list[list[str]]:
+    """Return the right answers of each text as lists, of which one is enough.
+
+    Raises: ValueError if the lists differ in length or hold anything but texts, or lists of texts as answers.
+    """
+    check_same_length("text", len(texts), "answer", len(answers))
+    check_texts(texts, texts)
+    lists = [[wanted] if isinstance(wanted, str) else wanted for wanted in answers]
+    for place, wanted in enumerate(lists):
+        if not isinstance(wanted, list | tuple) or not all(isinstance(answer, str) for answer in wanted):
+            raise ValueError(f"answers must be a text or a list of texts, got {wanted!r} at place {place}")
+    return [list(wanted) for wanted in lists]
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Read lines of an id, a space and a text, which may be empty; a byte order mark belongs to no id.
+
+    Raises: FileNotFoundError; ValueError for an empty file or an id that occurs twice.
+    """
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} must have lines of an id and a text, got none")
+    check_unique([line[0] for line in lines], str(path))
+    return {line[0]: line[1] if len(line) == 2 else "" for line in lines}
+
+
+def pair_texts(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
+    """Return ids, references and hypotheses in the order of the references.
+
+    Raises: ValueError that names ids which only one side has.
+    """
+    for one, other, names in (
+        ("reference", "hypothesis", references.keys() - hypotheses.keys()),
+        ("hypothesis", "reference", hypotheses.keys() - references.keys()),
+    ):
+        if names:
+            raise ValueError(
+                f"every {one} needs a {other} of its id, got none for {shorten(sorted(names))}; an empty text stands "
+                "for what was not answered"
+            )
+    return list(references), list(references.values()), [hypotheses[name] for name in references]

@@ -1,4 +1,4 @@
-"""How sure a figure is, and whether two runs differ: resampling over samples, with fixed seeds.
+"""Confidence intervals of metrics, and paired tests of two runs: resampling over samples with fixed seeds.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (BCa intervals, chapter 14); Bisani and Ney,
 Bootstrap estimates for confidence intervals in ASR performance evaluation, 2004 (error rates as ratios of sums).
@@ -15,16 +15,16 @@ import numpy as np
 from evaluation.metrics.score import Score, check_same_length, shorten
 
 NUM_RESAMPLES = 2000
-MOST_NUMBERS = 1 << 22  # drawn at a time: 32 MiB
+MAX_NUMBERS = 1 << 22  # drawn at a time: 32 MiB
 NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it would lie had other samples of the same kind been drawn.
+    """A metric's value and its confidence interval.
 
     Attributes:
-        method: "bootstrap"; "wilson" where no sample has an error, or all, of which a bootstrap would make a point.
+        method: "bootstrap", or "wilson" where no sample or every sample is wrong and a bootstrap would give a point.
     """
 
     value: float
@@ -37,11 +37,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure of one run less that of another on the same samples.
+    """The difference of a metric between two runs on the same samples.
 
     Attributes:
-        low, high: Interval of the difference, by a paired bootstrap.
-        p_value: How often runs that differ by chance only would differ by as much or more, either way.
+        low: Lower end of the interval of the difference, by a paired bootstrap.
+        high: Upper end.
+        p_value: Two-sided p-value of a permutation test.
     """
 
     difference: float
@@ -57,8 +58,8 @@ def confidence_interval(
 ) -> Interval:
     """Return the interval of a score, by a bias-corrected and accelerated bootstrap over its samples.
 
-    Where no sample has an error, or each is wholly one, it is the Wilson interval of the share of such samples; for an
-    error rate this supposes that a sample with errors is wrong as a whole.
+    If no sample has an error, or every sample is entirely wrong, it is the Wilson interval of the share of such
+    samples; for an error rate this assumes that a sample with errors is wrong as a whole.
     Raises: ValueError if `level` is not between 0 and 1, or for fewer than 100 resamples.
     """
     _check(level, num_resamples)
@@ -72,7 +73,7 @@ def confidence_interval(
 
 
 def wilson_interval(share: float, num_samples: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the score interval of a share of samples, which lies within 0 and 1 and is never a point."""
+    """Return the Wilson score interval of a share of samples; it lies within 0 and 1 and is never a point."""
     z = NORMAL.inv_cdf((1 + level) / 2)
     centre = (share + z * z / (2 * num_samples)) / (1 + z * z / num_samples)
     spread = z * np.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2) / (1 + z * z / num_samples)
@@ -82,11 +83,11 @@ def wilson_interval(share: float, num_samples: int, level: float = 0.95) -> tupl
 def compare(
     one: Score, other: Score, *, level: float = 0.95, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Return the difference of two runs on the same samples, with its interval and its p-value.
+    """Return the difference of two runs on the same samples, with its interval and p-value.
 
-    The p-value is that of a permutation test which swaps the two runs' results of a sample; it is at least
+    The permutation test swaps the results of the two runs sample by sample; the p-value is at least
     1 / (num_resamples + 1).
-    Raises: ValueError if the runs are not of the same samples, and as `confidence_interval`.
+    Raises: ValueError if the runs have different samples, and the errors of `confidence_interval`.
     """
     _check(level, num_resamples)
     other = _in_order_of(one, other)
@@ -109,20 +110,20 @@ def _check(level: float, num_resamples: int) -> None:
 
 
 def _chunks(num_samples: int, num_resamples: int) -> Iterator[int]:
-    chunk = max(1, MOST_NUMBERS // num_samples)
+    chunk = max(1, MAX_NUMBERS // num_samples)
     for start in range(0, num_resamples, chunk):
         yield min(chunk, num_resamples - start)
 
 
 def _draws(num_samples: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each sample is in each resample, (some resamples, samples)."""
+    """Yield how often each resample contains each sample, (some resamples, samples)."""
     generator = np.random.default_rng(seed)
     for size in _chunks(num_samples, num_resamples):
         yield generator.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=size)
 
 
 def _ratio(counts: np.ndarray, score: Score) -> np.ndarray:
-    """Return the score of resamples, (resamples,); those of samples without any size have the value of the whole."""
+    """Return the scores of resamples, (resamples,); a resample with a zero denominator gets the score of the whole."""
     sizes = counts @ score.denominators
     return np.where(sizes > 0, (counts @ score.numerators) / np.where(sizes > 0, sizes, 1.0), score.value)
 
@@ -133,7 +134,7 @@ def _bca_levels(ratios: np.ndarray, score: Score, level: float) -> np.ndarray:
     bias = NORMAL.inv_cdf(float(np.clip(below, 1 / len(ratios), 1 - 1 / len(ratios))))
     rest = score.denominators.sum() - score.denominators
     left_out = np.where(rest > 0, (score.numerators.sum() - score.numerators) / np.where(rest > 0, rest, 1.0), 0.0)
-    known = left_out[rest > 0]  # none of a single sample
+    known = left_out[rest > 0]  # empty for a single sample
     influence = known.mean() - known if len(known) else known
     spread = (influence**2).sum()
     acceleration = (influence**3).sum() / (6 * spread**1.5) if spread else 0.0
@@ -142,7 +143,7 @@ def _bca_levels(ratios: np.ndarray, score: Score, level: float) -> np.ndarray:
 
 
 def _swaps(one: Score, other: Score, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield differences after swapping the two results of about half of the samples, (some resamples,)."""
+    """Yield differences after swapping the two results of a random half of the samples, (some resamples,)."""
     generator = np.random.default_rng(seed)
     for size in _chunks(len(one), num_resamples):
         swapped = generator.integers(0, 2, size=(size, len(one)))

@@ -1,4 +1,4 @@
-"""Pictures of a report: losses of the stages, quality over speed of the modes, sound of a question and its answer."""
+"""Plots of reports: training losses, quality over speed, ablations, codecs, spectrograms."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from vita_audio.data.audio import load_audio
-from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
-
 LogHistory = Sequence[Mapping[str, Any]]
 
 
 def draw_losses(histories: Mapping[str, LogHistory], path: Path) -> None:
-    """Draw the loss over the steps, one panel a stage: backbone where it trains, and the mean of the MTP modules."""
+    """Plot the loss over the steps in a panel for each stage: the backbone's, and the mean of the MTP modules."""
     figure, axes = _figure(len(histories), height=3.6)
     for axis, (stage, history) in zip(axes, histories.items(), strict=True):
         entries = [entry for entry in history if "loss" in entry]
@@ -35,7 +32,7 @@ def _is_module_loss(name: str) -> bool:
 
 
 def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw errors of every task over the tokens that a backbone pass yields, one point a mode."""
+    """Plot the errors of every task over the tokens per backbone pass, a point for each mode."""
     errors = {
         "recognition: words wrong": {mode: scores["asr_wer"] for mode, scores in modes.items()},
         "synthesis: words wrong": {mode: scores["tts_wer"] for mode, scores in modes.items()},
@@ -48,12 +45,12 @@ def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
 def draw_errors_over_speed(
     speeds: Mapping[str, Mapping[str, float]], errors: Mapping[str, Mapping[str, float]], target: Path | IO[bytes]
 ) -> None:
-    """Draw lines of errors over the tokens that a backbone pass yields.
+    """Plot errors over the tokens per backbone pass.
 
     Args:
-        speeds: Of each mode: backbone_passes_per_token and tokens_per_second.
-        errors: For each line, the fraction that is wrong in each mode, or in some of them.
-        target: File for the PNG picture.
+        speeds: `backbone_passes_per_token` and `tokens_per_second` by mode.
+        errors: The fraction that is wrong by line and mode; a line may lack some modes.
+        target: File for the PNG.
     """
     ordered = sorted(speeds.items(), key=lambda item: -item[1]["backbone_passes_per_token"])
     places = {mode: 1 / speed["backbone_passes_per_token"] for mode, speed in ordered}
@@ -74,11 +71,11 @@ def draw_errors_over_speed(
 
 
 def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw errors over the tokens that a backbone pass yields, one panel a figure.
+    """Plot errors over the tokens per backbone pass, a panel for each metric.
 
     Args:
-        points: Of each run: its `label`, the `series` it is drawn with, `tokens_per_pass`, and `errors`: by figure the
-            share that is wrong, and where its interval begins and ends.
+        points: For each run its `label`, the `series` it belongs to, `tokens_per_pass`, and `errors`: by metric the
+            fraction that is wrong and the two ends of its interval.
     """
     titles = list(points[0]["errors"])
     figure, axes = _figure(len(titles), height=4)
@@ -100,19 +97,19 @@ def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Draw the words wrong after each codec over the bits per second of its codes, and of the originals if known."""
+    """Plot the WER after each codec over the bits per second of its codes, and the WER of the originals if known."""
     figure, (axis,) = _figure(1, height=4.5, width=7)
-    for name, figures in codecs.items():
-        point = figures["bits_per_second"], 100 * figures["wer"]
+    for name, metrics in codecs.items():
+        point = metrics["bits_per_second"], 100 * metrics["wer"]
         axis.plot(*point, marker="o", linestyle="none")
         axis.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize="small")
-    highest = max(100 * figures["wer"] for figures in codecs.values())
+    highest = max(100 * metrics["wer"] for metrics in codecs.values())
     original = next(iter(codecs.values())).get("wer_original")
     if original is not None:
         axis.axhline(100 * original, color="grey", linestyle="--", label=f"originals, {100 * original:.1f} %")
         axis.legend(fontsize="small")
         highest = max(highest, 100 * original)
-    widest = max(figures["bits_per_second"] for figures in codecs.values())
+    widest = max(metrics["bits_per_second"] for metrics in codecs.values())
     limits = {"xlim": (0, 1.25 * widest), "ylim": (-1, 1.1 * max(highest, 5))}  # room for names and zeros
     axis.set(xlabel="bits per second", ylabel="words wrong, %", **limits)
     axis.grid(alpha=0.3)
@@ -120,7 +117,10 @@ def draw_codecs(codecs: Mapping[str, Mapping[str, float]], path: Path) -> None:
 
 
 def draw_spectrograms(sounds: Mapping[str, tuple[Path, str]], path: Path) -> None:
-    """Draw the mel spectrograms of sounds, each given as (file, what is said in it)."""
+    """Plot the mel spectrograms of sounds, given by name as (file, text spoken in it)."""
+    from vita_audio.data.audio import load_audio
+    from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
+
     figure, axes = _figure(1, height=2.6 * len(sounds), width=9, rows=len(sounds))
     for axis, (name, (file, text)) in zip(axes, sounds.items(), strict=True):
         mel = mel_spectrogram(load_audio(file, SAMPLE_RATE)[None])[0]  # (bands, frames)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Run one training stage under torchrun: launch.sh NAME SEQ_LENGTH TIMESTAMP [flags of tools/finetune_sts.py]
 #
-# The result goes to OUTPUT_ROOT/NAME/TIMESTAMP; the same TIMESTAMP again continues a run that was stopped.
+# The result goes to OUTPUT_ROOT/NAME/TIMESTAMP. Running it again with the same TIMESTAMP resumes an interrupted run.
 #   MODEL_NAME_OR_PATH    checkpoint to start from
 #   AUDIO_TOKENIZER_PATH  folder of the audio tokenizer, or "embedded" for the small one in the package
-#   OUTPUT_ROOT           where runs, audio codes and packed data go
+#   OUTPUT_ROOT           folder for runs, audio codes and packed data
 # Optional: DATA (data yaml), CONFIG_NAME, TOKENIZER_NAME, AUDIO_TOKENIZER_TYPE, AUDIO_CODE_DIR, PACK_CACHE_DIR,
-#   AUDIO_MODEL_NAME_OR_PATH (SenseVoiceSmall, whose encoder the model takes; the first sensevoice stage needs it),
-#   DEEPSPEED_CONFIG (a json file, or "none" for plain data parallel), EXTRA_ARGS (more flags, split at spaces),
+#   AUDIO_MODEL_NAME_OR_PATH (a SenseVoiceSmall whose encoder the model takes; required by the first sensevoice stage),
+#   DEEPSPEED_CONFIG (a JSON file, or "none" for plain data parallelism), EXTRA_ARGS (more flags, separated by spaces),
 #   NPROC_PER_NODE, OMP_NUM_THREADS; several machines: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT.
-# Flags given later override earlier ones: the stage's, then those after the two arguments, then EXTRA_ARGS.
+# Later flags override earlier ones; the order is: flags of the stage, flags after the two arguments, EXTRA_ARGS.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -34,7 +34,7 @@ else
     if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2> /dev/null; then bf16=true; fi
     device=(--use_cpu true --ddp_backend gloo --bf16 "$bf16" --dataloader_num_workers 0 --dataloader_pin_memory false)
 fi
-export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed uses names that torch is about to drop
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning} # DeepSpeed uses names that torch has deprecated
 
 deepspeed_config=${DEEPSPEED_CONFIG:-$here/ds_config_zero2.json}
 deepspeed=()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the scripts beside it: errors in one line, and how torchrun spreads over GPUs and machines.
+# Sourced by the scripts in this folder: errors in one line, and the options that spread torchrun over GPUs and machines.
 
 fail() {
     echo "$(basename "$0"): $*" >&2
@@ -7,7 +7,7 @@ fail() {
 }
 
 # Reads NPROC_PER_NODE, OMP_NUM_THREADS, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT. Sets nnodes, num_gpus, and
-# torchrun_options; exports OMP_NUM_THREADS, the cores of a process.
+# torchrun_options; exports OMP_NUM_THREADS, the number of cores per process.
 spread_processes() {
     local variable nproc num_cores
     nnodes=${NNODES:-1}

@@ -1,15 +1,16 @@
 """What every registered audio tokenizer promises."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_folders import CODES_LOST, MAKE_FOLDERS, OPTIONS
+from tiny_folders import CODES_LOST, MAKE_FOLDERS, OPTIONS, PACKAGES
 
 from evaluation.evaluate_codec import evaluate_corpus, read_corpus
-from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, get_audio_tokenizer
+from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, AudioTokenizer, Voice, get_audio_tokenizer
 
 
 @pytest.fixture(params=sorted(AUDIO_TOKENIZERS))
@@ -31,9 +32,21 @@ def test_every_type_is_tested():
     assert MAKE_FOLDERS.keys() == AUDIO_TOKENIZERS.keys()
 
 
+def test_every_type_that_needs_a_package_has_an_extra():
+    text = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+    assert PACKAGES.keys() == MAKE_FOLDERS.keys() - {"glm4voice"}
+    assert [name for name in PACKAGES if f'"{name}": [' not in text] == []
+
+
 def test_unknown_type_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown audio tokenizer 'glm5voice'; known are glm4voice, "):
         get_audio_tokenizer("glm5voice")
+
+
+@pytest.mark.parametrize("name", ["snac24khz", "sparktts"])
+def test_a_codec_of_one_folder_is_given_one(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} has one folder for codes and waves, got .* and elsewhere"):
+        get_audio_tokenizer(name, tmp_path, "elsewhere")
 
 
 def test_properties(tokenizer):
@@ -125,14 +138,18 @@ def test_stream_is_as_long_as_the_whole(tokenizer):
 
 def test_voices_are_made_or_refused(tokenizer):
     codes, sample = list(range(28)), noise(1.5, tokenizer.sample_rate)
-    if not tokenizer.has_voices:
+    if tokenizer.voice_class is None:
         with pytest.raises(ValueError, match=f"{tokenizer.name} has no voices"):
             tokenizer.make_voice(sample, tokenizer.sample_rate)
-        for call in (lambda: tokenizer.decode(codes, "voice"), lambda: tokenizer.stream("voice")):
+        for call in (lambda: tokenizer.decode(codes, Voice()), lambda: tokenizer.stream(Voice())):
             with pytest.raises(ValueError, match=f"{tokenizer.name} has no voices"):
                 call()
         return
+    for call in (lambda: tokenizer.decode(codes, Voice()), lambda: tokenizer.stream(Voice())):
+        with pytest.raises(ValueError, match=f"{tokenizer.name} needs a voice from its own make_voice, got a Voice"):
+            call()
     voice = tokenizer.make_voice(sample, tokenizer.sample_rate)
+    assert isinstance(voice, Voice)
     wave, stream = tokenizer.decode(codes, voice), tokenizer.stream(voice)
     assert wave.isfinite().all() and not torch.allclose(wave[:5000], tokenizer.decode(codes)[:5000])
     assert len(torch.cat([stream.push(codes), stream.flush()])) == len(wave)
@@ -140,7 +157,7 @@ def test_voices_are_made_or_refused(tokenizer):
 
 def test_every_type_can_be_compared(tokenizer, tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(0.7, 16_000).numpy(), 16_000)
-    figures = evaluate_corpus(read_corpus(tmp_path), tokenizer, None, [], tmp_path / "decoded")
+    figures = evaluate_corpus(read_corpus(tmp_path), tokenizer, tmp_path / "decoded")
     assert 0 < figures["codes_used"] <= figures["codebook_size"] and figures["mel_distance"] > 0
     assert figures["bits_per_second_used"] <= figures["bits_per_second"]
     made = soundfile.info(tmp_path / "decoded" / "a.wav")

@@ -9,7 +9,7 @@ from tiny_folders import LAYOUTS
 
 from vita_audio.audio_tokenizers import cosyvoice2 as module
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 
 LAYOUT = LAYOUTS["cosyvoice2"]
 
@@ -31,7 +31,7 @@ def test_sizes_are_those_of_the_released_layout(tokenizer):
 
 @pytest.mark.parametrize("seconds", [1.0, 2.345])
 def test_codes_are_those_of_the_package(tokenizer, seconds):
-    utils = import_optional("s3tokenizer.utils", extra="cosyvoice2", unused=("torchaudio",))
+    utils = require("s3tokenizer.utils", purpose="tests", install="s3tokenizer", unused=["torchaudio"])
     mel = utils.log_mel_spectrogram(sound(seconds), 80)
     codes, lengths = tokenizer.speech_tokenizer(mel[None], torch.tensor([mel.shape[1]]))
     assert tokenizer.encode(sound(seconds), 16_000) == codes[0, : lengths[0]].tolist()
@@ -51,7 +51,7 @@ def test_voice_is_prompt_and_embedding(tokenizer):
     voice = tokenizer.make_voice(sound(1.2), 16_000)
     assert voice.codes == tokenizer.encode(sound(1.2), 16_000) and voice.mel.shape == (80, 60)
     assert voice.embedding is None  # the folder has no campplus.onnx
-    embedded = tokenizer.decode([1, 2, 3], module.Voice(embedding=torch.ones(192)))
+    embedded = tokenizer.decode([1, 2, 3], module.FlowVoice(embedding=torch.ones(192)))
     assert not torch.allclose(embedded, tokenizer.decode([1, 2, 3]))
 
 
@@ -143,7 +143,7 @@ def test_speaker_embedding(tmp_path):
 
 
 def test_wrong_folders_are_named(folders, tmp_path):
-    with pytest.raises(ValueError, match="give the folder of CosyVoice2-0.5B"):
+    with pytest.raises(ValueError, match="give the folder of FunAudioLLM/CosyVoice2-0.5B as path"):
         get_audio_tokenizer("cosyvoice2")
     if find_spec("s3tokenizer") is None:
         pytest.skip("needs the package s3tokenizer: pip install 'vita-audio[cosyvoice2]'")

@@ -163,7 +163,7 @@ def test_embedded_weights_are_the_default(folders, monkeypatch):
             b"version https://git-lfs.github.com/spec/v1\n",
             "model.safetensors is a Git LFS pointer",
         ),
-        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{", "model.safetensors is no safetensors file, or its head is cut"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{", "model.safetensors is cut off or damaged"),
     ],
 )
 def test_missing_and_damaged_files_are_named(folders, tmp_path, name, content, message):
@@ -178,7 +178,7 @@ def test_missing_and_damaged_files_are_named(folders, tmp_path, name, content, m
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nowhere"):
         get_audio_tokenizer("glm4voice", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="somebody/glm-4-voice-tokenizer is no folder here .*offline"):
+    with pytest.raises(FileNotFoundError, match="somebody/glm-4-voice-tokenizer is not a local folder .*offline"):
         get_audio_tokenizer("glm4voice", "somebody/glm-4-voice-tokenizer", offline=True)
 
 
@@ -204,7 +204,7 @@ def test_voice_prompt_is_heard_but_not_repeated(folders):
     waves = [tokenizer.decode(codes), tokenizer.decode(codes, voice), torch.cat([stream.push(codes), stream.flush()])]
     assert abs(len(waves[0]) - len(waves[1])) <= 256 and len(waves[1]) == len(waves[2])
     assert not torch.allclose(waves[0][:5000], waves[1][:5000])
-    embedded = tokenizer.decode(codes, glm4voice.Voice(embedding=torch.ones(8)))
+    embedded = tokenizer.decode(codes, glm4voice.FlowVoice(embedding=torch.ones(8)))
     assert not torch.allclose(waves[0], embedded)
 
 

@@ -109,7 +109,7 @@ def test_other_models_and_folders_are_refused(folders, tmp_path):
 
     with pytest.raises(ValueError, match=r"got \{'vq_strides': \[8, 4, 2, 1\]"):
         SNAC24kHzTokenizer(SNAC(encoder_dim=2, encoder_rates=[2], decoder_dim=4, decoder_rates=[2]))
-    with pytest.raises(ValueError, match="one folder for codes and waves; give it as path"):
+    with pytest.raises(ValueError, match="give the folder of hubertsiuzdak/snac_24khz as path"):
         get_audio_tokenizer("snac24khz")
     (tmp_path / "config.json").write_text(json.dumps({"sampling_rate": 24_000}))
     with pytest.raises(FileNotFoundError, match="pytorch_model.bin is missing"):

@@ -14,6 +14,7 @@ from tiny_folders import LAYOUTS, OPTIONS
 from evaluation.evaluate_codec import evaluate_corpus, read_corpus
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers import sparktts as module
+from vita_audio.audio_tokenizers.sparktts import SparkTTSVoice
 
 LAYOUT = LAYOUTS["sensevoice_sparktts"]
 
@@ -53,9 +54,9 @@ def test_codes_and_voice_are_those_of_the_package(tokenizer):
             batch = {"wav": wave, "ref_wav": reference, "feat": package.extract_wav2vec2_features(wave)}
             semantic, voice = package.model.tokenize(batch)
         assert tokenizer.encode(speech(seconds), 16_000) == semantic[0].tolist()
-        assert tokenizer.make_voice(speech(seconds), 16_000) == voice.flatten().tolist()
+        assert list(tokenizer.make_voice(speech(seconds), 16_000).codes) == voice.flatten().tolist()
         expected = package.detokenize(voice[:, 0], semantic)
-        made = tokenizer.decode(semantic[0].tolist(), voice.flatten().tolist())
+        made = tokenizer.decode(semantic[0].tolist(), SparkTTSVoice(voice.flatten().tolist()))
         torch.testing.assert_close(made, torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
@@ -66,22 +67,30 @@ def test_a_voice_must_be_given_and_is_heard(folders, tokenizer):
             call()
     tone = (torch.arange(32_000) * 0.1).sin()
     voices = [without.make_voice(wave, 16_000) for wave in (speech(6), tone)]
-    assert all(len(voice) == 32 and 0 <= min(voice) and max(voice) < 4096 for voice in voices)
+    assert all(len(voice.codes) == 32 for voice in voices)
     assert voices[0] != voices[1]
-    waves = [without.decode(range(40), voice) for voice in (*voices, [0] * 32)]
+    waves = [without.decode(range(40), voice) for voice in (*voices, SparkTTSVoice([0] * 32))]
     assert not torch.allclose(waves[0], waves[1]) and not torch.allclose(waves[0], waves[2])
     assert torch.equal(tokenizer.decode(range(40)), without.decode(range(40), OPTIONS["sparktts"]["voice"]))
-    with pytest.raises(ValueError, match="a voice must have 32 codes, got 31"):
-        without.decode([1], [0] * 31)
-    with pytest.raises(ValueError, match=r"audio codes must be in 0..4095, got 1 others such as \[4096\]"):
-        get_audio_tokenizer("sparktts", folders["sparktts"][0], voice=[4096] * 1 + [0] * 31)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([0] * 31, "a voice must have 32 codes, got 31; make one with make_voice"),
+        ([4096] + [0] * 31, r"audio codes must be in 0..4095, got 1 others such as \[4096\]"),
+    ],
+)
+def test_a_voice_of_another_form_is_refused(codes, message):
+    with pytest.raises(ValueError, match=message):
+        SparkTTSVoice(codes)
 
 
 def test_a_comparison_gives_every_clip_its_own_voice(folders, tokenizer, tmp_path):
     soundfile.write(tmp_path / "a.wav", speech(1).numpy(), 16_000, subtype="FLOAT")
     without = get_audio_tokenizer("sparktts", folders["sparktts"][0])
     assert without.needs_voice and not tokenizer.needs_voice
-    evaluate_corpus(read_corpus(tmp_path), without, None, [], tmp_path / "decoded")
+    evaluate_corpus(read_corpus(tmp_path), without, tmp_path / "decoded")
     made = torch.from_numpy(soundfile.read(tmp_path / "decoded" / "a.wav", dtype="float32")[0])
     expected = without.decode(without.encode(speech(1), 16_000), without.make_voice(speech(1), 16_000))
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)  # the file has 16 bits
@@ -103,7 +112,7 @@ def test_streams_give_the_wave_of_the_whole(folders, stream_chunks):
 def test_bound_on_what_a_code_changes(tokenizer):
     """By the gradient of one sample, which no rounding hides."""
     model = copy.deepcopy(tokenizer.bicodec).double()
-    voice = model.speaker_encoder.detokenize(torch.tensor(OPTIONS["sparktts"]["voice"])[None, None])
+    voice = model.speaker_encoder.detokenize(torch.tensor(OPTIONS["sparktts"]["voice"].codes)[None, None])
     hidden = model.quantizer.detokenize(torch.arange(201)[None]).requires_grad_()
     wave = model.decoder(model.prenet(hidden, voice) + voice.unsqueeze(-1))
     reaches = []
@@ -138,7 +147,7 @@ def test_loading_leaves_the_global_generator_alone_and_names_what_is_wrong(folde
     before = torch.get_rng_state()
     get_audio_tokenizer("sparktts", folders["sparktts"][0])
     assert torch.equal(before, torch.get_rng_state())
-    with pytest.raises(ValueError, match="one folder for codes and waves"):
+    with pytest.raises(ValueError, match="give the folder of SparkAudio/Spark-TTS-0.5B as path"):
         get_audio_tokenizer("sparktts")
     with pytest.raises(FileNotFoundError, match=r"BiCodec/config.yaml is missing"):
         get_audio_tokenizer("sparktts", tmp_path)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperFeatureExtractor
 
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
+from vita_audio.audio_tokenizers.sparktts import SparkTTSVoice
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.speech_decoder.config import (
     DecoderConfig,
@@ -57,9 +58,9 @@ def make_glm4voice_folders(folder: Path) -> tuple[Path, Path]:
 
 def make_cosyvoice2_folders(folder: Path) -> tuple[Path, Path]:
     """An S3 tokenizer and a decoder like those of CosyVoice2-0.5B, at the smallest sizes that its head size allows."""
-    from vita_audio.optional import import_optional
+    from vita_audio.optional import require
 
-    model_v2 = import_optional("s3tokenizer.model_v2", extra="cosyvoice2", unused=("torchaudio",))
+    model_v2 = require("s3tokenizer.model_v2", purpose="tests", install="s3tokenizer", unused=["torchaudio"])
     config = model_v2.ModelConfig(n_mels=80, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
     model = model_v2.S3TokenizerV2("speech_tokenizer_v2_25hz", config)
     save_file(model.state_dict(), folder / "speech_tokenizer_v2.safetensors")
@@ -152,5 +153,5 @@ PACKAGES = {  # what a type needs beyond this package
     "snac24khz": ("snac",),
     "sparktts": ("spark_tts_lib", "einx", "omegaconf"),
 }
-OPTIONS = {"sparktts": {"voice": list(range(0, 4096, 128))}}  # of `get_audio_tokenizer`
+OPTIONS = {"sparktts": {"voice": SparkTTSVoice(range(0, 4096, 128))}}  # of `get_audio_tokenizer`
 CODES_LOST = {"sparktts": 1}  # at the end, where a window of wav2vec 2.0 is not full

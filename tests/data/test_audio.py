@@ -124,3 +124,60 @@ def test_file_without_audio_is_an_error(tmp_path, content, reason):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.wav: no such audio file"):
         load_audio(tmp_path / "gone.wav", RATE)
+
+
+ODD_FORMATS = [
+    *(("wav", codec) for codec in ("GSM610", "MS_ADPCM", "IMA_ADPCM", "ULAW", "G721_32", "NMS_ADPCM_16")),
+    *(("aiff", "GSM610"), ("w64", "GSM610"), ("w64", "PCM_16"), ("au", "ALAW"), ("au", "G723_24"), ("caf", "ALAC_16")),
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), ODD_FORMATS)
+def test_every_codec_is_read_also_those_that_cannot_seek(tmp_path, suffix, codec):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(1.0, RATE), RATE, subtype=codec, format=suffix.upper())
+    wave = load_audio(path, RATE)
+    assert 0 <= len(wave) - RATE < 512  # some codecs fill their last block
+    likeness = torch.cosine_similarity(wave[:RATE], torch.from_numpy(tone(1.0, RATE)), dim=0)
+    assert likeness > 0.97 and stated_seconds(path) == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), ODD_FORMATS)
+@pytest.mark.parametrize("num_bytes", [3, 20, 45, 70, 1000])
+def test_the_beginning_of_a_file_of_any_format_is_an_error_that_names_it(tmp_path, suffix, codec, num_bytes):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(1.0, RATE), RATE, subtype=codec, format=suffix.upper())
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(AudioError, match=rf"^{path}: "):
+        load_audio(path, RATE)
+
+
+def link_to_what_cannot_be_read(path):
+    path.symlink_to("/proc/self/mem")  # may be opened, and fails when it is read, also for root
+
+
+BAD_FILES = {
+    "a.raw": lambda path: soundfile.write(path, tone(0.1, RATE), RATE, subtype="PCM_16"),
+    "text.wav": lambda path: path.write_text("Not audio.", encoding="utf-8"),
+    "text.mp3": lambda path: path.write_text("Not audio.", encoding="utf-8"),
+    "text.raw": lambda path: path.write_text("Not audio.", encoding="utf-8"),
+    "zeros.wav": lambda path: path.write_bytes(bytes(5000)),
+    "riff.wav": lambda path: path.write_bytes(b"RIFF\xff\xff\xff\xffWAVEfmt " + bytes(200)),
+    "folder.wav": lambda path: path.mkdir(),
+    "unreadable.wav": link_to_what_cannot_be_read,
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_whatever_the_sound_library_refuses_is_an_error_that_names_the_file(tmp_path, name):
+    BAD_FILES[name](tmp_path / name)
+    for read in (lambda path: load_audio(path, RATE), stated_seconds):
+        with pytest.raises(AudioError, match=rf"{name}: ") as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".wav", "a\0.wav"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="no such audio file"):
+        load_audio(tmp_path / name, RATE)

@@ -15,6 +15,8 @@ from toy_codec import ToyCodec, make_toy_codec, write_codes
 from vita_audio.data.audio import AudioError
 from vita_audio.data.codes import AudioCodeStore, Extraction, FileState, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
+from vita_audio.data.packing import build_packs
+from vita_audio.interleave import InterleavePlan
 
 MESSAGE = {"role": "user", "content": "<|audio|>"}
 
@@ -112,6 +114,22 @@ def test_bad_files_are_counted_named_and_tried_again(tmp_path, store):
     write_codes(bad, [5])
     assert extract_codes([bad], store, make_toy_codec).num_encoded == 1
     assert store.codes(bad) == [5]
+
+
+def test_one_file_that_the_sound_library_refuses_does_not_end_the_run(tmp_path, store, write_mixture, tokenizer):
+    """Extraction and packing leave out the sample, name the file and continue; GSM 6.10 is read."""
+    write_codes(tmp_path / "first.wav", range(25)), write_codes(tmp_path / "last.wav", range(25))
+    soundfile.write(tmp_path / "telephone.wav", np.zeros(16_000), 16_000, subtype="GSM610")
+    (tmp_path / "samples.raw").write_bytes(bytes(1000))
+    names = ("first.wav", "telephone.wav", "samples.raw", "last.wav")
+    samples = [{"messages": [MESSAGE, {"role": "assistant", "content": "yes"}], "audios": [name]} for name in names]
+    path = write_mixture(samples)
+    report = extract_codes(referenced_audio(load_mixture(path)), store, make_toy_codec)
+    assert (report.num_encoded, list(report.failures)) == (3, [str(tmp_path / "samples.raw")])
+    packs, packing = build_packs(path, tokenizer, store, InterleavePlan.parse("boost"), 20_000)
+    assert packing.num_documents == 3
+    assert [(problem.line, problem.kind) for problem in packing.problems] == [(3, "unusable audio")]
+    assert "samples.raw: not readable as audio (samplerate must be specified)" in packing.problems[0].reason
 
 
 @pytest.mark.parametrize("name", ["a\0.wav", "a" * 300 + ".wav", "a/" * 3000 + ".wav", "\ud800.wav"])

@@ -17,7 +17,7 @@ from vita_audio.data.collator import PackCollator
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import FEATURE_SIZE, SenseVoiceFrontEnd, num_encoder_rows
+from vita_audio.speech_features import FEATURE_SIZE, SenseVoiceFrontEnd, num_encoder_rows
 from vita_audio.text import TTS_PROMPT, VOICE_PROMPT_SYSTEM, TextTokenizer
 
 ASSETS = Path(__file__).parents[1] / "assets"

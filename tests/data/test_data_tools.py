@@ -144,7 +144,7 @@ def test_wrong_paths_are_one_line_and_leave_nothing_behind(corpus, speech_tokeni
 
     before = sorted(tmp_path.iterdir())
     missing = {"data": tmp_path / "none.yaml"}
-    assert error_line("extract_audio_codes.py", **missing).endswith("none.yaml: no such data yaml")
+    assert error_line("extract_audio_codes.py", **missing).endswith("none.yaml: no such file")
     (tmp_path / "codes").mkdir()
     for codes in ("codes", "kodes"):
         line = error_line("inspect_data.py", tokenizer=TINY_TOKENIZER, codes=tmp_path / codes)

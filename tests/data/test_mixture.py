@@ -158,3 +158,13 @@ def test_paths_count_from_the_yaml_and_then_from_the_current_folder(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (entry,) = read_entries(write_yaml(tmp_path / "config", "dataset: {x: {data_paths: [near.jsonl, far.jsonl]}}"))
     assert [file.resolve() for file in entry.files] == [tmp_path / "config/near.jsonl", tmp_path / "far.jsonl"]
+
+
+def test_keys_without_effect_are_named_once(tmp_path, write_mixture, caplog):
+    path = write_mixture([{"messages": [{"role": "user", "content": "hi"}]}])
+    path.write_text("\ufeff" + path.read_text() + "do_dataset_cast: true\nxlsx_sample_num: 5\n", encoding="utf-8")
+    for _ in range(2):
+        assert len(load_mixture(path).rows) == 1
+    assert [record.message for record in caplog.records] == [
+        f"{path}: do_dataset_cast, xlsx_sample_num have no effect here"
+    ]

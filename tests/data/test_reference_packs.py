@@ -10,7 +10,7 @@ import soundfile
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.collator import PackCollator
 from vita_audio.data.packing import Document, PackedAudio, _join, pack_documents
-from vita_audio.models.sensevoice import QUERIES, SenseVoiceFrontEnd
+from vita_audio.speech_features import QUERIES, SenseVoiceFrontEnd
 
 ASSETS = Path(__file__).parents[1] / "assets"
 STREAMS = json.loads((ASSETS / "data/packing.json").read_text(encoding="utf-8"))["cases"]

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from test_run import arguments, results
-from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
+from test_run import results
+from toy_corpus import SENTENCES, LengthJudge, arguments, make_toy_corpus
 
 from evaluation import run
 from evaluation.judges import JUDGES
-from evaluation.metrics.corrected import error_counts
+from evaluation.metrics.ours import error_counts
 from evaluation.metrics.score import Score
 from evaluation.metrics.significance import compare, confidence_interval
 from evaluation.run_folder import RowFile

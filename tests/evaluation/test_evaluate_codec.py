@@ -1,4 +1,4 @@
-"""Figures of codecs, and the comparison of several on a folder of sounds."""
+"""Metrics of codecs, and the comparison of several on a folder of sounds."""
 
 import json
 import math
@@ -10,8 +10,14 @@ import soundfile
 import torch
 from toy_corpus import LengthJudge
 
-from evaluation import compare_codecs
-from evaluation.evaluate_codec import code_figures, judged_figures, main, mel_distance, read_corpus
+from evaluation.evaluate_codec import (
+    code_metrics,
+    judged_metrics,
+    main,
+    mel_distance,
+    parse_arguments,
+    read_corpus,
+)
 from evaluation.judges import JUDGES
 from evaluation.reporting.plots import draw_codecs
 
@@ -43,7 +49,7 @@ def untold(folder, tmp_path):
 
 
 class Codec:
-    """What the figures need of an audio tokenizer."""
+    """The attributes of an audio tokenizer that the metrics need."""
 
     frame_rate, vocab_size, codes_per_group, bits_per_code = 10.0, 16, 2, 3.0
 
@@ -54,6 +60,9 @@ def test_folders_are_read_in_order_with_their_texts(folder, tmp_path):
     assert len(read_corpus(folder, 2)) == 2
     with pytest.raises(FileNotFoundError, match=f"no .wav, .* files in {tmp_path}"):
         read_corpus(tmp_path)
+    listed = tmp_path / "heldout.jsonl"
+    listed.write_text('{"audio": "c.wav", "reference": "three"}\n', encoding="utf-8")
+    assert [(clip.path, clip.text) for clip in read_corpus(listed)] == [(tmp_path / "c.wav", "three")]
     (tmp_path / "manifest.jsonl").write_text('{"audio": "x/c.wav", "text": "three"}\n', encoding="utf-8")
     (clip,) = read_corpus(tmp_path)
     assert (clip.path, clip.name, clip.text) == (tmp_path / "x/c.wav", "x-c", "three")
@@ -76,11 +85,11 @@ def test_a_wrong_manifest_is_refused_by_its_line(lines, message, tmp_path):
 
 
 def test_bits_are_those_of_the_codebooks_and_of_the_frequencies():
-    figures = code_figures([[0, 8, 1, 9], [0, 8, 1, 9]], Codec())
+    figures = code_metrics([[0, 8, 1, 9], [0, 8, 1, 9]], Codec())
     assert figures["codes_per_second"] == 10 and figures["bits_per_second"] == 30
     assert figures["codes_used"] == 4 and figures["codebook_perplexity"] == pytest.approx(4)
     assert figures["bits_per_second_used"] == pytest.approx(10)  # each slot has two codes, equally frequent
-    assert code_figures([[0, 8], [0, 8]], Codec())["bits_per_second_used"] == pytest.approx(0)
+    assert code_metrics([[0, 8], [0, 8]], Codec())["bits_per_second_used"] == pytest.approx(0)
 
 
 def test_mel_distance_is_zero_for_the_same_sound_at_any_rate_and_length():
@@ -99,7 +108,7 @@ def heard_in(clips, judge):
 def test_words_are_compared_with_the_texts(folder):
     clips, judge = read_corpus(folder), LengthJudge()
     sounds, heard = heard_in(clips, judge)
-    figures = judged_figures(clips, judge, sounds, heard)
+    figures = judged_metrics(clips, judge, sounds, heard)
     assert [row["reference_text"] for row in figures["generated"]] == ["one two", "three", "four"]
     assert figures["wer"] == figures["wer_original"] > 0
 
@@ -107,7 +116,7 @@ def test_words_are_compared_with_the_texts(folder):
 def test_without_texts_words_are_compared_with_those_heard_in_the_originals(untold):
     clips, judge = read_corpus(untold), LengthJudge()
     sounds, heard = heard_in(clips, judge)
-    figures = judged_figures(clips, judge, sounds, heard)
+    figures = judged_metrics(clips, judge, sounds, heard)
     assert [row["reference_text"] for row in figures["generated"]] == heard
     assert figures["wer"] == 0 and "wer_original" not in figures
 
@@ -119,7 +128,7 @@ def test_several_corpora_are_evaluated_one_by_one(folder, tmp_path, monkeypatch)
     figures = json.loads((tmp_path / "codec.json").read_text(encoding="utf-8"))
     assert list(figures) == ["judge", "all", "more", "mean_codebook_perplexity"]
     assert (figures["all"]["clips"], figures["more"]["clips"]) == (2, 1)
-    assert sorted(path.name for path in tmp_path.rglob("*.wav")) == ["a.wav", "a.wav", "b.wav"]
+    assert sorted(path.name for path in tmp_path.rglob("*.wav")) == ["a.wav", "b.wav", "more-a.wav"]
     assert (tmp_path / "mel.png").stat().st_size > 5000
 
 
@@ -142,9 +151,9 @@ def test_a_corpus_that_is_not_there_is_named_before_another_is_evaluated(folder,
 def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
     output = tmp_path / "codecs"
-    compare_codecs.main(
-        f"--audio {folder} --output {output} --codec glm4voice --codec glm4voice=embedded,embedded --judge length "
-        "--max-clips 2 --device cpu".split()
+    main(
+        f"--corpus x={folder} --output {output} --compare glm4voice glm4voice=embedded,embedded --judge length "
+        "--max-clips 2".split()
     )
     summary = json.loads((output / "codecs.json").read_text(encoding="utf-8"))
     assert summary["judge"] == "length" and summary["clips"] == 2
@@ -153,7 +162,7 @@ def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
         assert first[key] == second[key]
     assert first["mel_distance"] > 0 and first["bits_per_second"] == 12.5 * math.log2(first["codebook_size"])
     for name in ("glm4voice", "glm4voice-2"):
-        assert sorted(path.name for path in (output / name).iterdir()) == ["a.wav", "b.wav"]
+        assert sorted(path.name for path in (output / name).iterdir()) == ["b.wav", "more-a.wav"]
     assert soundfile.info(output / "glm4voice" / "b.wav").duration == pytest.approx(0.6, abs=0.1)
     rows = [line for line in (output / "codecs.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) == 4 and "mel distance" in rows[0] and rows[2].startswith("| glm4voice | 12.5 | ")
@@ -164,25 +173,34 @@ def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--codec mp3", "unknown audio tokenizer 'mp3'; known are glm4voice"),
-        ("--codec glm4voice=nowhere", "no folder nowhere"),
-        ("--codec glm4voice --judge parrot", "judge must be one of"),
+        ("--compare mp3", "unknown audio tokenizer 'mp3'; known are glm4voice"),
+        ("--compare glm4voice=nowhere", "no folder nowhere"),
+        ("--compare glm4voice --judge parrot", "judge must be one of"),
     ],
 )
-def test_wrong_requests_are_one_line(folder, tmp_path, arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        compare_codecs.main([*f"--audio {folder} --output {tmp_path}".split(), *arguments.split()])
-    *before, line = capsys.readouterr().err.splitlines()  # a codec loads with a progress bar
-    assert stop.value.code == 2 and line.startswith("evaluation.compare_codecs: ") and message in line
-    assert not any("Traceback" in text for text in before)
+def test_wrong_requests_are_named(folder, tmp_path, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        main([*f"--corpus x={folder} --output {tmp_path}".split(), *arguments.split()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--max-clips 0", "--max-clips: must be at least 1, got 0"),
+        ("--corpus y=b --compare glm4voice", "--compare needs a single --corpus, got 2"),
+        ("--codes store", "--codes and --codes-of belong together"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--corpus", "x=a", "--output", "out", *arguments.split()])
+    assert message in capsys.readouterr().err
 
 
 def test_codecs_are_compared_without_texts(untold, tmp_path, monkeypatch):
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
     output = tmp_path / "codecs"
-    compare_codecs.main(
-        f"--audio {untold} --output {output} --codec glm4voice --judge length --max-clips 2 --device cpu".split()
-    )
+    main(f"--corpus x={untold} --output {output} --compare glm4voice --judge length --max-clips 2".split())
     assert "WER of originals" not in (output / "codecs.md").read_text(encoding="utf-8")
     assert (output / "codecs.png").stat().st_size > 5000
 
@@ -198,9 +216,7 @@ def test_the_errors_of_originals_are_drawn_where_they_are_known(originals, lines
 
 
 def test_without_a_judge_there_are_no_errors_to_draw(folder, tmp_path):
-    compare_codecs.main(
-        f"--audio {folder} --output {tmp_path} --codec glm4voice --judge none --max-clips 1 --device cpu".split()
-    )
+    main(f"--corpus x={folder} --output {tmp_path} --compare glm4voice --judge none --max-clips 1".split())
     figures = json.loads((tmp_path / "codecs.json").read_text(encoding="utf-8"))["codecs"]["glm4voice"]
     assert "wer" not in figures and figures["clips"] == 1
     assert "WER" not in (tmp_path / "codecs.md").read_text(encoding="utf-8")

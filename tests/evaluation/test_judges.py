@@ -17,7 +17,7 @@ from evaluation.judges import (
     WhisperJudge,
     get_judge,
 )
-from evaluation.metrics.ours import word_error_rate
+from evaluation.metrics.ours import corrected_error_rate
 from vita_audio.optional import MissingPackageError
 
 
@@ -74,7 +74,7 @@ def test_whisper_writes_down_synthetic_speech_in_order():
     judge = get_judge("whisper_tiny_en", num_threads=2)
     heard = judge.transcribe(sounds)
     assert judge.name == "whisper_tiny_en"
-    assert word_error_rate(texts, heard) <= 1 / 12
+    assert corrected_error_rate(texts, heard).value <= 1 / 12
     assert judge.transcribe(sounds[::-1]) == heard[::-1]
 
 
@@ -157,5 +157,5 @@ def test_sphinx_understands_most_of_synthetic_speech_whatever_came_before():
     texts, sounds = speak()
     judge = get_judge("pocketsphinx", language="en")
     heard = judge.transcribe(sounds)
-    assert word_error_rate(texts, heard) <= 1 / 2
+    assert corrected_error_rate(texts, heard).value <= 1 / 2
     assert judge.transcribe(sounds[::-1]) == heard[::-1]

@@ -1,6 +1,7 @@
 """Suites on a toy model: run whole, stopped and continued, with broken samples, with sets that fail or are missing."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,16 +10,15 @@ from pathlib import Path
 import pytest
 import soundfile
 from filelock import FileLock
-from toy_corpus import SENTENCES, LengthJudge, make_toy_corpus
+from toy_corpus import SENTENCES, LengthJudge, arguments, make_toy_corpus
 
-from evaluation import prepare, processes, run
-from evaluation.figures import Value
+from evaluation import prepare, run, run_folder
 from evaluation.judges import JUDGES
 from evaluation.reporting import page
 from evaluation.results import PUBLISHED
 from evaluation.run_folder import RowFile
-from evaluation.suites import BENCHMARKS
-from evaluation.tasks import TASKS
+from evaluation.suites import BENCHMARKS, draw
+from evaluation.tasks import TASKS, Value
 from vita_audio.inference.pipeline import SpeechLM
 
 ROOT = Path(__file__).parents[2]
@@ -43,21 +43,6 @@ def finished(tmp_path_factory, toy_folders, corpus) -> Path:
         patch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
         assert run.main(arguments(toy_folders, corpus, output, "--modes", *MODES)) == 0
     return output
-
-
-def arguments(toy_folders, corpus: Path, output: Path, *more: str, suite: str = "demo", judge: str = "length"):
-    options = {
-        "suite": suite,
-        "model": toy_folders.model,
-        "corpus": corpus,
-        "output": output,
-        "audio-tokenizer-path": toy_folders.audio_tokenizer,
-        "audio-decoder-path": toy_folders.audio_decoder,
-        "judge": f"en={judge}",
-        "batch-size": 2,
-        "max-new-tokens": 24,
-    }
-    return [str(part) for name, value in options.items() for part in (f"--{name}", value)] + list(map(str, more))
 
 
 def results(output: Path) -> dict[tuple[str, str], dict]:
@@ -111,7 +96,7 @@ def test_the_page_needs_nothing_from_elsewhere(finished):
     assert "| demo-asr | boost | 3 |" in markdown
     assert markdown.index("(chart.png)") < markdown.index("## Recognition")
     assert page.index("data:image/png") < page.index("<table>")
-    assert "recordings, as length hears them" in markdown and "* commit: " in markdown
+    assert "recordings, transcribed by length" in markdown and "* commit: " in markdown
 
 
 def test_audio_that_does_not_fit_into_the_page_is_linked_whatever_its_name(tmp_path, monkeypatch):
@@ -161,7 +146,9 @@ def test_a_stopped_evaluation_continues_where_it_was(finished, toy_folders, corp
     assert answers(tmp_path) == {name: rows for name, rows in everything.items() if not name.startswith("vanilla")}
 
 
-@pytest.mark.parametrize("option, value", [("--max-new-tokens", "9"), ("--seed", "1"), ("--judge", "en=other")])
+@pytest.mark.parametrize(
+    "option, value", [("--max-new-tokens", "9"), ("--seed", "1"), ("--judge", "en=other"), ("--limit", "demo-asr=2")]
+)
 def test_a_changed_setting_is_refused(finished, toy_folders, corpus, option, value):
     options = arguments(toy_folders, corpus, finished, option, value)
     name = option.removeprefix("--").replace("-", "_")
@@ -171,7 +158,7 @@ def test_a_changed_setting_is_refused(finished, toy_folders, corpus, option, val
 
 def test_a_folder_in_which_another_process_works_is_refused(toy_folders, corpus, tmp_path, monkeypatch):
     """As when torchrun was killed and its processes were not."""
-    monkeypatch.setattr(processes, "SECONDS_FOR_THE_LAST_ONE", 0.1)
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_SECONDS", 0.1)
     options = arguments(toy_folders, corpus, tmp_path, "--modes", "boost", suite="demo-asr")
     with FileLock(tmp_path / ".process-0.lock"):
         with pytest.raises(ValueError, match="another evaluation works in .*wait until it is done or end it"):
@@ -181,7 +168,7 @@ def test_a_folder_in_which_another_process_works_is_refused(toy_folders, corpus,
 
 
 def test_a_process_ends_with_the_one_that_started_it():
-    child = "import time; from evaluation.processes import end_with_parent as e; e(); print('ready'); time.sleep(60)"
+    child = "import time; from evaluation.run_folder import end_with_parent as e; e(); print('ready'); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-uc', {child!r}])"
     started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=ROOT)
     assert started.stdout.readline() == b"ready\n"
@@ -271,26 +258,65 @@ def test_published_figures_are_of_our_kinds_and_name_their_source():
     assert len({(row["benchmark"], row["model"], row["figure"], row["source"]) for row in rows}) == len(rows)
     for row in rows:
         benchmark = BENCHMARKS[row["benchmark"]]
-        assert row["figure"] in [figure.key(benchmark.language) for figure in TASKS[benchmark.task].figures]
+        assert row["figure"] in [figure.key(benchmark.language) for figure in TASKS[benchmark.task].metrics]
         assert 0 < row["value"] < 1 and row["model"] and len(row["source"]) > 20
 
 
 def test_arguments_that_do_not_fit_are_named(toy_folders, corpus, tmp_path, capsys):
     for change, message in (
         (("--suite", "asr"), "suite asr needs --data"),
-        (("--judge", "whisper_tiny_en"), "--judge must be LANGUAGE=NAME"),
+        (("--judge", "whisper_tiny_en"), "--judge: must be LANGUAGE=NAME"),
+        (("--modes", "fast"), "--modes: interleave plan must be one of"),
+        (("--batch-size", "0"), "--batch-size: must be at least 1, got 0"),
+        (("--limit", "demo-tts=0"), "--limit: must be at least 1, got 0"),
     ):
         with pytest.raises(SystemExit):
             run.main(arguments(toy_folders, corpus, tmp_path, *change))
         assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match="interleave plan must be one of"):
-        run.main(arguments(toy_folders, corpus, tmp_path, "--modes", "fast"))
+    with pytest.raises(ValueError, match="suite must be one of .* got .heldout."):
+        run.main(arguments(toy_folders, corpus, tmp_path, "--limit", "2", "heldout=1"))
+
+
+def test_every_benchmark_can_have_its_own_number_of_samples(toy_folders, corpus, tmp_path):
+    options = ["--modes", "vanilla", "--limit", "2", "demo-asr=1", "--skip-recordings"]
+    assert run.main(arguments(toy_folders, corpus, tmp_path, *options)) == 0
+    counts = {key: row["num_samples"] for key, row in results(tmp_path).items()}
+    names = {"demo-asr": 1, "demo-tts": 2, "demo-qa": 2, "demo-qa-text": 2}
+    assert counts == {(name, "vanilla"): count for name, count in names.items()}
+    assert json.loads((tmp_path / "settings.json").read_text())["limit"] == {"every": 2, "demo-asr": 1}
+
+
+def test_items_are_a_fixed_draw_in_their_order():
+    assert draw("abcdefgh", 3) == draw("abcdefgh", 3) == sorted(draw("abcdefgh", 3))
+    assert draw("abc", 9) == draw("abc", None) == ["a", "b", "c"]
+
+
+def test_another_model_in_the_same_folder_is_refused(finished, toy_folders, corpus, tmp_path):
+    """Also one that was trained again, which is known by the times of its files."""
+    model = shutil.copytree(toy_folders.model, tmp_path / "model")
+    options = arguments(toy_folders, corpus, finished)
+    options[options.index("--model") + 1] = str(model)
+    with pytest.raises(ValueError, match=r"other settings \(model: "):
+        run.main(options)
+    before = run.parse_arguments(options).settings(model)
+    assert json.loads(json.dumps(before)) == before
+    (model / "model.safetensors").touch()
+    after = run.parse_arguments(options).settings(model)
+    assert [name for name in before if before[name] != after[name]] == ["weights"]
+
+
+def test_weights_of_every_form_are_settings(toy_folders, corpus, tmp_path):
+    for name in ("model.safetensors", "pytorch_model-00001-of-00002.bin", "training_args.bin"):
+        (tmp_path / name).touch()
+    weights = run.parse_arguments(arguments(toy_folders, corpus, tmp_path)).settings(tmp_path)["weights"]
+    assert [name for name, _, _ in weights] == ["model.safetensors", "pytorch_model-00001-of-00002.bin"]
 
 
 def test_the_program_runs_from_anywhere_and_says_in_one_line_what_is_wrong(tmp_path):
     options = ["--suite", "demo", "--model", "nowhere", "--corpus", "corpus", "--output", "output"]
-    command = [sys.executable, str(ROOT / "evaluation" / "run.py"), *options]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "evaluation.run", *options]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("evaluation/run.py: ") and "nowhere" in last
+    assert last.startswith("evaluation.run: ") and "nowhere" in last

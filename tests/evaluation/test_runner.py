@@ -1,10 +1,12 @@
-"""The runner by itself: parts of the work, samples that break their batch, recordings, measures, rows on disk."""
+"""The runner: shares of the work, samples that break their batch, recordings, measures, times, rows on disk."""
 
+import copy
 import json
 import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,9 @@ from toy_corpus import LengthJudge, make_toy_corpus
 from toy_speech_lm import load_toy
 
 from evaluation import runner
-from evaluation.results import BROKEN, DONE, UNFINISHED, collect
+from evaluation.results import BROKEN, DONE, ORIGINAL, UNFINISHED, collect
 from evaluation.run_folder import RowFile, keep_items, keep_settings
-from evaluation.runner import ORIGINAL, Runner, Shard
+from evaluation.runner import Runner, Shard
 from evaluation.suites import DEMO
 from vita_audio.inference.pipeline import SpeechLM
 
@@ -34,8 +36,8 @@ def speech_lm(toy_folders) -> SpeechLM:
 @pytest.fixture
 def make_runner(speech_lm, tmp_path):
     def make(**options) -> Runner:
-        options = {"batch_size": 2, "max_new_tokens": 12} | options
-        return Runner(lambda: speech_lm, lambda language: LengthJudge(), tmp_path, **options)
+        options = {"batch_size": 2, "max_new_tokens": 12, "output": tmp_path} | options
+        return Runner(load_model=lambda: speech_lm, load_judge=lambda language: LengthJudge(), **options)
 
     return make
 
@@ -54,8 +56,7 @@ def test_parts_add_up_to_the_whole(make_runner, corpus, tmp_path):
     make_runner(shard=Shard(0, 2)).run(RECOGNITION, items, "boost")
     assert {path.name for path in folder.glob("*.jsonl")} == {"answers-0.jsonl", "answers-1.jsonl"}
     together = texts(folder)
-    alone = make_runner()
-    alone.output = tmp_path / "alone"
+    alone = make_runner(output=tmp_path / "alone")
     alone.run(RECOGNITION, items, "boost")
     assert texts(tmp_path / "alone" / "boost" / RECOGNITION.name) == together
     assert collect(tmp_path, RECOGNITION, items, "boost").status == DONE
@@ -110,7 +111,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(corpus, tmp_path):
     def fail() -> SpeechLM:
         raise ValueError("a shard is missing")
 
-    runs = Runner(fail, lambda language: LengthJudge(), tmp_path)
+    runs = Runner(load_model=fail, load_judge=lambda language: LengthJudge(), output=tmp_path)
     with pytest.raises(ValueError, match="a shard is missing"):
         runs.run(RECOGNITION, RECOGNITION.items(corpus), "boost")
 
@@ -126,14 +127,53 @@ def test_recordings_are_judged_like_answers(make_runner, corpus, tmp_path):
 
 
 def test_measures_of_speech_are_means_in_which_silence_is_the_worst(make_runner, corpus, tmp_path, monkeypatch):
-    monkeypatch.setitem(runner.METERS, "mos", lambda: lambda sound, item: 4.0)
+    monkeypatch.setitem(runner.METERS, "mos", lambda: SimpleNamespace(measure=lambda sound, voice: 4.0))
     items = SYNTHESIS.items(corpus)
     make_runner(measures=("mos",)).run(SYNTHESIS, items, "boost")
     outcome = collect(tmp_path, SYNTHESIS, items, "boost")
     silent = sum(sample.wav is None for sample in outcome.samples)
-    assert outcome.figures["mos"].value == pytest.approx((4.0 * (3 - silent) + 1.0 * silent) / 3)
-    assert outcome.figures["without_audio"].value == pytest.approx(silent / 3)
-    assert str(outcome.figures["mos"]).startswith(f"{outcome.figures['mos'].value:.3g} (")
+    assert outcome.metrics["mos"].value == pytest.approx((4.0 * (3 - silent) + 1.0 * silent) / 3)
+    assert outcome.metrics["without_audio"].value == pytest.approx(silent / 3)
+    assert str(outcome.metrics["mos"]).startswith(f"{outcome.metrics['mos'].value:.3g} (")
+
+
+def test_answers_are_greedy_whatever_the_checkpoint_says(make_runner, speech_lm, corpus, tmp_path, monkeypatch):
+    items = SYNTHESIS.items(corpus)
+    make_runner(output=tmp_path / "one").run(SYNTHESIS, items, "boost")
+    settings = copy.deepcopy(speech_lm.model.generation_config)
+    settings.update(do_sample=True, temperature=5.0, top_k=50, repetition_penalty=3.0)
+    monkeypatch.setattr(speech_lm.model, "generation_config", settings)
+    make_runner(output=tmp_path / "two").run(SYNTHESIS, items, "boost")
+    one, two = (texts(tmp_path / name / "boost" / SYNTHESIS.name) for name in ("one", "two"))
+    assert one == two and len({*one.values()}) > 1
+
+
+def test_items_are_timed_one_at_a_time_and_only_once(make_runner, corpus, tmp_path, monkeypatch):
+    answered, respond = [], SpeechLM.respond
+
+    def count(self, conversation, *rest, **options):
+        answered.append(conversation)
+        return respond(self, conversation, *rest, **options)
+
+    monkeypatch.setattr(SpeechLM, "respond", count)
+    items, runs = RECOGNITION.items(corpus), make_runner()
+    runs.time_alone(RECOGNITION, items[:1], "boost")
+    runs.time_alone(RECOGNITION, items[:2], "boost")
+    runs.time_alone(RECOGNITION, items[:2], "boost")
+    first, second = (item.conversation for item in items[:2])
+    assert answered == [first, first, second, second]  # each time one more, since the first call is slower
+    runs.run(RECOGNITION, items, "boost")
+    speed = collect(tmp_path, RECOGNITION, items, "boost").speed["tokens_per_second_alone"]
+    assert speed.ids == ("asr-0", "asr-1") and speed.value > 0
+
+
+def test_a_sample_that_cannot_be_timed_is_left_out_of_the_speed(make_runner, corpus, tmp_path):
+    first, second, _ = RECOGNITION.items(corpus)
+    broken = replace(first, conversation=first.conversation | {"audios": [str(tmp_path / "none.wav")]})
+    runs = make_runner()
+    runs.time_alone(RECOGNITION, [broken, second], "boost")
+    runs.run(RECOGNITION, [broken, second], "boost")
+    assert collect(tmp_path, RECOGNITION, [broken, second], "boost").speed["tokens_per_second_alone"].ids == ("asr-1",)
 
 
 def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
@@ -183,10 +223,10 @@ def test_every_id_has_a_file_of_its_own(make_runner, corpus, tmp_path):
 
 
 def test_speech_that_cannot_be_measured_is_heard_as_nothing(make_runner, corpus, tmp_path, monkeypatch):
-    def fail(sound, item):
+    def fail(sound, voice):
         raise ValueError("no voice")
 
-    monkeypatch.setitem(runner.METERS, "mos", lambda: fail)
+    monkeypatch.setitem(runner.METERS, "mos", lambda: SimpleNamespace(measure=fail))
     items = SYNTHESIS.items(corpus)
     make_runner(measures=("mos",)).run(SYNTHESIS, items, ORIGINAL)
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
@@ -202,7 +242,7 @@ def test_a_judge_that_lacks_a_recording_has_no_error_of_its_own(make_runner, cor
     items = [replace(first, recording=str(tmp_path / "none.wav")), *others]
     make_runner().run(SYNTHESIS, items, ORIGINAL)
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
-    assert (outcome.status, outcome.figures) == (BROKEN, {})
+    assert (outcome.status, outcome.metrics) == (BROKEN, {})
     assert outcome.note.startswith("1 of 3 recordings cannot be heard, the first: ")
     shutil.copy(first.recording, items[0].recording)
     make_runner().run(SYNTHESIS, items, ORIGINAL)

@@ -1,4 +1,4 @@
-"""Programs of the evaluation end with one line for wrong input."""
+"""The evaluation programs answer wrong input in one line, and wrong arguments and --help at once."""
 
 import subprocess
 import sys
@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("program", "flags"),
     [
-        ("evaluation.demo", ("--model", "{}", "--corpus", "{}", "--codes", "{}", "--output", "{}")),
+        ("evaluation.run", ("--suite", "demo", "--model", "{}", "--corpus", "{}", "--output", "{}")),
         ("evaluation.evaluate_codec", ("--corpus", "a={}", "--output", "{}")),
-        ("tools.demo.report", ("--evaluation", "{}", "--stages", "{}", "--output", "{}")),
+        ("tools.demo.report", ("--evaluation", "{}", "--codec", "{}", "--stages", "{}", "--output", "{}")),
     ],
 )
 def test_a_missing_folder_is_one_line_and_exit_code_2(program, flags, tmp_path):
@@ -23,3 +23,23 @@ def test_a_missing_folder_is_one_line_and_exit_code_2(program, flags, tmp_path):
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"{program}: no ") and str(tmp_path / "nowhere") in last
+
+
+PROGRAMS = ("run", "prepare", "evaluate_codec", "compute_wer", "report", "ablation_report")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_arguments_are_read_without_slow_imports(name):
+    """Of torch, transformers and datasets, which take seconds."""
+    module = f"tools.demo.{name}" if "report" in name else f"evaluation.{name}"
+    code = f"""
+import sys, {module} as program
+for arguments in (["--help"], ["--no-such-option"]):
+    try:
+        program.parse_arguments(arguments)
+    except SystemExit:
+        pass
+print(*[name for name in ("torch", "transformers", "datasets", "soxr") if name in sys.modules], file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines()[-1] == "" and "--help" in result.stdout

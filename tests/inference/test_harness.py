@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from vita_audio.inference.harness import HarnessModel, cut_before, make_request
+from vita_audio.inference.pipeline import MAX_NEW_TOKENS
 from vita_audio.inference.tasks import asr_conversation, sts_conversation, text_conversation
 
 SHORT = {"max_gen_toks": 12}
@@ -70,7 +71,7 @@ def test_forms_of_audio_and_text_mean_the_same(path, wave):
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, {"do_sample": False, "max_new_tokens": 1024}),
+        ({}, {"do_sample": False, "max_new_tokens": MAX_NEW_TOKENS}),
         ({"temperature": 0.0, "max_gen_toks": 7}, {"do_sample": False, "max_new_tokens": 7}),
         ({"temperature": 0.5}, {"do_sample": True, "temperature": 0.5}),
         ({"temperature": 0.5, "do_sample": False}, {"do_sample": False, "temperature": None}),

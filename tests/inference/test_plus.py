@@ -14,7 +14,7 @@ from vita_audio.data.chat import encode_conversation
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import num_encoder_rows
+from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS_INPUT
 
 RATE = 16_000
@@ -90,6 +90,10 @@ def test_audio_is_a_file_or_a_wave_and_channels_are_averaged(speech_lm, tmp_path
     for audio in (tmp_path / "a.wav", str(tmp_path / "a.wav"), (wave, 8_000), (torch.from_numpy(wave), 8_000)):
         torch.testing.assert_close(features(audio), expected)
     assert not torch.allclose(features((wave[0], 8_000)), expected)
+    with pytest.raises(ValueError, match=r"must be \(channels, samples\), got shape \(12000, 2\); transpose it"):
+        features((wave.T, 8_000))
+    with pytest.raises(ValueError, match="divide int16 by 32768"):
+        features(((wave * 32768).astype(np.int16), 8_000))
 
 
 def test_a_prompt_is_the_beginning_of_the_training_document(speech_lm):

@@ -119,7 +119,7 @@ def test_wrong_inputs_are_refused(task, inputs, message):
 
 
 def test_every_task_makes_a_conversation(tokenizer):
-    for task, (required, optional) in TASKS.items():
-        for more in [(), *((name,) for name in optional)]:
-            inputs = {name: [3] if name in ("audio", "voice_prompt") else "seven" for name in required + more}
-            assert prompt_ids(make_conversation(task, **inputs), tokenizer)
+    for name, task in TASKS.items():
+        for more in [(), *((optional,) for optional in task.optional)]:
+            inputs = {key: [3] if key in ("audio", "voice_prompt") else "seven" for key in task.required + more}
+            assert prompt_ids(make_conversation(name, **inputs), tokenizer)

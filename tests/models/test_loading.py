@@ -101,7 +101,10 @@ DAMAGES = {
         lambda folder: (as_shards(folder), next(folder.glob("model-00002*")).unlink()),
         r"model-00002-of-\d+.safetensors is missing \(1 of",
     ),
-    "cut off": (lambda folder: cut_off(folder / "model.safetensors"), "model.safetensors is cut off: .* get it again"),
+    "cut off": (
+        lambda folder: cut_off(folder / "model.safetensors"),
+        "model.safetensors is cut off or damaged .* get it again",
+    ),
     "pointer": (lambda folder: make_pointer(folder / "model.safetensors"), "model.safetensors is a Git LFS pointer"),
     "config pointer": (lambda folder: make_pointer(folder / "config.json"), "config.json is a Git LFS pointer"),
     "generation": (lambda folder: cut_off(folder / "generation_config.json"), "generation_config.json is not JSON"),

@@ -1,4 +1,4 @@
-"""Decoding with modules: reference ids, what `generate` offers, batches, continuation, concurrency."""
+"""Decoding with modules: reference ids, options of `generate`, batches, concurrency."""
 
 import queue
 import threading
@@ -30,7 +30,7 @@ def model():
 
 def sources_of(output, num_tokens):
     """Who predicted each token; transformers' own output means the backbone."""
-    return ["main" if step < 0 else f"mtp{step}" for step in getattr(output, "steps", (-1,) * num_tokens)]
+    return [f"mtp{depth - 1}" if depth else "main" for depth in getattr(output, "steps", (0,) * num_tokens)]
 
 
 @pytest.mark.parametrize("attention, use_cache", [("sdpa", True), ("sdpa", False), ("eager", True)])
@@ -96,13 +96,13 @@ def test_argument_overrides_call_config_overrides_model_config(ids):
     assert steps() == "backbone only"
     model.generation_config.mtp_inference_mode = "turbo"
     assert steps(mtp_inference_mode="vanilla") == "backbone only"
-    assert set(steps()) == {-1, 0, 1}
+    assert set(steps()) == {0, 1, 2}
     model.generation_config.mtp_inference_mode = "vanilla"
     assert steps() == "backbone only"
     config.update(**arguments)
     turbo = model.generate(ids, generation_config=config).steps
-    assert turbo == (-1, 0, 1) * 3 + (-1,)
-    assert steps(mtp_inference_mode=[3, 1]) == (-1, -1, -1, 0, -1, -1, -1, 0, -1, -1)
+    assert turbo == (0, 1, 2) * 3 + (0,)
+    assert steps(mtp_inference_mode=[3, 1]) == (0, 0, 0, 1, 0, 0, 0, 1, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["fast", [1], [1, 2, 3], (0, 4), [1, -1], [1, 2.5], []])
@@ -302,6 +302,32 @@ def test_text_streamer_in_a_thread_and_stop_strings(tokenizer, ids):
     assert stopped.tolist() == expected[:, : end + 1].tolist()
 
 
+def test_stop_strings_of_a_generation_config_and_without_a_tokenizer(tokenizer, ids):
+    """transformers takes the tokenizer away from custom functions; vanilla is its own decoding."""
+    model = make_model(2, vocab_size=len(tokenizer))
+    texts = [tokenizer.decode(token) for token in model.generate(ids[:1], **GREEDY)[0]]
+    end = next(i for i in range(13, 22) if texts[i].isascii() and texts[i] not in "".join(texts[:i]))
+    config = GenerationConfig(stop_strings=[texts[end]], do_sample=False, max_new_tokens=10)
+    stopped = model.generate(ids[:1], generation_config=config, mtp_inference_mode=PLAN, tokenizer=tokenizer)
+    assert stopped.shape[1] == end + 1
+    model.generation_config.stop_strings = [texts[end]]
+    assert model.generate(ids[:1], **GREEDY, tokenizer=tokenizer).tolist() == stopped.tolist()
+    with pytest.raises(ValueError, match="stop_strings need a tokenizer to be found, got"):
+        model.generate(ids[:1], **GREEDY)
+
+
+def test_the_plan_of_a_checkpoint_survives_saving(ids, tmp_path):
+    """Also where transformers has made the generation config of the model config."""
+    model = make_model(2)
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.generation_config.mtp_inference_mode = [1, 2]
+    expected = model.generate(ids, do_sample=False, max_new_tokens=6, return_dict_in_generate=True).steps
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.generation_config.mtp_inference_mode == [1, 2]
+    assert loaded.generate(ids, do_sample=False, max_new_tokens=6, return_dict_in_generate=True).steps == expected
+
+
 def test_prompt_as_embeddings(model, ids):
     expected = model.generate(ids, **GREEDY)
     embeds = model.get_input_embeddings()(ids)
@@ -325,7 +351,7 @@ def test_modules_read_ids_where_the_backbone_reads_embeddings(model, ids):
     hidden = model.model(inputs_embeds=embeds).last_hidden_state
     tokens = with_ids.sequences[:, 1:13]
     positions = torch.arange(1, 13)[None]
-    states = model.mtp_step(0, model.get_input_embeddings()(tokens), hidden, positions)
+    states = model.mtp_step(1, model.get_input_embeddings()(tokens), hidden, positions)
     torch.testing.assert_close(with_ids.logits[1], model.lm_head(states[:, -1]))
     assert not torch.allclose(with_ids.logits[1], without.logits[1])
 

@@ -9,16 +9,13 @@ from safetensors.torch import load_file, save_file
 from toy_models import ASSETS
 
 from vita_audio.models import sensevoice
-from vita_audio.models.sensevoice import (
+from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall, read_weights, sinusoidal_positions
+from vita_audio.speech_features import (
     FEATURE_SIZE,
-    SenseVoiceConfig,
     SenseVoiceFrontEnd,
-    SenseVoiceSmall,
     fbank,
     num_encoder_rows,
     num_feature_rows,
-    read_weights,
-    sinusoidal_positions,
     stack_frames,
 )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.toy_run import ROOT, STAGES, logged, run_stage, stage_command
+from training.toy_run import ROOT, STAGES, logged, make_merged_model, run_stage, stage_command
 
 from tools.finetune_sts import main as train
 from vita_audio.models.sensevoice import read_weights
@@ -228,6 +228,22 @@ def test_a_killed_deepspeed_run_continues_as_if_nothing_had_happened(toy_run, st
     for key in ("loss", "mtp_2_loss", "learning_rate", "num_tokens"):
         assert logged(killed, key) == pytest.approx(logged(straight, key), rel=1e-6), key
     assert len(logged(killed)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_keeps_the_head_of_a_merged_adapter(toy_run, stage2, tmp_path, config):
+    before = make_merged_model(toy_run, tmp_path / "base")
+    variables = {"MODEL_NAME_OR_PATH": tmp_path / "base", "NPROC_PER_NODE": 2, "OUTPUT_ROOT": tmp_path}
+    variables |= {"DEEPSPEED_CONFIG": DEEPSPEED / f"ds_config_{config}.json"}
+    script = "finetune_glm4voice_stage1.sh"
+    result = run_stage(script, toy_run, 128, config, "--max_steps", 1, "--bf16", "false", **variables)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    folder = tmp_path / script.removesuffix(".sh") / config
+    after = load_file(folder / "model.safetensors")
+    assert not json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert (after[name][:736] - before[name][:736]).abs().max() < 0.01, name  # one small step
 
 
 @pytest.mark.slow

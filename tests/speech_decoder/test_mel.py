@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vita_audio.speech_decoder.mel import hertz_to_mel, mel_filters, mel_spectrogram, mel_to_hertz
+from vita_audio.speech_decoder.mel import mel_filters, mel_spectrogram
 
 
 def _numpy_log_mel(wave: np.ndarray) -> np.ndarray:
@@ -50,9 +50,7 @@ def test_batch_equals_single_and_ignores_autocast():
     torch.testing.assert_close(together[1:], mel_spectrogram(waves[1:]))
 
 
-def test_scale_round_trip_and_filters_cover_every_band():
-    hertz = torch.linspace(0, 8000, 50, dtype=torch.float64)
-    torch.testing.assert_close(mel_to_hertz(hertz_to_mel(hertz)), hertz)
+def test_filters_cover_every_band():
     assert (mel_filters().sum(dim=1) > 0).all()
 
 

@@ -1,6 +1,5 @@
 """The inference tool on tiny random weights: every task, streaming, and one clear line for wrong input."""
 
-import importlib
 import re
 import subprocess
 import sys
@@ -11,18 +10,13 @@ import pytest
 import soundfile
 from toy_speech_lm import TINY_TOKENIZER, load_toy
 
+from tools import inference_sts
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.text import TextTokenizer
 
 TOOLS = Path(__file__).parents[2] / "tools"
 RATE = 22050
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module("inference_sts")
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def question(tmp_path):
 
 
 @pytest.fixture
-def run(tool, toy_folders, tmp_path, capsys):
+def run(toy_folders, tmp_path, capsys):
     """Run the tool on the toy model, the answer's audio in `tmp_path`; return what it prints."""
 
     def run(*arguments, output="answer.wav"):
@@ -49,7 +43,7 @@ def run(tool, toy_folders, tmp_path, capsys):
             folders["--output"] = tmp_path / output
         given = [str(argument) for argument in arguments]
         defaults = [str(part) for name, value in folders.items() if name not in given for part in (name, value)]
-        tool.main([*defaults, *given])
+        inference_sts.main([*defaults, *given])
         return capsys.readouterr().out
 
     return run
@@ -93,7 +87,7 @@ def test_streaming_prints_the_same_text_and_as_much_audio(run, question, tmp_pat
     assert latency.search(streamed) and latency.search(whole)
 
 
-def test_audio_is_on_disk_while_it_comes(tool, toy_folders, tmp_path):
+def test_audio_is_on_disk_while_it_comes(toy_folders, tmp_path):
     """Whoever reads the file during the answer finds all samples so far; its header states the length at the end."""
     path = tmp_path / "answer.wav"
     seen = []
@@ -111,7 +105,7 @@ def test_audio_is_on_disk_while_it_comes(tool, toy_folders, tmp_path):
                 if num_samples:
                     seen.append(soundfile.info(path).frames == num_samples)
 
-    tool.stream_answer(Watched(), make_conversation("tts", text="Hello"), path, max_new_tokens=40)
+    inference_sts.stream_answer(Watched(), make_conversation("tts", text="Hello"), path, max_new_tokens=40)
     assert seen and all(seen)
 
 
@@ -130,7 +124,7 @@ def test_voice_prompt_and_other_formats(run, toy_folders, question, tmp_path):
     assert soundfile.info(tmp_path / "deep" / "answer.flac").samplerate == RATE
 
 
-def test_voice_of_the_decoder(run, tool, capsys, question, tmp_path, monkeypatch):
+def test_voice_of_the_decoder(run, capsys, question, tmp_path, monkeypatch):
     waves = []
     for voice in ((), ("--voice", question)):
         for stream in ((), ("--stream",)):
@@ -139,7 +133,7 @@ def test_voice_of_the_decoder(run, tool, capsys, question, tmp_path, monkeypatch
     assert len(waves[0]) == len(waves[1]) and not np.array_equal(waves[0], waves[2])
     assert not np.array_equal(waves[1], waves[3])
     monkeypatch.setattr(GLM4VoiceTokenizer, "needs_voice", True)
-    message = "inference_sts: glm4voice codes do not say who speaks; give somebody's speech as --voice"
+    message = "inference_sts: glm4voice codes hold no voice; give a recording as --voice"
     assert message in refused(run, capsys, "--task", "tts", "--text", "Hello")
     run("--task", "text", "--text", "Hello", output=None)  # nothing to speak
 
@@ -159,14 +153,14 @@ def test_answer_without_audio_says_so(run, tmp_path):
 
 
 def write_audio(folder, name):
-    path = folder / f"{name}.wav"
+    path = folder / ("sound.raw" if name == "raw" else f"{name}.wav")
     waves = {"nan": np.full(1000, np.nan), "empty": np.zeros(0), "long": np.zeros(16000 * 600, dtype=np.float32)}
     if name in waves:
         soundfile.write(path, waves[name], 16000, subtype="FLOAT")
     elif name == "text":
         path.write_text("no sound")
-    elif name == "nothing":
-        path.write_bytes(b"")
+    elif name in ("nothing", "raw"):
+        path.write_bytes(b"" if name == "nothing" else bytes(1000))
     elif name == "truncated":
         soundfile.write(path, np.zeros(16000), 16000)
         path.write_bytes(path.read_bytes()[:8000])
@@ -176,12 +170,13 @@ def write_audio(folder, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("missing", "missing.wav: no such audio file"),
+        ("missing", "missing.wav: no such file"),
         ("empty", "empty.wav: file has no samples"),
         ("nothing", "nothing.wav: file is empty"),
         ("text", "text.wav: not readable as audio"),
         ("truncated", "truncated.wav: truncated, its header promises 1.00 s"),
         ("nan", "nan.wav: 1000 of 1000 samples are NaN"),
+        ("raw", "not readable as audio (samplerate must be specified)"),
         ("long", "too long, the model reads at most 41 s, got 600 s"),
     ],
 )
@@ -204,8 +199,15 @@ def test_bad_audio(run, capsys, tmp_path, name, message):
         (("--task", "tts", "--text", "say <|audio|>"), "one audio per <|audio|> tag, got 1 tags, 0 audios"),
         (("--task", "tts", "--text", "x" * 600), "512 positions"),
         (("--task", "tts", "--text", "x", "--max-new-tokens", "9999"), "512 positions"),
+        (
+            ("--task", "tts", "--text", "x", "--do-sample", "--top-p", "1.5"),
+            "--top-p: must be above 0 and at most 1, got 1.5",
+        ),
         (("--task", "tts", "--text", "x", "--model", "nowhere"), "no folder nowhere"),
-        (("--task", "tts", "--text", "x", "--audio-tokenizer-type", "mp3"), "unknown audio tokenizer 'mp3'"),
+        (
+            ("--task", "tts", "--text", "x", "--audio-tokenizer-type", "mp3"),
+            "argument --audio-tokenizer-type: invalid choice: 'mp3'",
+        ),
         (("--task", "tts", "--text", "x", "--device", "cuda:77"), "device must be auto, cpu or a GPU that is here"),
         (("--task", "tts", "--text", "x", "--do-sample", "--temperature", "-1"), "temperature"),
     ],
@@ -251,29 +253,31 @@ def test_checkpoint_of_another_vocabulary(run, capsys, toy_folders, tmp_path):
     assert "has 64 audio codes, the audio tokenizer glm4voice 48" in message
 
 
-def test_a_speech_decoder_is_missed_before_the_model_is_loaded(tool, toy_folders, tmp_path, capsys):
+def test_a_speech_decoder_is_missed_before_the_model_is_loaded(toy_folders, tmp_path, capsys):
     folders = {"--model": tmp_path / "none", "--audio-tokenizer-path": toy_folders.audio_tokenizer}
     folders |= {"--output": tmp_path / "two.wav", "--device": "cpu"}
     with pytest.raises(SystemExit):
-        tool.main(["--task", "tts", "--text", "two", *(str(part) for pair in folders.items() for part in pair)])
+        inference_sts.main(
+            ["--task", "tts", "--text", "two", *(str(part) for pair in folders.items() for part in pair)]
+        )
     assert "glm4voice was loaded without a speech decoder; give decoder_path" in capsys.readouterr().err
 
 
-def test_the_attention_back_end_can_be_chosen(tool, toy_folders, monkeypatch):
+def test_the_attention_back_end_can_be_chosen(toy_folders, monkeypatch):
     options = ["--task", "text", "--text", "two", "--model", str(toy_folders.model), "--device", "cpu"]
-    options = tool.parse_arguments([*options, "--attn-implementation", "eager"])
-    speech_lm = tool.load_speech_lm(options, load_toy(toy_folders).audio_tokenizer)
+    options = inference_sts.parse_arguments([*options, "--attn-implementation", "eager"])
+    speech_lm = inference_sts.load_speech_lm(options, load_toy(toy_folders).audio_tokenizer)
     assert speech_lm.model.config._attn_implementation == "eager"
     options.attn_implementation = "flash_attention_2"
-    monkeypatch.setattr("command_line.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
     with pytest.raises(ValueError, match="needs a GPU and the package flash-attn"):
-        tool.load_speech_lm(options, speech_lm.audio_tokenizer)
+        inference_sts.load_speech_lm(options, speech_lm.audio_tokenizer)
 
 
-def test_missing_default_model_names_the_quick_start(tool, capsys, tmp_path, monkeypatch):
+def test_missing_default_model_names_the_quick_start(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        tool.main(["--task", "text", "--text", "x"])
+        inference_sts.main(["--task", "text", "--text", "x"])
     assert ended.value.code == 2
     assert "no model in outputs/quickstart/stage4; bash scripts/quickstart.sh trains it" in capsys.readouterr().err
 

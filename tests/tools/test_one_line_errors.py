@@ -2,16 +2,14 @@
 
 import pytest
 
-from tools.demo import make_corpus as make_demo_corpus
-from tools.demo import make_tokenizer as make_tiny_tokenizer
-from tools.demo import train_text_lm
+from tools.demo import make_corpus, make_tokenizer, train_text_lm
 
 
 @pytest.mark.parametrize(
     ("tool", "flags", "message"),
     [
-        (make_tiny_tokenizer, "--out {0} --vocab-size 100", "vocab_size must be at least 259, got 100"),
-        (make_demo_corpus, "--out {0}/a.txt --size ci --voice {0}/none.onnx", "a.txt"),
+        (make_tokenizer, "--out {0} --vocab-size 100", "vocab_size must be at least 259, got 100"),
+        (make_corpus, "--out {0}/a.txt --size ci --voice {0}/none.onnx", "a.txt"),
         (train_text_lm, "--tokenizer {0}/none --output {0}/run --export {0}/model", "no folder {0}/none"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -22,4 +20,4 @@ def test_wrong_input_is_one_line_and_exit_code_2(tool, flags, message, tmp_path,
         tool.main(flags.format(tmp_path).split())
     lines = capsys.readouterr().err.splitlines()
     assert exit_code.value.code == 2
-    assert lines[-1].startswith(f"{tool.__name__}.py: ") and message.format(tmp_path) in lines[-1]
+    assert lines[-1].startswith(f"{tool.__name__.split('.')[-1]}: ") and message.format(tmp_path) in lines[-1]

@@ -23,6 +23,7 @@ from speech_decoder.test_config_file import UNUSED_IN_THE_RELEASED_FILE
 from toy_speech_lm import make_toy_folders
 from transformers import AutoModelForCausalLM
 
+from tools import check_checkpoint
 from vita_audio.models import SPEECH_CONFIGS
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.text import CONTINUOUS_INPUT
@@ -81,7 +82,7 @@ def write_question(folder: Path) -> None:
 def run_command(command: str) -> None:
     """Run a command in this process, in the current folder."""
     _, program, *arguments = shlex.split(command)
-    importlib.import_module(Path(program).stem).main(arguments)
+    importlib.import_module(f"tools.{Path(program).stem}").main(arguments)
 
 
 def test_every_folder_is_downloaded_before_it_is_used():
@@ -103,7 +104,7 @@ def test_folders_pass_the_check(weights, monkeypatch, capsys):
     assert "for folder in weights/*; do python tools/check_checkpoint.py $folder; done" in "\n".join(LINES)
     monkeypatch.chdir(weights)
     for folder in Path("weights").iterdir():
-        importlib.import_module("check_checkpoint").main([str(folder)])
+        check_checkpoint.main([str(folder)])
         assert capsys.readouterr().out.endswith("loads\n")
 
 

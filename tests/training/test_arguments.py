@@ -1,9 +1,17 @@
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from transformers import HfArgumentParser, TrainingArguments
 
 from vita_audio.interleave import InterleavePlan
 from vita_audio.training.arguments import argument_values, parse_arguments
+from vita_audio.training.trainer_flags import trainer_flags
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -85,7 +93,48 @@ def test_wrong_values_are_named(flags, changes, message):
         parse_arguments(to_argv(flags(**changes)))
 
 
-def test_unknown_flags_are_refused(flags, capsys):
-    with pytest.raises((SystemExit, ValueError)) as error:
-        parse_arguments([*to_argv(flags()), "--learning_rat", "1"])
-    assert "learning_rat" in capsys.readouterr().err + str(error.value)
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rat", "1"], "unknown arguments: --learning_rat 1; see --help"),
+        (["--learning_rate", "fast"], "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        (["--model_max_length", "long"], "argument --model_max_length/--model-max-length: invalid int value: 'long'"),
+        (["--bf16", "perhaps"], "Truthy value expected"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments([*to_argv(flags()), *argv])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_unknown_keys_of_a_file_are_refused(flags, tmp_path):
+    file = tmp_path / "arguments.json"
+    file.write_text(json.dumps({**flags(), "learning_rat": 1}, default=str), encoding="utf-8")
+    with pytest.raises(ValueError, match="learning_rat"):
+        parse_arguments([str(file)])
+
+
+def test_flags_read_from_the_source_are_those_of_the_trainer():
+    parsers = [HfArgumentParser(kind) for kind in (trainer_flags(), TrainingArguments)]
+    read, real = ({action.option_strings[0]: action for action in parser._actions} for parser in parsers)
+    assert read.keys() == real.keys() and len(real) > 100
+    for name, action in real.items():
+        assert read[name].option_strings == action.option_strings, name
+        assert read[name].nargs == action.nargs or (read[name].nargs == "+" and action.nargs is None), name
+        assert read[name].help in (action.help, ""), name
+        assert read[name].type in (action.type, str), name
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--learning_rat", "1"], ["--output_dir", "x", "--model_max_length", "1"]]
+)
+def test_the_program_answers_without_torch(argv):
+    """Importing torch and the Trainer takes seconds, which nobody should wait for a list of flags."""
+    command = [sys.executable, "-X", "importtime", "tools/finetune_sts.py", *argv]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", result.stderr, re.MULTILINE))
+    assert "argparse" in imported and not imported & {"torch", "datasets", "tokenizers", "vita_audio.models"}
+    if argv == ["--help"]:
+        assert "--learning_rate" in result.stdout and "--text_audio_interval_ratio" in result.stdout

@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import logged
+from toy_run import logged, make_merged_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.finetune_sts import main as train
@@ -127,6 +128,14 @@ def test_a_folder_with_other_files_needs_overwriting(stages, toy_run, tmp_path, 
     assert (tmp_path / "thesis.tex").exists() and (tmp_path / RESULTS_FILE).exists()
 
 
+def test_a_run_without_matplotlib_ends_before_the_training(toy_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        train(toy_run.flags(tmp_path / "run"))
+    assert re.search(r"a plot needs the package matplotlib .*vita-audio\[plots\]", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
 def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(toy_run.flags(tmp_path / "run", audio_code_dir=tmp_path / "none", pack_cache_dir=tmp_path / "packs"))
@@ -145,6 +154,17 @@ def test_a_json_file_is_enough(stages, toy_run, tmp_path):
     assert logged(tmp_path / "run") == pytest.approx(logged(stages[0])[:1])
     recorded = json.loads((tmp_path / "run" / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     assert recorded["learning_rate"] == 1e-3
+
+
+def test_a_merged_adapter_keeps_its_head(toy_run, stages, tmp_path):
+    before = make_merged_model(toy_run, tmp_path / "base")
+    train(toy_run.flags(tmp_path / "run", model_name_or_path=tmp_path / "base", max_steps=1))
+    after = weights(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["tie_word_embeddings"] is False
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        change = (after[name][:736] - before[name][:736]).abs().max()
+        assert 0 < change < 0.01, name  # one small step
 
 
 def as_json(flag):

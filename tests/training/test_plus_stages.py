@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from tools.finetune_sts import main as train
 from vita_audio.data.codes import AudioCodeStore
 from vita_audio.models import Qwen2MTPSenseVoiceForCausalLM
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd, read_weights
+from vita_audio.models.sensevoice import read_weights
 from vita_audio.models.surgery import load_speech_encoder
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import CONTINUOUS_INPUT, TextTokenizer
-from vita_audio.training.arguments import ModelArguments
 from vita_audio.training.stage_model import load_stage_model
 
 ENCODER, PROJECTION = "model.audio_model.model.", "model.audio_projection."
@@ -136,12 +136,10 @@ def load(toy_run):
 
     def load_model(**changes):
         values = {
-            "model_name_or_path": str(toy_run.text_model),
             "config_name": str(toy_run.config(1, plus=True)),
             "audio_model_name_or_path": str(toy_run.speech_encoder),
-            "model_max_length": 128,
         }
-        return load_stage_model(ModelArguments(**values | changes), tokenizer, dtype=torch.float32, seed=0)
+        return load_stage_model(toy_run.settings(**values | changes), tokenizer)
 
     return load_model
 
@@ -168,7 +166,7 @@ def test_a_new_projection_is_drawn_like_every_new_layer(load):
 
 
 def test_random_weights_still_take_the_encoder_from_its_folder(load, toy_run):
-    model = load(model_name_or_path=None, tokenizer_name="unused")
+    model = load(model_name_or_path=None)
     for name, value in read_weights(toy_run.speech_encoder).items():
         assert torch.equal(model.get_parameter(ENCODER + name), value)
 
@@ -187,12 +185,14 @@ def test_an_encoder_that_is_nowhere_or_does_not_fit_is_refused(load, toy_run, tm
 def test_another_encoder_than_that_of_the_checkpoint_is_refused(load, toy_run, tmp_path):
     load().save_pretrained(tmp_path)
     other = toy_run.config(1, plus=True, audio_config={"num_blocks": 3})
-    with pytest.raises(ValueError, match="speech encoder SenseVoiceConfig"):
+    with pytest.raises(
+        ValueError,
+        match="speech encoder is SenseVoice.* in the checkpoint, SenseVoice.* in the config",
+    ):
         load(model_name_or_path=str(tmp_path), config_name=str(other))
 
 
 def test_encoder_arguments_need_an_encoder(load, toy_run):
     tokenizer = TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES)
-    values = {"model_name_or_path": str(toy_run.text_model), "model_max_length": 128, "audio_model_freeze": True}
     with pytest.raises(ValueError, match="--audio_model_freeze and --audio_model_name_or_path need a model with"):
-        load_stage_model(ModelArguments(**values), tokenizer, dtype=torch.float32, seed=0)
+        load_stage_model(toy_run.settings(audio_model_freeze=True), tokenizer)

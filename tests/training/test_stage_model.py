@@ -1,14 +1,15 @@
+import json
 import shutil
 
 import pytest
 import torch
 from audio_tokenizers.tiny_folders import NUM_CODES
-from toy_run import NUM_BACKBONE_LAYERS, TINY_TOKENIZER
-from transformers import LlamaConfig, Qwen2ForCausalLM
+from toy_run import NUM_BACKBONE_LAYERS, NUM_TEXT_ROWS, SETTINGS, TINY_TOKENIZER, make_merged_model
+from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 
+from vita_audio.interleave import InterleavePlan
 from vita_audio.models import Qwen2MTPForCausalLM
 from vita_audio.text import TextTokenizer
-from vita_audio.training.arguments import ModelArguments
 from vita_audio.training.stage_model import load_stage_model, resolve_attention
 
 NUM_TEXT_TOKENS = 736
@@ -22,9 +23,7 @@ def tokenizer():
 @pytest.fixture
 def load(toy_run, tokenizer):
     def load_model(audio_tokenizer=None, **changes):
-        values = {"model_name_or_path": str(toy_run.text_model), "model_max_length": 128} | changes
-        options = {"dtype": torch.float32, "seed": 0, "audio_tokenizer": audio_tokenizer}
-        return load_stage_model(ModelArguments(**values), tokenizer, **options)
+        return load_stage_model(toy_run.settings(**changes), tokenizer, audio_tokenizer)
 
     return load_model
 
@@ -49,17 +48,42 @@ def test_a_text_model_gets_rows_for_new_tokens(load, toy_run, tokenizer):
     torch.testing.assert_close(load().model.embed_tokens.weight, table, atol=0, rtol=0)
 
 
-def test_separate_output_rows_are_drawn_like_the_output_rows(toy_run, tokenizer, tmp_path):
+def test_separate_output_rows_are_drawn_like_the_output_rows(load, toy_run, tmp_path):
     config = Qwen2ForCausalLM.from_pretrained(toy_run.text_model).config
     config.tie_word_embeddings = False
     text_model = Qwen2ForCausalLM(config)
     text_model.lm_head.weight.data.mul_(3)
     text_model.save_pretrained(tmp_path)
-    arguments = ModelArguments(model_name_or_path=str(tmp_path), tokenizer_name="unused", model_max_length=128)
-    model = load_stage_model(arguments, tokenizer, dtype=torch.float32, seed=0)
+    model = load(model_name_or_path=str(tmp_path))
     output = model.lm_head.weight
     torch.testing.assert_close(output[NUM_TEXT_TOKENS:].std(), output[:NUM_TEXT_TOKENS].std(), rtol=0.1, atol=0)
     assert model.model.embed_tokens.weight.std() < 0.5 * output.std()
+
+
+def test_the_head_of_a_merged_adapter_survives_the_stages(load, toy_run, tmp_path, caplog):
+    weights = make_merged_model(toy_run, tmp_path / "base")
+    load(model_name_or_path=str(tmp_path / "base")).save_pretrained(tmp_path / "stage1")
+    assert "says tie_word_embeddings, but the weights hold an lm_head.weight that differs" in caplog.text
+    model = load(
+        model_name_or_path=str(tmp_path / "stage1"), config_name=str(toy_run.config(1, tie_word_embeddings=False))
+    )
+    assert model.config.tie_word_embeddings is False
+    for table, name in ((model.lm_head, "lm_head.weight"), (model.model.embed_tokens, "model.embed_tokens.weight")):
+        assert torch.equal(table.weight[:NUM_TEXT_TOKENS], weights[name][:NUM_TEXT_TOKENS])
+    new = slice(NUM_TEXT_TOKENS, None)
+    shift = model.lm_head.weight[new].mean() - model.model.embed_tokens.weight[new].mean()
+    assert shift.item() == pytest.approx(1, abs=0.1)  # new rows are drawn like those of their table
+    with pytest.raises(ValueError, match="tie_word_embeddings is False in the checkpoint, True in the configuration"):
+        load(model_name_or_path=str(tmp_path / "stage1"), config_name=str(toy_run.config(1)))
+
+
+def test_an_untied_text_model_needs_its_head(load, toy_run, tmp_path):
+    make_merged_model(toy_run, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
+    shutil.copy(toy_run.text_model / "model.safetensors", tmp_path / "base")
+    with pytest.raises(ValueError, match="the checkpoint also lacks lm_head.weight"):
+        load(model_name_or_path=str(tmp_path / "base"))
 
 
 def test_the_backbone_of_a_text_model_is_kept(load, toy_run):
@@ -92,7 +116,7 @@ def test_everything_trains_without_freezing(load, toy_run):
 
 
 def test_generation_defaults_are_those_of_the_released_models(load, tokenizer, tmp_path):
-    load(text_audio_interval_ratio=[1, 4, 3, 8, 4, 10]).save_pretrained(tmp_path)
+    load(plan=InterleavePlan.parse("balance")).save_pretrained(tmp_path)
     config = Qwen2MTPForCausalLM.from_pretrained(tmp_path).generation_config
     assert config.mtp_inference_mode == [1, 4, 3, 8, 4, 10]
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.7, 20, 0.8)
@@ -101,7 +125,7 @@ def test_generation_defaults_are_those_of_the_released_models(load, tokenizer, t
 
 
 def test_random_weights_need_no_checkpoint(load, toy_run, tokenizer):
-    model = load(model_name_or_path=None, config_name=str(toy_run.config(1)), tokenizer_name="unused")
+    model = load(model_name_or_path=None, config_name=str(toy_run.config(1)))
     assert model.config.vocab_size == tokenizer.padded_size
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -109,40 +133,64 @@ def test_random_weights_need_no_checkpoint(load, toy_run, tokenizer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_size": 32}, "hidden_size 32 != 16"),
+        ({"hidden_size": 32}, "hidden_size is 16 in the checkpoint, 32 in the configuration"),
         (
             {"num_attention_heads": 4, "num_key_value_heads": 4},
-            "num_attention_heads 4 != 2; num_key_value_heads 4",
+            "head_dim is 8 in the checkpoint, 4 in the configuration; num_attention_heads is 2 .*; num_key_value_heads",
         ),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings False != True"),
-        ({"num_hidden_layers": 6}, "number of backbone layers 5 != 2"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is True in the checkpoint, False in the configuration"),
+        ({"num_hidden_layers": 6}, "number of backbone layers is 2 in the checkpoint, 5 in the configuration"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-06 in the checkpoint, 1e-05 in the configuration"),
+        ({"hidden_act": "gelu"}, "hidden_act is silu in the checkpoint, gelu in the configuration"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_parameters is"),
+        (
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "layer_types is {} in the checkpoint, {1: 'sliding_attention'} in the configuration; "
+            "sliding_window is None in the checkpoint, 8 in the configuration",
+        ),
+        ({"head_dim": 16}, "head_dim is 8 in the checkpoint, 16 in the configuration"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(load, toy_run, settings, message):
+def test_a_config_that_computes_something_else_is_refused(load, toy_run, settings, message):
     with pytest.raises(ValueError, match=message):
         load(config_name=str(toy_run.config(1, **settings)))
 
 
+def test_a_sliding_window_is_not_lost(load, toy_run, tmp_path):
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    config = Qwen2Config(num_hidden_layers=NUM_BACKBONE_LAYERS, vocab_size=NUM_TEXT_ROWS, **SETTINGS, **window)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    assert load(model_name_or_path=str(tmp_path)).config.sliding_window == 8
+    config = load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1, **window))).config
+    assert config.layer_types == ["full_attention", "sliding_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="sliding_window is 8 in the checkpoint, None in the configuration"):
+        load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1)))
+
+
+def test_fields_that_change_no_result_may_differ(load, toy_run):
+    free = {"max_position_embeddings": 512, "attention_dropout": 0.1, "initializer_range": 0.1, "use_cache": False}
+    config = load(config_name=str(toy_run.config(1, max_window_layers=1, bos_token_id=3, **free))).config
+    assert (config.max_position_embeddings, config.attention_dropout) == (512, 0.1)
+
+
 def test_modules_are_never_dropped(load, toy_run, tmp_path):
     load(config_name=str(toy_run.config(3))).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="MTP modules 1 < 3"):
+    with pytest.raises(ValueError, match="the checkpoint has 3 MTP modules, the configuration only 1"):
         load(model_name_or_path=str(tmp_path), config_name=str(toy_run.config(1)))
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(toy_run, checkpoint):
     other = TextTokenizer.from_pretrained(TINY_TOKENIZER, 2 * NUM_CODES)
-    arguments = ModelArguments(model_name_or_path=checkpoint, model_max_length=128)
     with pytest.raises(ValueError, match=r"vocabulary of \d+, text and audio tokenizer make \d+; use the tokenizers"):
-        load_stage_model(arguments, other, dtype=torch.float32, seed=0)
+        load_stage_model(toy_run.settings(model_name_or_path=checkpoint), other)
 
 
-def test_a_text_model_with_too_few_rows_is_refused(toy_run, tokenizer, tmp_path):
+def test_a_text_model_with_too_few_rows_is_refused(load, toy_run, tmp_path):
     model = Qwen2ForCausalLM.from_pretrained(toy_run.text_model)
     model.resize_token_embeddings(700)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="736 text tokens, the model only 700"):
-        arguments = ModelArguments(model_name_or_path=str(tmp_path), model_max_length=128)
-        load_stage_model(arguments, tokenizer, dtype=torch.float32, seed=0)
+        load(model_name_or_path=str(tmp_path))
 
 
 def test_missing_and_foreign_weights_are_refused(load, checkpoint, tmp_path):

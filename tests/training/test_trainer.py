@@ -7,9 +7,9 @@ from models.toy_models import make_model
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
-from vita_audio.training.arguments import SpeechTrainingArguments
 from vita_audio.training.curves import summarise, training_entries
 from vita_audio.training.trainer import SpeechTrainer, depth_name
+from vita_audio.training.trainer_arguments import SpeechTrainingArguments
 
 NUM_MODULES = 2
 

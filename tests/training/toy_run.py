@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ import numpy as np
 import soundfile
 import torch
 from audio_tokenizers.tiny_folders import make_glm4voice_folders
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
-from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
+from vita_audio.speech_features import SenseVoiceFrontEnd
+from vita_audio.training.settings import StageSettings
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
@@ -56,6 +60,19 @@ class ToyRun:
         folder = self.folder / "-".join(["config", config.model_type, str(num_modules), *changes])
         config.save_pretrained(folder)
         return folder / "config.json"
+
+    def settings(self, **changes) -> StageSettings:
+        """Return the settings of a run like that of `flags`."""
+        settings = {
+            "dataset_name": str(self.data),
+            "audio_code_dir": self.folder / "codes",
+            "pack_cache_dir": self.folder / "packs",
+            "tokenizer_name": str(TINY_TOKENIZER),
+            "model_name_or_path": str(self.text_model),
+            "audio_tokenizer_path": str(self.audio_tokenizer),
+            "model_max_length": 128,
+        }
+        return StageSettings(**settings | changes)
 
     def flags(self, output_dir: Path, **changes) -> list[str]:
         """Return the flags of tools/finetune_sts.py for a run of a few steps on the CPU."""
@@ -101,6 +118,15 @@ def make_toy_run(folder: Path) -> ToyRun:
     (folder / "data.jsonl").write_text("\n".join(samples), encoding="utf-8")
     (folder / "data.yaml").write_text("dataset:\n  toy:\n    data_paths: [data.jsonl]\n", encoding="utf-8")
     return ToyRun(folder, folder / "text_model", audio_tokenizer, speech_encoder, folder / "data.yaml")
+
+
+def make_merged_model(run: ToyRun, folder: Path) -> dict[str, torch.Tensor]:
+    """Write the text model with a head of its own under a configuration that ties it; return its weights."""
+    shutil.copytree(run.text_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return weights
 
 
 def make_speech_encoder(folder: Path) -> Path:

@@ -1,8 +1,8 @@
-"""VITA-Audio models in Kimi-Audio-Evalkit: a file for its folder almeval/models, see the README beside this one.
+"""VITA-Audio models in Kimi-Audio-Evalkit: copy this file to its folder almeval/models, see the README next to it.
 
-The toolkit finds classes of `BaseModel` in that folder by their NAME and makes them without arguments, so settings come
-from the environment. It leaves samples out of the score whose answer is None or reads "null", and those whose audio it
-finds too long or too short; here each sample is answered, and what cannot be answered counts as wrong.
+The toolkit finds subclasses of `BaseModel` in that folder by their NAME and creates them without arguments, so settings
+come from the environment. It excludes samples from the score whose answer is None or "null", or whose audio is too long
+or too short; this model answers every sample, and one that fails counts as wrong.
 """
 
 import os
@@ -13,7 +13,7 @@ from vita_audio.text import ASR_PROMPT
 
 from .base import BaseModel
 
-LEFT_OUT = "null"  # an answer that the toolkit takes for none
+EXCLUDED = "null"  # the toolkit excludes samples with this answer
 # Environment variable -> argument of `HarnessModel.from_pretrained`
 SETTINGS = {
     "VITA_AUDIO_TOKENIZER_TYPE": "audio_tokenizer_type",
@@ -29,7 +29,7 @@ class VITAAudio(BaseModel):
     NAME = "VITA-Audio"
 
     def __init__(self, model_path: str | None = None, **kwargs):
-        """Load the model; `kwargs` come before the environment.
+        """Load the model; `kwargs` take precedence over the environment.
 
         Raises: ValueError if no model is named.
         """
@@ -42,21 +42,21 @@ class VITAAudio(BaseModel):
 
     @staticmethod
     def check_audio_legal(audio_path: str | list[str], max_duration: float = 60) -> bool:
-        """Accept every audio; the toolkit would leave a sample out of the score."""
+        """Accept every audio; otherwise the toolkit would exclude the sample from the score."""
         return True
 
     def get_prompt(self, msg: dict) -> str:
-        """Return what is written for the model: the prompts it was trained with, or the data set's own question."""
+        """Return the text prompt: one the model was trained with, or the question of the data set."""
         meta = msg["meta"]
         if meta["task"] == "ASR":
             return ASR_PROMPT
         return SYSTEMS["omni"] if meta["interactive"] == "Audio-QA" else msg["text"]
 
     def generate_inner(self, msg: dict) -> tuple[str, str]:
-        """Return the prompt and the text of the answer, "" if there can be none."""
+        """Return the prompt and the text of the answer, "" if the sample fails."""
         prompt = self.get_prompt(msg)
         is_question = prompt == SYSTEMS["omni"]
         audios = [msg["audio"]] if isinstance(msg["audio"], str) else msg["audio"]
         request = ("" if is_question else prompt, {"max_gen_toks": self.max_new_tokens}, {"audio": audios})
         (text,) = self.model.generate_until([request], system="omni" if is_question else None, skip_errors=True)
-        return prompt, f"{text}." if text == LEFT_OUT else text
+        return prompt, f"{text}." if text == EXCLUDED else text

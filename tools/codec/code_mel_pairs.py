@@ -1,7 +1,7 @@
-"""What the flow of a speech decoder learns from: audio codes, and the mel that the decoder's voice would have.
+"""Training pairs for the flow of a speech decoder: audio codes, and the mel of the decoder's voice for them.
 
-The codes come from that voice itself, from its disguised speech, and from other voices that say the same text, so that
-every voice is answered in the one voice.
+The codes come from that voice, from its disguised speech, and from other voices speaking the same texts, so that the
+flow turns the codes of any voice into the decoder's.
 """
 
 import math
@@ -19,12 +19,12 @@ from tools.codec.corpus import Utterance
 from vita_audio.audio_tokenizers.base import AudioTokenizer
 from vita_audio.speech_decoder.mel import MIN_MAGNITUDE, SAMPLE_RATE, mel_spectrogram
 
-NUM_CEPSTRA = 16  # the shape of the spectrum without its detail, which is what voices share
+NUM_CEPSTRA = 16  # the coarse shape of the spectrum, which voices share
 SMOOTHED_FRAMES = 5
 
 
 def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
-    """The same words at the same times as another speaker would say them: Praat moves formants and pitch."""
+    """Return a wave as another speaker would say it at the same speed: Praat moves formants and pitch."""
     import parselmouth
 
     formants, pitch, melody = rng.uniform(0.88, 1.22), rng.uniform(85, 230), rng.uniform(0.7, 1.4)
@@ -34,17 +34,18 @@ def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def mel_of(wave: np.ndarray) -> np.ndarray:
-    """Log-mel, (bands, frames) float32, of a wave at SAMPLE_RATE."""
+    """Return the log-mel of a wave at SAMPLE_RATE, (bands, frames) float32."""
     return mel_spectrogram(torch.from_numpy(wave)[None])[0].numpy()
 
 
 def at_the_times_of(mel: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Stretch a mel so that its sounds come when those of another mel of the same text do.
+    """Stretch a mel to the timing of another mel of the same text.
 
-    Dynamic time warping over cepstra, each normalised over its recording, which takes most of the voice away.
+    Uses dynamic time warping over cepstra that are normalised over their recording, which removes most of the voice.
 
     Args:
-        mel, other: (bands, frames) and (bands, other frames), two frames or more.
+        mel: (bands, frames), at least two frames.
+        other: (bands, other frames), at least two frames.
     Returns: (bands, other frames).
     """
     import librosa
@@ -63,7 +64,7 @@ def at_the_times_of(mel: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 class CodeMelPairs:
-    """Codes and mel of single recordings, of several in a row, of disguised ones and of other voices, encoded once."""
+    """Codes and mels of single, joined and disguised recordings and of other voices, encoded once."""
 
     def __init__(
         self,
@@ -79,11 +80,11 @@ class CodeMelPairs:
         """Encode everything.
 
         Args:
-            utterances: Of the decoder's voice.
-            num_frames_of: Mel frames that so many codes become.
-            others: Of other voices; those whose text the decoder's voice says too are used.
-            joined: Pieces of two to four utterances.
-            disguised: Pieces of one or two utterances in a changed voice.
+            utterances: Utterances of the decoder's voice.
+            num_frames_of: Maps a number of codes to a number of mel frames.
+            others: Utterances of other voices; only texts that the decoder's voice speaks too are used.
+            joined: Number of pieces of two to four utterances.
+            disguised: Number of pieces of one or two utterances in a changed voice.
         """
         said = {utterance.text: utterance for utterance in utterances}
         groups = [[utterance] for utterance in utterances]
@@ -107,7 +108,7 @@ class CodeMelPairs:
         self.items.sort(key=lambda item: len(item[0]))
 
     def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
-        """Neighbours in length from a random place on, about `frames_per_batch` mel frames in all."""
+        """Return pairs of similar length from a random place, with about `frames_per_batch` mel frames in total."""
         start = rng.randrange(len(self.items))
         rows, total = [], 0
         while total < frames_per_batch and start + len(rows) < len(self.items):
@@ -117,12 +118,12 @@ class CodeMelPairs:
 
 
 def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
-    """(samples,) float32 at SAMPLE_RATE."""
+    """Return the utterances in sequence, (samples,) float32 at SAMPLE_RATE."""
     return np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in utterances])
 
 
 def follow(wave: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A wave of another voice, and the mel of the decoder's voice, from its own wave of that text, in that rhythm."""
+    """Return the wave of another voice, and the mel of the decoder's own wave of that text, stretched to its timing."""
     return wave, at_the_times_of(mel_of(own), mel_of(wave))
 
 

@@ -1,8 +1,8 @@
-"""A folder of speech with a manifest, held in memory as 16-bit waves, for the codec's training tools.
+"""A folder of speech with a manifest, held in memory as 16-bit waves, for training a codec.
 
-`manifest.jsonl`: one object a line with `audio` (file name in the folder), `text`, `voice`, and optionally `phones`
-(list of symbols). `make_speech_corpus.py` writes such a folder; a user's own recordings need the first three fields.
-Recognition samples of the training format will do where only the text counts.
+`manifest.jsonl` has one object per line with `audio` (file name in the folder), `text`, `voice`, and optionally
+`phones` (list of symbols). `tools.codec.make_corpus` writes such a folder; your own recordings need the first three
+fields. If only the text matters, recognition samples in the training format work too.
 """
 
 import json
@@ -22,14 +22,20 @@ from vita_audio.data.mixture import Problem, read_samples, resolve, shuffled
 
 MANIFEST = "manifest.jsonl"
 SHORTEST_SECONDS = 0.1
-FULL_SCALE = 32768  # of 16-bit samples
+FULL_SCALE = 32768  # 16-bit samples
 PROBLEMS_SHOWN = 20
 IGNORED_PHONES = set(" ˈˌː.,?!;:-'\"")
 
 
 @dataclass
 class Utterance:
-    """One recording: `wave` int16 (samples,) at `rate` Hz; `symbols` are phones, or letters where there are none."""
+    """One recording.
+
+    Attributes:
+        wave: (samples,), int16.
+        rate: Sample rate, Hz.
+        symbols: CTC targets: phones, or letters if there are none.
+    """
 
     wave: np.ndarray
     rate: int
@@ -38,7 +44,7 @@ class Utterance:
     symbols: list[str]
 
     def float_wave(self, rate: int) -> np.ndarray:
-        """The wave as float32 in [-1, 1], resampled to `rate` Hz."""
+        """Return the wave as float32 in [-1, 1], resampled to `rate` Hz."""
         wave = self.wave.astype(np.float32) / FULL_SCALE
         return wave if rate == self.rate else soxr.resample(wave, self.rate, rate).astype(np.float32)
 
@@ -66,11 +72,11 @@ def read_utterance(folder: Path, row: Any) -> Utterance:
 
 
 def recognition_row(sample: Any, folder: Path) -> dict[str, str]:
-    """Return the manifest row of a recognition sample: what the user says, and the answer, its text.
+    """Return the manifest row of a recognition sample, whose text is the answer.
 
     Args:
-        folder: Of the file that holds the sample.
-    Raises: SampleError for a sample of another form.
+        folder: Folder of the file that contains the sample.
+    Raises: SampleError for any other sample.
     """
     conversation = Conversation.parse(sample)
     audios, answer = conversation.audios, conversation.turns[-1]
@@ -82,7 +88,7 @@ def recognition_row(sample: Any, folder: Path) -> dict[str, str]:
 
 
 def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
-    """Read a corpus folder; a row that cannot be used is named and skipped.
+    """Read a corpus folder; unusable rows are named and skipped.
 
     Args:
         voice: Keep only this voice; None keeps all.
@@ -90,7 +96,7 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise FileNotFoundError(f"no {manifest}; make one with tools/codec/make_corpus.py or write your own")
+        raise FileNotFoundError(f"no {manifest}; make one with python -m tools.codec.make_corpus or write your own")
 
     def read(row: Any) -> Utterance | None:
         if voice is not None and isinstance(row, dict) and row.get("voice") != voice:
@@ -101,7 +107,7 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
 
 
 def load_recognition(path: Path) -> list[Utterance]:
-    """Read the recognition samples of a data file, mixed, in the same order each time; others are named and skipped.
+    """Read the recognition samples of a data file, in a fixed random order; unusable rows are named and skipped.
 
     Raises: FileNotFoundError, ValueError if no utterance is left.
     """
@@ -131,9 +137,9 @@ def _read_rows(path: Path, read: Callable[[Any], Utterance | None], what: str) -
 
 
 def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
-    """Split into (training, held out), the last `count` utterances being held out.
+    """Split into (training, held out); the last `count` utterances are held out.
 
-    Raises: ValueError if nothing is held out, or training would get fewer utterances than that.
+    Raises: ValueError if nothing is held out, or more is held out than left for training.
     """
     if count < 1:
         raise ValueError(f"--held-out must be 1 or more, got {count}")

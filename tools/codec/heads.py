@@ -1,4 +1,4 @@
-"""What a speech tokenizer is trained with and never shipped: heads that read phones and mel from its codes."""
+"""Heads used only to train a speech tokenizer: they predict phones and mel from its codes."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vita_audio.speech_decoder.mel import NUM_BANDS
 
 UPSAMPLING = 4  # 12.5 Hz codes to 50 Hz
-FEATURE_RATE = 50  # Hz, of what `CodeReader` makes of codes
+FEATURE_RATE = 50  # Hz, features of `CodeReader`
 
 
 class ConvBlock(nn.Module):
@@ -25,10 +25,10 @@ class ConvBlock(nn.Module):
 
 
 class CodeReader(nn.Module):
-    """Reads quantised codewords: phone log-probabilities at 50 Hz and the decoder voice's mel.
+    """Predicts phones at 50 Hz and the mel of the decoder's voice from quantised codewords.
 
-    Three heads, each pulling on the codes: CTC before pooling keeps the lower layers useful from the first step, CTC on
-    the upsampled codewords keeps the words, the mel regression keeps timing and intonation.
+    Each of the three heads shapes the codes: CTC before pooling trains the lower layers from the first step, CTC on the
+    upsampled codewords preserves the words, and mel regression preserves timing and intonation.
     """
 
     def __init__(self, code_width: int, num_symbols: int, width: int = 192, num_bands: int = NUM_BANDS):
@@ -55,10 +55,12 @@ class CodeReader(nn.Module):
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> Tensor:
-    """CTC per target symbol, blank 0; a target too long for its frames counts as zero.
+    """Return the CTC loss per target symbol; a target too long for its frames counts as zero.
 
     Args:
-        logits: (batch, time, symbols); lengths: (batch,) valid frames; symbols: ids from 1 on.
+        logits: (batch, time, symbols); symbol 0 is the blank.
+        lengths: Valid frames, (batch,).
+        symbols: Target ids of each row, from 1.
     """
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)
     targets = torch.tensor([symbol for row in symbols for symbol in row])
@@ -70,7 +72,7 @@ def ctc_loss(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> Tenso
 
 
 def greedy_symbols(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Best path without repeats and blanks, one list of symbol ids a row."""
+    """Return the best path of each row, without repeats and blanks, as symbol ids."""
     rows = []
     for path, length in zip(logits.argmax(-1).tolist(), lengths.tolist(), strict=True):
         path = path[:length]

@@ -1,7 +1,7 @@
-"""Synthesise speech with texts and phones, for `train_speech_tokenizer.py` and `train_speech_decoder.py`.
+"""Synthesise speech with texts and phones for training a codec: a folder of FLAC files with a manifest.
 
-Needs piper-tts and a Piper voice package (the decoder's voice), and, for the other voices, the commands flite and
-espeak-ng where they are installed. Existing files are kept, so an interrupted run continues.
+Needs piper-tts and a Piper voice package (the decoder's voice). The other voices need the commands flite and espeak-ng;
+one of them is enough. Existing files are kept, so that an interrupted run can be continued.
 
     python -m tools.codec.make_corpus --output DIR --main-count 5100 --other-count 2600 --parallel 3000 --domain
     python -m tools.codec.make_corpus --output TEST --texts FILE --voice flite:slt --renderings 4 --processes 0
@@ -25,12 +25,10 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from tools.codec.corpus import MANIFEST
 from tools.codec.texts import corpus_texts, domain_texts, frequent_texts
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
-from vita_audio.data.parallel import map_ordered
+from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
-from vita_audio.speech_decoder.mel import SAMPLE_RATE
 
 PEAK = 0.7
 MAIN_VOICE = "joe"
@@ -47,7 +45,12 @@ OTHER_VOICES = (
 
 @dataclass(frozen=True)
 class Job:
-    """One utterance to speak: who, what, a seed for how, and the file."""
+    """One utterance to speak.
+
+    Attributes:
+        seed: Seed for speed, pitch and noise.
+        path: File to write.
+    """
 
     voice: str
     text: str
@@ -56,21 +59,24 @@ class Job:
 
 
 class Speaker:
-    """Speaks with the Piper voice and the commands, and tells phones; one for each process.
+    """Makes the audio files and manifest rows of one process.
 
-    The noise in Piper's speech follows from `rank` and from what the process has spoken before.
+    The noise in Piper's speech is determined by `rank` and by the texts that the process has spoken before.
     """
 
     def __init__(self, rank: int):
+        from vita_audio.speech_decoder.mel import SAMPLE_RATE
+
+        self.rate = SAMPLE_RATE
         self.piper = load_voice(default_voice(), seed=rank)
 
     def __call__(self, job: Job) -> dict:
-        """Make the file of an utterance unless it exists; return the manifest row."""
+        """Write the audio file of an utterance unless it exists; return its manifest row."""
         if not job.path.exists():
             rng = random.Random(job.seed)
-            speak = self.speak_piper if job.voice == MAIN_VOICE else partial(speak_command, job.voice)
-            wave = trim_silence(speak(job.text, rng), SAMPLE_RATE)
-            write_flac(job.path, wave * (PEAK / np.abs(wave).max()), SAMPLE_RATE)
+            speak = self.speak_piper if job.voice == MAIN_VOICE else partial(speak_command, job.voice, self.rate)
+            wave = trim_silence(speak(job.text, rng), self.rate)
+            write_flac(job.path, wave * (PEAK / np.abs(wave).max()), self.rate)
         return {
             "audio": job.path.name,
             "text": job.text,
@@ -80,6 +86,7 @@ class Speaker:
         }
 
     def speak_piper(self, text: str, rng: random.Random) -> np.ndarray:
+        """Return a text spoken at a random speed with random noise, (samples,) float32 at the rate of the voice."""
         return synthesise(
             self.piper,
             text,
@@ -89,8 +96,8 @@ class Speaker:
         )
 
 
-def speak_command(voice: str, text: str, rng: random.Random) -> np.ndarray:
-    """Speak with flite or espeak-ng at a random speed and pitch; (samples,) float32 at SAMPLE_RATE."""
+def speak_command(voice: str, rate: int, text: str, rng: random.Random) -> np.ndarray:
+    """Return a text spoken by flite or espeak-ng at a random speed and pitch, (samples,) float32 at `rate` Hz."""
     engine, name = voice.split(":")
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         if engine == "flite":
@@ -100,18 +107,18 @@ def speak_command(voice: str, text: str, rng: random.Random) -> np.ndarray:
             speed, pitch = rng.randint(130, 180), rng.randint(30, 70)
             command = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch), "-w", file.name, text]
         subprocess.run(command, check=True, capture_output=True)
-        wave, rate = soundfile.read(file.name, dtype="float32")
+        wave, own_rate = soundfile.read(file.name, dtype="float32")
     factor = rng.uniform(0.92, 1.08)  # plain resampling: pitch and formants of another, similar speaker
-    return soxr.resample(wave, rate * factor, SAMPLE_RATE).astype(np.float32)
+    return soxr.resample(wave, own_rate * factor, rate).astype(np.float32)
 
 
 def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """(voice, text) of every utterance."""
+    """Return (voice, text) of every utterance."""
     texts = corpus_texts(args.main_count + args.other_count, args.seed)
     main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
     voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
     if not voices and (other_texts or args.parallel):
-        print(f"neither flite nor espeak-ng is installed: only {MAIN_VOICE} speaks")
+        print(f"neither flite nor espeak-ng is installed; using only the voice {MAIN_VOICE}")
     spoken = [(MAIN_VOICE, text) for text in main_texts]
     spoken += [(voices[index % len(voices)], text) for index, text in enumerate(other_texts) if voices]
     spoken += [(voices[index % len(voices)], text) for index, text in enumerate(main_texts[: args.parallel]) if voices]
@@ -126,12 +133,12 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def plan_jobs(args: argparse.Namespace) -> list[Job]:
-    """Decide on every utterance and its file; in an order in which the voices mix."""
+    """Decide on every utterance and its file, in an order that mixes the voices."""
     jobs, renderings = [], Counter()
     for voice, text in what_to_speak(args):
-        number = renderings[voice, text]  # of this text by this voice so far
+        count = renderings[voice, text]  # of this text by this voice so far
         renderings[voice, text] += 1
-        again = f" {number}" if number else ""
+        again = f" {count}" if count else ""
         key = hashlib.sha1(f"{args.seed} {voice} {text}{again}".encode()).hexdigest()[:16]
         jobs.append(Job(voice, text, int(key, 16), args.output / f"{key}.flac"))
     random.Random(args.seed).shuffle(jobs)
@@ -139,28 +146,36 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for flac files and manifest.jsonl")
-    parser.add_argument("--main-count", type=int, default=0, help="generated utterances of the decoder's voice")
-    parser.add_argument("--other-count", type=int, default=0, help="generated utterances shared by all other voices")
-    parser.add_argument("--parallel", type=int, default=0, help="texts of the decoder's voice that another speaks too")
-    parser.add_argument("--frequent-count", type=int, default=0, help="rows of frequent words; needs wordfreq")
-    parser.add_argument("--domain", action="store_true", help="the decoder's voice speaks the demo's training texts")
-    parser.add_argument("--texts", type=Path, help="sentences, one a line, to speak as well")
-    parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice of --texts")
-    parser.add_argument("--renderings", type=int, default=1, help="how often, each time differently, --texts is spoken")
-    parser.add_argument("--processes", type=int, default=2, help="that speak; 0: this one, same waves in a new folder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = OneLineParser("make_corpus", __doc__)
+    count = in_range(int, minimum=0)
+    parser.add_argument("--output", type=Path, required=True, help="folder for FLAC files and manifest.jsonl")
+    parser.add_argument("--main-count", type=count, default=0, help="generated utterances of the decoder's voice")
+    parser.add_argument("--other-count", type=count, default=0, help="generated utterances shared by the other voices")
+    parser.add_argument(
+        "--parallel", type=count, default=0, help="texts of the decoder's voice that another voice speaks too"
+    )
+    parser.add_argument("--frequent-count", type=count, default=0, help="rows of frequent words; needs wordfreq")
+    parser.add_argument("--domain", action="store_true", help="add the demo's training texts in the decoder's voice")
+    parser.add_argument("--texts", type=Path, help="text file with more sentences, one per line")
+    parser.add_argument("--voice", default=MAIN_VOICE, choices=(MAIN_VOICE, *OTHER_VOICES), help="voice for --texts")
+    parser.add_argument("--renderings", type=int, default=1, help="different renderings of --texts (default: 1)")
+    parser.add_argument(
+        "--processes", type=count, default=2, help="worker processes; 0: this process, with reproducible waves"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for texts and voices")
     args = parser.parse_args(arguments)
     if args.renderings < 1 or (args.renderings > 1 and args.texts is None):
-        parser.error(f"--renderings must be 1 or more, of the --texts given with it, got {args.renderings}")
+        parser.error(f"--renderings must be 1 or more, and needs --texts, got {args.renderings}")
     return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    with one_line_errors("make_speech_corpus.py"):
+    with one_line_errors("make_corpus"):
         jobs = plan_jobs(args)
+    from tools.codec.corpus import MANIFEST
+    from vita_audio.data.parallel import map_ordered
+
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / MANIFEST, "w", encoding="utf-8") as manifest:
         rows = map_ordered(Speaker, jobs, args.processes, chunk_size=4)

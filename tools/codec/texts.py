@@ -6,7 +6,7 @@ from importlib.resources import files
 from tools.demo.domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
 from vita_audio.optional import MissingPackageError
 
-ANSWER_RENDERINGS = 4  # the decoder speaks answers more than anything else
+ANSWER_RENDERINGS = 4  # answers are what the decoder speaks most
 DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
 PAST = (
     "took gave found lost kept held made broke bent cut threw caught drew built bought sold sent brought left "
@@ -33,13 +33,13 @@ SUBJECTS = (
 ).split()
 DETERMINERS = "the the the a a this that each every his her my your our their one some no another".split()
 QUESTIONS = "where when why how what".split()
-FREQUENT_WORDS = 6000  # of English
-FLATTENING = 0.3  # exponent of a word's frequency: rarer words are heard too, "the" still more often than others
+FREQUENT_WORDS = 6000
+FLATTENING = 0.3  # exponent of a word's frequency; gives rarer words a share, with "the" still the most frequent
 MODALS = "can could will would should must might may did does cannot won't didn't shouldn't".split()
 
 
 def profanities() -> set[str]:
-    """Return words that nobody needs to hear."""
+    """Return the words that wonderwords lists as profanities."""
     return set((files("wonderwords") / "assets" / "profanitylist.txt").read_text(encoding="utf-8").split())
 
 
@@ -59,6 +59,7 @@ def number_text(rng: random.Random) -> str:
 
 
 def date_text(rng: random.Random) -> str:
+    """Return a date in words, in one of four forms."""
     day, month, ordinal = rng.choice(DAYS), rng.choice(MONTHS), rng.choice(DAY_ORDINALS)
     patterns = (
         f"the {ordinal} of {month}",
@@ -70,13 +71,14 @@ def date_text(rng: random.Random) -> str:
 
 
 class SentenceMaker:
-    """Random English-like sentences of 5 to 12 words; every draw comes from `rng`."""
+    """Makes random English-like sentences of 5 to 12 words; every draw comes from `rng`."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
         self.nouns, self.adjectives, self.verbs = word_lists()
 
     def noun_phrase(self) -> str:
+        """Return a noun with a determiner and, sometimes, an adjective."""
         rng = self.rng
         adjective = f"{rng.choice(self.adjectives)} " if rng.random() < 0.45 else ""
         noun = rng.choice(self.nouns)
@@ -92,6 +94,7 @@ class SentenceMaker:
         return f"{subject} {verb} {self.noun_phrase()}"
 
     def sentence(self) -> str:
+        """Return a statement, a question or a command."""
         rng = self.rng
         shape = rng.random()
         if shape < 0.4:
@@ -129,7 +132,7 @@ def corpus_texts(count: int, seed: int, number_share: float = 0.15, date_share: 
 
 
 def frequent_texts(count: int, seed: int) -> list[str]:
-    """Return `count` rows of 4 to 9 frequent English words, whose sounds the word lists alone do not cover.
+    """Return `count` rows of 4 to 9 frequent English words, to cover sounds that the word lists lack.
 
     Raises: MissingPackageError without the package wordfreq.
     """
@@ -145,7 +148,7 @@ def frequent_texts(count: int, seed: int) -> list[str]:
 
 
 def domain_texts(seed: int) -> list[str]:
-    """What is said in the demo's training: sentences, questions, and every answer several times; nothing held out."""
+    """Return the demo's training texts: sentences, questions, and every answer several times; nothing held out."""
     asked = questions("quick")
     phrasings = [phrasing for question in asked for phrasing in question.phrasings]
     answers = [question.answer for question in asked]

@@ -1,7 +1,7 @@
-"""Training of a codebook: k-means start, exponential moving averages, restart of dead codes.
+"""Training of a codebook: k-means initialisation, exponential moving averages, restart of dead codes.
 
-The moving averages follow "Neural Discrete Representation Learning" (arXiv 1711.00937), appendix A.1. The statistics
-live here; the codebook is that of the encoder being trained, so the encoder's weights are complete at any time.
+The moving averages follow "Neural Discrete Representation Learning" (arXiv 1711.00937), appendix A.1. This module holds
+the statistics; the codebook belongs to the encoder being trained, so the encoder's weights are always complete.
 """
 
 import math
@@ -19,9 +19,10 @@ SMALLEST_CLUSTER = 1e-5
 class QuantizerOutput:
     """One quantised batch.
 
-    quantized: (..., width), float32; its gradient goes to the input unchanged (straight-through).
-    ids: (...), int64; None before the codebook is initialised.
-    commitment_loss: scalar, already multiplied by the commitment coefficient; over valid vectors only.
+    Attributes:
+        quantized: (..., width), float32; its gradient is passed to the input unchanged (straight-through).
+        ids: (...), int64; None before the codebook is initialised.
+        commitment_loss: Scalar over the valid vectors, already multiplied by the commitment coefficient.
     """
 
     quantized: Tensor
@@ -30,11 +31,11 @@ class QuantizerOutput:
 
 
 def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tuple[Tensor, Tensor]:
-    """Cluster vectors with Lloyd's algorithm, starting at random vectors; an empty cluster moves to a random vector.
+    """Cluster vectors with Lloyd's algorithm from random vectors; an empty cluster moves to a random vector.
 
     Args:
         vectors: (count, width), float32, count >= num_clusters.
-    Returns: centres (num_clusters, width) and how many vectors each is the mean of, (num_clusters,) float32.
+    Returns: centres, (num_clusters, width), and cluster sizes, (num_clusters,), both float32.
     """
     centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:num_clusters]]
     sizes = vectors.new_ones(num_clusters)
@@ -46,17 +47,22 @@ def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tupl
 
 
 def cluster_statistics(vectors: Tensor, ids: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Count (num_clusters,) and sum (num_clusters, width) of the vectors (count, width) with each id (count,)."""
+    """Return count, (num_clusters,), and sum, (num_clusters, width), of the vectors with each id.
+
+    Args:
+        vectors: (count, width), float.
+        ids: (count,), int64.
+    """
     sizes = torch.bincount(ids, minlength=num_clusters).to(vectors.dtype)
     sums = vectors.new_zeros(num_clusters, vectors.shape[1]).index_add_(0, ids, vectors)
     return sizes, sums
 
 
 class VectorQuantizer(nn.Module):
-    """Quantises with a codebook and, in training mode, moves the codebook towards what it quantises.
+    """Quantises with a codebook and, in training mode, moves the codebook towards its inputs.
 
-    Until `initialize` is called vectors pass unchanged, so that an encoder can settle before its codes are chosen.
-    Runs in one process only. Works in float32 also under autocast.
+    Before `initialize` is called, vectors pass unchanged, so that an encoder can settle before its codes are chosen.
+    Runs in one process only, and in float32 even under autocast.
     """
 
     def __init__(
@@ -70,9 +76,9 @@ class VectorQuantizer(nn.Module):
         """Set up training of `codebook`.
 
         Args:
-            codebook: The encoder's codebook; written in place, needs no gradient.
+            codebook: Codebook of the encoder; updated in place, without gradients.
             ema_decay: Weight of the past in the moving averages, per batch.
-            restart_interval: Batches after which a code that none of them used restarts at a random vector, or None.
+            restart_interval: Batches after which unused codes restart at random vectors; None: never.
             commit_coefficient: Factor of the commitment loss.
         """
         super().__init__()
@@ -91,7 +97,7 @@ class VectorQuantizer(nn.Module):
 
     @classmethod
     def from_encoder(cls, encoder: WhisperVQEncoder) -> "VectorQuantizer":
-        """Train the codebook of `encoder` as its configuration says."""
+        """Return a quantizer that trains the codebook of `encoder` with the settings in its config."""
         config = encoder.config
         if not config.quantize_ema_decay:
             raise ValueError("the encoder's quantize_ema_decay must be set to train its codebook, got None")
@@ -103,12 +109,12 @@ class VectorQuantizer(nn.Module):
         )
 
     def export_statistics(self, encoder: WhisperVQEncoder) -> None:
-        """Write the statistics to the encoder's buffers, to be saved with its weights."""
+        """Copy the statistics to the encoder's buffers, which are saved with its weights."""
         encoder.ema_count.copy_(self.cluster_sizes)
         encoder.ema_weight.copy_(self.cluster_sums)
 
     def perplexity(self) -> float:
-        """How many codes are in use, as the exponential of the entropy of the averaged cluster sizes."""
+        """Return the effective number of codes: the exponential of the entropy of the averaged cluster sizes."""
         share = self.cluster_sizes / self.cluster_sizes.sum()
         return math.exp(-(share * share.clamp_min(torch.finfo(share.dtype).tiny).log()).sum().item())
 
@@ -117,8 +123,8 @@ class VectorQuantizer(nn.Module):
         """Choose the codewords by k-means.
 
         Args:
-            vectors: (count, width), valid vectors only; ten or more per code are good.
-        Raises: ValueError if there are fewer vectors than codes, or one is not finite.
+            vectors: (count, width), valid vectors only; ideally ten or more per code.
+        Raises: ValueError if there are fewer vectors than codes, or a vector is not finite.
         """
         num_codes = len(self.cluster_sizes)
         vectors = vectors.float()
@@ -134,11 +140,11 @@ class VectorQuantizer(nn.Module):
         self.initialized.fill_(True)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantise, and in training mode update the codebook.
+        """Quantise and, in training mode, update the codebook.
 
         Args:
             hidden: (..., width), any float type.
-            mask: (...), bool; False where a vector must not count (padding). None: all count.
+            mask: (...), bool; False for padding. None: no padding.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
@@ -172,7 +178,7 @@ class VectorQuantizer(nn.Module):
         self.codebook.weight.copy_(torch.where(sizes > SMALLEST_CLUSTER, means, self.codebook.weight))
 
     def _restart_dead_codes(self, vectors: Tensor) -> None:
-        """Move codes unused since the last restart to different vectors of this batch, as far as there are enough."""
+        """Move the codes unused since the last restart to different vectors of this batch, as many as it has."""
         dead = (self.recent_uses == 0).nonzero().squeeze(1)[: len(vectors)]
         chosen = vectors[torch.randperm(len(vectors), device=vectors.device)[: len(dead)]]
         size = self.cluster_sizes.mean()

@@ -1,0 +1,1 @@
+"""Shared by tools.demo and tools.codec: a training loop and synthetic speech."""

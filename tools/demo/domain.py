@@ -1,10 +1,10 @@
-"""The small spoken domain of the demo corpus: digit strings, dates, simple sentences, questions with answers.
+"""The texts of the demo corpus: digit strings, dates, simple sentences, and questions with answers.
 
-Pure text, no files and no audio. All texts are lower case without punctuation, the form that speech recognition is
-asked for; `spoken` adds the mark that a synthesiser needs.
+All texts are in lower case without punctuation, as speech recognition should return them; `spoken` adds the final
+punctuation for a synthesiser.
 
-What is held out does not depend on size or seed: a text belongs to the held-out part when its checksum says so, hence
-whoever draws training texts here never meets one. A question keeps its answer but loses one of its phrasings.
+Held-out texts do not depend on size or seed: a checksum decides whether a text is held out, so training texts drawn
+here never are. Of each question, one phrasing is held out, but not the answer.
 """
 
 import random
@@ -64,10 +64,16 @@ SENTENCE_TEMPLATES = (
 
 @dataclass(frozen=True)
 class Topic:
-    """Questions that share their wording: `facts` maps what is asked for to the words that answer it."""
+    """Questions that share their wording.
 
-    phrasings: tuple[str, ...]  # with {asked}
-    answer: str  # with {asked} and {keyword}; the keyword comes last
+    Attributes:
+        phrasings: With {asked}.
+        answer: With {asked} and, at its end, {keyword}.
+        facts: Maps `asked` to `keyword`.
+    """
+
+    phrasings: tuple[str, ...]
+    answer: str
     facts: dict[str, str]
 
 
@@ -179,26 +185,37 @@ TOPICS = {
 
 @dataclass(frozen=True)
 class Question:
-    """One fact: how it may be asked in training, the phrasing kept for evaluation, and the answer."""
+    """A question about one fact, and its answer.
+
+    Attributes:
+        phrasings: For training.
+        held_out_phrasing: For evaluation.
+        keyword: Last word of the answer, sufficient to judge it.
+    """
 
     topic: str
     phrasings: tuple[str, ...]
     held_out_phrasing: str
     answer: str
-    keyword: str  # last word of the answer, enough to judge it
+    keyword: str
 
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """How many texts of each kind, and how often each is spoken."""
+    """Numbers of texts of each kind, and of renderings of each text.
+
+    Attributes:
+        held_out: Texts for each of digits, dates and sentences.
+        question_renderings: For each training phrasing.
+    """
 
     digits: int
     dates: int
     sentences: int
     questions: int
-    held_out: int  # per kind of sentence
+    held_out: int
     sentence_renderings: int
-    question_renderings: int  # of each training phrasing
+    question_renderings: int
     answer_renderings: int
 
 
@@ -210,15 +227,15 @@ SIZES = {
 
 
 def spoken(text: str) -> str:
-    """The text as a synthesiser should read it: a question mark or a full stop at its end."""
+    """Return a text with the question mark or full stop that a synthesiser needs."""
     return text + ("?" if text.split()[0] in QUESTION_WORDS else ".")
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a digit string, date or sentence belongs to the part that is never trained on.
+    """Return whether a digit string, date or sentence is held out from training.
 
-    A date is judged without its weekday, and a digit string is held out with any held-out string inside it: what is
-    evaluated occurs nowhere in training, not even within a longer text.
+    A date is judged without its weekday, and a digit string is held out if any part of it is, so that evaluated texts
+    do not occur in training, not even within a longer text.
     """
     words = text.split()
     if words[0] in WEEKDAYS:
@@ -231,27 +248,27 @@ def is_held_out(text: str) -> bool:
 
 
 def digit_string(rng: random.Random) -> str:
-    """Three to five digits as words."""
+    """Return three to five digits as words."""
     return " ".join(rng.choices(DIGITS, k=rng.randint(SHORTEST_DIGITS, LONGEST_DIGITS)))
 
 
 def date(rng: random.Random) -> str:
-    """A day of the year, one in three with its weekday: "the third of may", "monday the third of may"."""
+    """Return a day of the year, one in three with a weekday: "the third of may", "monday the third of may"."""
     month = rng.choice(MONTHS)
     weekday = rng.choice(WEEKDAYS) + " " if rng.random() < 1 / 3 else ""
     return f"{weekday}the {DAY_ORDINALS[rng.randrange(DAYS_PER_MONTH[month])]} of {month}"
 
 
 def sentence(rng: random.Random) -> str:
-    """A sentence of five to eight words from the grammar."""
+    """Return a sentence of five to eight words from the grammar."""
     template = rng.choice(SENTENCE_TEMPLATES)
     return template.format(**{slot: rng.choice(words) for slot, words in SLOTS.items()})
 
 
 def draw(make: Callable[[random.Random], str], count: int, rng: random.Random, *, held_out: bool) -> list[str]:
-    """`count` different texts from `make`, all inside or all outside the held-out part.
+    """Draw `count` different texts from `make`, all held out or all not.
 
-    Raises: ValueError if `make` does not yield so many.
+    Raises: ValueError if `make` does not yield enough different texts.
     """
     texts: dict[str, None] = {}
     for _ in range(1000 + 100 * count):
@@ -266,7 +283,7 @@ def draw(make: Callable[[random.Random], str], count: int, rng: random.Random, *
 
 
 def training_sentences(size: str, seed: int = 0) -> list[str]:
-    """Digit strings, dates and sentences to train on, mixed; disjoint from `heldout_sentences` of every size."""
+    """Return digit strings, dates and sentences for training, shuffled; none is in `heldout_sentences` of any size."""
     counts, rng = corpus_size(size), random.Random(f"train {seed}")
     texts = [
         *draw(digit_string, counts.digits, rng, held_out=False),
@@ -278,14 +295,14 @@ def training_sentences(size: str, seed: int = 0) -> list[str]:
 
 
 def heldout_sentences(size: str) -> list[str]:
-    """Digit strings, dates and sentences for evaluation, the three kinds in turn."""
+    """Return digit strings, dates and sentences for evaluation, alternating between the three kinds."""
     count, rng = corpus_size(size).held_out, random.Random(HELD_OUT_SEED)
     kinds = [draw(make, count, rng, held_out=True) for make in (digit_string, date, sentence)]
     return [text for group in zip(*kinds, strict=True) for text in group]
 
 
 def questions(size: str) -> list[Question]:
-    """The questions of a corpus, topics in turn; the held-out phrasing rotates through each topic."""
+    """Return the questions of a corpus, alternating between topics; the held-out phrasing rotates within a topic."""
     per_topic = [[_question(name, index) for index in range(len(topic.facts))] for name, topic in TOPICS.items()]
     longest = max(map(len, per_topic))
     mixed = [column[index] for index in range(longest) for column in per_topic if index < len(column)]
@@ -293,18 +310,18 @@ def questions(size: str) -> list[Question]:
 
 
 def training_texts(size: str, seed: int = 0) -> list[str]:
-    """Every text that is spoken in training: sentences, training phrasings, answers."""
+    """Return every text that is spoken in training: sentences, training phrasings, answers."""
     asked = [phrasing for question in questions(size) for phrasing in question.phrasings]
     return [*training_sentences(size, seed), *asked, *(question.answer for question in questions(size))]
 
 
 def heldout_texts(size: str) -> list[str]:
-    """Every text that training never meets: held-out sentences and phrasings."""
+    """Return every text that training must not contain: held-out sentences and phrasings."""
     return [*heldout_sentences(size), *(question.held_out_phrasing for question in questions(size))]
 
 
 def corpus_size(size: str) -> CorpusSize:
-    """Look up a size by name.
+    """Return the size of a name in `SIZES`.
 
     Raises: ValueError for an unknown name.
     """

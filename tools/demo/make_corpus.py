@@ -2,9 +2,10 @@
 
     python -m tools.demo.make_corpus --out data/demo --size quick
 
-Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl to train on, heldout_{asr,tts,qa}.jsonl to evaluate on and
-one mixture yaml for stage 1, for the MTP stages and for the last stage. Paths inside the files count from the folder,
-which may be moved. The same arguments give the same files; an interrupted run continues, a complete one ends at once.
+Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl for training, heldout_{asr,tts,qa}.jsonl for evaluation,
+and one mixture yaml each for stage 1, the MTP stages and the last stage. Paths in the files are relative to the folder,
+which may be moved. The same arguments give the same files. An interrupted run can be continued; a finished one exits
+immediately.
 """
 
 import argparse
@@ -22,27 +23,33 @@ from tqdm import tqdm
 
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tools.demo.domain import SIZES, Question, corpus_size, heldout_sentences, questions, spoken, training_sentences
+from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
+from vita_audio.files.atomic import write_text
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
 MIXTURES = {  # yaml name -> {jsonl: ratio}
-    # There are few questions: at their share of the data models confuse them, and modules garble the words of answers.
+    # Questions are few. At a ratio of 1, models confuse them, and MTP modules garble the words of answers.
     "stage1": {"asr": 1, "tts": 1, "qa": 2, "text": 1},
-    # Recognition too is decoded with the modules.
+    # Includes recognition, because MTP modules decode it too.
     "mtp": {"asr": 1, "tts": 1, "qa": 3},
     "stage4": {"asr": 1, "tts": 1, "qa": 3, "text": 1},
 }
 PEAK = 0.8
-SHARD_FILES = 64  # files spoken by one synthesiser session, seeded as a whole
+SHARD_FILES = 64  # files spoken by one synthesiser session, which has one seed
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """One way to speak a text; file name and Piper settings follow from text, number and folder."""
+    """One way to speak a text; file name and Piper settings are determined by text, number and folder.
+
+    Attributes:
+        path: File, relative to the corpus folder.
+    """
 
     text: str
-    path: Path  # from the corpus folder
+    path: Path
     length_scale: float
     noise_scale: float
     noise_w_scale: float
@@ -50,7 +57,13 @@ class Rendering:
 
 @dataclass
 class Corpus:
-    """What to speak and what to write down about it."""
+    """Renderings to speak, and the samples made of them.
+
+    Attributes:
+        renderings: By path.
+        training: Training samples of each jsonl file.
+        held_out: Evaluation items of each jsonl file.
+    """
 
     renderings: dict[Path, Rendering] = field(default_factory=dict)
     training: dict[str, list[dict]] = field(default_factory=dict)
@@ -61,8 +74,8 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
     """Decide on every file and every sample without making any.
 
     Args:
-        size: Key of `demo_domain.SIZES`.
-        seed: Chooses the training sentences; held-out texts are the same for all seeds.
+        size: Key of `tools.demo.domain.SIZES`.
+        seed: Seed for the training sentences; held-out texts are the same for all seeds.
     """
     counts, corpus = corpus_size(size), Corpus()
 
@@ -93,7 +106,7 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
 def _held_out_rows(
     sentences: Sequence[str], asked: Sequence[Question], speak: Callable[[str], str]
 ) -> dict[str, list[dict]]:
-    """Items for evaluation; every question comes in a phrasing known from training and in its held-out one."""
+    """Return items for evaluation, with every question in a phrasing known from training and in its held-out one."""
     wordings = [("rendering", index, item.phrasings[0], item) for index, item in enumerate(asked)]
     wordings += [("phrasing", index, item.held_out_phrasing, item) for index, item in enumerate(asked)]
     heard = [(index, text, speak(text)) for index, text in enumerate(sentences)]
@@ -146,7 +159,7 @@ def _tts_sample(text: str, path: str) -> dict:
 def _qa_samples(
     asked: Sequence[Question], asked_aloud: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
 ) -> list[dict]:
-    """Every spoken question once, with the renderings of its answer in turn."""
+    """Return a sample for every spoken question, using the renderings of its answer in turn."""
     answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
     spoken_answers: dict[str, list[str]] = {}
     for text, path in answers:
@@ -163,9 +176,9 @@ def _qa_samples(
 def speak_shard(
     out: Path, renderings: Sequence[Rendering], *, voice_path: Path, seed: int, spoken_one: Callable[[], object]
 ) -> None:
-    """Speak the renderings in order and write those whose file is missing; call `spoken_one` after each.
+    """Speak the renderings in order and write the files that are missing; call `spoken_one` after each.
 
-    The synthesiser draws its noise from one seeded stream, hence a shard is spoken as a whole or not at all.
+    The synthesiser draws its noise from one seeded stream, so a shard is always spoken from its beginning.
     """
     voice = load_voice(voice_path, seed)
     for rendering in renderings:
@@ -182,14 +195,8 @@ def speak_shard(
         spoken_one()
 
 
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, threads: int) -> None:
-    """Write all missing audio files, in shards shared out over threads; the synthesiser runs outside Python's lock."""
+    """Write all missing audio files, in shards on several threads; the synthesiser releases Python's lock."""
     for folder in {out / rendering.path.parent for rendering in renderings}:
         folder.mkdir(parents=True, exist_ok=True)
     shards = [renderings[start : start + SHARD_FILES] for start in range(0, len(renderings), SHARD_FILES)]
@@ -218,27 +225,30 @@ def write_corpus_files(out: Path, corpus: Corpus) -> None:
     files = {f"{name}.jsonl": rows for name, rows in corpus.training.items()}
     files |= {f"heldout_{name}.jsonl": rows for name, rows in corpus.held_out.items()}
     for name, rows in files.items():
-        _write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
     for name, ratios in MIXTURES.items():
         sources = {
             f"demo_{source}": {"ratio": ratio, "data_paths": [f"{source}.jsonl"]} for source, ratio in ratios.items()
         }
-        _write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
+        write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = OneLineParser("make_corpus", __doc__)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write")
-    parser.add_argument("--size", choices=tuple(SIZES), default="quick", help="ci: seconds, quick: minutes, long: 5x")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the training sentences")
-    parser.add_argument("--voice", type=Path, help="Piper .onnx with its .onnx.json beside it (default: joe)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads that speak")
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="quick", help="ci takes seconds, quick minutes, long five times as many"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences")
+    parser.add_argument("--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe)")
+    parser.add_argument(
+        "--threads", type=in_range(int, minimum=1), default=os.cpu_count() or 1, help="threads that speak"
+    )
     return parser.parse_args(arguments)
 
 
 def make_corpus(options: argparse.Namespace) -> None:
+    """Speak and write the corpus that the options describe."""
     corpus = plan_corpus(options.size, options.seed)
     speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.threads)
     write_corpus_files(options.out, corpus)
@@ -248,7 +258,7 @@ def make_corpus(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    with one_line_errors("make_demo_corpus.py"):
+    with one_line_errors("make_corpus"):
         make_corpus(options)
 
 

@@ -1,35 +1,42 @@
-"""Train the text tokenizer of the tiny models on the demo domain: byte-level BPE as in Qwen2, only small.
+"""Train the text tokenizer of the tiny models on the demo domain: byte-level BPE as in Qwen2, with a small vocabulary.
 
     python -m tools.demo.make_tokenizer --out vita_audio/assets/tiny_text_lm
 
-The folder loads with `transformers.AutoTokenizer`. Any text can be encoded, that of the domain in one token a word.
+The folder loads with `transformers.AutoTokenizer`. Any text can be encoded; words of the domain are one token each.
 """
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from tools.demo.domain import training_texts
+from vita_audio.command_line import OneLineParser
 from vita_audio.constants import END_OF_TEXT, IM_END, IM_START
 from vita_audio.errors import one_line_errors
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Words, single digits, punctuation, line breaks, spaces: the pre-tokeniser of Qwen2 (Hugging Face, tokenizer.json).
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 INSTRUCTIONS = (ASR_PROMPT, TTS_PROMPT, "user", "assistant", "system")
-WHOLE_WORD_WEIGHT = 200  # of instructions, which are in every sample
+WHOLE_WORD_WEIGHT = 200  # copies of the instructions, which every sample contains
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with the ChatML tokens at its end, the last three of `vocab_size` ids.
+    """Train byte-level BPE; the ChatML tokens are the last three of `vocab_size` ids.
 
-    Raises: ValueError if `vocab_size` leaves no room beside the 256 bytes, or the texts do not fill it.
+    Raises: ValueError if `vocab_size` is too small for the 256 bytes and the ChatML tokens, or too large for the texts.
     """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     special = [END_OF_TEXT, IM_START, IM_END]
     if vocab_size < 256 + len(special):
         raise ValueError(f"vocab_size must be at least {256 + len(special)}, got {vocab_size}")
@@ -56,15 +63,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("make_tokenizer", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--vocab-size", type=int, default=945, help="entries, with 256 bytes and 3 special tokens")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--vocab-size", type=int, default=945, help="entries, including 256 bytes and 3 special tokens")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
     texts = training_texts("long")
-    with one_line_errors("make_tiny_tokenizer.py"):
+    with one_line_errors("make_tokenizer"):
         tokenizer = train_tokenizer([*texts, *INSTRUCTIONS * WHOLE_WORD_WEIGHT], options.vocab_size)
         tokenizer.save_pretrained(options.out)
     num_tokens = sum(len(tokenizer.encode(text)) for text in texts)

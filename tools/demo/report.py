@@ -1,132 +1,249 @@
-"""Put the parts of a demo evaluation and the results of the training stages together: report.json, report.md, pictures.
+"""Report on a quick start, from its evaluations and training stages: report.json, report.md and plots.
 
-    python -m tools.demo.report --evaluation outputs/quickstart/evaluation --output outputs/quickstart \\
-        --stages outputs/quickstart/stage1 outputs/quickstart/stage2 ...
+    python -m tools.demo.report --evaluation outputs/quickstart/evaluation --codec outputs/quickstart/codec \\
+        --stages outputs/quickstart/stage1 outputs/quickstart/stage2 ... --output outputs/quickstart
 
-Rates in report.json are fractions. Paths are as the evaluation was given them, usually from the repository's root.
+Reads the output of `evaluation.run`, in all modes and with `--time-alone demo-qa=N`, and the output of
+`evaluation.evaluate_codec` on a corpus named heldout. Rates in report.json are fractions. Paths are as given to the
+evaluation, usually relative to the repository's root.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from evaluation.answers import KEYWORD_LEEWAY, TASKS, share
-from evaluation.demo import ANSWER, ROUND_TRIP, read_mode, read_part, spoken_answers, write_json
-from evaluation.reporting.plots import draw_losses, draw_modes, draw_spectrograms
+from evaluation import evaluate_codec
+from evaluation.metrics.ours import corrected_error_rate, scored_tokens
+from evaluation.reporting.page import Table
+from evaluation.results import RESULTS, Answer, Outcome, pooled, read_outcomes
+from evaluation.run_folder import read_settings
+from evaluation.suites import BENCHMARKS, read_rows
+from evaluation.tasks import KEYWORD_LEEWAY, PASSES_PER_TOKEN, SPEED_ALONE, TEXT, TRANSCRIPT
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
-from vita_audio.interleave import MODES
-from vita_audio.training.run_folder import RESULTS_FILE, STATE_FILE
+from vita_audio.files.atomic import atomic_path, write_json, write_text
+from vita_audio.interleave import MODES, InterleavePlan
 
+TASKS = ("asr", "tts", "qa")  # of the benchmarks demo-asr, ...
+HELDOUT = "heldout"  # corpus of the codec's round trip
 MODE_FIELDS = (
     *("asr_wer", "tts_wer", "qa_text_accuracy", "qa_speech_accuracy"),
     *("backbone_passes_per_token", "tokens_per_second"),
 )
-ROUND_TRIP_FIELDS = ("wer", "wer_original", "codebook_perplexity", "codebook_size")
 ANSWER_FIELDS = ("question_wav", "wav", "text", "transcript")
 STAGE_FIELDS = ("steps", "minutes", "final_loss", "final_losses")
+SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # the file that stands for answers without speech
+MODE_HEADER = ("mode", "ASR WER", "TTS WER", "QA text", "QA speech", "passes/token", "tokens/s", "no audio")
+QUESTION_HEADER = ("mode", "QA text, heard phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER")
+ROUND_TRIP_HEADER = ("WER of the originals", "WER after the codec", "codebook perplexity")
+STAGE_HEADER = ("stage", "steps", "minutes", "loss", "backbone", "MTP modules")
+TEMPLATE = """# Report
+
+{note}Held-out speech, greedy decoding, speech transcribed by {judge}; trained with ratio {ratio}.
+Per mode {counts[0]} clips to transcribe, {counts[1]} texts to speak, {counts[2]} spoken questions.
+
+## Modes
+
+{modes}
+
+\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.
+
+WER: errors per word after normalisation; each digit of a number counts as a word.
+QA: the answer ends with its keyword (at most {leeway} more word may follow).
+An answer without audio has an empty transcript and counts as wrong. tokens/s: one question at a time.
+
+{questions}
+
+![quality over speed](modes.png)
+
+## Codec round trip
+
+{round_trip}
+
+## Stages
+
+{stages}
+
+![losses](losses.png)
+
+## A question and its answer
+
+* question ({answer[question_wav]}): {answer[question_text]}
+* answer in text: {answer[text]}
+* spoken answer ({answer[wav]}), as transcribed: {answer[transcript]}
+* expected: {answer[reference_text]}
+
+![question and answer](answer.png)
+"""
 
 Part = dict[str, Any]
 
 
-def build_report(modes: Mapping[str, Part], round_trip: Part, answer: Part, stages: Mapping[str, Part]) -> Part:
-    """Return the content of report.json."""
-    generated = [
-        {
-            "task": row["task"],
-            "mode": row["mode"],
-            "wav": row["wav"],
-            "reference_text": row["reference"],
-            "transcript": row["transcript"],
+@dataclass(frozen=True)
+class Mode:
+    """The evaluation in a mode.
+
+    Attributes:
+        outcomes: Outcomes by task.
+        questions: Rows of the corpus by id, with the `reference` sentence and `unseen`, what is new about the question.
+        foreign_ratio: Whether the mode's ratio differs from that of the training data; vanilla follows any.
+    """
+
+    outcomes: Mapping[str, Outcome]
+    questions: Mapping[str, Mapping[str, str]]
+    foreign_ratio: bool
+
+    def spoken(self) -> Iterator[tuple[str, Answer, str]]:
+        """Yield spoken answers: task, sample, and the text that was to be said."""
+        for sample in self.outcomes["tts"].samples:
+            yield "tts", sample, sample.item.references[0]
+        for sample in self.outcomes["qa"].samples:
+            yield "qa", sample, self.questions[sample.item.id]["reference"]
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """The metrics of the report; error rates and accuracies are fractions."""
+        asr, tts, qa = self.outcomes.values()
+        answers = [(sample.said, reference) for task, sample, reference in self.spoken() if task == "qa"]
+        exact = [scored_tokens(said[TEXT]) == scored_tokens(reference) for said, reference in answers]
+        texts, transcripts = zip(*((reference, said[TRANSCRIPT]) for said, reference in answers), strict=True)
+        return {
+            "asr_wer": asr.metrics["wer"].value,
+            "tts_wer": tts.metrics["wer"].value,
+            "qa_text_accuracy": qa.metrics["accuracy_text"].value,
+            "qa_speech_accuracy": qa.metrics["accuracy_speech"].value,
+            "backbone_passes_per_token": pooled([one.speed[PASSES_PER_TOKEN] for one in (asr, tts, qa)]),
+            "tokens_per_second": qa.speed[SPEED_ALONE].value,
+            "qa_text_exact": fmean(exact),
+            "qa_speech_wer": corrected_error_rate(texts, transcripts).value,
+            "without_audio": sum(sample.wav is None for _, sample, _ in self.spoken()),
         }
-        for row in spoken_answers(modes)
-    ]
-    kept = {"task": ANSWER, "mode": answer["mode"], "wav": answer["wav"]}
-    texts = {"reference_text": answer["reference_text"], "transcript": answer["transcript"]}
+
+    def text_accuracy(self, unseen: str) -> float | None:
+        """Return the share of right answers in text to questions with something unseen, or None if there are none."""
+        score = self.outcomes["qa"].scores["accuracy_text"]
+        answers = zip(score.ids, score.numerators, strict=True)
+        kept = [right for name, right in answers if self.questions[name]["unseen"] == unseen]
+        return fmean(kept) if kept else None
+
+
+def read_modes(evaluation: Path) -> tuple[dict[str, Mode], InterleavePlan]:
+    """Return the evaluation in all modes, and the plan that the model was trained with.
+
+    Raises: FileNotFoundError without an evaluation; ValueError if it is not finished or lacks a mode or the speed.
+    """
+    if not (evaluation / RESULTS).is_file():
+        raise FileNotFoundError(f"no {evaluation / RESULTS}; run python -m evaluation.run --output {evaluation}")
+    trained = InterleavePlan.parse(json.loads((evaluation / RESULTS).read_text(encoding="utf-8"))["trained_mode"])
+    corpus = Path(read_settings(evaluation)["corpus"])
+    questions = {row["id"]: row for _, row in read_rows(corpus / BENCHMARKS["demo-qa"].path)}
+    modes = {}
+    for name, ratio in MODES.items():
+        outcomes = read_outcomes(evaluation, [BENCHMARKS[f"demo-{task}"] for task in TASKS], name)
+        is_foreign = any(ratio[1::2]) and ratio != trained.ratio
+        modes[name] = Mode(dict(zip(TASKS, outcomes, strict=True)), questions, is_foreign)
+        if SPEED_ALONE not in outcomes[-1].speed:
+            raise ValueError(
+                f"{evaluation} has no speed in mode {name}; run evaluation.run with --time-alone demo-qa=8"
+            )
+    return modes, trained
+
+
+def pick_answer(mode: Mode, name: str, silence: Path) -> Part:
+    """Return the answer to listen to: to the first question in a phrasing that training lacked, or to the first."""
+    samples = mode.outcomes["qa"].samples
+    chosen = next((one for one in samples if mode.questions[one.item.id]["unseen"] == "phrasing"), samples[0])
     return {
-        "modes": {
-            name: {field: part["scores"][field] for field in MODE_FIELDS} | {"foreign_ratio": part["foreign_ratio"]}
-            for name, part in modes.items()
-        },
-        "roundtrip": {field: round_trip[field] for field in ROUND_TRIP_FIELDS},
-        "answer": {field: answer[field] for field in ANSWER_FIELDS},
-        "stages": {name: {field: part[field] for field in STAGE_FIELDS} for name, part in stages.items()},
-        "generated": [*generated, *round_trip["generated"], kept | texts],
+        "mode": name,
+        "question_wav": chosen.item.audio,
+        "question_text": chosen.item.text,
+        "wav": str(chosen.wav or silence),
+        "text": chosen.said[TEXT],
+        "transcript": chosen.said[TRANSCRIPT],
+        "reference_text": mode.questions[chosen.item.id]["reference"],
     }
 
 
-def write_markdown(report: Part, modes: Mapping[str, Part], answer: Part, note: str = "") -> str:
-    """Return the content of report.md; `note` stands at its head."""
-    first = next(iter(modes.values()))
-    num_asr, num_tts, num_qa = (sum(row["task"] == task for row in first["answers"]) for task in TASKS)
-    trained = " ".join(map(str, first["trained_ratio"]))
-    lines = [
-        "# Report",
-        "",
-        *([note, ""] if note else []),
-        f"Held-out speech, greedy decoding, speech judged by {first['judge']}; trained with ratio {trained}.",
-        f"Per mode {num_asr} clips to recognise, {num_tts} texts to speak, {num_qa} spoken questions.",
-        "",
-        "## Modes",
-        "",
-        *_table(
-            ["mode", "ASR WER", "TTS WER", "QA text", "QA speech", "passes/token", "tokens/s", "no audio"],
-            [_mode_row(name, part) for name, part in modes.items()],
-        ),
-        "",
-        "\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.",
-        "",
-        f"QA: the answer ends with its keyword (at most {KEYWORD_LEEWAY} more word may follow).",
-        "An answer without audio has an empty transcript and counts as wrong. tokens/s: one question at a time.",
-        "",
-        *_table(
-            ["mode", "QA text, heard phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER"],
-            [_question_row(name, part) for name, part in modes.items()],
-        ),
-        "",
-        "![quality over speed](modes.png)",
-        "",
-        "## Codec round trip",
-        "",
-        *_table(
-            ["WER of the originals", "WER after the codec", "codebook perplexity"],
-            [_round_trip_row(report["roundtrip"])],
-        ),
-        "",
-        "## Stages",
-        "",
-        *_table(
-            ["stage", "steps", "minutes", "loss", "backbone", "MTP modules"],
-            [_stage_row(name, stage) for name, stage in report["stages"].items()],
-        ),
-        "",
-        "![losses](losses.png)",
-        "",
-        "## A question and its answer",
-        "",
-        f"* asked ({answer['question_wav']}): {answer['question_text']}",
-        f"* answered in text: {answer['text']}",
-        f"* answered aloud ({answer['wav']}), as the judge heard it: {answer['transcript']}",
-        f"* expected: {answer['reference_text']}",
-        "",
-        "![question and answer](answer.png)",
+def read_codec(folder: Path) -> tuple[Part, list[Part]]:
+    """Return the metrics of the codec's round trip, and what the judge heard before and after it.
+
+    The use of the codebook is that in the training data. Raises: FileNotFoundError.
+    """
+    path = folder / evaluate_codec.RESULTS
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run python -m evaluation.evaluate_codec --output {folder}")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    heldout, training = results[HELDOUT], results[evaluate_codec.TRAINING]
+    round_trip = {field: heldout[field] for field in ("wer", "wer_original")}
+    round_trip |= {field: training[field] for field in ("codebook_perplexity", "codebook_size")}
+    originals = [("original", row["original_wav"], row, row["original"]) for row in heldout["generated"]]
+    decoded = [("roundtrip", folder / HELDOUT / row["wav"], row, row["transcript"]) for row in heldout["generated"]]
+    clips = [_generated(task, None, wav, row["reference_text"], heard) for task, wav, row, heard in originals + decoded]
+    return round_trip, clips
+
+
+def _generated(task: str, mode: str | None, wav: str | Path, reference: str, transcript: str) -> Part:
+    texts = {"reference_text": reference, "transcript": transcript}
+    return {"task": task, "mode": mode, "wav": str(wav)} | texts
+
+
+def build_report(
+    modes: Mapping[str, Mode], codec: tuple[Part, list[Part]], answer: Part, stages: Mapping[str, Part], silence: Path
+) -> Part:
+    """Return the content of report.json."""
+    round_trip, clips = codec
+    spoken = [
+        _generated(task, name, sample.wav or silence, reference, sample.said[TRANSCRIPT])
+        for name, mode in modes.items()
+        for task, sample, reference in mode.spoken()
     ]
-    return "\n".join(lines) + "\n"
+    kept = _generated("answer", *(answer[name] for name in ("mode", "wav", "reference_text", "transcript")))
+    return {
+        "modes": {
+            name: {field: mode.scores[field] for field in MODE_FIELDS} | {"foreign_ratio": mode.foreign_ratio}
+            for name, mode in modes.items()
+        },
+        "roundtrip": round_trip,
+        "answer": {field: answer[field] for field in ANSWER_FIELDS},
+        "stages": {name: {field: part[field] for field in STAGE_FIELDS} for name, part in stages.items()},
+        "generated": [*spoken, *clips, kept],
+    }
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, trained: InterleavePlan, note: str) -> str:
+    """Return the content of report.md; `note` stands at its head."""
+    first = next(iter(modes.values())).outcomes
+    return TEMPLATE.format(
+        note=f"{note}\n\n" if note else "",
+        judge=first["tts"].judge,
+        ratio=" ".join(map(str, trained.ratio)),
+        counts=[len(first[task].samples) for task in TASKS],
+        leeway=KEYWORD_LEEWAY,
+        modes=_table(MODE_HEADER, [_mode_row(name, mode) for name, mode in modes.items()]),
+        questions=_table(QUESTION_HEADER, [_question_row(name, mode) for name, mode in modes.items()]),
+        round_trip=_table(ROUND_TRIP_HEADER, [_round_trip_row(report["roundtrip"])]),
+        stages=_table(STAGE_HEADER, [_stage_row(name, stage) for name, stage in report["stages"].items()]),
+        answer=answer,
+    )
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(Table("", header, rows).markdown())
 
 
-def _mode_row(name: str, part: Part) -> list[str]:
-    scores, mark = part["scores"], " \\*" if part["foreign_ratio"] else ""
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _mode_row(name: str, mode: Mode) -> list[str]:
+    scores, mark = mode.scores, " \\*" if mode.foreign_ratio else ""
     return [
         f"{name} ({' '.join(map(str, MODES[name]))}){mark}",
         *(_percent(scores[field]) for field in MODE_FIELDS[:4]),
@@ -136,17 +253,15 @@ def _mode_row(name: str, part: Part) -> list[str]:
     ]
 
 
-def _question_row(name: str, part: Part) -> list[str]:
-    scores, shares = part["scores"], []
-    for unseen in ("rendering", "phrasing"):
-        rows = [row for row in part["answers"] if row["unseen"] == unseen]
-        shares.append(_percent(share(row["text_right"] for row in rows)) if rows else "-")
-    return [name, *shares, _percent(scores["qa_text_exact"]), _percent(scores["qa_speech_wer"])]
+def _question_row(name: str, mode: Mode) -> list[str]:
+    scores = mode.scores
+    shares = [mode.text_accuracy("rendering"), mode.text_accuracy("phrasing")]
+    return [name, *map(_percent, [*shares, scores["qa_text_exact"], scores["qa_speech_wer"]])]
 
 
-def _round_trip_row(figures: Part) -> list[str]:
-    use = f"{figures['codebook_perplexity']:.0f} of {figures['codebook_size']}"
-    return [_percent(figures["wer_original"]), _percent(figures["wer"]), use]
+def _round_trip_row(metrics: Part) -> list[str]:
+    use = f"{metrics['codebook_perplexity']:.0f} of {metrics['codebook_size']}"
+    return [_percent(metrics["wer_original"]), _percent(metrics["wer"]), use]
 
 
 def _stage_row(name: str, stage: Part) -> list[str]:
@@ -163,19 +278,30 @@ def _stage_row(name: str, stage: Part) -> list[str]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evaluation", required=True, type=Path, help="folder of evaluation.demo")
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("tools.demo.report", __doc__)
+    parser.add_argument("--evaluation", required=True, type=Path, help="output folder of evaluation.run")
+    parser.add_argument("--codec", required=True, type=Path, help="output folder of evaluation.evaluate_codec")
     parser.add_argument("--stages", required=True, nargs="+", type=Path, help="folders of the training stages")
-    parser.add_argument("--output", required=True, type=Path, help="folder for report.json, report.md and the pictures")
-    parser.add_argument("--note", default="", help="what a reader must know first")
-    options = parser.parse_args(arguments)
-    modes = {name: read_mode(options.evaluation, name) for name in MODES}
-    round_trip, answer = (read_part(options.evaluation, name) for name in (ROUND_TRIP, ANSWER))
+    parser.add_argument("--output", required=True, type=Path, help="folder for report.json, report.md and the plots")
+    parser.add_argument("--note", default="", help="a sentence at the head of report.md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+
+    from evaluation.reporting.plots import draw_losses, draw_modes, draw_spectrograms
+    from vita_audio.training.run_folder import RESULTS_FILE, STATE_FILE
+
+    modes, trained = read_modes(options.evaluation)
+    codec = read_codec(options.codec)
     stages = {folder.name: json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")) for folder in options.stages}
     states = {folder.name: json.loads((folder / STATE_FILE).read_text(encoding="utf-8")) for folder in options.stages}
-    report = build_report(modes, round_trip, answer, stages)
-    options.output.mkdir(parents=True, exist_ok=True)
+    silence = write_silence(options.output / "no_audio.wav")
+    name = str(trained) if str(trained) in modes else next(iter(modes))
+    answer = pick_answer(modes[name], name, silence)
+    report = build_report(modes, codec, answer, stages, silence)
     draw_losses({name: state["log_history"] for name, state in states.items()}, options.output / "losses.png")
     draw_modes(report["modes"], options.output / "modes.png")
     sounds = {
@@ -183,10 +309,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "answer": (Path(answer["wav"]), answer["text"]),
     }
     draw_spectrograms(sounds, options.output / "answer.png")
-    markdown = write_markdown(report, modes, answer, options.note)
-    (options.output / "report.md").write_text(markdown, encoding="utf-8")
+    markdown = as_markdown(report, modes, answer, trained=trained, note=options.note)
+    write_text(options.output / "report.md", markdown)
     write_json(options.output / "report.json", report)
     print(markdown)
+
+
+def write_silence(path: Path) -> Path:
+    """Write a short silence, and return the path."""
+    import numpy as np
+    import soundfile
+
+    with atomic_path(path) as partial:
+        soundfile.write(partial, np.zeros(round(SILENCE_SECONDS * SILENCE_RATE)), SILENCE_RATE, format="WAV")
+    return path
 
 
 if __name__ == "__main__":

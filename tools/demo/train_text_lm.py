@@ -1,216 +1,41 @@
-"""Pretrain the tiny text model that the demo's first stage starts from, as Qwen2.5 is the start of the full-size one.
+"""Pretrain the tiny text model that the demo's first stage starts from; full-size models start from Qwen2.5 instead.
 
     python -m tools.demo.make_tokenizer --out vita_audio/assets/tiny_text_lm
     python -m tools.demo.train_text_lm --tokenizer vita_audio/assets/tiny_text_lm --output runs/tiny_text_lm \\
         --export vita_audio/assets/tiny_text_lm
 
-A plain Qwen2 of a few million weights learns from generated chats of the demo domain: to repeat what it shall speak, to
-answer the questions, and what a transcript looks like. No held-out text is generated. Minutes on one core; a stopped
-run continues.
+A plain Qwen2 with a few million weights learns from generated chats of the demo domain: to repeat the texts that it
+will speak, to answer the questions, and what transcripts look like. No held-out text is generated. Takes minutes on one
+core; an interrupted run is resumed.
 """
 
 import argparse
-import json
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
-
-from tools.common.training_loop import TrainingLoop, add_loop_arguments
-from tools.demo.domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
-from vita_audio.constants import IGNORE_INDEX
-from vita_audio.data.chat import encode_conversation
+from tools.common.loop_options import add_loop_options
+from vita_audio.command_line import OneLineParser, check_files, in_range
 from vita_audio.errors import one_line_errors
-from vita_audio.interleave import InterleavePlan
-from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
-
-Chat = tuple[str, str]  # what the user says, what the assistant answers
-GROUP_BATCHES = 8  # batches drawn together and sorted by length
-SIZE_KEYS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "initializer_range"),
-)
 
 
-class ChatSource:
-    """Draws training chats; the same random state gives the same chats."""
-
-    def __init__(self) -> None:
-        self._words = sorted({word for text in training_texts("long") for word in text.split()} - set(DIGITS))
-        self._asked = [(phrasing, item.answer) for item in questions("long") for phrasing in item.phrasings]
-        self._kinds: dict[Callable[[random.Random], Chat], float] = {
-            self._repeat_digits: 0.25,
-            self._repeat_date: 0.1,
-            self._repeat_sentence: 0.2,
-            self._repeat_words: 0.2,
-            self._answer: 0.15,
-            self._transcribe: 0.1,
-        }
-
-    def draw(self, rng: random.Random) -> Chat:
-        (kind,) = rng.choices(list(self._kinds), weights=list(self._kinds.values()))
-        return kind(rng)
-
-    def _repeat_digits(self, rng: random.Random) -> Chat:
-        return repeat(_training_text(digit_string, rng))
-
-    def _repeat_date(self, rng: random.Random) -> Chat:
-        return repeat(_training_text(date, rng))
-
-    def _repeat_sentence(self, rng: random.Random) -> Chat:
-        return repeat(_training_text(sentence, rng))
-
-    def _repeat_words(self, rng: random.Random) -> Chat:
-        """Words in any order: copying must not depend on what usually follows."""
-        return repeat(" ".join(rng.choices(self._words, k=rng.randint(1, 8))))
-
-    def _answer(self, rng: random.Random) -> Chat:
-        return rng.choice(self._asked)
-
-    def _transcribe(self, rng: random.Random) -> Chat:
-        """A transcript without its speech: what transcripts of the domain look like."""
-        make = rng.choice((digit_string, date, sentence, None))
-        text = _training_text(make, rng) if make else rng.choice(rng.choice(self._asked))
-        return f"{ASR_PROMPT}\n", text
-
-
-def _training_text(make: Callable[[random.Random], str], rng: random.Random) -> str:
-    return draw(make, 1, rng, held_out=False)[0]
-
-
-def repeat(text: str) -> Chat:
-    """The text side of speech synthesis."""
-    return TTS_PROMPT + text, text
-
-
-def evaluation_chats() -> dict[str, list[Chat]]:
-    """Chats that training never sees, and the questions that it does see."""
-    kinds = ("repeat_digits", "repeat_dates", "repeat_sentences")
-    texts = heldout_sentences("long")
-    chats = {name: [repeat(text) for text in texts[index :: len(kinds)]] for index, name in enumerate(kinds)}
-    asked = questions("long")
-    chats["answers"] = [(phrasing, item.answer) for item in asked for phrasing in item.phrasings]
-    chats["answers_to_new_phrasings"] = [(item.held_out_phrasing, item.answer) for item in asked]
-    return chats
-
-
-def _no_audio(audio: object, role: str) -> list[int]:
-    raise AssertionError("these chats have no audio")
-
-
-def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and labels, (chats, time), int64; labels cover the answer and what closes its turn."""
-    roles = ("user", "assistant")
-    samples = [
-        {"messages": [{"role": role, "content": text} for role, text in zip(roles, chat, strict=True)]}
-        for chat in chats
-    ]
-    encoded = [encode_conversation(sample, tokenizer, _no_audio, InterleavePlan.parse("boost")) for sample in samples]
-    length = max(len(chat.input_ids) for chat in encoded)
-    ids = [chat.input_ids + [tokenizer.pad_id] * (length - len(chat.input_ids)) for chat in encoded]
-    labels = [chat.labels + [IGNORE_INDEX] * (length - len(chat.labels)) for chat in encoded]
-    return torch.tensor(ids), torch.tensor(labels)
-
-
-class ChatBatches:
-    """Training batches by number; those of a group are cut from one draw sorted by length."""
-
-    def __init__(self, tokenizer: TextTokenizer, batch_size: int, seed: int):
-        self._source, self._tokenizer, self._batch_size, self._seed = ChatSource(), tokenizer, batch_size, seed
-        self._group, self._batches = -1, []
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        group, index = divmod(step, GROUP_BATCHES)
-        if group != self._group:
-            rng = random.Random(f"chats {self._seed} {group}")
-            chats = [self._source.draw(rng) for _ in range(GROUP_BATCHES * self._batch_size)]
-            chats.sort(key=lambda chat: len(chat[0]) + len(chat[1]))
-            self._batches = [chats[i : i + self._batch_size] for i in range(0, len(chats), self._batch_size)]
-            rng.shuffle(self._batches)
-            self._group = group
-        return encode_chats(self._batches[index], self._tokenizer)
-
-
-class TextLoss(nn.Module):
-    """The language model as the training loop calls it: a batch of `encode_chats` -> losses."""
-
-    def __init__(self, language_model: Qwen2ForCausalLM):
-        super().__init__()
-        self.language_model = language_model
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        ids, labels = (part.to(self.language_model.device) for part in batch)
-        logits = self.language_model(ids, use_cache=False).logits  # (chats, time, vocabulary)
-        return {"total": functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())}
-
-
-@torch.no_grad()
-def exact_share(language_model: Qwen2ForCausalLM, chats: Sequence[Chat], tokenizer: TextTokenizer) -> float:
-    """Share of chats whose whole answer is the greedy one.
-
-    Greedy decoding gives the answer exactly when each of its tokens is the most likely one after those before it.
-    """
-    ids, labels = (part.to(language_model.device) for part in encode_chats(chats, tokenizer))
-    predicted = language_model(ids, use_cache=False).logits[:, :-1].argmax(dim=-1)
-    wrong = (predicted != labels[:, 1:]) & (labels[:, 1:] != IGNORE_INDEX)
-    return 1.0 - wrong.any(dim=1).float().mean().item()
-
-
-def build_model(config_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
-    """A stock Qwen2 with the sizes of one of the project's model configurations and fresh weights."""
-    sizes = json.loads(config_path.read_text(encoding="utf-8"))
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",  # on a CPU twice as fast as fused attention for texts this short
-        **{key: sizes[key] for key in SIZE_KEYS},
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineParser("train_text_lm", __doc__)
+    parser.add_argument(
+        "--config", type=Path, default=Path("configs/models/tiny_mtp0.json"), help="model config with the sizes"
     )
-    return Qwen2ForCausalLM(config)
-
-
-def export(language_model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write config, bfloat16 weights and tokenizer files, ready for `from_pretrained`."""
-    language_model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up model and data; what is returned trains and exports.
-
-    Raises: FileNotFoundError, ValueError for a tokenizer or config that cannot be used.
-    """
-    tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
-    plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # the other one has the tokens of audio too
-    loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)
-    batches, held_out = ChatBatches(tokenizer, args.batch_size, args.seed), evaluation_chats()
-
-    def evaluate() -> dict[str, float]:
-        averaged = loop.averaged.module.language_model
-        return {name: exact_share(averaged, chats, tokenizer) for name, chats in held_out.items()}
-
-    def train() -> None:
-        loop.run(next_batch=lambda: batches[loop.step], validate=evaluate)
-        export(loop.averaged.module.language_model, plain_tokenizer, args.export)
-
-    return train
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder written by tools.demo.make_tokenizer")
+    parser.add_argument("--export", type=Path, required=True, help="folder for the trained model and its tokenizer")
+    parser.add_argument("--batch-size", type=in_range(int, minimum=1), default=48, help="chats per step")
+    add_loop_options(parser, steps=2500, lr=2e-3, warmup=150)
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/models/tiny_mtp0.json"), help="where sizes stand")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of make_tiny_tokenizer.py")
-    parser.add_argument("--export", type=Path, required=True, help="folder for the finished model and its tokenizer")
-    parser.add_argument("--batch-size", type=int, default=48, help="chats per step")
-    add_loop_arguments(parser, steps=2500, lr=2e-3)
-    parser.set_defaults(warmup=150)
-    args = parser.parse_args(arguments)
-    with one_line_errors("train_text_lm.py"):
+    args = parse_arguments(arguments)
+    with one_line_errors("train_text_lm"):
+        check_files(args.config)
+        from tools.demo.text_lm_training import prepare
+
         train = prepare(args)
     train()
 

@@ -1,27 +1,17 @@
-"""Audio tokenizers by name; the only place that knows all names."""
+"""Audio tokenizers, which convert waves to codes and back; `get_audio_tokenizer` loads one by its name."""
 
 from importlib import import_module
 from pathlib import Path
 
-from .base import AudioStream, AudioTokenizer
+from vita_audio.constants import AUDIO_TOKENIZERS, CONTINUOUS_PREFIX
 
-__all__ = ["AUDIO_TOKENIZERS", "TYPES", "AudioStream", "AudioTokenizer", "get_audio_tokenizer", "is_continuous"]
+from .base import AudioStream, AudioTokenizer, Voice
 
-AUDIO_TOKENIZERS = {  # name -> module:class, imported when asked for
-    "glm4voice": "glm4voice:GLM4VoiceTokenizer",
-    "cosyvoice2": "cosyvoice2:CosyVoice2Tokenizer",
-    "snac24khz": "snac24khz:SNAC24kHzTokenizer",
-    "sparktts": "sparktts:SparkTTSTokenizer",
-}
-
-
-# Before the name of an audio tokenizer: what the model hears enters it as features of SenseVoice, answers as codes.
-CONTINUOUS_PREFIX = "sensevoice_"
-TYPES = (*AUDIO_TOKENIZERS, *(CONTINUOUS_PREFIX + name for name in AUDIO_TOKENIZERS))
+__all__ = ["AUDIO_TOKENIZERS", "AudioStream", "AudioTokenizer", "Voice", "get_audio_tokenizer", "is_continuous"]
 
 
 def is_continuous(audio_tokenizer_type: str) -> bool:
-    """Say whether a type, one of `TYPES`, means continuous input beside codes."""
+    """Return whether a type, one of `AUDIO_TOKENIZER_TYPES`, means continuous input as well as codes."""
     return audio_tokenizer_type.startswith(CONTINUOUS_PREFIX)
 
 
@@ -36,7 +26,8 @@ def get_audio_tokenizer(
     """Load an audio tokenizer.
 
     Args:
-        name: One of `TYPES`. How audio enters the model makes no difference here, see `TextTokenizer.audio_input`.
+        name: One of `AUDIO_TOKENIZER_TYPES`. How audio enters the model (`TextTokenizer.audio_input`) makes no
+            difference here.
         path: Folder of the weights that make codes; None or "embedded": the small ones in this package.
         decoder_path: Folder of the weights that make waves. None: the embedded ones with the embedded tokenizer,
             otherwise none, and only `encode` works.

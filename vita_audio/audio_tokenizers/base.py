@@ -1,4 +1,4 @@
-"""The contract of every audio tokenizer: wave to codes, codes to wave, whole or as a stream."""
+"""The contract of all audio tokenizers: waves to codes, and codes to waves, at once or as a stream."""
 
 import hashlib
 import json
@@ -6,23 +6,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.inputs import check_codes
 
 
-@dataclass(frozen=True)
 class Voice:
-    """Who speaks, for flow decoders.
+    """Who speaks, as `decode` and `stream` of one codec take it; opaque to everybody else. Made by `make_voice`."""
 
-    Args:
-        codes, mel: A sample, as codes and as log-mel (bands, frames); both or neither.
-        embedding: (size,), or None.
+
+@dataclass(frozen=True)
+class FlowVoice(Voice):
+    """The voice of codecs with a flow decoder.
+
+    Attributes:
+        codes: Codes of a recording of the speaker; given together with `mel`.
+        mel: Log-mel of the same recording, (bands, frames).
+        embedding: Speaker embedding, (size,).
     """
 
     codes: Sequence[int] | None = None
@@ -30,126 +37,182 @@ class Voice:
     embedding: Tensor | None = None
 
     def as_prompt(self) -> dict[str, Any]:
-        """The arguments that a decoder's `start` and `decode` take."""
+        """Return the arguments for a decoder's `start` and `decode`."""
         return {"prompt_codes": self.codes, "prompt_mel": self.mel, "embedding": self.embedding}
 
 
 class AudioStream(ABC):
-    """Codes to wave while they come, for one stream; holds all of the stream's state."""
+    """Decodes one stream of codes as they arrive; holds all of the stream's state."""
 
     @abstractmethod
     def push(self, codes: Sequence[int]) -> Tensor:
-        """Take the next codes, any number; return the samples that are finished, (samples,), float32, possibly none.
+        """Take the next codes, any number of them, and return the finished samples, (samples,), float32; may be none.
 
         Raises: ValueError for a code outside the vocabulary, or after `flush`.
         """
 
     @abstractmethod
     def flush(self) -> Tensor:
-        """End the stream and return the rest, (samples,), float32."""
+        """End the stream and return the remaining samples, (samples,), float32."""
 
 
 class AudioTokenizer(ABC):
-    """Between waves and discrete codes. Holds weights only, so one serves any number of streams.
+    """Converts waves to discrete codes and back. Holds only weights, so that one instance serves any number of streams.
 
     Attributes:
         name: As in `get_audio_tokenizer`.
-        sample_rate: What `encode` works at, Hz; other rates are resampled.
-        output_rate: Of the waves from `decode`, Hz.
+        released_as: Name of the public weights on the hub.
+        hub_files: Names of the files to download; None for the whole repository.
+        has_one_folder: Codes and waves need the same folder, which is given as `path` alone.
+        voice_class: Kind of voice that waves can be decoded with; None if the codes themselves determine the voice.
+        sample_rate: Rate that `encode` works at, Hz; waves of other rates are resampled.
+        output_rate: Rate of decoded waves, Hz.
         frame_rate: Codes per second.
         vocab_size: Codes are 0..vocab_size - 1.
-        codes_per_group: Codes come in groups of so many; an incomplete last group is completed in decoding.
-        has_voices: Waves can be made to speak with a voice of one's choice.
-        needs_voice: Codes do not say who speaks, and the tokenizer was loaded without a voice.
+        codes_per_group: Codes come in groups of this size; decoding completes an incomplete last group.
+        needs_voice: The codes do not determine the voice, and the tokenizer was loaded without one.
+        decoder: The speech decoder of codecs that have one in a folder of its own; None if it was not loaded.
     """
 
     name: str
+    released_as: str
+    hub_files: Sequence[str] | None = None
+    has_one_folder: bool = False
+    voice_class: type[Voice] | None = None
     sample_rate: int
     output_rate: int
     frame_rate: float
     vocab_size: int
     codes_per_group: int = 1
-    has_voices: bool = False
     needs_voice: bool = False
+    decoder: Any = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        decoder_path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        offline: bool = False,
+        **options,
+    ) -> "AudioTokenizer":
+        """Load a tokenizer.
+
+        Args:
+            path: Folder or hub name of the weights that make codes.
+            decoder_path: Folder or hub name of the weights that make waves. None: only `encode` works, unless the codec
+                `has_one_folder`.
+            offline: Use only files that were downloaded earlier.
+            options: Arguments of the class.
+        Raises: FileNotFoundError, ValueError that name what is missing or wrong; MissingPackageError.
+        """
+        if path is None:
+            raise ValueError(f"{cls.name} has no weights in this package; give the folder of {cls.released_as} as path")
+        if cls.has_one_folder and decoder_path not in (None, path):
+            raise ValueError(f"{cls.name} has one folder for codes and waves, got {path} and {decoder_path}")
+        folder, decoder_folder = (
+            None if place is None else find_checkpoint(place, offline=offline, files=cls.hub_files)
+            for place in (path, decoder_path)
+        )
+        return cls._load(folder, decoder_folder, device, **options)
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "AudioTokenizer":
+        """Load the weights in these folders; arguments and errors as in `from_pretrained`."""
 
     @property
     def bits_per_code(self) -> float:
-        """Bits that one code carries at most; where codes come in groups, each has a codebook of its own."""
+        """Upper bound of the bits per code; where codes come in groups, each position has a codebook of its own."""
         return log2(self.vocab_size / self.codes_per_group)
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Name and hash of all that decides which codes a wave gets, for stores of codes."""
+        """Name and hash of everything that decides which codes a wave gets; identifies stores of codes."""
 
     @abstractmethod
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         """Encode waves, (samples,) float32 at `sample_rate`, none of them empty."""
 
     @abstractmethod
-    def _decode(self, codes: list[int], voice: Any) -> Tensor:
-        """Decode codes, one or more, all in the vocabulary."""
+    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+        """Decode one or more codes, all in the vocabulary."""
 
     @abstractmethod
-    def _stream(self, voice: Any) -> AudioStream:
+    def _stream(self, voice: Voice | None) -> AudioStream:
         """Begin decoding a stream."""
 
-    def _make_voice(self, wave: Tensor) -> Any:
-        """Make a voice of a wave, (samples,) float32 at `sample_rate`; called only if the class `has_voices`."""
+    def _make_voice(self, wave: Tensor) -> Voice:
+        """Make a voice from a wave, (samples,) float32 at `sample_rate`; called only if there is a `voice_class`."""
         raise NotImplementedError
 
     def encode(self, wave: Tensor | np.ndarray, sample_rate: int) -> list[int]:
         """Return the codes of a wave of any length.
 
         Args:
-            wave: (samples,), or (channels, samples), of which the first channel counts; floats, full scale [-1, 1].
-            sample_rate: Of the wave, Hz.
+            wave: (samples,), or (channels, samples), of which the first channel is used; floats, full scale [-1, 1].
+            sample_rate: Rate of the wave, Hz.
         Raises: ValueError for a wave that is empty, not finite, not float, or of another shape.
         """
         return self.encode_batch([wave], sample_rate)[0]
 
     def encode_batch(self, waves: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[int]]:
-        """Return the codes of each wave, the same as `encode` gives one by one."""
+        """Return the codes of each wave, equal to those of `encode` for each wave alone."""
         return self._encode([prepare_wave(wave, sample_rate, self.sample_rate) for wave in waves])
 
-    def decode(self, codes: Sequence[int], voice: Any = None) -> Tensor:
+    def decode(self, codes: Sequence[int], voice: Voice | None = None) -> Tensor:
         """Return the wave of codes: (samples,), float32 in [-1, 1], at `output_rate`; no codes give no samples.
 
         Args:
-            voice: From `make_voice`; None: the voice that the tokenizer was loaded with, or the one of the weights.
-        Raises: ValueError for a code outside the vocabulary, or for a voice where `has_voices` is false.
+            voice: From `make_voice`. None: the voice that the tokenizer was loaded with, or that of the weights.
+        Raises: ValueError for a code outside the vocabulary, for a voice of another codec, or without a decoder.
         """
         codes = check_codes(codes, self.vocab_size)
         self.check_voice(voice)
         return self._decode(codes, voice) if codes else torch.zeros(0)
 
-    def stream(self, voice: Any = None) -> AudioStream:
+    def stream(self, voice: Voice | None = None) -> AudioStream:
         """Begin decoding one stream of codes; `voice` and errors as in `decode`."""
         self.check_voice(voice)
         return self._stream(voice)
 
-    def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Any:
-        """Return what `decode` and `stream` of this tokenizer need to speak with the voice of a wave.
+    def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Voice:
+        """Return a voice like that of the wave, for `decode` and `stream` of this tokenizer.
 
         Arguments as in `encode`. Raises: ValueError where `encode` does, and if this codec has no voices.
         """
         self._need_voices()
         return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
 
-    def check_voice(self, voice: Any) -> None:
-        """Raise ValueError if codes cannot be decoded with a voice; None, for no choice of one, always passes."""
-        if voice is not None:
-            self._need_voices()
+    def check_voice(self, voice: Voice | None) -> None:
+        """Raise ValueError if codes cannot be decoded with a voice; None (no choice of voice) always passes."""
+        if voice is None:
+            return
+        self._need_voices()
+        if not isinstance(voice, self.voice_class):
+            raise ValueError(f"{self.name} needs a voice from its own make_voice, got a {type(voice).__name__}")
 
     def _need_voices(self) -> None:
-        if not self.has_voices:
-            raise ValueError(f"{self.name} has no voices, its codes say how they sound; decode without one")
+        if self.voice_class is None:
+            raise ValueError(f"{self.name} has no voices, its codes determine how they sound; decode without a voice")
+
+    def _need_decoder(self) -> Any:
+        if self.decoder is None:
+            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
+        return self.decoder
 
 
-def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) -> Tensor:
-    """Check a wave and bring its first channel to `target_rate`: (samples,), float32, on the CPU, never empty.
+def prepare_wave(
+    wave: Tensor | np.ndarray, sample_rate: int, target_rate: int, *, channel: Literal["first", "mean"] = "first"
+) -> Tensor:
+    """Check a wave and bring one channel to `target_rate`: (samples,), float32, on the CPU, never empty.
 
-    Arguments and errors are those of `AudioTokenizer.encode`.
+    Other arguments and errors are those of `AudioTokenizer.encode`.
+
+    Args:
+        channel: "first" takes the first channel, "mean" averages the channels.
     """
     wave = wave.detach().cpu() if isinstance(wave, Tensor) else torch.as_tensor(wave)
     if not wave.is_floating_point():
@@ -161,7 +224,7 @@ def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) 
     if wave.dim() == 2:
         if wave.shape[0] > wave.shape[1]:
             raise ValueError(f"wave must be (channels, samples), got shape {tuple(wave.shape)}; transpose it")
-        wave = wave[0]
+        wave = wave[0] if channel == "first" else wave.mean(dim=0)
     wave = wave.float()
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")
@@ -169,10 +232,10 @@ def prepare_wave(wave: Tensor | np.ndarray, sample_rate: int, target_rate: int) 
 
 
 def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:
-    """Hash what decides the codes of a wave: `name`, a hyphen, and 16 hexadecimal digits.
+    """Hash everything that decides the codes of a wave; returns `name`, a hyphen and 16 hexadecimal digits.
 
     Args:
-        settings: What JSON can hold and the weights do not show, in a fixed order.
+        settings: Settings that the weights do not show, as JSON values in a fixed order.
     """
     digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
     for key, value in sorted(weights.items()):

@@ -1,46 +1,52 @@
 """CosyVoice 2: S3 codes at 25 per second, flow and vocoder to 24 kHz.
 
-Codes come from the public `s3tokenizer` package with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are
-`speech_decoder.cosyvoice2_decoder`. All files are those of `CosyVoice2-0.5B`. Unlike the public VITA-Audio tokenizer,
-which mixes the channels and returns no codes at all where anything fails, such as for more than 30 s: the first channel
-counts, and longer audio is encoded by the package in windows of 30 s that overlap.
+The public `s3tokenizer` package makes the codes with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are in
+`speech_decoder.cosyvoice2`. All files are those of `CosyVoice2-0.5B`. The public VITA-Audio tokenizer averages the
+channels and returns no codes where anything fails, such as for more than 30 s. Here the first channel is used, and the
+package encodes longer audio in overlapping windows of 30 s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vita_audio.files.checkpoint import check_whole, find_checkpoint
+from vita_audio.files.checkpoint import check_whole
 from vita_audio.files.tensors import fill_module, read_tensors
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, Voice, fingerprint
+from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
 
 NAME = "cosyvoice2"
-UNUSED = ("torchaudio",)  # s3tokenizer reads files with it, which we never ask for
 TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .onnx
 SPEAKER_FILE = "campplus.onnx"
 SAMPLES_PER_CODE = 640
 HEAD_SIZE = 64
-HUB_FILES = (  # what is read of the repository, which has a language model and other forms of the same weights too
+HUB_FILES = (  # the repository also has a language model, and the same weights in other formats
     *(f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")),
     *(f"{part}{suffix}" for part in ("flow", "hift") for suffix in (".safetensors", ".pt")),
     CONFIG_NAME,
     SPEAKER_FILE,
 )
 
+_require = partial(
+    require,
+    purpose=f"the audio tokenizer {NAME}",
+    install=f"'vita-audio[{NAME}]'",
+    unused=["torchaudio"],  # s3tokenizer reads audio files with it; we read them ourselves
+)
+
 
 class CosyVoice2Stream(AudioStream):
-    """Decodes chunks of 25 codes when the three behind them are there."""
+    """Decodes chunks of 25 codes, each once the three codes after it have arrived."""
 
     def __init__(self, decoder: CosyVoice2Decoder, state: CosyVoice2State):
         self._decoder, self._state = decoder, state
@@ -55,16 +61,16 @@ class CosyVoice2Stream(AudioStream):
 
 
 class SpeakerEncoder:
-    """CAM++: who speaks, as 192 numbers. Needs the packages onnxruntime and kaldi-native-fbank."""
+    """CAM++ speaker embeddings. Needs the packages onnxruntime and kaldi-native-fbank."""
 
     def __init__(self, path: Path):
         check_whole(path)
-        onnxruntime = import_optional("onnxruntime", extra=NAME)
+        onnxruntime = _require("onnxruntime")
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def __call__(self, wave: Tensor) -> Tensor:
-        """Embed a wave, (samples,) at 16 kHz: (192,)."""
-        fbank = import_optional("kaldi_native_fbank", extra=NAME)
+        """Return the embedding of a wave, (samples,) at 16 kHz: (192,)."""
+        fbank = _require("kaldi_native_fbank")
         options = fbank.FbankOptions()
         options.frame_opts.dither = 0.0
         options.mel_opts.num_bins = 80
@@ -82,7 +88,9 @@ class CosyVoice2Tokenizer(AudioTokenizer):
     """S3 speech tokenizer and CosyVoice 2 decoder."""
 
     name = NAME
-    has_voices = True
+    released_as = "FunAudioLLM/CosyVoice2-0.5B"
+    hub_files = HUB_FILES
+    voice_class = FlowVoice
     sample_rate = 16_000
     output_rate = CosyVoice2Decoder.sample_rate
     frame_rate = CosyVoice2Decoder.frame_rate
@@ -97,12 +105,13 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         seed: int = 42,
         stream_chunks: Sequence[int] | None = None,
     ):
-        """Put the parts together.
+        """Combine speech tokenizer and decoder.
 
         Args:
-            decoder: None if waves are never wanted.
-            speaker_encoder: None: voices are prompts without an embedding.
-            num_steps: Euler steps of the flow. seed: Of the vocoder's noise; the flow's is the released one.
+            decoder: None if no waves are needed.
+            speaker_encoder: None: voices have no speaker embedding.
+            num_steps: Euler steps of the flow.
+            seed: Seed for the vocoder's noise; the flow's noise is the released one.
             stream_chunks: Must be None; the flow was trained for chunks of one size.
         Raises: ValueError if tokenizer and decoder do not belong together.
         """
@@ -119,60 +128,39 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         self.num_steps, self.seed = num_steps, seed
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
-    ) -> CosyVoice2Tokenizer:
-        """Load the folder `CosyVoice2-0.5B`, or its hub name; the same as `decoder_path`, if waves are wanted.
-
-        Raises: ImportError without the package `s3tokenizer`; FileNotFoundError, ValueError naming what is missing or
-            wrong.
-        """
-        if path is None:
-            raise ValueError(f"{NAME} has no weights in this package; give the folder of CosyVoice2-0.5B as path")
-        folder = find_checkpoint(path, offline=offline, files=HUB_FILES)
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> CosyVoice2Tokenizer:
         speech_tokenizer = _load_speech_tokenizer(folder).to(device)
-        if decoder_path is None:
+        if decoder_folder is None:
             return cls(speech_tokenizer, **options)
-        folder = find_checkpoint(decoder_path, offline=offline, files=HUB_FILES)
-        speaker = SpeakerEncoder(folder / SPEAKER_FILE) if (folder / SPEAKER_FILE).is_file() else None
-        return cls(speech_tokenizer, CosyVoice2Decoder.from_pretrained(folder, device), speaker, **options)
+        speaker_file = decoder_folder / SPEAKER_FILE
+        speaker = SpeakerEncoder(speaker_file) if speaker_file.is_file() else None
+        return cls(speech_tokenizer, CosyVoice2Decoder.from_pretrained(decoder_folder, device), speaker, **options)
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.name, [RESAMPLING_RULE], self.speech_tokenizer.state_dict())
 
-    def _stream(self, voice: Voice | None) -> CosyVoice2Stream:
+    def _stream(self, voice: FlowVoice | None) -> CosyVoice2Stream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
         return CosyVoice2Stream(decoder, state)
 
-    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+    def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
         return self._need_decoder().decode(
-            codes, num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt()
+            codes, num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt()
         )
 
-    def _make_voice(self, wave: Tensor) -> Voice:
+    def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None], MEL)[0]
         embedding = None if self.speaker_encoder is None else self.speaker_encoder(wave)
-        return Voice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
-
-    def _need_decoder(self) -> CosyVoice2Decoder:
-        if self.decoder is None:
-            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
-        return self.decoder
+        return FlowVoice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
 
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         return [self._encode_one(wave) for wave in waves]
 
     @torch.inference_mode()
     def _encode_one(self, wave: Tensor) -> list[int]:
-        utils = import_optional("s3tokenizer.utils", extra=NAME, unused=UNUSED)
+        utils = _require("s3tokenizer.utils")
         wave = nn.functional.pad(wave, (0, max(0, SAMPLES_PER_CODE - len(wave))))
         mel = utils.log_mel_spectrogram(wave, self.speech_tokenizer.config.n_mels)  # (bands, frames)
         device = self.speech_tokenizer.device
@@ -181,8 +169,11 @@ class CosyVoice2Tokenizer(AudioTokenizer):
 
 
 def _load_speech_tokenizer(folder: Path) -> nn.Module:
-    """Make an `S3TokenizerV2` of the sizes of its weights and load them."""
-    model_v2 = import_optional("s3tokenizer.model_v2", extra=NAME, unused=UNUSED)
+    """Load an `S3TokenizerV2`, whose sizes are those of its weights.
+
+    Raises: FileNotFoundError; ValueError for a damaged file or other weights.
+    """
+    model_v2 = _require("s3tokenizer.model_v2")
     paths = [folder / f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:

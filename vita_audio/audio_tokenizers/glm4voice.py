@@ -1,8 +1,9 @@
 """GLM-4-Voice: WhisperVQ codes at 12.5 per second, flow-matching decoder to 22,050 Hz.
 
-Encoding follows the public `extract_speech_token` of GLM-4-Voice: first channel, 16 kHz, pieces of 30 s that know
-nothing of each other, one code per 1280 samples begun. One thing differs: a piece is padded to its own multiple of 1280
-samples before its features are made, not to the longest piece of the call, so codes never depend on the company.
+Encoding follows the public `extract_speech_token` of GLM-4-Voice: first channel, 16 kHz, independent pieces of 30 s,
+and one code for every 1280 samples or part of them. One thing differs: each piece is padded to its own multiple of 1280
+samples before features are computed, not to the longest piece of the call, so codes do not depend on the other waves
+in the batch.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json
+from vita_audio.files.checkpoint import check_weights, read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder, SpeechDecoderState
 from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import mel_spectrogram
 
-from .base import AudioStream, AudioTokenizer, Voice, fingerprint
+from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -29,10 +30,10 @@ _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED_TOKENIZER = _ASSETS / "speech_tokenizer"
 EMBEDDED_DECODER = _ASSETS / "speech_decoder"
 
-PIECES_PER_BATCH = 8  # of 30 s; bounds the memory of encoding, whatever the length of the audio
-STREAM_CHUNKS = (10, 25, 50)  # codes; a short first chunk for an early start, long ones for little work per second
+PIECES_PER_BATCH = 8  # pieces of 30 s; bounds the memory of encoding, whatever the length of the audio
+STREAM_CHUNKS = (10, 25, 50)  # codes; a short first chunk starts early, long chunks save work
 
-# What decides the codes and does not show in the weights.
+# Settings that decide the codes and do not show in the weights.
 _ENCODER_SETTINGS = (
     "activation_function",
     "encoder_attention_heads",
@@ -52,10 +53,11 @@ _FEATURE_SETTINGS = ("dither", "hop_length", "n_fft", "n_samples", "sampling_rat
 def piece_features(
     pieces: Sequence[Tensor], extractor: WhisperFeatureExtractor, samples_per_code: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what the encoder reads: log-mel (batch, bins, frames), frames for whole codes, and its mask, bool.
+    """Return the encoder's input: log-mel (batch, bins, frames) padded to whole codes, and its mask, bool.
 
     Args:
-        pieces: (samples,) each, at the extractor's rate.
+        pieces: Waves, (samples,) each, at the extractor's rate.
+        samples_per_code: Each piece is padded to a multiple of this length.
     """
     settings = {"padding": "longest", "pad_to_multiple_of": samples_per_code, "return_tensors": "pt"}
     rate = extractor.sampling_rate
@@ -66,7 +68,7 @@ def piece_features(
 
 
 class GLM4VoiceStream(AudioStream):
-    """Decodes in chunks of fixed sizes, so the wave does not depend on how the codes come in."""
+    """Decodes in chunks of fixed sizes, so that the wave does not depend on how the codes are pushed."""
 
     def __init__(
         self,
@@ -75,7 +77,12 @@ class GLM4VoiceStream(AudioStream):
         chunk_sizes: Sequence[int],
         chunk_steps: Sequence[int],
     ):
-        """Codes and Euler steps of the first chunk, the second, ...; of both the last one repeats."""
+        """Begin a stream.
+
+        Args:
+            chunk_sizes: Codes in the first, second, ... chunk; the last size repeats.
+            chunk_steps: Euler steps for the first, second, ... chunk; the last number repeats.
+        """
         self._decoder, self._state = decoder, state
         self._sizes, self._steps = list(chunk_sizes), list(chunk_steps)
         self._pending: list[int] = []
@@ -103,7 +110,8 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     """WhisperVQ encoder and speech decoder; float32 on any device."""
 
     name = "glm4voice"
-    has_voices = True
+    released_as = "THUDM/glm-4-voice-tokenizer"
+    voice_class = FlowVoice
     output_rate = SpeechDecoder.sample_rate
 
     def __init__(
@@ -118,15 +126,15 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         stream_steps: Sequence[int] | None = None,
         released_noise: bool = False,
     ):
-        """Put the parts together.
+        """Combine encoder, features and decoder.
 
         Args:
-            decoder: None if waves are never wanted.
+            decoder: None if no waves are needed.
             num_steps: Euler steps of the flow, `option_steps` in the release.
-            seed: Of the flow's noise; the same codes always give the same wave.
+            seed: Seed for the noise of flow and vocoder; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
-            stream_steps: Euler steps of the first, second, ... chunk of a stream; the last one repeats. None:
-                `num_steps` always. The released web demo has (1, 3, 5, 7, 9, 10).
+            stream_steps: Euler steps for the first, second, ... chunk of a stream; the last number repeats. None:
+                always `num_steps`. The released web demo uses (1, 3, 5, 7, 9, 10).
             released_noise: `decode` draws its noise as the release does, see `SpeechDecoder.decode`.
         Raises: ValueError if encoder, features and decoder do not belong together.
         """
@@ -161,30 +169,29 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
+        cls, path: str | Path | None = None, decoder_path: str | Path | None = None, **options
     ) -> "GLM4VoiceTokenizer":
-        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder; arguments as in `get_audio_tokenizer`.
+        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder, or the weights in this package.
 
-        Both may be names on the hub; with `offline` only what was downloaded earlier is taken.
+        Args:
+            path: None or "embedded" for the tokenizer in this package.
+            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer.
+            options: More arguments as in `AudioTokenizer.from_pretrained`.
         """
         if path in (None, EMBEDDED):
             path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
         if decoder_path == EMBEDDED:
             decoder_path = EMBEDDED_DECODER
-        encoder, feature_extractor = _load_encoder(find_checkpoint(path, offline=offline))
-        decoder = None
-        if decoder_path is not None:
-            decoder = SpeechDecoder.from_pretrained(find_checkpoint(decoder_path, offline=offline), device)
+        return super().from_pretrained(path, decoder_path, **options)
+
+    @classmethod
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":
+        encoder, feature_extractor = _load_encoder(folder)
+        decoder = None if decoder_folder is None else SpeechDecoder.from_pretrained(decoder_folder, device)
         return cls(encoder.to(device), feature_extractor, decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the encoder's folder: `config.json`, `model.safetensors` as `dtype`, `preprocessor_config.json`."""
+        """Write `config.json`, `model.safetensors` with weights as `dtype`, and `preprocessor_config.json`."""
         weights = {name: value.to(dtype) for name, value in self.encoder.state_dict().items()}
         self.encoder.save_pretrained(folder, state_dict=weights)
         self.feature_extractor.save_pretrained(folder)
@@ -196,28 +203,23 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
-    def _stream(self, voice: Voice | None) -> GLM4VoiceStream:
+    def _stream(self, voice: FlowVoice | None) -> GLM4VoiceStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or Voice()).as_prompt())
+        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
         return GLM4VoiceStream(decoder, state, self.stream_chunks, self.stream_steps)
 
-    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+    def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
         return self._need_decoder().decode(
             codes,
             num_steps=self.num_steps,
             seed=self.seed,
             released_noise=self.released_noise,
-            **(voice or Voice()).as_prompt(),
+            **(voice or FlowVoice()).as_prompt(),
         )
 
-    def _make_voice(self, wave: Tensor) -> Voice:
+    def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]
-        return Voice(codes=self._encode([wave])[0], mel=mel)
-
-    def _need_decoder(self) -> SpeechDecoder:
-        if self.decoder is None:
-            raise ValueError(f"{self.name} was loaded without a speech decoder; give decoder_path to make waves")
-        return self.decoder
+        return FlowVoice(codes=self._encode([wave])[0], mel=mel)
 
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         pieces = [(number, piece) for number, wave in enumerate(waves) for piece in wave.split(self.samples_per_piece)]
@@ -238,7 +240,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
 
 def _load_encoder(folder: Path) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
-    """Load encoder and features, as float32.
+    """Load the encoder in float32 and its feature extractor.
 
     Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
     """

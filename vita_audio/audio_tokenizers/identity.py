@@ -1,4 +1,4 @@
-"""Which audio tokenizer made the codes that a model was trained on."""
+"""Identify the audio tokenizer whose codes a model was trained on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from .base import AudioTokenizer
 
 
 def describe_audio_tokenizer(audio_tokenizer: AudioTokenizer) -> dict[str, str]:
-    """Return what a model's configuration remembers of the audio tokenizer that made its codes."""
+    """Return the entry of a model's configuration that identifies its audio tokenizer."""
     return {"type": audio_tokenizer.name, "fingerprint": audio_tokenizer.fingerprint}
 
 
 def check_audio_tokenizer(trained_with: Mapping[str, str], given: Mapping[str, str], model_name: str | Path) -> None:
-    """Check that codes mean the same to a model and to an audio tokenizer.
+    """Check that a model was trained on the codes of an audio tokenizer.
 
     Args:
-        trained_with: What the model's configuration remembers.
-        given: The description of the audio tokenizer at hand.
-        model_name: For the message.
-    Raises: ValueError if the model was trained on codes of another one.
+        trained_with: Entry of the model's configuration, from `describe_audio_tokenizer`.
+        given: Description of the audio tokenizer to be used.
+    Raises: ValueError if they differ.
     """
     if trained_with == given:
         return

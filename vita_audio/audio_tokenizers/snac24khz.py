@@ -1,12 +1,12 @@
 """SNAC at 24 kHz: three codebooks at 12, 23 and 47 Hz, flattened to 82 codes per second.
 
-The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). What is stated here:
+The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). This module adds:
 
-* The order of the codes, that of the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine
-  codes, and slot s counts from 4096 * s. The public vocabulary ends after slot 3; this one has all seven.
-* Waves of any length are encoded and decoded in pieces that read as much of their surroundings as the convolutions
-  reach, so pieces, streams and the whole are the same to rounding.
-* The noise that the decoder adds is drawn by position from generators of its own, not from the global one.
+* The order of the codes, as in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes,
+  and the codes of slot s begin at 4096 * s. The public vocabulary ends after slot 3; this one has all seven slots.
+* Encoding and decoding of waves of any length in pieces. Each piece reads as much of its surroundings as the
+  convolutions reach, so that pieces, streams and whole waves agree up to rounding.
+* Noise addressed by position: the decoder's noise comes from generators of its own, not from the global one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vita_audio.files.checkpoint import find_checkpoint, read_json
+from vita_audio.files.checkpoint import read_json
 from vita_audio.files.tensors import fill_module, read_tensors
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.noise import FrameNoise
 
@@ -30,26 +30,26 @@ from .windowed_stream import WindowedDecoder, WindowedStream
 
 NAME = "snac24khz"
 CODEBOOK_SIZE = 4096
-VQ_STRIDES = (4, 2, 1)  # of the coarse, the medium and the fine codes
-LEVEL_SIZES = tuple(VQ_STRIDES[0] // stride for stride in VQ_STRIDES)  # codes of each level in a group
+VQ_STRIDES = (4, 2, 1)  # strides of the coarse, medium and fine codes
+LEVEL_SIZES = tuple(VQ_STRIDES[0] // stride for stride in VQ_STRIDES)  # number of codes of each level in a group
 GROUP_SIZE = sum(LEVEL_SIZES)
 GROUPS_PER_PIECE = 352  # 30 s
-STREAM_CHUNKS = (7, 28)  # codes; a short first chunk for an early start
+STREAM_CHUNKS = (7, 28)  # codes; a short first chunk starts early
 
 _SLOT_OFFSETS = CODEBOOK_SIZE * torch.arange(GROUP_SIZE)
 
 
 def flatten(levels: Sequence[Tensor]) -> list[int]:
-    """Order the codes of n groups, coarse (1, n), medium (1, 2 n), fine (1, 4 n), as one list of 7 n."""
+    """Arrange the codes of n groups, coarse (1, n), medium (1, 2 n) and fine (1, 4 n), in one list of 7 n codes."""
     slots = torch.cat([level.reshape(-1, size) for level, size in zip(levels, LEVEL_SIZES, strict=True)], dim=1)
     return (slots.cpu() + _SLOT_OFFSETS).flatten().tolist()
 
 
 def unflatten(codes: Sequence[int]) -> list[Tensor]:
-    """Undo `flatten` for any codes.
+    """Return the coarse, medium and fine codes of any list of codes; the inverse of `flatten`.
 
-    Like the public tokenizer: an incomplete last group is completed by its last code, and a code that belongs to
-    another slot becomes the nearest one of its own.
+    As in the public tokenizer, an incomplete last group is completed with its last code, and a code that belongs to
+    another slot is replaced by the nearest code of its own slot.
     """
     codes = list(codes)
     while len(codes) % GROUP_SIZE:
@@ -59,23 +59,25 @@ def unflatten(codes: Sequence[int]) -> list[Tensor]:
 
 
 class SNAC24kHzTokenizer(AudioTokenizer):
-    """A `snac.SNAC` model of three codebooks, in evaluation mode."""
+    """A `snac.SNAC` model with three codebooks, in evaluation mode."""
 
     name = NAME
+    released_as = "hubertsiuzdak/snac_24khz"
+    has_one_folder = True
     vocab_size = GROUP_SIZE * CODEBOOK_SIZE
     codes_per_group = GROUP_SIZE
 
     def __init__(self, model: nn.Module, *, seed: int = 42, stream_chunks: Sequence[int] = STREAM_CHUNKS):
-        """Take a model.
+        """Wrap a model.
 
         Args:
-            seed: Of the decoder's noise; the same codes always give the same wave.
+            seed: Seed for the decoder's noise; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream, in whole groups; the last size repeats.
-        Raises: ValueError if the model is no SNAC of this kind.
+        Raises: ValueError for another kind of SNAC.
         """
         kind = {"codebook_size": CODEBOOK_SIZE, "vq_strides": list(VQ_STRIDES), "attn_window_size": None}
         if unlike := {key: getattr(model, key) for key, value in kind.items() if getattr(model, key) != value}:
-            raise ValueError(f"{NAME} must be a SNAC with {kind}, got {unlike}; take hubertsiuzdak/snac_24khz")
+            raise ValueError(f"{NAME} must be a SNAC with {kind}, got {unlike}; take {self.released_as}")
         if not stream_chunks or min(stream_chunks) < 1:
             raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         self.model = model.eval().requires_grad_(False)
@@ -86,23 +88,8 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         self.context_groups = math.ceil(max(_reach(model, decoding=True), _reach(model, decoding=False)))
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
-    ) -> SNAC24kHzTokenizer:
-        """Load the folder of `hubertsiuzdak/snac_24khz` (`config.json`, `pytorch_model.bin`), or that hub name.
-
-        Raises: ImportError without the package `snac`; FileNotFoundError, ValueError naming what is missing or wrong.
-        """
-        snac = import_optional("snac", extra=NAME)
-        if path is None or decoder_path not in (None, path):
-            raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
-        folder = find_checkpoint(path, offline=offline)
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> SNAC24kHzTokenizer:
+        snac = require("snac", purpose=f"the audio tokenizer {NAME}", install=f"'vita-audio[{NAME}]'")
         with torch.device("meta"):
             model = snac.SNAC(**read_json(folder / "config.json"))
         weights = folder / "pytorch_model.bin"
@@ -115,7 +102,7 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         return fingerprint(self.name, [RESAMPLING_RULE, self.model.encoder_rates], weights)
 
     def start_noise(self) -> list[FrameNoise]:
-        """Noise of the decoder's stages, from the coarsest on, addressed by group."""
+        """Return the noise of each decoder stage, coarsest first, addressed by group."""
         sizes, size = [], VQ_STRIDES[0]
         for rate in self.model.decoder_rates:
             size *= rate
@@ -124,7 +111,7 @@ class SNAC24kHzTokenizer(AudioTokenizer):
 
     @torch.inference_mode()
     def synthesize(self, levels: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
-        """Decode codes as `unflatten` gives them, with noise (groups, values) for each stage: (samples,), on a CPU."""
+        """Decode the output of `unflatten` with noise (groups, values) for each stage: (samples,), on the CPU."""
         device = next(self.model.parameters()).device
         hidden = self.model.quantizer.from_codes([level.to(device) for level in levels])
         stages = iter(noises)
@@ -170,15 +157,15 @@ class SNAC24kHzTokenizer(AudioTokenizer):
 
 
 def _layers(block: nn.Module) -> Iterator[nn.Module]:
-    """Layers of a decoder in order, those of its upsampling blocks one by one."""
+    """Yield the layers of a decoder in order, including those inside its upsampling blocks."""
     for layer in block:
         yield from layer.block if type(layer).__name__ == "DecoderBlock" else [layer]
 
 
 def _reach(model: nn.Module, *, decoding: bool) -> float:
-    """Groups on either side that one sample, or one code, depends on; an upper bound.
+    """Return an upper bound of the number of groups on either side that a sample, or a code, depends on.
 
-    Kernels are 7 wide and dilated 1, 3 and 9 in the residual units; a layer that changes the rate sees one more step.
+    Kernels are 7 wide, with dilations 1, 3 and 9 in the residual units; a layer that changes the rate adds one step.
     """
     rates = model.decoder_rates if decoding else model.encoder_rates[::-1]
     reach, rate = 3.0, 1  # in steps of the coarsest rate

@@ -1,15 +1,17 @@
-"""BiCodec of Spark-TTS: 50 semantic codes per second say what is said, 32 global codes say who speaks.
+"""BiCodec of Spark-TTS: 50 semantic codes per second carry the words, 32 global codes the speaker.
 
-The model is that of the package `spark-tts-lib` (arXiv 2503.01710), the folder that of `SparkAudio/Spark-TTS-0.5B` with
-`BiCodec` and `wav2vec2-large-xlsr-53` in it. Only semantic codes are tokens of a language model. The public VITA-Audio
-tokenizer throws the global ones away and decodes with 32 zeros; here they are a voice, and decoding must be given one.
+The model is from the package `spark-tts-lib` (arXiv 2503.01710); the weights are those of `SparkAudio/Spark-TTS-0.5B`,
+with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model. The
+public VITA-Audio tokenizer discards the global codes and decodes with 32 zeros; here they form a voice, which decoding
+requires.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json, read_yaml
+from vita_audio.files.checkpoint import check_weights, read_json, read_yaml
 from vita_audio.files.tensors import fill_module, read_tensors
-from vita_audio.optional import import_optional
+from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 
-from .base import AudioTokenizer, fingerprint
+from .base import AudioTokenizer, Voice, fingerprint
 from .windowed_stream import WindowedDecoder, WindowedStream
 
 NAME = "sparktts"
@@ -33,20 +35,36 @@ SPEECH_MODEL = "wav2vec2-large-xlsr-53"
 SPEECH_LAYERS = (11, 14, 16)  # whose hidden states are averaged
 VOICE_SIZE = 32  # global codes
 VOICE_VOCAB_SIZE = 4096
-MIN_SAMPLES = 400  # what the speech model needs for its first code
-SECONDS_PER_PIECE = 60  # audio up to this long is encoded as a whole, as the package does; longer audio in pieces
+MIN_SAMPLES = 400  # samples that the speech model needs for its first code
+SECONDS_PER_PIECE = 60  # audio up to this length is encoded at once, as in the package; longer audio in pieces
 CODES_PER_PIECE = 1500  # 30 s
 STREAM_CHUNKS = (10, 50)  # codes
 
-Voice = Sequence[int]
+_require = partial(
+    require, purpose=f"the audio tokenizer {NAME}", install=f"'vita-audio[{NAME}]'", unused=["torchaudio"]
+)
+
+
+@dataclass(frozen=True)
+class SparkTTSVoice(Voice):
+    """The global codes of a speaker: 32 codes in 0..4095.
+
+    Raises: ValueError, TypeError for anything else.
+    """
+
+    codes: Sequence[int]
+
+    def __post_init__(self):
+        object.__setattr__(self, "codes", tuple(check_codes(self.codes, VOICE_VOCAB_SIZE)))
+        if len(self.codes) != VOICE_SIZE:
+            raise ValueError(f"a voice must have {VOICE_SIZE} codes, got {len(self.codes)}; make one with make_voice")
 
 
 def make_bicodec(config: dict[str, Any]) -> nn.Module:
     """Make a BiCodec with random weights from the `audio_tokenizer` block of its `config.yaml`.
 
-    Its own mel spectrogram, which needs torchaudio, is replaced by `_Mel`.
+    `_Mel` replaces its own mel spectrogram, which needs torchaudio.
     """
-    unused = ("torchaudio",)
     modules = {
         "BiCodec": "models.bicodec",
         "Encoder": "modules.encoder_decoder.feat_encoder",
@@ -55,10 +73,7 @@ def make_bicodec(config: dict[str, Any]) -> nn.Module:
         "FactorizedVectorQuantize": "modules.vq.factorized_vector_quantize",
         "SpeakerEncoder": "modules.speaker.speaker_encoder",
     }
-    kinds = {
-        kind: getattr(import_optional(f"{PACKAGE}.{module}", extra=NAME, unused=unused), kind)
-        for kind, module in modules.items()
-    }
+    kinds = {kind: getattr(_require(f"{PACKAGE}.{module}"), kind) for kind, module in modules.items()}
 
     class BiCodec(kinds["BiCodec"]):
         def init_mel_transformer(self, settings: dict[str, Any]) -> None:
@@ -76,7 +91,7 @@ def make_bicodec(config: dict[str, Any]) -> nn.Module:
 
 
 class _Mel(nn.Module):
-    """Mel spectrogram of magnitudes, (batch, samples) -> (batch, bands, samples // hop + 1); holds no weights."""
+    """Magnitude mel spectrogram, (batch, samples) -> (batch, bands, samples // hop + 1), without weights."""
 
     def __init__(self, settings: dict[str, Any]):
         super().__init__()
@@ -97,10 +112,12 @@ class _Mel(nn.Module):
 
 
 class SparkTTSTokenizer(AudioTokenizer):
-    """BiCodec behind a wav2vec 2.0 model, in evaluation mode. A voice is a list of 32 codes in 0..4095."""
+    """A wav2vec 2.0 model followed by BiCodec, in evaluation mode."""
 
     name = NAME
-    has_voices = True
+    released_as = "SparkAudio/Spark-TTS-0.5B"
+    has_one_folder = True
+    voice_class = SparkTTSVoice
 
     def __init__(
         self,
@@ -109,23 +126,27 @@ class SparkTTSTokenizer(AudioTokenizer):
         feature_extractor: Wav2Vec2FeatureExtractor,
         config: dict[str, Any],
         *,
-        voice: Voice | None = None,
+        voice: SparkTTSVoice | None = None,
         stream_chunks: Sequence[int] = STREAM_CHUNKS,
     ):
-        """Put the parts together.
+        """Combine speech model and codec.
 
         Args:
-            config: `config.yaml` of the whole folder.
-            voice: To decode with where none is given.
+            bicodec: From `make_bicodec`.
+            speech_model: Its hidden states are the codec's input.
+            feature_extractor: Normalises waves for the speech model.
+            config: Values of the `config.yaml` at the top of the folder.
+            voice: Default voice for decoding.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
-        Raises: ValueError for a voice that is none, or chunks that are not positive.
+        Raises: ValueError for a voice of another codec, or chunks that are not positive.
         """
         if not stream_chunks or min(stream_chunks) < 1:
             raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         self.bicodec = bicodec.eval().requires_grad_(False)
         self.speech_model = speech_model.eval().requires_grad_(False)
         self.feature_extractor, self.config = feature_extractor, config
-        self.voice = None if voice is None else check_voice(voice)
+        self.check_voice(voice)
+        self.voice = voice
         self.needs_voice = voice is None
         self.stream_chunks = tuple(stream_chunks)
         self.sample_rate = self.output_rate = config["sample_rate"]
@@ -134,24 +155,8 @@ class SparkTTSTokenizer(AudioTokenizer):
         self.vocab_size = bicodec.quantizer.codebook_size
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path | None = None,
-        decoder_path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        offline: bool = False,
-        **options,
-    ) -> SparkTTSTokenizer:
-        """Load the folder of `SparkAudio/Spark-TTS-0.5B`, or that hub name.
-
-        Raises: ImportError without the package `spark-tts-lib`; FileNotFoundError, ValueError naming what is missing
-            or wrong.
-        """
-        if path is None or decoder_path not in (None, path):
-            raise ValueError(f"{NAME} has one folder for codes and waves; give it as path, got {path}, {decoder_path}")
-        folder = find_checkpoint(path, offline=offline)
-        with torch.random.fork_rng(devices=[]):  # models of other packages draw weights before they are loaded
+    def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> SparkTTSTokenizer:
+        with torch.random.fork_rng(devices=[]):  # third-party modules draw random weights before loading
             bicodec = make_bicodec(read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
@@ -171,15 +176,11 @@ class SparkTTSTokenizer(AudioTokenizer):
         settings = [RESAMPLING_RULE, self.config["volume_normalize"], self.feature_extractor.do_normalize]
         return fingerprint(self.name, settings, used | speech)
 
-    def check_voice(self, voice: Voice | None) -> None:
-        if voice is not None:
-            check_voice(voice)
-
     @cached_property
     def context_codes(self) -> int:
-        """Codes on either side beyond which nothing changes a sample; an upper bound.
+        """Upper bound of the number of codes on either side that influence a sample.
 
-        Each convolution is 7 wide; dilated 1, 3 and 9 in the residual units of the wave generator.
+        Convolutions are 7 wide, with dilations 1, 3 and 9 in the residual units of the wave generator.
         """
         prenet, reach, rate = self.bicodec.prenet, 0.0, 1
         for backbone in (prenet.vocos_backbone, *(block[1] for block in prenet.downsample)):
@@ -195,22 +196,22 @@ class SparkTTSTokenizer(AudioTokenizer):
                 reach += 3 * (1 + 3 + 9) / rate
         return math.ceil(reach)
 
-    def _stream(self, voice: Voice | None) -> WindowedStream:
+    def _stream(self, voice: SparkTTSVoice | None) -> WindowedStream:
         return WindowedStream(self._windowed_decoder(voice), self.stream_chunks)
 
-    def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
+    def _decode(self, codes: list[int], voice: SparkTTSVoice | None) -> Tensor:
         stream = WindowedStream(self._windowed_decoder(voice), [CODES_PER_PIECE])
         return torch.cat([stream.push(codes), stream.flush()])
 
-    def _windowed_decoder(self, voice: Voice | None) -> WindowedDecoder:
-        voice = self.voice if voice is None else check_voice(voice)
+    def _windowed_decoder(self, voice: SparkTTSVoice | None) -> WindowedDecoder:
+        voice = voice or self.voice
         if voice is None:
             raise ValueError(
-                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from somebody's speech, or "
-                "load the tokenizer with one"
+                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from a recording, or load the "
+                "tokenizer with one"
             )
         device = self.speech_model.device
-        voice_codes = torch.tensor(voice, device=device)[None, None]  # (1, 1, 32)
+        voice_codes = torch.tensor(voice.codes, device=device)[None, None]  # (1, 1, 32)
 
         @torch.inference_mode()
         def decode(codes: list[int], first: int) -> Tensor:
@@ -231,35 +232,27 @@ class SparkTTSTokenizer(AudioTokenizer):
         return self.bicodec.quantizer.tokenize(self.bicodec.encoder(features.transpose(1, 2)))[0].tolist()
 
     @torch.inference_mode()
-    def _make_voice(self, wave: Tensor) -> list[int]:
-        """Global codes of the first seconds of a wave, which is repeated if it is shorter."""
+    def _make_voice(self, wave: Tensor) -> SparkTTSVoice:
+        """Take the global codes of the first seconds of a wave, which is repeated if it is shorter."""
         size = int(self.sample_rate * self.config["ref_segment_duration"])
         size = size // self.samples_per_code * self.samples_per_code
         wave = self._level(wave)
         wave = wave.repeat(size // len(wave) + 1)[:size]
         mel = self.bicodec.mel_transformer(wave[None].to(self.speech_model.device))  # (1, bands, frames)
-        return self.bicodec.speaker_encoder.tokenize(mel.transpose(1, 2)).flatten().tolist()
+        return SparkTTSVoice(self.bicodec.speaker_encoder.tokenize(mel.transpose(1, 2)).flatten().tolist())
 
     def _level(self, wave: Tensor) -> Tensor:
-        """Bring a wave to the usual volume, by the package's rule, if the folder asks for it."""
+        """Normalise the volume of a wave by the package's rule, if the folder's configuration asks for it."""
         if not self.config["volume_normalize"]:
             return wave
-        audio = import_optional(f"{PACKAGE}.utils.audio", extra=NAME, unused=("torchaudio",))
+        audio = _require(f"{PACKAGE}.utils.audio")
         return torch.from_numpy(audio.audio_volume_normalize(wave.numpy())).float()
 
 
-def check_voice(voice: Voice) -> list[int]:
-    """Return a voice as a list of 32 codes. Raises: ValueError, TypeError if it is none."""
-    codes = check_codes(voice, VOICE_VOCAB_SIZE)
-    if len(codes) != VOICE_SIZE:
-        raise ValueError(f"a voice must have {VOICE_SIZE} codes, got {len(codes)}; make one with make_voice")
-    return codes
-
-
 def _load_speech_model(folder: Path) -> Wav2Vec2Model:
-    """Load wav2vec 2.0 from a checkpoint that may have more, such as the heads it was trained with.
+    """Load wav2vec 2.0 from a checkpoint, which may have additional weights such as the heads of its training.
 
-    Raises: FileNotFoundError; ValueError naming the file that is damaged, or weights that are missing.
+    Raises: FileNotFoundError; ValueError naming the damaged file or the missing weights.
     """
     read_json(folder / "config.json")
     check_weights(folder)

@@ -1,8 +1,8 @@
 """Speech encoder of GLM-4-Voice: a Whisper encoder with pooling and a codebook, 12.5 codes per second.
 
-Follows "GLM-4-Voice" (arXiv 2412.02612) and the released glm-4-voice-tokenizer: the field names of its config.json and
-the parameter names of its weights are kept, so that folder loads as it is. The layers are those of transformers'
-Whisper; stated here is only the difference: causal convolutions, block-causal attention, pooling and quantisation.
+Follows "GLM-4-Voice" (arXiv 2412.02612) and the released glm-4-voice-tokenizer, whose folder loads unchanged: field
+names of config.json and parameter names are the same. The layers are those of transformers' Whisper; this module adds
+only the differences: causal convolutions, block-causal attention, pooling and quantisation.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ CONV_STRIDE = 2  # mel frames (100 Hz) per encoder position (50 Hz)
 class WhisperVQConfig(WhisperConfig):
     """Whisper's configuration with the fields of the released tokenizer.
 
-    `quantize_encoder_only`: the layers end at the codebook. `quantize_causal_block_size`: a position attends to whole
-    blocks of so many 50 Hz positions, up to its own block (None: to everything). `quantize_ema_decay`,
-    `quantize_restart_interval`, `quantize_commit_coefficient` and `quantize_loss_scale` are read by training alone.
+    With `quantize_encoder_only` the layers end at the codebook. `quantize_causal_block_size` is the size of attention
+    blocks in 50 Hz positions: a position attends to all blocks up to its own (None: to everything). Only training reads
+    `quantize_ema_decay`, `quantize_restart_interval`, `quantize_commit_coefficient` and `quantize_loss_scale`.
     """
 
     encoder_causal_attention: bool = False
@@ -59,14 +59,15 @@ class WhisperVQConfig(WhisperConfig):
 
 @dataclass
 class WhisperVQOutput(ModelOutput):
-    """What the encoder computes, from 50 Hz to codes.
+    """Codes and hidden states of the encoder.
 
-    quantized_token_ids: (batch, codes), int64; also at masked positions, where they mean nothing.
-    token_mask: (batch, codes), bool; True where the first mel frame of the code is valid.
-    frame_hidden: (batch, 4 * codes, d_model), before pooling, 50 Hz.
-    frame_mask: (batch, 4 * codes), bool.
-    pre_vq_hidden: (batch, codes, d_model), what the codebook quantises.
-    last_hidden_state: (batch, codes, d_model), quantised, with positions, after the layers behind the codebook if any.
+    Attributes:
+        quantized_token_ids: (batch, codes), int64; meaningless at masked positions.
+        token_mask: (batch, codes), bool; True where the first mel frame of the code is valid.
+        frame_hidden: (batch, 4 * codes, d_model), before pooling, 50 Hz.
+        frame_mask: (batch, 4 * codes), bool.
+        pre_vq_hidden: (batch, codes, d_model), input of the codebook.
+        last_hidden_state: (batch, codes, d_model), quantised, with positions, after any layers behind the codebook.
     """
 
     quantized_token_ids: Tensor | None = None
@@ -78,19 +79,19 @@ class WhisperVQOutput(ModelOutput):
 
 
 class CausalConv1d(nn.Conv1d):
-    """Convolution that sees the present and the past only: `kernel_size - 1` zeros in front."""
+    """Causal convolution: pads `kernel_size - 1` zeros in front."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
 
 
 def block_causal_mask(valid: Tensor, block_size: int | None, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask: a position sees valid positions up to the end of its own block.
+    """Return an additive attention mask by which a position sees valid positions up to the end of its own block.
 
     Args:
         valid: (batch, time), bool.
         block_size: Positions per block; 1 is causal attention, None is attention to everything valid.
-    Returns: (batch, 1, time, time), 0 or the lowest finite value, so that a row without valid positions gives no NaN.
+    Returns: (batch, 1, time, time): 0 or the lowest finite value, which gives no NaN in rows without valid positions.
     """
     time = valid.shape[1]
     block = torch.arange(time, device=valid.device) // (block_size or time)
@@ -99,7 +100,7 @@ def block_causal_mask(valid: Tensor, block_size: int | None, dtype: torch.dtype)
 
 
 def nearest_codewords(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the codeword nearest to every vector by squared distance, in float32 also under autocast.
+    """Find the nearest codeword of every vector by squared distance, in float32 even under autocast.
 
     Args:
         vectors: (..., width).
@@ -118,8 +119,8 @@ def nearest_codewords(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor
 class WhisperVQEncoder(WhisperPreTrainedModel):
     """Log-mel spectrogram to speech codes.
 
-    The buffers `ema_count` and `ema_weight` are the codebook's training statistics; they are part of the released
-    weights and only carried here (`training.vector_quantizer` uses them).
+    The buffers `ema_count` and `ema_weight` are training statistics of the codebook, which `tools.codec` updates. They
+    are part of the released weights.
     """
 
     config_class = WhisperVQConfig
@@ -160,7 +161,7 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
                 init.copy_(module.ema_weight, module.codebook.weight)
 
     def quantize(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Codewords (..., d_model), float32, and ids (...) nearest to `hidden` (..., d_model)."""
+        """Return the codewords (..., d_model), float32, nearest to `hidden` (..., d_model), and their ids (...)."""
         return nearest_codewords(hidden, self.codebook.weight)
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> WhisperVQOutput:
@@ -168,7 +169,7 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
 
         Args:
             input_features: (batch, mel bins, frames) at 100 Hz; frames a multiple of `config.frames_per_code`.
-            attention_mask: (batch, frames), non-zero where a frame is valid; padding stands at the end.
+            attention_mask: (batch, frames), non-zero where a frame is valid; padding must be at the end.
         Raises: ValueError for a wrong number of frames.
         """
         self._check_frames(input_features)
@@ -207,17 +208,17 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
             )
 
     def _attention_mask(self, valid: Tensor, depth: int, kernel: int, dtype: torch.dtype) -> Tensor:
-        """Mask for layer `depth` (from 1), whose positions each pool `kernel` of the 50 Hz positions."""
+        """Return the mask for layer `depth` (from 1), each of whose positions pools `kernel` 50 Hz positions."""
         config = self.config
         causal = config.encoder_causal_attention or (
             config.quantize_causal_encoder and depth <= config.quantize_position
         )
-        if causal:  # padding stands at the end, where it is out of sight for everything valid
+        if causal:  # padding is at the end, where no valid position sees it
             return block_causal_mask(torch.ones_like(valid), 1, dtype)
         block_size = config.quantize_causal_block_size
         return block_causal_mask(valid, block_size // kernel if block_size else None, dtype)
 
     def _pool(self, hidden: Tensor) -> Tensor:
-        """Pool along time; padded frames of a half-filled last code take part, as in the released tokenizer."""
+        """Pool along time; as in the released tokenizer, padded frames of an incomplete last code are included."""
         pool = F.avg_pool1d if self.config.pooling_type == "avg" else F.max_pool1d
         return pool(hidden.transpose(1, 2), self.config.pooling_kernel_size).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Streaming for decoders that look only so far around a code: chunks are exactly pieces of the whole."""
+"""Streaming for decoders with a bounded receptive field, whose chunks are exact pieces of the whole wave."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,13 @@ from .base import AudioStream
 
 @dataclass(frozen=True)
 class WindowedDecoder:
-    """What a stream must know of a decoder.
+    """The properties of a decoder that a stream needs.
 
-    Args:
-        decode: Codes of some groups and the number of the first of them, 0, 1, ... -> their wave, (samples,). Called
-            with numbers that never decrease; the last group may be incomplete.
+    Attributes:
+        decode: Function of the codes of consecutive groups and the index of the first group that returns their wave,
+            (samples,). Indices never decrease from call to call; the last group may be incomplete.
         vocab_size: Codes are 0..vocab_size - 1.
-        codes_per_group, samples_per_group: Of one group.
-        context_groups: Groups on either side beyond which nothing changes a sample.
+        context_groups: Number of groups on either side that may influence a sample.
     """
 
     decode: Callable[[list[int], int], Tensor]
@@ -31,15 +30,19 @@ class WindowedDecoder:
 
 
 class WindowedStream(AudioStream):
-    """Decodes groups of codes as soon as those behind them, as far as they are heard, are there too."""
+    """Decodes groups of codes as soon as the groups after them that influence their samples have arrived."""
 
     def __init__(self, decoder: WindowedDecoder, chunk_sizes: Sequence[int]):
-        """`chunk_sizes`: codes of the first chunk, the second, ..., rounded up to groups; the last size repeats."""
+        """Begin a stream.
+
+        Args:
+            chunk_sizes: Codes in the first, second, ... chunk, rounded up to groups; the last size repeats.
+        """
         self._decoder = decoder
         self._sizes = [-(-size // decoder.codes_per_group) for size in chunk_sizes]
-        self._codes: list[int] = []  # of the groups from `_first` on
+        self._codes: list[int] = []  # codes of the groups from `_first` on
         self._first = 0
-        self._done = 0  # groups that became samples
+        self._done = 0  # groups whose samples were returned
         self._is_finished = False
 
     def push(self, codes: Sequence[int]) -> Tensor:
@@ -58,7 +61,7 @@ class WindowedStream(AudioStream):
 
     @property
     def _num_groups(self) -> int:
-        """Groups so far; once the stream is finished an incomplete one counts."""
+        """Number of groups so far; once the stream is finished, an incomplete group counts."""
         size = self._decoder.codes_per_group
         return self._first + (len(self._codes) + (size - 1 if self._is_finished else 0)) // size
 

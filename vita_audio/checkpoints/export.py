@@ -1,8 +1,8 @@
-"""Write a checkpoint as the public VITA-Audio code reads it, with transformers 4.48.
+"""Export a checkpoint for the public VITA-Audio code, which uses transformers 4.48.
 
-Names and values of weights are the same here and there, so weight files are taken over as they are; the configurations
-are written in the older form. That code loads a model by the Python files that `auto_map` in config.json names, which
-are not ours to give: they come from a folder of the caller's, or from a released repository on the hub.
+Names and values of weights are the same, so weight files are linked or copied unchanged; configurations are written in
+the older format. The public code loads a model through the Python files that `auto_map` in config.json names. They are
+not part of this project, so they come from a folder of the caller or from a released repository on the hub.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from vita_audio.files.atomic import write_json
 from vita_audio.files.checkpoint import (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -25,12 +26,12 @@ from vita_audio.files.checkpoint import (
 )
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import read_config
-from vita_audio.models.sensevoice import CMVN_FILE
+from vita_audio.speech_features import CMVN_FILE
 from vita_audio.text import TextTokenizer, chat_template
 
-CODE_FILES = ("configuration_qwen2", "modeling_qwen2")  # of the public classes
+CODE_FILES = ("configuration_qwen2", "modeling_qwen2")  # Python modules of the public classes
 
-# model_type -> class names there, and a repository that has their code
+# model_type -> names of the public classes, and a repository with their code
 PUBLIC_CLASSES = {
     "qwen2_mtp": ("Qwen2MTPConfig", "Qwen2MTPForCausalLM", "VITA-MLLM/VITA-Audio-Boost"),
     "qwen2_mtp_sensevoice": (
@@ -39,47 +40,27 @@ PUBLIC_CLASSES = {
         "VITA-MLLM/VITA-Audio-Plus-Boost",
     ),
 }
-# Fields of config.json there. All are written: its defaults are not ours.
+# Fields of the public config.json. All are written, because its defaults differ from ours.
 PUBLIC_FIELDS = (
-    "attention_dropout",
-    "bos_token_id",
-    "eos_token_id",
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "max_window_layers",
-    "model_type",
-    "mtp_loss_weight",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "num_nextn_predict_layers",
-    "pad_token_id",
-    "rms_norm_eps",
-    "sliding_window",
-    "tie_word_embeddings",
-    "use_cache",
-    "use_sliding_window",
-    "vocab_size",
-    "audio_tokenizer",  # ours; carried along
+    *("attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size", "initializer_range"),
+    *("intermediate_size", "max_position_embeddings", "max_window_layers", "model_type", "mtp_loss_weight"),
+    *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "num_nextn_predict_layers", "pad_token_id"),
+    *("rms_norm_eps", "sliding_window", "tie_word_embeddings", "use_cache", "use_sliding_window", "vocab_size"),
+    "audio_tokenizer",  # our own field
 )
-
-
-# What the public class of Plus models reads of SenseVoiceSmall in the checkpoint's own folder, beside the weights.
+# Files of SenseVoiceSmall that the public class of Plus models reads from the folder of the checkpoint.
 ENCODER_FILES = ("config.yaml", "configuration.json", CMVN_FILE, "*.bpe.model")
 
 
 def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, audio_model: Path | None = None) -> None:
-    """Write a folder that the public code loads, and ours as well.
+    """Write a folder that both the public code and ours can load.
 
     Args:
         folder: Checkpoint of a speech model.
-        output: New or empty folder. Weights are linked where the file system can, else copied.
-        code: Folder with the Python files of the public model class, which are copied. None: the public code fetches
+        output: New or empty folder. Weights are hard links if the file system supports them, else copies.
+        code: Folder with the Python files of the public model class, which are copied. None: the public code downloads
             them from a released repository when it loads the model.
-        audio_model: A SenseVoiceSmall, for a Plus model whose folder lacks `ENCODER_FILES`.
+        audio_model: Folder of a SenseVoiceSmall, for a Plus model whose folder lacks `ENCODER_FILES`.
     Raises: FileNotFoundError, ValueError for a folder that does not load, FileExistsError for an output in use.
     """
     weights = check_weights(folder)
@@ -97,17 +78,17 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
         _link(path, output / path.name)
     for path in sources:
         shutil.copyfile(path, output / path.name)
-    _write(output / CONFIG_FILE, values)
+    write_json(output / CONFIG_FILE, values)
     if (folder / GENERATION_FILE).exists():
-        _write(output / GENERATION_FILE, public_generation_config(folder))
+        write_json(output / GENERATION_FILE, public_generation_config(folder))
     tokenizer.base.backend_tokenizer.save(str(output / "tokenizer.json"))
-    _write(output / "tokenizer_config.json", public_tokenizer_config(tokenizer))
+    write_json(output / "tokenizer_config.json", public_tokenizer_config(tokenizer))
 
 
 def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
-    """Return the values of config.json in the public form.
+    """Return the values of config.json in the public format.
 
-    Raises: ValueError for what the public classes do not have: position scaling, another speech encoder.
+    Raises: ValueError for features that the public classes lack: position scaling, another speech encoder.
     """
     config_class, model_class, repository = PUBLIC_CLASSES[config.model_type]
     rope = dict(config.rope_parameters)
@@ -132,7 +113,7 @@ def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
 
 
 def public_generation_config(folder: Path) -> dict[str, Any]:
-    """Return the values of generation_config.json that mean the same there."""
+    """Return the values of generation_config.json that mean the same in the public code."""
     known = GenerationConfig().to_dict().keys() | {"mtp_inference_mode"}
     values = read_json(folder / GENERATION_FILE)
     return {
@@ -143,7 +124,7 @@ def public_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def public_tokenizer_config(tokenizer: TextTokenizer) -> dict[str, Any]:
-    """Return the values of tokenizer_config.json in the public form."""
+    """Return the values of tokenizer_config.json in the public format."""
     added = json.loads(tokenizer.base.backend_tokenizer.to_str())["added_tokens"]
     special = [token["content"] for token in added if token["special"]]
     return {
@@ -193,7 +174,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What a checkpoint folder is and whether its files and weights are those that our classes would load.
+"""Inspect a checkpoint folder: what it is, and whether our classes would load its files and weights.
 
-Weights are compared by name and shape, and modules run on tensors without values; only codecs whose modules belong to
-other packages are loaded.
+Weights are compared by name and shape, and modules run on tensors without values. Only codecs whose modules come from
+third-party packages are loaded.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import read_config
-from vita_audio.models.sensevoice import CMVN_FILE, WEIGHT_FILES, SenseVoiceConfig, SenseVoiceFrontEnd, SenseVoiceSmall
+from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_features import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer, tokenizer_files
 
 DECODER_CONFIG = "config.yaml"
@@ -50,15 +51,16 @@ CHECKED_SUFFIXES = (".json", ".safetensors", ".txt", ".yaml", ".mvn", *TORCH_SUF
 
 @dataclass
 class Part:
-    """One set of weights against the module it is for.
+    """A set of weights compared with the module that it is for.
 
-    Args:
-        files: Name -> bytes.
-        parameters: Numbers in the module, by dtype in the files.
-        missing: Tensors of the module that the files lack; each would start at random, or as `initialised` says.
-        unexpected: Tensors in the files that the module lacks. misshapen: Name -> shape in the files and in the module.
-        initialised: Those of `missing` that a training stage begins in its own way -> how.
-        dry_run: What went in and came out of the module without values.
+    Attributes:
+        files: File name -> bytes.
+        parameters: dtype in the files -> number of parameters of the module.
+        missing: Tensors of the module that the files lack; initialised at random or as `initialised` says.
+        unexpected: Tensors in the files that the module lacks.
+        misshapen: Name -> shape in the files and in the module.
+        initialised: Tensors in `missing` that a training stage initialises -> how.
+        dry_run: Sizes of the module's input and output in a run without values.
     """
 
     name: str
@@ -74,8 +76,13 @@ class Part:
 
 @dataclass
 class Report:
-    """What is in a folder. `kind`: a key of `KINDS`, or `unknown`; `facts`: what is good to know; `problems`: why it
-    does not load."""
+    """Contents of a folder.
+
+    Attributes:
+        kind: A key of `KINDS`, or "unknown".
+        parts: Weights of each module.
+        problems: Reasons why the folder does not load.
+    """
 
     folder: str
     kind: str
@@ -89,16 +96,16 @@ class Report:
         return sum(sum(part.parameters.values()) for part in self.parts)
 
     def values(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return the report as JSON values."""
         return {"fits": not self.problems, "num_parameters": self.num_parameters} | asdict(self)
 
 
 def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
-    """Say what a folder is and whether it loads.
+    """Report what a folder is and whether it loads.
 
     Args:
-        config: For a language model, the configuration of a training stage that would start from it; what that adds is
-            then no problem.
+        config: For a language model, the configuration of a training stage that would start from it; weights that the
+            stage initialises are then no problem.
     Raises: NotADirectoryError.
     """
     if not folder.is_dir():
@@ -189,7 +196,7 @@ def _run_language_model(model: nn.Module) -> str:
         result = f"{len(features)} rows of features to {len(model.model.encode_audio([features])[0])} places, {result}"
     if isinstance(config, Qwen2MTPConfig):
         embeds = model.model.embed_tokens(ids)
-        depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks)]
+        depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks=masks)]
         result += f", {len(depths)} MTP modules"
     return result
 
@@ -205,7 +212,9 @@ def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> Non
         codes = f", {tokenizer.num_audio_codes:,} audio codes from id {tokenizer.first_audio_id:,}"
         report.facts["text"] += codes
     elif isinstance(config, Qwen2MTPConfig):
-        report.problems.append(f"the text tokenizer in {folder} has no audio codes; take that of the trained model")
+        report.problems.append(
+            f"the text tokenizer in {folder} has no audio codes; use the one saved with the trained model"
+        )
 
 
 def _inspect_generation(folder: Path, report: Report) -> None:
@@ -276,7 +285,7 @@ def _inspect_text_tokenizer(folder: Path, report: Report) -> None:
 
 
 def _inspect_codec(name: str, folder: Path, report: Report) -> None:
-    """Load a codec whose modules are those of an optional package; it says itself what does not fit."""
+    """Load a codec whose modules come from an optional package; its errors say what does not fit."""
     try:
         tokenizer = get_audio_tokenizer(name, folder, folder)
     except ImportError as error:
@@ -286,13 +295,13 @@ def _inspect_codec(name: str, folder: Path, report: Report) -> None:
 
 
 LANGUAGE_MODELS = {
-    "qwen2": "plain Qwen2 text model, what stage 1 starts from",
+    "qwen2": "plain Qwen2 text model, from which stage 1 starts",
     "qwen2_mtp": "VITA-Audio speech model",
-    "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, which hears by a SenseVoice encoder",
+    "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, with a SenseVoice encoder for its input",
 }
 CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "codec of Spark-TTS"}
-CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # what only such a folder holds
-KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and what completes a report
+CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # file or folder that identifies the codec
+KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and the function that completes a report
     **{name: (title, _inspect_language_model) for name, title in LANGUAGE_MODELS.items()},
     "glm-4-voice-tokenizer": ("GLM-4-Voice speech tokenizer", _inspect_glm_tokenizer),
     "glm-4-voice-decoder": ("GLM-4-Voice speech decoder", _inspect_glm_decoder),
@@ -309,7 +318,9 @@ def _compare(name: str, files: list[Path], module: nn.Module, report: Report) ->
         stored |= _read_heads(path)
     expected = module.state_dict(keep_vars=True)
     shapes = {key: tuple(value.shape) for key, value in expected.items()}
-    present = {id(value) for key, value in expected.items() if key in stored}  # a tied tensor needs one of its names
+    present = {
+        id(value) for key, value in expected.items() if key in stored
+    }  # a tied tensor needs only one of its names
     common = shapes.keys() & stored.keys()
     parameters = Counter()
     for key in common:
@@ -341,12 +352,12 @@ def _judge(part: Part, report: Report) -> None:
 
 
 def _read_heads(path: Path) -> dict[str, StoredTensor]:
-    """Read what a weight file holds, without the values."""
+    """List the tensors of a weight file without reading their values."""
     if path.suffix == ".safetensors":
         check_whole(path)
         return read_header(path)
     return {
-        name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), value.nbytes)
+        name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in read_tensors(path, "meta").items()
     }
 
@@ -356,7 +367,7 @@ def _read_text(path: Path) -> str:
 
 
 def _try(report: Report, action: Callable[..., Any], *arguments: Any) -> None:
-    """Run a step and put what stops it among the problems."""
+    """Run a step and add its error, if any, to the problems."""
     try:
         action(*arguments)
     except (ValueError, OSError, RuntimeError) as error:

@@ -1,7 +1,8 @@
-"""Reading audio files: any container soundfile knows, any rate, to a mono wave at the wanted rate."""
+"""Read audio files: any container that soundfile knows, at any rate, as a mono wave at the requested rate."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from vita_audio.resample import resample
 
 Channel = Literal["first", "mean"]
 
-_WAV_DATA_SIZE = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-_UNKNOWN_WAV_SIZE = 0x7FFFF000  # a WAV written to a pipe has 0 or about this much in its header
-_UNKNOWN_FRAMES = 2**62  # libsndfile has more for FLAC from a pipe, which soundfile cannot read
-_LENGTH_TOLERANCE_SECONDS = 0.1  # lossy containers state their length only roughly
+# What libsndfile notes about a data size in the header of WAV, W64, AIFF or AU that is not the size in the file.
+_WRONG_DATA_SIZE = re.compile(r"^ *(?:data|riff|SSND|Data Size) +: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_DATA_SIZE = 0x7FFFF000  # the header of a file written to a pipe states 0 or at least about this much
+_UNKNOWN_FRAMES = 2**62  # libsndfile reports more for FLAC from a pipe, which soundfile cannot read
+_LENGTH_TOLERANCE_SECONDS = 0.1  # lossy containers state their length only approximately
 
 
 class AudioError(ValueError):
@@ -31,7 +33,7 @@ def load_audio(path: str | Path, sample_rate: int, *, channel: Channel = "first"
     """Read an audio file as a mono wave.
 
     Args:
-        sample_rate: Wanted rate, Hz.
+        sample_rate: Requested rate, Hz.
         channel: `"first"` takes the first channel, as the discrete codecs do; `"mean"` averages the channels, as the
             SenseVoice features do.
     Returns: (samples,), float32, full scale is [-1, 1].
@@ -48,7 +50,7 @@ def load_audio(path: str | Path, sample_rate: int, *, channel: Channel = "first"
 
 
 def stated_seconds(path: str | Path) -> float:
-    """Return how long an audio file is by its header, without reading it.
+    """Return the duration of an audio file according to its header, without reading the samples.
 
     Raises: FileNotFoundError, or AudioError for a file that is empty or not audio.
     """
@@ -57,23 +59,31 @@ def stated_seconds(path: str | Path) -> float:
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:
+    """Return the samples of all channels, (samples, channels), float32, and the rate."""
     with _opened(path) as file:
-        samples = file.read(dtype="float32", always_2d=True)
+        # Some codecs, such as GSM 6.10, cannot seek; soundfile then insists on a number of frames.
+        samples = file.read(-1 if file.seekable() else file.frames, dtype="float32", always_2d=True)
         _check_length(path, file, len(samples))
         return samples, file.samplerate
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    if not path.is_file():
+    """Open an audio file; any exception of the sound library becomes an AudioError, also while it is read."""
+    if os.path.isdir(path):
+        raise AudioError(f"{path}: a folder, not an audio file")
+    if not os.path.isfile(path):  # unlike the method, also takes names that are too long or contain NUL
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
         with soundfile.SoundFile(path) as file:
             if file.frames >= _UNKNOWN_FRAMES:
                 raise AudioError(f"{path}: its header does not say how long it is; write the file again, as WAV")
             yield file
-    except soundfile.LibsndfileError as error:
-        what = "file is empty" if path.stat().st_size == 0 else f"not readable as audio ({error.error_string})"
+    except AudioError:
+        raise
+    except Exception as error:  # LibsndfileError, but also TypeError for .raw, ValueError, UnicodeDecodeError, ...
+        reason = getattr(error, "error_string", error)
+        what = "file is empty" if os.path.getsize(path) == 0 else f"not readable as audio ({reason})"
         raise AudioError(f"{path}: {what}; soundfile reads WAV, FLAC, MP3 and OGG") from error
 
 
@@ -81,8 +91,8 @@ def _check_length(path: Path, file: soundfile.SoundFile, num_samples: int) -> No
     if not num_samples:
         raise AudioError(f"{path}: file has no samples")
     expected = file.frames
-    data_size = _WAV_DATA_SIZE.search(file.extra_info)  # libsndfile reports a wrong size and reads on
-    if data_size and 0 < int(data_size[1]) < _UNKNOWN_WAV_SIZE:
+    data_size = _WRONG_DATA_SIZE.search(file.extra_info)  # libsndfile reads such a file without an error
+    if data_size and 0 < int(data_size[1]) < _UNKNOWN_DATA_SIZE:
         expected = num_samples * int(data_size[1]) // int(data_size[2])
     if expected - num_samples > _LENGTH_TOLERANCE_SECONDS * file.samplerate:
         promised, held = expected / file.samplerate, num_samples / file.samplerate

@@ -1,8 +1,8 @@
-"""From a conversation to token ids and labels: ChatML turns, audio in place of its tags, answers interleaved.
+"""Encode conversations as token ids and labels: ChatML turns, audio in place of its tags, interleaved answers.
 
 A sample is a dict with `messages` (or `conversations`), a list of `{"role", "content"}`, and `audios`, one entry for
-each `<|audio|>` tag in reading order. What an entry is (a path, a wave) only the caller's `audio_ids` has to know: it
-returns the ids between the audio markers, codes here, placeholders for continuous features elsewhere.
+each `<|audio|>` tag in reading order. Only the caller's `audio_ids` interprets the entries (paths, waves): it returns
+the ids between the audio markers, which are codes or placeholders for continuous features.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vita_audio.text import ROLES, TTS_PROMPT, TextTokenizer
 AudioIds = Callable[[Any, str], list[int]]  # (entry of `audios`, role) -> token ids between the audio markers
 
 ROLE_NAMES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
-MESSAGE_KEYS = ("conversations", "messages")  # the first that is there and not empty counts
+MESSAGE_KEYS = ("conversations", "messages")  # the first that is present and not empty is used
 
 _LITERAL_AUDIO = re.compile(re.escape(BEGIN_OF_AUDIO) + ".*?" + re.escape(END_OF_AUDIO), re.DOTALL)
 
 
 class SampleError(ValueError):
-    """A sample that cannot be used; the message says which rule it breaks."""
+    """A sample cannot be used; the message says which rule it breaks."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Conversation:
 
     @classmethod
     def parse(cls, sample: Mapping[str, Any]) -> Conversation:
-        """Check a sample and bring it into one form.
+        """Check a sample and normalise its form.
 
-        Raises: SampleError for missing keys, an unknown role, content that is not text, or a number of audio tags that
-            is not the number of audios.
+        Raises: SampleError for missing keys, an unknown role, content that is not text, or numbers of audio tags and
+            audios that differ.
         """
         if not isinstance(sample, Mapping):
             raise SampleError(f"a sample must be a JSON object, got {type(sample).__name__}")
@@ -67,7 +67,7 @@ class Conversation:
 
     @property
     def audio_roles(self) -> list[str]:
-        """Who speaks in each of `audios`."""
+        """Role of the speaker in each of `audios`."""
         return [turn.role for turn in self.turns for _ in range(turn.content.count(AUDIO_TAG))]
 
 
@@ -88,13 +88,13 @@ def _parse_turn(message: Any) -> Turn:
 
 @dataclass(frozen=True)
 class AudioSpan:
-    """Where an audio lies in the ids of a conversation.
+    """Position of an audio in the ids of a conversation.
 
-    Args:
-        start: Place of its first marker.
-        stop: One past its last marker.
-        num_ids: Ids between the markers.
-        num_rows: How many of them, from the first on, are placeholders of continuous input.
+    Attributes:
+        start: Position of the first marker.
+        stop: Position after the last marker.
+        num_ids: Number of ids between the markers.
+        num_rows: Number of these ids, from the first on, that are placeholders of continuous input.
     """
 
     audio: Any
@@ -107,7 +107,7 @@ class AudioSpan:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """One document: `labels` are IGNORE_INDEX where nothing is learnt; `loss_weights` are None when all are 1."""
+    """One document; `labels` are IGNORE_INDEX where nothing is learnt, `loss_weights` are None if all are 1."""
 
     input_ids: list[int]
     labels: list[int]
@@ -123,12 +123,13 @@ def encode_conversation(
     *,
     user_audio_loss_weight: float = 0.0,
 ) -> EncodedConversation:
-    """Encode a training sample; labels cover the content of assistant turns and the `<|im_end|>` newline after it.
+    """Encode a training sample; labels cover the content of assistant turns, `<|im_end|>` and the newline after it.
 
     Args:
+        audio_ids: Returns the ids of an entry of `audios`.
         plan: How text and audio of an answer alternate.
-        user_audio_loss_weight: When positive, the audio codes of user turns are learnt too, with this loss weight.
-    Raises: SampleError, and what `audio_ids` raises.
+        user_audio_loss_weight: If positive, the audio codes of user turns are learnt too, with this loss weight.
+    Raises: SampleError, and the exceptions of `audio_ids`.
     """
     input_ids: list[int] = []
     labels: list[int] = []
@@ -151,12 +152,12 @@ def encode_conversation(
 def encode_prompt(
     sample: Mapping[str, Any], tokenizer: TextTokenizer, audio_ids: AudioIds, plan: InterleavePlan
 ) -> tuple[list[int], list[AudioSpan]]:
-    """Encode a conversation that waits for an answer: its turns and the header of the assistant turn to come.
+    """Encode a conversation that expects an answer: its turns and the header of the next assistant turn.
 
-    Args:
-        plan: How earlier answers with text and audio are laid out.
-    Returns: Ids, and where the audios are in them.
-    Raises: SampleError, also when the last turn is the assistant's.
+    Arguments as in `encode_conversation`; `plan` is the layout of earlier answers with text and audio.
+
+    Returns: Ids, and the positions of the audios.
+    Raises: SampleError, also if the last turn is the assistant's.
     """
     conversation = Conversation.parse(sample)
     if conversation.turns[-1].role == "assistant":
@@ -172,7 +173,7 @@ def encode_prompt(
 def _encode_turns(
     conversation: Conversation, tokenizer: TextTokenizer, audio_ids: AudioIds, plan: InterleavePlan
 ) -> Iterator[tuple[Turn, list[int], list[int], list[AudioSpan]]]:
-    """Yield each turn with its header ids, its content and footer ids, and its audio, counted from the content."""
+    """Yield each turn with its header ids, content and footer ids, and audio spans relative to the content."""
     audios = iter(conversation.audios)
     for turn in _with_spoken_text(conversation.turns):
         content, spans = _content_ids(turn, audios, tokenizer, audio_ids)
@@ -186,7 +187,7 @@ def _moved(spans: list[AudioSpan], offset: int) -> list[AudioSpan]:
 
 
 def _with_spoken_text(turns: Iterable[Turn]) -> Iterator[Turn]:
-    """Put the text to be spoken in front of an answer that is only audio, in the turn after the instruction."""
+    """Prepend the text to be spoken to an answer that is only audio and follows the instruction to speak."""
     instruction = TTS_PROMPT.strip()
     spoken_text = ""
     for turn in turns:
@@ -223,7 +224,7 @@ def _content_ids(
 def _lay_out_answer(
     content: list[int], spans: list[AudioSpan], tokenizer: TextTokenizer, plan: InterleavePlan
 ) -> tuple[list[int], list[AudioSpan]]:
-    """Interleave text and audio of one answer; audio codes written out as text count as audio."""
+    """Interleave text and audio of one answer; audio codes written as text count as audio."""
     begin_id, end_id = tokenizer.begin_of_audio_id, tokenizer.end_of_audio_id
     begins = [i for i, token_id in enumerate(content) if token_id == begin_id]
     ends = [i for i, token_id in enumerate(content) if token_id == end_id]

@@ -1,7 +1,7 @@
-"""Audio codes on disk: one database per audio tokenizer in a folder of your choice, never beside the audio.
+"""Audio codes on disk: one database per audio tokenizer, in a folder of your choice and never next to the audio.
 
-Codes are kept under a hash of the audio file's bytes, so copies share them and a changed file loses them. The path,
-size and time of each file are remembered too, which saves reading it again.
+Codes are stored under a hash of the audio file's bytes, so that copies share them and a changed file loses them. Path,
+size and modification time of each file are stored too, which saves reading it again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vita_audio.data.audio import AudioError, load_audio
 from vita_audio.data.parallel import map_ordered
 
-_COMMIT_EVERY = 64  # files between two writes of an extraction; an interrupted run loses at most these
+_COMMIT_EVERY = 64  # files between two writes of an extraction, the most that an interrupted run loses
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS codes (digest BLOB PRIMARY KEY, codes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS files (
@@ -32,12 +32,12 @@ CREATE TABLE IF NOT EXISTS files (
 
 
 class MissingCodesError(LookupError):
-    """An audio file that is there but has not been through tools/extract_audio_codes.py."""
+    """An audio file exists but has not been processed by tools/extract_audio_codes.py."""
 
 
 @dataclass(frozen=True)
 class FileState:
-    """What identifies a file without reading it."""
+    """Identifies a file without reading it."""
 
     path: str
     size: int
@@ -45,8 +45,8 @@ class FileState:
 
     @classmethod
     def of(cls, path: str | Path) -> FileState:
-        """Raises: FileNotFoundError if there is no such file, whatever its name is."""
-        if not os.path.isfile(path):  # unlike the method, of names that are too long or hold NUL too
+        """Return the state of a file. Raises: FileNotFoundError if there is no such file, whatever its name."""
+        if not os.path.isfile(path):  # unlike the method, also takes names that are too long or contain NUL
             name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
             raise FileNotFoundError(f"{name}: no such audio file")
         resolved = Path(path).resolve()
@@ -56,7 +56,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What came of one file: codes, only a digest when a copy has codes already, or the reason why there are none."""
+    """Result for one file: codes, only a digest if a copy has codes already, or the reason why there are none."""
 
     state: FileState
     digest: bytes | None = None
@@ -65,17 +65,18 @@ class Extraction:
 
 
 class AudioCodeStore:
-    """Codes of audio files, for one audio tokenizer.
-
-    Args:
-        folder: Where the database lies; made when missing.
-        tokenizer_id: Name and fingerprint of the audio tokenizer (`AudioTokenizer.fingerprint`); other weights, other
-            codes, so other fingerprints never share a database.
-        read_only: Only look at a database that is there.
-    Raises: FileNotFoundError if there is none to look at.
-    """
+    """Codes of audio files for one audio tokenizer."""
 
     def __init__(self, folder: str | Path, tokenizer_id: str, *, read_only: bool = False):
+        """Open the database, or create it.
+
+        Args:
+            folder: Folder of the database; created if missing.
+            tokenizer_id: Name and fingerprint of the audio tokenizer (`AudioTokenizer.fingerprint`). Tokenizers with
+                other weights make other codes, so they never share a database.
+            read_only: Open an existing database without changing it.
+        Raises: FileNotFoundError if there is no database to read; ValueError for an impossible `tokenizer_id`.
+        """
         if not re.fullmatch(r"[\w.-]+", tokenizer_id):
             raise ValueError(f"tokenizer_id may hold letters, digits, '.', '_' and '-', got {tokenizer_id!r}")
         self.folder, self.tokenizer_id, self.read_only = Path(folder), tokenizer_id, read_only
@@ -103,7 +104,7 @@ class AudioCodeStore:
         """Return the codes of an audio file.
 
         Raises: FileNotFoundError if there is no such file, AudioError if its extraction failed, MissingCodesError if
-            nobody extracted it.
+            it was not extracted.
         """
         state = FileState.of(path)
         digest, error = self._known(state)
@@ -115,7 +116,7 @@ class AudioCodeStore:
         return codes
 
     def has(self, state: FileState) -> bool:
-        """Say whether the codes of a file are there, going by its path, size and time only."""
+        """Return whether the codes of a file are stored, judging by its path, size and modification time."""
         digest, _ = self._known(state)
         return digest is not None and self.has_digest(digest)
 
@@ -127,11 +128,11 @@ class AudioCodeStore:
 
     @property
     def revision(self) -> int:
-        """Number that grows with every write, for cache keys."""
+        """Number that increases with every write, for cache keys."""
         return self._database.execute("PRAGMA user_version").fetchone()[0]
 
     def add(self, extractions: Iterable[Extraction]) -> None:
-        """Write extractions in one transaction: all of them or none. What is known already changes nothing."""
+        """Write all extractions or none, in one transaction; results that are stored already change nothing."""
         new = [item for item in extractions if item.codes is not None or not self._knows(item)]
         if not new:
             return
@@ -164,7 +165,7 @@ class AudioCodeStore:
 
 @dataclass
 class ExtractionReport:
-    """Counts of one extraction run; `failures` maps a path to the reason."""
+    """Counts of one extraction run; `failures` maps paths to reasons."""
 
     num_files: int = 0
     num_present: int = 0
@@ -198,12 +199,13 @@ def extract_codes(
 ) -> ExtractionReport:
     """Encode the audio files that have no codes yet; files that cannot be read are counted and named.
 
-    What is encoded is written every few files, so a stopped run goes on where it was.
+    Codes are written every few files, so that an interrupted run can be continued.
 
     Args:
+        paths: Audio files; duplicates are ignored.
         make_tokenizer: Makes the audio tokenizer, given `device`; called once per worker, so it must be picklable.
-        devices: Devices handed to the workers in turn.
-        num_workers: Processes; 0 encodes in this one.
+        devices: Devices assigned to the workers in turn.
+        num_workers: Number of processes; 0 encodes in the calling process.
     """
     report = ExtractionReport()
     pending = []

@@ -1,10 +1,10 @@
-"""From packs to a batch.
+"""Collate packs into a batch.
 
-transformers keeps the documents of a row apart in every attention back end when `position_ids` restart, no
-`attention_mask` is given and `use_cache` is false; with an all-ones mask it silently lets them see each other. So a
-batch never has a mask, and padding is a document of its own.
+transformers separates the documents of a row in every attention back end if `position_ids` restart, no `attention_mask`
+is given and `use_cache` is false; with a mask of ones it silently lets them attend to each other. A batch therefore
+never has a mask, and padding is a document of its own.
 
-Audio of continuous input is read here, in the loader's processes: packs hold paths and places only.
+Audio of continuous input is read here, in the processes of the data loader: packs hold only paths and positions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.audio import AudioError, load_audio
-from vita_audio.models.sensevoice import QUERIES, SenseVoiceFrontEnd
+from vita_audio.speech_features import QUERIES, SenseVoiceFrontEnd
 
 _AUDIO_COLUMNS = ("audio_paths", "audio_starts", "audio_rows")
 _COLUMNS = {"input_ids": torch.int64, "labels": torch.int64, "position_ids": torch.int64, "loss_weights": torch.float32}
@@ -30,9 +30,9 @@ class PackCollator:
 
     Attributes:
         pad_id: Token id of the padding.
-        front_end: Makes the features of continuous input.
-        code_noise: Share of the audio codes that the model reads as random other codes; labels stay true. Keeps a small
-            model from learning recordings by heart. Drawn from torch's global generator.
+        front_end: Computes the features of continuous input.
+        code_noise: Fraction of the input audio codes that are replaced by random codes, with torch's global generator;
+            labels are unchanged. Keeps a small model from memorising recordings.
         code_ids: Token ids of the audio codes.
     """
 
@@ -44,7 +44,7 @@ class PackCollator:
     def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `input_ids`, `labels`, `position_ids` (batch, time), int64, and `loss_weights`, float32, if given.
 
-        Packs with continuous input also give `audios` and `audio_indices`, as the Plus models take them.
+        Packs with continuous input also give `audios` and `audio_indices`, arguments of the Plus models.
 
         Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns; FileNotFoundError,
             AudioError for audio that has changed since the packs were made.
@@ -73,7 +73,7 @@ class PackCollator:
         input_ids[is_hit] = torch.randint(self.code_ids.start, self.code_ids.stop, (int(is_hit.sum()),))
 
     def _features(self, path: str, num_rows: int) -> Tensor:
-        """Return the features of an audio file that has so many placeholders, (rows, 560)."""
+        """Return the features of an audio file with `num_rows` placeholders, (rows, 560)."""
         if self.front_end is None:
             raise ValueError("these packs have continuous input; give the collator a front_end")
         features = self.front_end(load_audio(path, self.front_end.sample_rate, channel="mean"))

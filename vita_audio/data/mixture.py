@@ -1,9 +1,9 @@
-"""The data yaml: which files, how much of each, in which order.
+"""Read a data yaml: which files, how many of their rows, and in which order.
 
 dataset:
   spoken_qa: {ratio: 1.0, num: 100000, data_paths: [qa.jsonl, folder_of_jsonl]}
 
-Rows stay JSON text until they are encoded, so files with different columns mix freely.
+Rows remain JSON text until they are encoded, so that files with different columns can be mixed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 from datasets import Dataset, Features, Value, concatenate_datasets
+from transformers.utils import logging
 
 from vita_audio.data.chat import Conversation, SampleError
 from vita_audio.text import ROLES
@@ -27,12 +28,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 DATA_SUFFIXES = (".json", ".jsonl")
 _FEATURES = Features({"sample": Value("large_string"), "line": Value("int64"), "source": Value("int32")})
 _ENTRY_KEYS = {"ratio", "num", "data_paths"}
-_TOP_KEYS = {"dataset", "do_dataset_format", "do_dataset_cast", "xlsx_sample_num"}  # all but the first have no effect
+_IGNORED_KEYS = {"do_dataset_format", "do_dataset_cast", "xlsx_sample_num"}  # of the public code's data yamls
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A sample that is left out, and why. `kind` groups problems of the same sort in a report."""
+    """A sample that is left out and the reason. `kind` groups similar problems in a report."""
 
     file: str
     line: int
@@ -55,7 +58,7 @@ class Source:
 
 @dataclass
 class Mixture:
-    """Rows in training order: `sample` (JSON text), `line` (from 1) and `source` (index into `sources`)."""
+    """Rows in training order, with columns `sample` (JSON text), `line` (from 1) and `source` (index of `sources`)."""
 
     rows: Dataset
     sources: list[Source]
@@ -75,11 +78,11 @@ class Entry:
 def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
     """Read a data yaml and the files it names.
 
-    A file gives `min(int(rows * ratio), num)` rows, the first ones of its shuffled order; the rows of all files are
+    Each file contributes the first `min(int(rows * ratio), num)` rows of its shuffled order; the rows of all files are
     then shuffled together. A line that is not JSON is left out and listed in `problems`.
 
-    Raises: FileNotFoundError for a file or folder that is not there, ValueError for a malformed yaml, a JSON list that
-        cannot be parsed, or no rows.
+    Raises: FileNotFoundError for a missing file or folder, ValueError for a malformed yaml, a JSON list that cannot be
+        parsed, or no rows.
     """
     parts: list[Dataset] = []
     sources: list[Source] = []
@@ -108,10 +111,10 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
 
 
 def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Path]:
-    """Return the audio files that the rows of a mixture name, each once; malformed rows are passed over.
+    """Return the audio files named in the rows of a mixture, each once; malformed rows are skipped.
 
     Args:
-        roles: Whose audio counts.
+        roles: Roles whose audio is included.
     """
     paths: dict[Path, None] = {}
     for row in mixture.rows:
@@ -127,7 +130,7 @@ def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Pa
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """Return the order of VITA-Audio's data: the permutation of `seed`, applied twice."""
+    """Return the order of VITA-Audio's data: the permutation for `seed`, applied twice."""
     permutation = np.random.default_rng(seed).permutation(count)
     return permutation[permutation]
 
@@ -135,7 +138,9 @@ def shuffled(count: int, seed: int) -> np.ndarray:
 def read_entries(path: str | Path) -> list[Entry]:
     """Parse a data yaml; entries with ratio 0 or num 0 are left out, and their files need not exist.
 
-    Relative data paths count from the folder of the yaml, or else from the current folder.
+    Relative data paths are resolved against the folder of the yaml, or else the current folder.
+
+    Raises: FileNotFoundError for a missing file or folder; ValueError for a malformed yaml.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,8 +149,14 @@ def read_entries(path: str | Path) -> list[Entry]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not yaml: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("dataset"), dict) or content.keys() - _TOP_KEYS:
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("dataset"), dict)
+        or content.keys() - _IGNORED_KEYS - {"dataset"}
+    ):
         raise ValueError(f"{path}: expected `dataset: {{name: {{ratio, num, data_paths}}}}`, got {content!r:.200}")
+    if ignored := sorted(content.keys() & _IGNORED_KEYS):
+        logger.warning_once(f"{path}: {', '.join(ignored)} have no effect here")
     entries = (_parse_entry(path, name, value) for name, value in content["dataset"].items())
     return [entry for entry in entries if entry is not None]
 
@@ -180,15 +191,15 @@ def _data_files(yaml_path: Path, where: str, data_path: str) -> list[Path]:
 
 
 def resolve(path: str | Path, folder: Path) -> Path:
-    """Return `path` counted from `folder` if it is there, else as it is (absolute, or from the current folder)."""
+    """Return `path` relative to `folder` if it exists there, else unchanged (absolute, or from the current folder)."""
     inside = folder / path
-    return inside if os.path.exists(inside) else Path(path)  # unlike the method, of names that are too long too
+    return inside if os.path.exists(inside) else Path(path)  # unlike the method, also takes names that are too long
 
 
 def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
     """Yield line number and JSON text of each sample of a JSON list or of JSON lines; blank lines are skipped.
 
-    A broken line is appended to `problems`. In a JSON list the number is that of the sample, counted from 1.
+    Broken lines are appended to `problems`. For a JSON list the number is the index of the sample, from 1.
 
     Raises: ValueError for a JSON list that cannot be parsed.
     """
@@ -218,7 +229,7 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
 
 
 def _parse_json(content: bytes) -> Any:
-    """Parse JSON in UTF-8, which `json.loads` would not insist on.
+    """Parse JSON in UTF-8; `json.loads` would also accept other encodings.
 
     Raises: ValueError for broken JSON, another encoding, or brackets nested deeper than Python can parse.
     """

@@ -1,16 +1,13 @@
-"""From a data mixture to packs: documents laid end to end in rows of at most `max_length` tokens, before training.
+"""Pack a data mixture before training: documents are concatenated to rows of at most `max_length` tokens.
 
-`position_ids` restart at 0 with each document; that alone keeps documents apart in attention, so packs carry no
-attention mask. Nothing is lost without a word: what cannot be used is in the report, by file and line.
+`position_ids` restart at 0 with each document, which is enough to separate documents in attention, so packs have no
+attention mask. Nothing is dropped silently: the report names every unusable sample by file and line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,19 +27,20 @@ from vita_audio.data.chat import EncodedConversation, SampleError, encode_conver
 from vita_audio.data.codes import AudioCodeStore, hash_file
 from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
 from vita_audio.data.parallel import map_ordered
+from vita_audio.files.atomic import atomic_folder, write_json
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import num_encoder_rows
+from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
-NUM_OPEN_PACKS = 256  # packs a document can choose from; more fill better and stray further from the mixture's order
-_LAYOUT = 1  # part of the cache key; raise it when the same inputs give other packs
+NUM_OPEN_PACKS = 256  # open packs; more of them fill better but deviate further from the mixture's order
+_LAYOUT = 1  # part of the cache key; increment it when the same inputs give other packs
 _PACKS_PER_WRITE = 64
-_PROBLEMS_SHOWN = 10  # of each kind, in a summary
+_PROBLEMS_SHOWN = 10  # number shown for each kind in a summary
 
 
 @dataclass(frozen=True)
 class PackedAudio:
-    """An audio file of continuous input, and the placeholders that its encoder rows will replace."""
+    """An audio file of continuous input and the position of its placeholders, which encoder rows replace."""
 
     path: str
     start: int
@@ -51,7 +49,7 @@ class PackedAudio:
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded sample: int32 ids and labels of the same length, float32 loss weights or None when all are 1."""
+    """One encoded sample: int32 ids and labels of the same length, float32 loss weights or None if all are 1."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -64,7 +62,7 @@ class Document:
 
 @dataclass
 class PackReport:
-    """What a mixture turned into, and what was left out (`problems`, one for each distinct sample)."""
+    """Statistics of the packs, and the samples that were left out (`problems`, one for each distinct sample)."""
 
     max_length: int
     sources: list[Source]
@@ -76,7 +74,7 @@ class PackReport:
 
     @property
     def fill(self) -> float:
-        """Share of the packs' length that holds tokens."""
+        """Fraction of the packs' length that holds tokens."""
         return self.num_tokens / (self.num_packs * self.max_length) if self.num_packs else 0.0
 
     def count(self, document: Document) -> None:
@@ -110,7 +108,7 @@ class PackReport:
 
 @dataclass(frozen=True)
 class PackRecipe:
-    """Everything that decides what the packs of a data yaml hold; the arguments of `build_packs`."""
+    """All inputs that determine the packs; fields as in `build_packs`."""
 
     mixture: Path
     tokenizer: TextTokenizer
@@ -128,7 +126,7 @@ class PackRecipe:
             raise ValueError(f"user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
 
     def encode(self, sources: Sequence[Source], row: Mapping[str, Any]) -> Document | Problem:
-        """Turn a row of the mixture into a document, or say why it is left out.
+        """Encode a row of the mixture as a document, or return the reason why it is left out.
 
         Raises: MissingCodesError if an audio file has not been extracted.
         """
@@ -187,7 +185,7 @@ class PackRecipe:
         return report
 
     def fingerprint(self) -> str:
-        """Hash of all inputs: data files by content, the tokenizer, the state of the code store, the numbers."""
+        """Return a hash of all inputs: contents of data files, tokenizer, revision of the code store, settings."""
         entries = [
             [entry.name, entry.ratio, entry.num, [[str(file), hash_file(file).hex()] for file in entry.files]]
             for entry in read_entries(self.mixture)
@@ -207,10 +205,15 @@ def _encoder_of_rank(
 def stored_audio_ids(
     audio: str, role: str, *, tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path
 ) -> list[int]:
-    """Return the token ids of an audio file named in a data file that lies in `folder`.
+    """Return the token ids of an audio file named in a data file.
 
-    For continuous input these are placeholders, one for each row the speech encoder will make. How many that are only
-    the samples tell, since headers may lie, so the file is read.
+    For continuous input these are placeholders, one for each row of the speech encoder's output. The file is read to
+    count them, because headers may be wrong.
+
+    Args:
+        role: Role of the speaker, which decides how the audio enters the model.
+        folder: Folder of the data file.
+    Raises: SampleError, AudioError, FileNotFoundError, MissingCodesError.
     """
     if not isinstance(audio, str) or "\0" in audio:
         raise SampleError(f"audios must hold file names, got {audio!r}")
@@ -232,9 +235,9 @@ def _continuous_audio(encoded: EncodedConversation, folder: Path) -> Iterator[Pa
 def pack_documents(
     documents: Iterable[Document], max_length: int, num_open: int = NUM_OPEN_PACKS
 ) -> Iterator[list[Document]]:
-    """Group documents into packs by best fit, keeping at most `num_open` packs unfinished; no document is split.
+    """Group documents into packs by best fit, with at most `num_open` unfinished packs; no document is split.
 
-    Every document is at most `max_length` long. The order of the documents decides the result.
+    No document is longer than `max_length`. The result depends on the order of the documents.
     """
     unfinished: list[tuple[int, int, list[Document]]] = []  # (free tokens, number of the pack, members), sorted
     for number, document in enumerate(documents):
@@ -292,22 +295,6 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _write_folder(folder: Path, write: Callable[[str], PackReport]) -> None:
-    """Fill `folder` so that it is either absent or complete, also when several processes do it at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".packs-", dir=folder.parent))
-    try:
-        report = write(str(unfinished / "packs.arrow"))
-        (unfinished / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False), encoding="utf-8")
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def build_packs(
     mixture: str | Path,
     tokenizer: TextTokenizer,
@@ -324,17 +311,17 @@ def build_packs(
     """Encode and pack a data yaml; the result depends on its contents and the arguments, not on `num_workers`.
 
     Args:
-        mixture: The data yaml.
-        store: Codes of its audio files, as far as the tokenizer has audio of their role as codes; fill it with
-            tools/extract_audio_codes.py.
-        max_length: Tokens in a pack; a longer sample is left out and reported.
-        cache_dir: Folder that keeps the packs as Arrow files and finds them again for the same inputs; None keeps them
-            in memory.
-        user_audio_loss_weight: When positive, the packs have `loss_weights` and user audio is learnt with this weight.
-        num_workers: Processes that encode; 0 encodes in this one.
+        store: Codes of the audio files whose role has codes as input; fill it with tools/extract_audio_codes.py.
+        plan: How text and audio of an answer alternate.
+        max_length: Maximum number of tokens in a pack; longer samples are left out and reported.
+        cache_dir: Folder that keeps the packs as Arrow files, which are reused for the same inputs; None keeps them in
+            memory.
+        user_audio_loss_weight: If positive, packs have `loss_weights`, and user audio is learnt with this weight.
+        seed: Seed for the order of the rows.
+        num_workers: Number of encoding processes; 0 encodes in the calling process.
     Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report. With
-        continuous input they also have `audio_paths`, `audio_starts` (place of the first placeholder in the pack) and
-        `audio_rows` (number of placeholders); features are made when a pack is loaded.
+        continuous input they also have `audio_paths`, `audio_starts` (position of the first placeholder in the pack)
+        and `audio_rows` (number of placeholders); the collator computes the features.
     Raises: FileNotFoundError or ValueError for the yaml and its files, MissingCodesError for audio without codes,
         ValueError if no sample is usable.
     """
@@ -345,6 +332,8 @@ def build_packs(
         return Dataset.from_buffer(sink.getvalue()).with_format("numpy"), report
     folder = Path(cache_dir) / f"packs-{recipe.fingerprint()}"
     if not folder.exists():
-        _write_folder(folder, partial(recipe.write, num_workers=num_workers, progress=progress))
+        with atomic_folder(folder) as unfinished:
+            report = recipe.write(str(unfinished / "packs.arrow"), num_workers, progress)
+            write_json(unfinished / "report.json", report.to_json())
     report = PackReport.from_json(json.loads((folder / "report.json").read_text(encoding="utf-8")))
     return Dataset.from_file(str(folder / "packs.arrow")).with_format("numpy"), report

@@ -1,4 +1,4 @@
-"""A map over worker processes that keeps the order and holds only a few items at a time."""
+"""Map a function over items in worker processes, in order and with only a few items in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CHUNKS_PER_WORKER = 4  # in flight, so that no worker waits for the reader
+_CHUNKS_PER_WORKER = 4  # chunks in flight, so that no worker waits for the reader
 
-_worker_function: Callable[[Any], Any]  # of a worker process, set once when it starts
+_worker_function: Callable[[Any], Any]  # set once when a worker process starts
 
 
 def map_ordered(
@@ -29,9 +29,10 @@ def map_ordered(
     """Yield `function(item)` in the order of `items`; results do not depend on `num_workers`.
 
     Args:
-        make_function: Called in each worker with its rank (from 0), for what is expensive to set up; picklable.
-        num_workers: Processes; 0 works in this one.
-    Raises: What a worker raises; BrokenProcessPool if one dies.
+        make_function: Called once in each worker with its rank (from 0), so that set-up may be expensive; picklable.
+        num_workers: Number of processes; 0 works in the calling process.
+        chunk_size: Number of items sent to a worker at a time.
+    Raises: Exceptions of the workers; BrokenProcessPool if one dies.
     """
     if num_workers == 0:
         yield from map(make_function(0), items)

@@ -1,13 +1,15 @@
-"""Files that appear whole or not at all, so that whatever exists is complete."""
+"""Write files and folders atomically, so that whatever exists is complete."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
@@ -24,6 +26,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder next to `path` to fill, and move it to `path` when the block succeeds.
+
+    If another process has made `path` in the meantime, its folder is kept. If the block raises, nothing remains.
+    """
+    partial = path.with_name(f".{path.name}-{uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        try:
+            os.rename(partial, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
-"""The files of a checkpoint: found by folder or hub name, and whole before anything is loaded from them.
+"""Find the files of a checkpoint by folder or hub name, and check that they are complete before anything is loaded.
 
-Layouts are those of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and of torch (`.pt`).
-Only the heads of weight files are read here.
+Knows the layouts of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and torch (`.pt`).
+Of weight files only the headers are read here.
 """
 
 from __future__ import annotations
@@ -15,35 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # what is read first comes first
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
-_POINTER = b"version https://git-lfs"  # first bytes of the text that stands for a file in a clone without Git LFS
-_DTYPES = {  # of the safetensors format
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+_POINTER = b"version https://git-lfs"  # how the text starts that replaces a file in a clone without Git LFS
+_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # of the safetensors format -> of torch
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What the head of a weight file says of one tensor. `dtype`: as torch calls it, such as `bfloat16`."""
+    """Shape of a tensor in a weight file, and its dtype by torch's name, such as `bfloat16`."""
 
     shape: tuple[int, ...]
     dtype: str
-    num_bytes: int
 
 
 def find_checkpoint(
@@ -53,17 +43,17 @@ def find_checkpoint(
     revision: str | None = None,
     files: Sequence[str] | None = None,
 ) -> Path:
-    """Return the folder of a checkpoint: the folder itself, or the local copy of a repository on the hub.
+    """Return the folder of a checkpoint: the given folder, or the local copy of a repository on the hub.
 
-    A repository is downloaded where it is not here yet; Python files in it never are, and unless `files` says so
-    neither are `.onnx` files, nor `.bin` files if it has safetensors.
+    A repository is downloaded if there is no local copy. Python files are never downloaded; `.onnx` files, and `.bin`
+    files of a repository with safetensors, only if `files` names them.
 
     Args:
         name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
-        offline: Use what was downloaded earlier; the environment variable HF_HUB_OFFLINE=1 does the same.
+        offline: Use only files that were downloaded earlier, as with the environment variable HF_HUB_OFFLINE=1.
         revision: Branch, tag or commit on the hub.
-        files: Names of the only files to download of those that the repository has.
-    Raises: FileNotFoundError, NotADirectoryError, that say what to do.
+        files: Names of the files to download; names that the repository lacks are ignored.
+    Raises: FileNotFoundError, NotADirectoryError with a message that says what to do.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -82,7 +72,7 @@ def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
-        if offline:  # whether all files are there is for those who read them to say
+        if offline:  # whoever reads the files checks that they are there
             return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
         if files is not None:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
@@ -91,18 +81,21 @@ def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence
             folder = Path(snapshot_download(name, revision=revision, ignore_patterns=list(_NEVER_DOWNLOADED)))
         return folder
     except OSError as error:
-        reason = "offline, and no earlier download of it is here" if offline else str(error).strip().split("\n")[0]
+        reason = "offline, and it was not downloaded earlier" if offline else str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"{name} is no folder here and cannot be had from the hub ({reason}); where there is a network run hf "
-            f"download {name} --local-dir DIR, and give that folder"
+            f"{name} is not a local folder and could not be downloaded from the hub ({reason}); run hf download {name} "
+            "--local-dir DIR on a machine with network access, and give that folder"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises: FileNotFoundError; ValueError naming the file and what is wrong with it."""
+    """Read a JSON object.
+
+    Raises: FileNotFoundError; ValueError naming the file and the fault.
+    """
     values = _parse_json(path)
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; it is not of a checkpoint")
+        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; get the file again")
     return values
 
 
@@ -118,8 +111,8 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> di
     """Read a YAML file of settings.
 
     Args:
-        loader: One that knows the tags of the file.
-    Raises: FileNotFoundError; ValueError naming the file and what is wrong with it.
+        loader: Loader that knows the tags in the file.
+    Raises: FileNotFoundError; ValueError naming the file and the fault.
     """
     _check_head(path)
     try:
@@ -132,9 +125,9 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> di
 
 
 def check_whole(path: Path) -> None:
-    """Check that a file is there, is no Git LFS pointer, and has all of its bytes as far as its kind tells.
+    """Check that a file exists, is not a Git LFS pointer, and is complete as far as its format shows.
 
-    Raises: FileNotFoundError; ValueError naming the file, what is wrong, and what to do.
+    Raises: FileNotFoundError; ValueError naming the file, the fault and the remedy.
     """
     head = _check_head(path)
     if path.suffix == ".json":
@@ -146,7 +139,7 @@ def check_whole(path: Path) -> None:
 
 
 def _check_head(path: Path) -> bytes:
-    """Return the first bytes of a file that is there and no pointer."""
+    """Return the first bytes of a file that exists, is not empty and is not a Git LFS pointer."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; get the folder again")
     with path.open("rb") as file:
@@ -164,26 +157,24 @@ def _check_head(path: Path) -> bytes:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read what a safetensors file holds, without the values. Raises: ValueError if it is damaged or cut off."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        num_header = int.from_bytes(file.read(8), "little")
-        header = file.read(num_header) if num_header <= _MAX_HEADER else b""
+    """List the tensors of a safetensors file without reading their values.
+
+    Raises: ValueError if the file is damaged, too short or too long.
+    """
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {
-            name: StoredTensor(tuple(entry["shape"]), _DTYPES.get(entry["dtype"], entry["dtype"]), end - start)
-            for name, entry in entries.items()
-            for start, end in [entry["data_offsets"]]
-        }
-        expected = 8 + num_header + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no safetensors file, or its head is cut off; get it again") from error
-    if size != expected:
-        what = "is cut off" if size < expected else "has bytes too many"
-        raise ValueError(f"{path} {what}: {size:,} of {expected:,} bytes; get it again")
-    return tensors
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            return {
+                name: StoredTensor(tuple(part.get_shape()), _torch_dtype(part.get_dtype()))
+                for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path} is cut off or damaged ({error}; {size:,} bytes); get it again") from error
+
+
+def _torch_dtype(name: str) -> str:
+    return re.sub(r"^(BF|F|I|U)(?=\d+$)", lambda match: _DTYPES[match[1]], name).lower()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -206,7 +197,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path) -> list[Path]:
-    """List the weight files as `weight_files` does, each of them whole and with the tensors that the index says."""
+    """List the weight files as `weight_files` does, after checking that they are complete and match their index.
+
+    Raises: FileNotFoundError; ValueError naming the file and the fault.
+    """
     files = weight_files(folder)
     for path in files:
         check_whole(path)
@@ -228,7 +222,7 @@ def _shards(index: Path) -> dict[Path, set[str]]:
     if not isinstance(places, dict) or not places or not isinstance(values.get("metadata"), dict):
         raise ValueError(f"{index} must hold metadata and weight_map, got {sorted(values)}; get it again")
     if outside := [name for name in places.values() if Path(str(name)).name != name]:
-        raise ValueError(f"{index} must name files beside it, got {outside[0]!r}; do not use this checkpoint")
+        raise ValueError(f"{index} must name files in its own folder, got {outside[0]!r}; do not use this checkpoint")
     shards = {index.parent / name: set() for name in sorted(set(places.values()))}
     if missing := [path.name for path in shards if not path.is_file()]:
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Weight files of any library, read without running anything in them, and put into modules."""
+"""Read weight files of any library without executing anything in them, and load them into modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vita_audio.files.checkpoint import check_whole
 
 
 def find_file(folder: Path, *names: str) -> Path:
-    """Return the first of these files that is in a folder.
+    """Return the first of these files that exists in a folder.
 
     Raises: FileNotFoundError naming all of them.
     """
@@ -24,11 +24,11 @@ def find_file(folder: Path, *names: str) -> Path:
 
 
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Read a `.safetensors` file, or a pickled state dict, which may lie under the name `state_dict`.
+    """Read a `.safetensors` file, or a pickled state dict, possibly under the key `state_dict`.
 
     Args:
-        device: "meta" reads no values.
-    Raises: FileNotFoundError; ValueError naming the file and what is wrong with it.
+        device: Device of the tensors; "meta" for shapes and dtypes alone.
+    Raises: FileNotFoundError; ValueError naming the file and the fault.
     """
     check_whole(path)
     try:
@@ -37,17 +37,18 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         values = torch.load(path, device, weights_only=True)
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}, not a state dict")
-    except Exception as error:  # of pickle, zip and safetensors, which share no class
+    except Exception as error:  # from pickle, zip or safetensors, which share no base class
         raise ValueError(f"{path} cannot be read as weights: {error}; get it again") from error
     values = values.get("state_dict", values)
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fits: str) -> None:
-    """Fill a module, which may be on the meta device, with the weights of a file; numbers become float32.
+    """Fill a module, which may be on the meta device, with weights; floating-point weights become float32.
 
     Args:
-        path, fits: The file and what it has to fit, for the message.
+        path: File that the weights come from, for the error message.
+        fits: What the weights must fit, for the error message.
     Raises: ValueError naming the file and its missing, unexpected and misshapen weights.
     """
     expected = module.state_dict()

@@ -1,0 +1,1 @@
+"""Answering conversations: tasks and their prompts, `SpeechLM` for whole, batched and streamed answers, harnesses."""

@@ -1,11 +1,11 @@
-"""A model for evaluation harnesses: requests as they make them, answered in text, batched.
+"""A model for evaluation harnesses: takes their requests in batches and answers in text.
 
     model = HarnessModel.from_pretrained("DIR")
     model.generate_until([("What is said?", {"until": ["\\n"], "max_gen_toks": 64}, {"audio": ["question.wav"]})])
     model.respond("Convert the speech to text.", ["question.wav"]).text
 
-The form of requests is that of EleutherAI's lm-evaluation-harness (`generate_until`, its arguments of generation and of
-audio models); a harness needs no package of ours but this one, and this module none of the harness.
+Requests have the form of EleutherAI's lm-evaluation-harness: `generate_until`, with its generation arguments and its
+audio dictionaries. A harness needs only this package, and this module needs no harness.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import torch
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.constants import AUDIO_TAG
-from vita_audio.inference.pipeline import Plan, Response, SpeechLM, resolve_device
-from vita_audio.inference.tasks import SYSTEMS, Audio, Conversation
+from vita_audio.inference.pipeline import GREEDY, MAX_NEW_TOKENS, Plan, Response, SpeechLM, resolve_device
+from vita_audio.inference.tasks import SYSTEMS, Audio, Sample
 
 PLACEHOLDER = "<audio>"  # for an audio in the text of a request
-GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
-MAX_NEW_TOKENS = 1024
 _LENGTHS = ("max_gen_toks", "max_new_tokens")
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -35,14 +33,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be answered, and how.
+    """A conversation to answer, and how to generate the answer.
 
     Attributes:
+        conversation: The conversation.
         until: The answer ends before the first of these strings.
         generation: Arguments of `generate`.
     """
 
-    conversation: Conversation
+    conversation: Sample
     until: tuple[str, ...]
     generation: Mapping[str, Any]
 
@@ -88,7 +87,7 @@ class HarnessModel:
     def respond(
         self, text: str, audios: Sequence[Audio | Mapping[str, Any]] = (), *, system: str | None = None, **generation
     ) -> Response:
-        """Return the whole answer, with its speech; `generation` as in `generate_until`."""
+        """Return the complete answer, with its speech; `generation` as in `generate_until`."""
         request = make_request(text, generation, audios, system=system or self.system)
         return self.speech_lm.respond(request.conversation, self.plan, **request.generation)
 
@@ -102,10 +101,10 @@ class HarnessModel:
                 (without any, audios follow the text); arguments of generation: `until` (a string or several),
                 `max_gen_toks`, `do_sample`, `temperature`, ...; and for audio a dictionary `{"audio": [...]}` of files,
                 of pairs (wave, rate), or of dictionaries with `array` and `sampling_rate`.
-            system: In place of the model's own.
-            skip_errors: Answer what cannot be answered with "", which is wrong everywhere, and log why.
-        Raises: ValueError for arguments that are not known, or audios that do not fit their text; and, but for
-            `skip_errors`, what `SpeechLM.respond_batch` raises.
+            system: System message in place of the model's own.
+            skip_errors: Answer a request that fails with "", which no harness counts as right, and log the error.
+        Raises: ValueError for unknown arguments, or audios that do not fit their text; without `skip_errors` also the
+            errors of `SpeechLM.respond_batch`.
         """
         parsed = [make_request(*getattr(one, "args", one), system=system or self.system) for one in requests]
         answers = [""] * len(parsed)
@@ -117,7 +116,7 @@ class HarnessModel:
         return answers
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Yield places of requests that are generated alike."""
+        """Yield the places of requests with the same generation arguments, one batch at a time."""
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.generation.items())), []).append(place)
@@ -130,7 +129,7 @@ class HarnessModel:
         except Exception as error:
             if not skip_errors:
                 raise
-            # No more of it: its traceback holds what the batch has in memory.
+            # Keep only the text: the traceback holds the tensors of the batch.
             reason = f"{type(error).__name__}: {error}"
         if len(requests) > 1:
             return [text for request in requests for text in self._answered([request], skip_errors)]
@@ -157,7 +156,7 @@ def make_request(
     *,
     system: str | None = None,
 ) -> Request:
-    """Make a request of what harnesses give; arguments as in `HarnessModel.generate_until`."""
+    """Make a request from a harness's arguments, which are those of `HarnessModel.generate_until`."""
     options = dict(generation or {})
     until = options.pop("until", None) or ()
     until = (until,) if isinstance(until, str) else tuple(until)
@@ -184,7 +183,7 @@ def _audio(audio: Any) -> Audio:
 
 
 def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of `generate`; a temperature of 0 or none is greedy unless `do_sample` says otherwise.
+    """Return arguments of `generate`; without a temperature, or with 0, decoding is greedy unless `do_sample` is set.
 
     Raises: ValueError for unknown ones.
     """

@@ -1,99 +1,40 @@
-"""Conversations to text and speech: whole, in batches, or streamed."""
+"""Answer conversations in text and speech: one at a time, in batches, or streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, StoppingCriteriaList, StopStringCriteria
+from transformers import AutoModelForCausalLM
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
-from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.files.checkpoint import find_checkpoint
-from vita_audio.inference.prompts import Prompt, PromptEncoder, generate_inputs
-from vita_audio.inference.streaming import IdQueue, RowEnds, StopRequest, TextStream, generate_in_thread
+from vita_audio.inference.prompts import ChatState, Prompt, PromptEncoder, generate_inputs
+from vita_audio.inference.response import Chunk, Response, Timings
+from vita_audio.inference.sampling import check_generation
+from vita_audio.inference.streaming import TextStream
 from vita_audio.interleave import BACKBONE, MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import load_weights, read_config
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
+from vita_audio.models.mtp_generation import DecodeStep, mtp_steps
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
-MAX_NEW_TOKENS = 2048  # where neither the caller nor the checkpoint says otherwise
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
+MAX_NEW_TOKENS = 2048  # longest answer, unless the caller or the checkpoint sets another limit
 
 Plan = InterleavePlan | str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time of an answer went; in a batch, the seconds are those of the whole batch.
-
-    Args:
-        encode_seconds: Reading the conversation's audio and making its codes.
-        generate_seconds: The language model.
-        decode_seconds: Codes to wave.
-        num_tokens: Tokens of this answer.
-        num_backbone_passes: Backbone steps until its last token; MTP modules made the other tokens.
-    """
-
-    encode_seconds: float
-    generate_seconds: float
-    decode_seconds: float
-    num_tokens: int
-    num_backbone_passes: int
-
-    @property
-    def total_seconds(self) -> float:
-        return self.encode_seconds + self.generate_seconds + self.decode_seconds
-
-
-@dataclass(frozen=True)
-class Response:
-    """A whole answer.
-
-    Args:
-        text: Without special tokens.
-        codes: Audio codes of the answer.
-        wave: (samples,), float32 in [-1, 1]; empty without codes, None if not asked for.
-        sample_rate: Of the wave, Hz.
-        ids: Token ids as generated, the final one included.
-    """
-
-    text: str
-    codes: list[int]
-    wave: Tensor | None
-    sample_rate: int
-    ids: list[int]
-    timings: Timings
-
-    @property
-    def real_time_factor(self) -> float | None:
-        """Seconds of work per second of speech; None without speech."""
-        if self.wave is None or not len(self.wave):
-            return None
-        return self.timings.total_seconds * self.sample_rate / len(self.wave)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a streamed answer; each part may be empty. `wave`: (samples,), float32 in [-1, 1]."""
-
-    text: str = ""
-    codes: list[int] = field(default_factory=list)
-    wave: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class SpeechLM:
     """Language model, text tokenizer and audio tokenizer together; holds no state of any answer.
 
     A conversation is a sample without its answer (see `vita_audio.inference.tasks`). `plan` is a name, a ratio or an
-    `InterleavePlan`, by default the checkpoint's. Keyword arguments beyond those named go to `generate`.
+    `InterleavePlan`, by default the checkpoint's. Further keyword arguments go to `generate`.
     """
 
     def __init__(
@@ -103,7 +44,7 @@ class SpeechLM:
         audio_tokenizer: AudioTokenizer,
         front_end: SenseVoiceFrontEnd | None = None,
     ):
-        """Put the parts together; `front_end` is for models that hear continuous input.
+        """Put the parts together; `front_end` is for models with continuous input.
 
         Raises: ValueError if their vocabularies do not fit, or if only some of them have continuous input.
         """
@@ -147,12 +88,12 @@ class SpeechLM:
         Args:
             name_or_path: Folder, or name on the hub.
             device: "auto" is the GPU if there is one. Without effect if `device_map` is given.
-            dtype: Of the weights. None: bfloat16 on a GPU, float32 elsewhere.
+            dtype: Type of the weights. None: bfloat16 on a GPU, float32 elsewhere.
             audio_model: SenseVoiceSmall, folder or hub name, for a model with continuous input whose folder lacks the
                 normalisation of features (`am.mvn`), as the released ones do.
-            offline: Do not ask the hub; take what was downloaded earlier.
-            any_audio_tokenizer: Also take an audio tokenizer that the model was not trained with.
-            options: Of the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
+            offline: Do not contact the hub; use earlier downloads.
+            any_audio_tokenizer: Also accept an audio tokenizer that the model was not trained with.
+            options: Options for the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
         Raises: FileNotFoundError, ValueError naming the file that is missing, damaged, or of another kind of model, the
             weights that do not fit, or the audio tokenizer that is another one.
         """
@@ -161,7 +102,9 @@ class SpeechLM:
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_audio_tokenizer(config.audio_tokenizer, describe_audio_tokenizer(audio_tokenizer), folder)
         tokenizer = TextTokenizer.from_pretrained(folder)
-        front_end = load_front_end(tokenizer, folder, audio_model, offline=offline)
+        front_end = None
+        if tokenizer.continuous_roles:
+            front_end = SenseVoiceFrontEnd.find(folder, audio_model, offline=offline)
         device = resolve_device(device)
         options.setdefault("device_map", device)
         dtype = dtype or default_dtype(device)
@@ -180,13 +123,16 @@ class SpeechLM:
         *,
         voice: Any = None,
         decode_audio: bool = True,
+        state: ChatState | None = None,
         **generation,
     ) -> Response:
-        """Return the answer to a conversation; arguments as in `respond_batch`.
+        """Return the answer to a conversation; other arguments as in `respond_batch`.
 
-        Raises: What `prompt_ids` and `generate` raise; ValueError for a voice the audio tokenizer cannot speak with.
+        Args:
+            state: State of this conversation, which continues from its earlier turns and is updated.
+        Raises: What `prompt_ids` and `generate` raise; ValueError for a voice the audio tokenizer cannot decode with.
         """
-        return self.respond_batch([conversation], plan, voice=voice, decode_audio=decode_audio, **generation)[0]
+        return self._respond([conversation], plan, state, voice=voice, decode_audio=decode_audio, **generation)[0]
 
     def respond_batch(
         self,
@@ -200,28 +146,36 @@ class SpeechLM:
         """Return the answer to each conversation; without sampling the same as `respond` gives one by one.
 
         Args:
-            voice: Who speaks all answers, from the audio tokenizer's `make_voice`; None: as in `AudioTokenizer.decode`.
-            decode_audio: Make waves of the codes.
+            voice: Voice of all answers, from the audio tokenizer's `make_voice`; None: as in `AudioTokenizer.decode`.
+            decode_audio: Decode the codes to waves.
         """
+        conversations = list(conversations)
+        if not conversations:
+            return []
+        return self._respond(conversations, plan, None, voice=voice, decode_audio=decode_audio, **generation)
+
+    def _respond(
+        self,
+        conversations: Sequence[Mapping[str, Any]],
+        plan: Plan | None,
+        state: ChatState | None,
+        *,
+        voice: Any,
+        decode_audio: bool,
+        **generation,
+    ) -> list[Response]:
         self.audio_tokenizer.check_voice(voice)
         start = perf_counter()
         prompts = [self._encode(conversation) for conversation in conversations]
-        if not prompts:
-            return []
-        num_prompt = max(map(len, prompts))
-        options = self._generation_options(num_prompt, plan, generation)
-        inputs = generate_inputs(prompts, self.model.device)
+        steps = self._steps(prompts, plan, state, generation)
         encoded = perf_counter()
-        ends = RowEnds(options.pop("stopping_criteria"))
-        options |= {"stopping_criteria": StoppingCriteriaList([ends]), "return_dict_in_generate": True}
-        output = self.model.generate(**inputs, **options)
-        rows = [row[num_prompt : ends.lengths.get(number)] for number, row in enumerate(output.sequences.tolist())]
+        tokens, is_new, depths = zip(*((step.tokens, step.is_new, step.depth) for step in steps), strict=True)
+        tokens, is_new = torch.stack(tokens, dim=1), torch.stack(is_new, dim=1)  # (batch, steps)
+        answers = [row[kept].tolist() for row, kept in zip(tokens, is_new, strict=True)]
         generated = perf_counter()
-        answers = [_until_end(row, options["eos_token_id"]) for row in rows]
         codes = [self.tokenizer.split(ids)[1] for ids in answers]
         waves = [self.audio_tokenizer.decode(row, voice) if decode_audio else None for row in codes]
         seconds = (encoded - start, generated - encoded, perf_counter() - generated)
-        depths = getattr(output, "steps", None) or (BACKBONE,) * (output.sequences.shape[1] - num_prompt)
         return [
             Response(
                 text=self.tokenizer.decode(ids),
@@ -241,31 +195,33 @@ class SpeechLM:
         *,
         voice: Any = None,
         decode_audio: bool = True,
+        state: ChatState | None = None,
         **generation,
     ) -> Iterator[Chunk]:
-        """Yield the answer to a conversation while it is generated; arguments as in `respond_batch`.
+        """Yield the answer to a conversation while it is generated; arguments as in `respond`.
 
-        Text and codes add up to those of `respond`. A chunk ends with new text, with new samples, and where a run of
-        audio codes ends. Wrong input raises here; what goes wrong while generating is raised by `next`. Closing or
-        dropping the iterator ends the generation.
+        Text, codes and ids add up to those of `respond`. A chunk ends with new text, with new samples, and where a run
+        of audio codes ends. Wrong input raises here; errors during generation are raised by `next`. Generation runs in
+        `next` only, so closing or dropping the iterator ends it.
         """
         self.audio_tokenizer.check_voice(voice)
-        prompt = self._encode(conversation)
-        options = self._generation_options(len(prompt), plan, generation)
-        criteria = options.pop("stopping_criteria")
+        steps = self._steps([self._encode(conversation)], plan, state, generation)
+        return self._chunks((int(step.tokens) for step in steps), decode_audio, voice)
 
-        def generate(ids: IdQueue, stop: StopRequest) -> None:
-            self.model.generate(
-                **generate_inputs([prompt], self.model.device),
-                streamer=ids,
-                stopping_criteria=StoppingCriteriaList([*criteria, stop]),
-                **options,
-            )
-
-        return self._chunks(generate_in_thread(generate), decode_audio, voice)
+    def _steps(
+        self, prompts: Sequence[Prompt], plan: Plan | None, state: ChatState | None, generation: Mapping[str, Any]
+    ) -> Generator[DecodeStep, None, None]:
+        """Check everything and return the decoding loop; nothing runs before its first `next`."""
+        options = self._generation_options(max(map(len, prompts)), plan, generation)
+        num_read = 0
+        if state is not None:
+            num_read = state.resume(self.model, prompts[0])
+            options["decode_state"] = state.decoding
+        inputs = generate_inputs(prompts, self.model.device, num_read=num_read)
+        return self.model.generate(**inputs, custom_generate=mtp_steps, **options)
 
     def prompt_ids(self, conversation: Mapping[str, Any]) -> list[int]:
-        """Return the token ids of a conversation and of the header of the answer to come.
+        """Return the token ids of a conversation and the header of the answer to come.
 
         Raises: SampleError (a ValueError), AudioError, FileNotFoundError; ValueError if the audio alone is too long.
         """
@@ -275,20 +231,22 @@ class SpeechLM:
         return self.prompt_encoder.encode(conversation, self._layout_plan())
 
     def _layout_plan(self) -> InterleavePlan:
-        """Return how earlier spoken answers are laid out: as the checkpoint was trained."""
+        """Return the layout of earlier spoken answers: the one of the checkpoint's training data."""
         plan = InterleavePlan.parse(getattr(self.model.generation_config, "mtp_inference_mode", None) or "boost")
         return plan if min(plan.ratio[1::2]) > NUM_MARKERS else InterleavePlan(MODES["boost"])
 
     def _generation_options(self, num_prompt: int, plan: Plan | None, generation: Mapping[str, Any]) -> dict[str, Any]:
         """Complete the arguments of `generate`.
 
-        Raises: ValueError for an unknown plan, or if prompt and answer have more tokens than the model has positions.
+        Raises: ValueError for an unknown plan, values without meaning, or a prompt and answer with more tokens than the
+            model has positions.
         """
         defaults, num_positions = self.model.generation_config, self.model.config.max_position_embeddings
         options = dict(generation)
-        if (config := options.pop("generation_config", None)) is not None:  # what it leaves open is as without it
+        if (config := options.pop("generation_config", None)) is not None:  # the checkpoint's values fill its gaps
             options = {**config.to_diff_dict(), **options}
             options.pop("transformers_version", None)
+        check_generation(options)
         room = num_positions - num_prompt
         if options.get("max_length") is not None:
             num_new = options["max_length"] - num_prompt
@@ -304,39 +262,37 @@ class SpeechLM:
         if options.get("eos_token_id") is None:
             options["eos_token_id"] = defaults.eos_token_id or [self.tokenizer.im_end_id, self.tokenizer.pad_id]
         options.setdefault("pad_token_id", self.tokenizer.pad_id)
-        criteria, stop_strings = list(options.get("stopping_criteria") or []), options.pop("stop_strings", None)
-        if stop_strings:
-            criteria.append(StopStringCriteria(options.pop("tokenizer", self.tokenizer.base), stop_strings))
-        options["stopping_criteria"] = criteria
+        options.setdefault("tokenizer", self.tokenizer.base)  # for stop_strings
         if plan is not None:
             options["mtp_inference_mode"] = InterleavePlan.parse(plan)
         return options
 
-    def _chunks(self, ids: Generator[int, None, None], decode_audio: bool, voice: Any) -> Iterator[Chunk]:
+    def _chunks(self, token_ids: Iterable[int], decode_audio: bool, voice: Any) -> Iterator[Chunk]:
         text, audio = TextStream(self.tokenizer), None
         codes: list[int] = []
-        with closing(ids):
-            for token_id in ids:
-                delta, wave = "", torch.zeros(0)
-                if self.tokenizer.is_audio(token_id):
-                    codes.append(token_id - self.tokenizer.first_audio_id)
-                    if decode_audio:
-                        audio = audio or self.audio_tokenizer.stream(voice)
-                        wave = audio.push(codes[-1:])
-                else:
-                    delta = text.push(token_id)
-                if delta or len(wave) or (codes and token_id == self.tokenizer.end_of_audio_id):
-                    yield Chunk(delta, codes, wave)
-                    codes = []
+        ids: list[int] = []
+        for token_id in token_ids:
+            ids.append(token_id)
+            delta, wave = "", torch.zeros(0)
+            if self.tokenizer.is_audio(token_id):
+                codes.append(token_id - self.tokenizer.first_audio_id)
+                if decode_audio:
+                    audio = audio or self.audio_tokenizer.stream(voice)
+                    wave = audio.push(codes[-1:])
+            else:
+                delta = text.push(token_id)
+            if delta or len(wave) or (codes and token_id == self.tokenizer.end_of_audio_id):
+                yield Chunk(delta, codes, wave, ids)
+                codes, ids = [], []
         delta, wave = text.flush(), audio.flush() if audio else torch.zeros(0)
-        if delta or codes or len(wave):
-            yield Chunk(delta, codes, wave)
+        if delta or ids or len(wave):
+            yield Chunk(delta, codes, wave, ids)
 
 
 def resolve_device(device: str) -> str:
-    """Return what "auto" means here: the GPU if there is one.
+    """Resolve "auto" to the GPU if there is one.
 
-    Raises: ValueError for a device that does not exist here.
+    Raises: ValueError for a device that does not exist.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -348,12 +304,5 @@ def resolve_device(device: str) -> str:
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """Return what weights are loaded as unless asked otherwise: float32 on a CPU, bfloat16 elsewhere."""
+    """Return the default type of loaded weights: float32 on a CPU, bfloat16 elsewhere."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-
-
-def _until_end(ids: list[int], end_ids: int | Sequence[int] | Tensor) -> list[int]:
-    """Cut generated ids after the first token that ends an answer; what follows is padding."""
-    end_ids = torch.as_tensor(end_ids).flatten().tolist()
-    end = next((place for place, token_id in enumerate(ids) if token_id in end_ids), len(ids))
-    return ids[: end + 1]

@@ -1,9 +1,10 @@
-"""From conversations to what `generate` reads: token ids, and features where audio is continuous input."""
+"""Encode conversations for `generate`: token ids, and features where audio is continuous input."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.base import prepare_wave
+from vita_audio.constants import AUDIO_TAG
 from vita_audio.data.audio import Channel, load_audio, stated_seconds
-from vita_audio.data.chat import encode_prompt
+from vita_audio.data.chat import MESSAGE_KEYS, Conversation, SampleError, encode_prompt
 from vita_audio.inference.tasks import Audio
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models.sensevoice import QUERIES, ROWS_PER_SECOND, SenseVoiceFrontEnd
+from vita_audio.models.decode_state import DecodeState, MTPModel
+from vita_audio.speech_features import QUERIES, ROWS_PER_SECOND, SenseVoiceFrontEnd
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
 
@@ -23,9 +26,10 @@ from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 class Prompt:
     """An encoded conversation that waits for its answer.
 
-    Args:
-        features: Of each audio that is continuous input, (rows, 560), in reading order.
-        starts: Place of the first placeholder of each.
+    Attributes:
+        ids: Token ids.
+        features: Features of each audio that is continuous input, (rows, 560), in reading order.
+        starts: Place of the first placeholder of each of these audios.
     """
 
     ids: list[int]
@@ -35,13 +39,54 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def keys(self) -> list[int | bytes]:
+        """The ids, with a digest of an audio's features in place of its first placeholder.
+
+        Prompts with equal keys up to some place are the same input up to there.
+        """
+        keys: list[int | bytes] = list(self.ids)
+        for features, start in zip(self.features, self.starts, strict=True):
+            keys[start] = hashlib.blake2b(features.cpu().numpy().tobytes(), digest_size=16).digest()
+        return keys
+
+
+@dataclass
+class ChatState:
+    """The tokens and cache of one conversation, so that each turn reads only its new tokens.
+
+    The caller creates an empty state and passes it to every turn, with the whole conversation so far. Answers are the
+    same as without a state. It belongs to one call at a time and remains usable after a stream was closed early. If the
+    conversation differs from the one that was read, their common prefix is kept and the rest is read again.
+
+    Attributes:
+        keys: Keys of the latest prompt.
+        decoding: State of the model.
+    """
+
+    keys: list[int | bytes] = field(default_factory=list)
+    decoding: DecodeState = field(default_factory=DecodeState)
+
+    def resume(self, model: MTPModel, prompt: Prompt) -> int:
+        """Keep what a prompt shares with the conversation so far.
+
+        Returns: How many of the prompt's first positions the backbone does not have to read again.
+        """
+        known = self.keys + self.decoding.tokens.flatten()[len(self.keys) :].tolist()
+        self.keys = prompt.keys
+        pairs = zip(known, self.keys, strict=False)
+        num_shared = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(known), len(self.keys)))
+        return self.decoding.rewind(model, min(num_shared, len(prompt) - 1))
+
 
 @dataclass(frozen=True)
 class PromptEncoder:
     """Encodes conversations.
 
-    Args:
-        front_end: Makes features; None where no audio is continuous input.
+    Attributes:
+        tokenizer: Text tokenizer.
+        audio_tokenizer: Makes the codes of discrete input.
+        front_end: Makes the features of continuous input; None where there is none.
         num_positions: Tokens the model can read.
     """
 
@@ -53,8 +98,11 @@ class PromptEncoder:
     def encode(self, conversation: Mapping[str, Any], plan: InterleavePlan) -> Prompt:
         """Encode a conversation and the header of the answer to come.
 
+        An earlier answer with `ids` is read exactly as generated: these ids, without the token that ended them, and the
+        `<|im_end|>` and newline that end every turn.
+
         Args:
-            plan: How earlier spoken answers are laid out.
+            plan: Layout of the other earlier answers that are spoken.
         Raises: SampleError (a ValueError), AudioError, FileNotFoundError; ValueError if the audio alone is too long.
         """
         features: list[Tensor] = []
@@ -66,8 +114,16 @@ class PromptEncoder:
                 ids += [self.tokenizer.context_of_audio_id] * (len(QUERIES) + len(features[-1]))
             return ids if how == CONTINUOUS else ids + self.tokenizer.audio_ids(self._codes(audio))
 
-        ids, spans = encode_prompt(conversation, self.tokenizer, audio_ids, plan)
-        return Prompt(ids, features, [span.start + 1 for span in spans if span.num_rows])
+        ids: list[int] = []
+        starts: list[int] = []
+        for part, answer_ids in _split_at_exact_answers(conversation):
+            part_ids, spans = encode_prompt(part, self.tokenizer, audio_ids, plan)
+            starts += [len(ids) + span.start + 1 for span in spans if span.num_rows]
+            ids += part_ids
+            if answer_ids is not None:
+                has_end = answer_ids[-1:] in ([self.tokenizer.im_end_id], [self.tokenizer.pad_id])
+                ids += answer_ids[: len(answer_ids) - has_end] + self.tokenizer.footer()
+        return Prompt(ids, features, starts)
 
     def _codes(self, audio: Audio) -> list[int]:
         if isinstance(audio, list):
@@ -81,15 +137,12 @@ class PromptEncoder:
         if isinstance(audio, list):
             raise ValueError(f"audio of {role} is continuous input, got {len(audio)} codes; give a file or a wave")
         wave, rate = self._load(audio, self.front_end.sample_rate, ROWS_PER_SECOND, channel="mean")
-        wave = torch.as_tensor(wave)
-        if wave.dim() == 2 and wave.shape[0] <= wave.shape[1] and wave.is_floating_point():
-            wave = wave.mean(dim=0)
-        return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate))
+        return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate, channel="mean"))
 
     def _load(
         self, audio: Audio, rate: int, places_per_second: float, *, channel: Channel = "first"
     ) -> tuple[Tensor, int]:
-        """Return the samples of an audio and their rate; a file that says it is too long is not read."""
+        """Return the samples of an audio and their rate; a file whose header states too long a duration is not read."""
         max_seconds = self.num_positions / places_per_second
 
         def check(name: object, seconds: float) -> None:
@@ -101,7 +154,7 @@ class PromptEncoder:
 
         if isinstance(audio, tuple):
             wave, rate = audio
-            check("audio", wave.shape[-1] / rate if rate > 0 else 0)  # other rates are refused where it is prepared
+            check("audio", wave.shape[-1] / rate if rate > 0 else 0)  # `prepare_wave` refuses other rates
             return wave, rate
         check(audio, stated_seconds(audio))
         wave = load_audio(audio, rate, channel=channel)
@@ -109,8 +162,34 @@ class PromptEncoder:
         return wave, rate
 
 
-def generate_inputs(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Any]:
-    """Return the arguments of `generate` for a batch of prompts, padded on the left."""
+def _split_at_exact_answers(sample: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[int] | None]]:
+    """Yield the parts of a conversation before, between and after the answers given as ids, each with those ids."""
+    conversation = Conversation.parse(sample)
+    messages = next(sample[key] for key in MESSAGE_KEYS if sample.get(key))
+    if all(message.get("ids") is None for message in messages):
+        yield sample, None
+        return
+    audios, part = iter(conversation.audios), {"messages": [], "audios": []}
+    for turn, message in zip(conversation.turns, messages, strict=True):
+        turn_audios = [next(audios) for _ in range(turn.content.count(AUDIO_TAG))]
+        ids = message.get("ids")
+        if ids is None:
+            part["messages"].append({"role": turn.role, "content": turn.content})
+            part["audios"] += turn_audios
+            continue
+        if turn.role != "assistant" or not all(isinstance(token_id, int) for token_id in ids):
+            raise SampleError(f"only an assistant turn may have ids, and they must be token ids, got {message!r}")
+        yield part, list(ids)
+        part = {"messages": [], "audios": []}
+    yield part, None
+
+
+def generate_inputs(prompts: Sequence[Prompt], device: torch.device, *, num_read: int = 0) -> dict[str, Any]:
+    """Return the arguments of `generate` for a batch of prompts, padded on the left.
+
+    Args:
+        num_read: First positions of a single prompt that are not read again; audio that lies in them is left out.
+    """
     length = max(map(len, prompts))
     padding = [length - len(prompt) for prompt in prompts]
     # a repetition penalty counts padding too, so it repeats a token that the prompt has anyway
@@ -120,10 +199,12 @@ def generate_inputs(prompts: Sequence[Prompt], device: torch.device) -> dict[str
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),
     }
-    if audios := [features.to(device) for prompt in prompts for features in prompt.features]:
-        inputs |= {"audios": audios, "audio_indices": []}
-        for row, (prompt, pad) in enumerate(zip(prompts, padding, strict=True)):
-            for features, start in zip(prompt.features, prompt.starts, strict=True):
-                places = torch.arange(len(QUERIES) + len(features), device=device) + pad + start
-                inputs["audio_indices"].append(torch.stack([torch.full_like(places, row), places])[:, None])
-    return inputs
+    audios, indices = [], []
+    for row, (prompt, pad) in enumerate(zip(prompts, padding, strict=True)):
+        for features, start in zip(prompt.features, prompt.starts, strict=True):
+            num_rows = len(QUERIES) + len(features)
+            places = torch.arange(num_rows, device=device) + pad + start
+            if start + num_rows > num_read:
+                audios.append(features.to(device))
+                indices.append(torch.stack([torch.full_like(places, row), places])[:, None])
+    return inputs | ({"audios": audios, "audio_indices": indices} if audios else {})

@@ -1,8 +1,8 @@
 """Qwen2 with cascaded multi-token-prediction (MTP) modules, as in VITA-Audio (arXiv 2505.03739).
 
-Module k reads, at each position i, the final-normed hidden state of depth k - 1 (the backbone for k = 0) and the
-embedding of token i + k + 1, and predicts token i + k + 2. It is decoder layer `num_backbone_layers + k` behind two
-norms and a projection of its own; final norm and head are those of the backbone.
+Depth 0 is the backbone. At each position i, depth k reads the final-normed hidden state of depth k - 1 and the
+embedding of token i + k, and predicts token i + k + 1. Depth k is made by MTP module k - 1: two norms, a projection and
+decoder layer `num_backbone_layers + k - 1`; it shares the final norm and the head of the backbone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vita_audio.models.mtp_generation import MTPGenerationMixin
 from vita_audio.models.mtp_loss import MTPLoss, MTPOutput
 from vita_audio.models.packed_rows import is_packed
 
-Masks = Tensor | dict[str, Tensor | None] | None  # of padding, or ready for each attention type
+Masks = dict[str, Tensor | None]  # attention type -> mask in the form its attention back end wants
 
 
 class Qwen2MTPConfig(Qwen2Config):
@@ -34,7 +34,7 @@ class Qwen2MTPConfig(Qwen2Config):
         num_nextn_predict_layers: Number of MTP modules; they are the last layers.
         mtp_loss_weight: Factor of the mean module loss in the training loss.
         mtp_kl_weight: Factor of the modules' mean divergence from the backbone in the training loss.
-        audio_tokenizer: Type and fingerprint of the audio tokenizer that made the codes trained on; None if unknown.
+        audio_tokenizer: Type and fingerprint of the audio tokenizer that made the training codes; None if unknown.
     """
 
     model_type = "qwen2_mtp"
@@ -68,14 +68,14 @@ class Qwen2MTPModel(Qwen2Model):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Masks = None,
+        attention_mask: Tensor | Masks | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Run the backbone; arguments as in `Qwen2Model`.
+        """Run the backbone; arguments as in `Qwen2Model`, whose `attention_mask` may be prepared masks too.
 
         Rows with several documents get no new cache: transformers separates documents only without one.
         """
@@ -88,14 +88,10 @@ class Qwen2MTPModel(Qwen2Model):
         padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
         if use_cache and past_key_values is None and not is_packed(position_ids, padding):
             past_key_values = DynamicCache(config=self.config)
-        hidden_states = self.run_layers(
-            inputs_embeds,
-            range(self.config.num_backbone_layers),
-            position_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        layers, masks = range(self.config.num_backbone_layers), attention_mask
+        if not isinstance(masks, dict):
+            masks = self.attention_masks(inputs_embeds, layers, position_ids, attention_mask, past_key_values)
+        hidden_states = self.run_layers(inputs_embeds, layers, position_ids, masks, past_key_values, **kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
@@ -105,15 +101,16 @@ class Qwen2MTPModel(Qwen2Model):
         inputs_embeds: Tensor,
         layers: range,
         position_ids: Tensor,
-        attention_mask: Masks = None,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-    ) -> dict[str, Tensor | None]:
-        """Make the mask of every attention type among `layers`, in the form the attention back end wants.
+    ) -> Masks:
+        """Prepare the mask of every attention type among `layers`.
 
+        Args:
+            inputs_embeds: Input of the layers, (batch, time, hidden).
+            attention_mask: Padding mask, (batch, cached + time), 0 for padding.
         Raises: ValueError if rows with several documents come with a padding mask, which would join the documents.
         """
-        if isinstance(attention_mask, dict):
-            return attention_mask
         is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
         if is_padding_mask and past_key_values is None and is_packed(position_ids, attention_mask):
             raise ValueError(
@@ -139,7 +136,7 @@ class Qwen2MTPModel(Qwen2Model):
         inputs_embeds: Tensor,
         layers: range,
         position_ids: Tensor,
-        attention_mask: Masks = None,
+        masks: Masks,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> Tensor:
@@ -148,10 +145,9 @@ class Qwen2MTPModel(Qwen2Model):
         Args:
             inputs_embeds: Input of the first of them, (batch, time, hidden).
             position_ids: Rotary positions, (batch or 1, time); a restart begins a new document.
-            attention_mask: Of padding, (batch, cached + time), 0 for padding; or masks made by `attention_masks`.
+            masks: Masks made by `attention_masks` for these layers.
         Returns: (batch, time, hidden).
         """
-        masks = self.attention_masks(inputs_embeds, layers, position_ids, attention_mask, past_key_values)
         shape = inputs_embeds.shape
         if (
             is_flash_attention_requested(self.config)
@@ -203,44 +199,64 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         inputs_embeds: Tensor,
         hidden_states: Tensor,
         position_ids: Tensor,
-        attention_mask: Masks = None,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        *,
+        masks: Masks | None = None,
     ) -> Tensor:
-        """Run MTP module `depth` on pairs of a hidden state and a later token.
+        """Run one prediction depth on pairs of a hidden state and a later token.
 
         Args:
-            inputs_embeds: Embeddings of the tokens `depth + 1` right of the hidden states, (batch, time, hidden).
-            hidden_states: Final-normed output of the depth before (of the backbone for depth 0), (batch, time, hidden).
+            depth: 1 for the first depth after the backbone.
+            inputs_embeds: Embeddings of the tokens `depth` places right of the hidden states, (batch, time, hidden).
+            hidden_states: Final-normed output of the depth before, (batch, time, hidden).
             position_ids: Positions of those tokens, (batch or 1, time).
-            attention_mask: As in `Qwen2MTPModel.run_layers`; a pair is padding where its hidden state is.
+            attention_mask: Padding mask, (batch, cached + time); a pair is padding where its hidden state is.
+            masks: Masks made by `Qwen2MTPModel.attention_masks` in place of `attention_mask`.
         Returns: Final-normed hidden states, (batch, time, hidden); the head turns them into logits.
+        Raises: ValueError for a depth that has no module.
         """
-        layer = self.config.num_backbone_layers + depth
-        pairs = torch.cat([self.mtp_embed_norms[depth](inputs_embeds), self.mtp_hidden_norms[depth](hidden_states)], -1)
-        hidden_states = self.model.run_layers(
-            self.mtp_projs[depth](pairs), range(layer, layer + 1), position_ids, attention_mask, past_key_values
-        )
-        return self.model.norm(hidden_states)
+        if not 1 <= depth <= self.config.num_nextn_predict_layers:
+            raise ValueError(
+                f"depth must be in 1..{self.config.num_nextn_predict_layers}, got {depth}; 0 has no module"
+            )
+        module = depth - 1
+        layer = self.config.num_backbone_layers + module
+        layers = range(layer, layer + 1)
+        pairs = [self.mtp_embed_norms[module](inputs_embeds), self.mtp_hidden_norms[module](hidden_states)]
+        hidden_states = self.mtp_projs[module](torch.cat(pairs, dim=-1))
+        if masks is None:
+            masks = self.model.attention_masks(hidden_states, layers, position_ids, attention_mask, past_key_values)
+        return self.model.norm(self.model.run_layers(hidden_states, layers, position_ids, masks, past_key_values))
 
     def mtp_chain(
-        self, inputs_embeds: Tensor, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        inputs_embeds: Tensor,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        masks: Masks | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the hidden states of every depth when all tokens are known.
+        """Yield the hidden states of depth 1, 2 and so on when all tokens are known.
 
-        Place i of depth k pairs hidden state i with token i + k + 1. The last k + 1 places of a document have no such
-        token of their own: what they yield is meaningless, and being last they influence no other place.
+        Place i of depth k pairs hidden state i with token i + k. The last k places of a document have no such token of
+        their own: their hidden states are meaningless and, being last, influence no other place.
 
         Args:
             inputs_embeds: Token embeddings, (batch, time, hidden).
             hidden_states: Backbone output, (batch, time, hidden).
             position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
+            attention_mask: Padding mask, (batch, time), 0 for padding.
+            masks: Masks made by `Qwen2MTPModel.attention_masks` in place of `attention_mask`.
         """
         layers = range(self.config.num_backbone_layers, self.config.num_hidden_layers)
-        masks = self.model.attention_masks(inputs_embeds, layers, position_ids, attention_mask)
-        for depth in range(self.config.num_nextn_predict_layers):
-            shift = min(depth + 1, inputs_embeds.shape[1])
+        if masks is None:
+            masks = self.model.attention_masks(inputs_embeds, layers, position_ids, attention_mask)
+        for depth in range(1, self.config.num_nextn_predict_layers + 1):
+            shift = min(depth, inputs_embeds.shape[1])
             shifted = F.pad(inputs_embeds[:, shift:], (0, 0, 0, shift))  # (batch, time, hidden)
-            hidden_states = self.mtp_step(depth, shifted, hidden_states, position_ids + depth + 1, masks)
+            hidden_states = self.mtp_step(depth, shifted, hidden_states, position_ids + depth, masks=masks)
             yield hidden_states
 
     @can_return_tuple
@@ -259,18 +275,18 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         score_backbone: bool = True,
         **kwargs,
     ) -> MTPOutput:
-        """Run the backbone and, given labels, the modules; arguments as in `Qwen2ForCausalLM` except:
+        """Run the backbone and, given labels, all depths; arguments as in `Qwen2ForCausalLM` except:
 
         Args:
             position_ids: (batch, time); restarts at 0 where a packed document begins, and then `attention_mask` must be
                 None. No document sees another one, and no target lies in another one.
             inputs_embeds: Input of the backbone instead of the embeddings of `input_ids`. The modules read the
                 embeddings of `input_ids` if both are given.
-            labels: (batch, time), IGNORE_INDEX for no target. A frozen head means a frozen backbone: its loss is only
-                reported, and the modules' inputs are detached.
+            labels: (batch, time), IGNORE_INDEX for no target. If the head is frozen, the backbone counts as frozen: its
+                loss is only reported, and the modules' inputs are detached.
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
             num_items_in_batch: Divisor of every summed loss; None means the number of targets (the sum of their
-                weights) of each.
+                weights) of each depth.
             score_backbone: Also report the loss of a frozen backbone.
         Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
         """
@@ -293,34 +309,23 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
                 logits = self.lm_head(hidden_states[:, kept])
         losses = {}
         if labels is not None:
-            options = {"loss_weights": loss_weights, "num_items_in_batch": num_items_in_batch}
-            options["score_backbone"] = score_backbone
-            losses = self._score_depths(token_embeds, hidden_states, labels, position_ids, attention_mask, **options)
+            if position_ids is None:
+                position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
+            losses = self.mtp_loss(
+                [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
+                labels,
+                position_ids,
+                head=self.lm_head,
+                mtp_weight=self.config.mtp_loss_weight,
+                kl_weight=self.config.mtp_kl_weight,
+                loss_weights=loss_weights,
+                num_items_in_batch=num_items_in_batch,
+                score_backbone=score_backbone,
+            )
         return MTPOutput(
             **losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-        )
-
-    def _score_depths(
-        self,
-        token_embeds: Tensor,
-        hidden_states: Tensor,
-        labels: Tensor,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        **options,
-    ) -> dict[str, Tensor | None]:
-        if position_ids is None:
-            position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
-        return self.mtp_loss(
-            [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
-            labels,
-            position_ids,
-            head=self.lm_head,
-            mtp_weight=self.config.mtp_loss_weight,
-            kl_weight=self.config.mtp_kl_weight,
-            **options,
         )

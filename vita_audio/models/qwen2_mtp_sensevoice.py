@@ -24,8 +24,8 @@ class Qwen2MTPSenseVoiceConfig(Qwen2MTPConfig):
     """Qwen2MTPConfig with the sizes of a speech encoder.
 
     Args:
-        audio_config: Arguments of `SenseVoiceConfig` that differ from SenseVoiceSmall. The released configurations have
-            none.
+        audio_config: Arguments of `SenseVoiceConfig` that differ from SenseVoiceSmall's. The released configurations
+            have none.
     """
 
     model_type = "qwen2_mtp_sensevoice"
@@ -57,7 +57,7 @@ class AudioModel(nn.Module):
 
 
 class AudioProjection(nn.Module):
-    """From the encoder's width to that of the language model."""
+    """Projects from the encoder's width to the width of the language model."""
 
     def __init__(self, input_size: int, output_size: int):
         super().__init__()
@@ -85,7 +85,7 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
         self.post_init()
 
     def encode_audio(self, audios: Sequence[Tensor]) -> list[Tensor]:
-        """Encode features, (rows, 560) each, to what stands in the place of embeddings, (queries + rows, hidden)."""
+        """Encode features, (rows, 560) each, to rows that replace token embeddings, (queries + rows, hidden) each."""
         encoded = self.audio_model(audios)
         return list(self.audio_projection(torch.cat(encoded)).split([len(audio) for audio in encoded]))
 
@@ -94,8 +94,8 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
     ) -> Tensor:
         """Replace embeddings by encoded audio; arguments as in `forward`.
 
-        Without audio a training step encodes one row of zeros and adds nothing of it: all processes of a run then call
-        the same modules, and what trains has a gradient.
+        Without audio a training step encodes one row of zeros and adds 0 times the result, so that all processes of a
+        run call the same modules and every trainable parameter has a gradient.
 
         Returns: (batch, time, hidden).
         Raises: ValueError if the audios do not fill their places.
@@ -155,7 +155,10 @@ class Qwen2MTPSenseVoiceForCausalLM(Qwen2MTPForCausalLM):
         audio_indices: Sequence[Tensor] | None = None,
         **kwargs,
     ):
-        """Generate as `MTPGenerationMixin` does; `audios` and `audio_indices`, of the prompt, as in `forward`."""
+        """Generate as `MTPGenerationMixin` does; `audios` and `audio_indices` of the prompt as in `forward`.
+
+        With a `decode_state`, audio in the part of the prompt that is not read again may be left out.
+        """
         if audios or audio_indices:
             if kwargs.get("inputs_embeds") is not None:
                 raise ValueError("audios replace embeddings of input_ids; give input_ids, not inputs_embeds")

@@ -1,4 +1,4 @@
-"""SenseVoice: the speech encoder of the Plus models, and the features it reads.
+"""SenseVoice: the speech encoder of the Plus models. Its features are computed by `vita_audio.speech_features`.
 
 The encoder is FunASR's SenseVoiceSmall (arXiv 2407.04051): self-attention whose values also pass a depth-wise
 convolution over time, the FSMN memory. Module names are those of its `model.pt`. Two things differ from that code on
@@ -9,46 +9,32 @@ no dropout, because the stages keep the encoder frozen.
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers.audio_utils import mel_filter_bank
 
-from vita_audio.constants import INPUT_RATE
 from vita_audio.files.tensors import find_file, read_tensors
+from vita_audio.speech_features import FEATURE_SIZE, QUERIES
 
-QUERIES = (0, 1, 2, 15)  # rows of the query table put before the features: any language, event, emotion, plain text
 WEIGHT_FILES = ("model.safetensors", "model.pt")
-CMVN_FILE = "am.mvn"
-
-NUM_MELS = 80
-WINDOW = 400  # samples, 25 ms
-HOP = 160  # samples, 10 ms
-STACKED_FRAMES = 7  # in a row of features
-STACK_STEP = 6  # frames between two rows
-ROWS_PER_SECOND = INPUT_RATE / (HOP * STACK_STEP)
-FEATURE_SIZE = NUM_MELS * STACKED_FRAMES
 
 
 @dataclass(frozen=True)
 class SenseVoiceConfig:
-    """Sizes of the encoder; the defaults are those of SenseVoiceSmall, names are those of its `config.yaml`.
+    """Sizes of the encoder; defaults are those of SenseVoiceSmall, names those of its `config.yaml`.
 
-    Args:
+    Attributes:
         input_size: Width of the features.
-        num_blocks: Layers of the first part, the one from `input_size` to `output_size` included.
+        num_blocks: Layers of the first part, including the one from `input_size` to `output_size`.
         tp_blocks: Layers of the second part.
-        kernel_size: Of the FSMN memory, odd.
+        kernel_size: Kernel size of the FSMN memory, odd.
         num_queries: Rows of the query table.
-        vocab_size: Of the CTC head, which the language model does not use.
+        vocab_size: Vocabulary of the CTC head, which the language model does not use.
     """
 
     input_size: int = FEATURE_SIZE
@@ -74,7 +60,7 @@ class SenseVoiceConfig:
 
 
 class SANMAttention(nn.Module):
-    """Self-attention plus an FSMN memory: a depth-wise convolution of the values, and the values themselves."""
+    """Self-attention plus an FSMN memory: the values and a depth-wise convolution of them."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
@@ -107,7 +93,7 @@ class FeedForward(nn.Module):
 
 
 class SenseVoiceLayer(nn.Module):
-    """Attention and feed-forward behind norms; the first layer of the encoder changes the width, so has no residual."""
+    """Pre-norm attention and feed-forward; a layer that changes the width has no residual around its attention."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
@@ -124,7 +110,7 @@ class SenseVoiceLayer(nn.Module):
 
 
 class SenseVoiceEncoder(nn.Module):
-    """Two stacks of layers, each with a norm behind it."""
+    """Two stacks of layers, each followed by a norm."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
@@ -141,8 +127,8 @@ class SenseVoiceEncoder(nn.Module):
 
         Args:
             x: (batch, time, input), padded on the right.
-            lengths: Rows of each, (batch,).
-        Returns: (batch, time, output); what stands beyond the lengths is meaningless.
+            lengths: Number of rows of each item, (batch,).
+        Returns: (batch, time, output); rows beyond the lengths are meaningless.
         """
         mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (batch, time)
         positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(x.device)
@@ -156,14 +142,14 @@ class SenseVoiceEncoder(nn.Module):
 
 
 def sinusoidal_positions(length: int, size: int) -> Tensor:
-    """Return the embeddings of positions 1, 2, ..., sines before cosines: (length, size), float32."""
+    """Return the embeddings of positions 1, 2, ..., first sines, then cosines: (length, size), float32."""
     rates = torch.exp(torch.arange(size // 2) * -(math.log(10_000) / (size // 2 - 1)))
     angles = torch.arange(1, length + 1)[:, None] * rates  # (length, size / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class CTCHead(nn.Module):
-    """SenseVoice's own output layer; part of the released weights, and not used here."""
+    """SenseVoice's output layer, which is part of the released weights and unused here."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
@@ -180,14 +166,14 @@ class SenseVoiceSmall(nn.Module):
         self.embed = nn.Embedding(config.num_queries, config.input_size)
 
     def forward(self, features: Sequence[Tensor], queries: Sequence[int] = QUERIES) -> list[Tensor]:
-        """Encode several audios at once; the result does not depend on the company.
+        """Encode several audios at once; results do not depend on the other items in the batch.
 
         Args:
-            features: (rows, input) of each audio.
-            queries: Rows of the query table to put before each.
-        Returns: (queries + rows, output) of each audio.
+            features: Features of each audio, (rows, input).
+            queries: Rows of the query table that precede the features.
+        Returns: Encoded rows of each audio, (queries + rows, output).
         """
-        table = self.embed.weight  # on the meta device where accelerate fetches weights for each call
+        table = self.embed.weight  # on the meta device if accelerate loads weights for each call
         device = features[0].device if table.is_meta else table.device
         prefix = self.embed(torch.tensor(list(queries), device=device))  # (queries, input)
         rows = [torch.cat([prefix, audio.to(prefix)]) for audio in features]
@@ -197,120 +183,8 @@ class SenseVoiceSmall(nn.Module):
 
 
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a SenseVoiceSmall folder, on the CPU; nothing in the file is executed.
+    """Read the weights of a SenseVoiceSmall folder on the CPU, without executing anything in the file.
 
     Raises: FileNotFoundError without a weight file, ValueError for one that cannot be read.
     """
     return read_tensors(find_file(Path(folder), *WEIGHT_FILES))
-
-
-def num_feature_rows(num_samples: int) -> int:
-    """Return how many rows of features a wave of so many samples at 16 kHz has."""
-    num_frames = 1 + max(0, num_samples - WINDOW) // HOP
-    return -(-num_frames // STACK_STEP)
-
-
-def num_encoder_rows(num_samples: int) -> int:
-    """Return how many places such a wave takes in the language model: its rows and the queries before them."""
-    return num_feature_rows(num_samples) + len(QUERIES)
-
-
-def fbank(wave: Tensor, dither: float = 0.0) -> Tensor:
-    """Return Kaldi's log-mel filter banks, (frames, 80), float32.
-
-    Equals `torchaudio.compliance.kaldi.fbank` with a hamming window, 80 bins from 20 Hz up, no energy. A wave that is
-    shorter than a window (25 ms) is one frame of its own length, as in FunASR's WavFrontend.
-
-    Args:
-        wave: (samples,), float32 in [-1, 1], 16 kHz, at least two samples.
-        dither: Standard deviation of noise added to each window, on the scale of 16-bit samples.
-    """
-    window = min(WINDOW, len(wave))
-    frames = (wave * 32768).unfold(0, window, HOP)  # (frames, window)
-    if dither:
-        frames = frames + dither * torch.randn_like(frames)
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[:, :-1]
-    num_points = 1 << (window - 1).bit_length()
-    spectrum = torch.fft.rfft(frames * torch.hamming_window(window, periodic=False), num_points)
-    mels = spectrum.abs().square() @ _mel_filters(num_points // 2 + 1)
-    return mels.clamp(min=torch.finfo(torch.float32).eps).log()
-
-
-@lru_cache
-def _mel_filters(num_bins: int) -> Tensor:
-    with warnings.catch_warnings():  # a short wave has fewer bins than filters, and some filters are zero
-        warnings.simplefilter("ignore")
-        filters = mel_filter_bank(
-            num_bins, NUM_MELS, 20.0, INPUT_RATE / 2, INPUT_RATE, mel_scale="kaldi", triangularize_in_mel_space=True
-        )
-    return torch.from_numpy(filters).float()  # (bins, mels)
-
-
-def stack_frames(frames: Tensor) -> Tensor:
-    """Join seven frames to a row, every sixth frame: (frames, mels) to (rows, 7 mels); the ends are repeated."""
-    num_rows = -(-len(frames) // STACK_STEP)
-    first = torch.arange(num_rows)[:, None] * STACK_STEP - STACKED_FRAMES // 2
-    places = (first + torch.arange(STACKED_FRAMES)).clamp(0, len(frames) - 1)  # (rows, 7)
-    return frames[places].flatten(1)
-
-
-class SenseVoiceFrontEnd:
-    """From a wave to what the encoder reads: filter banks, stacked and normalised.
-
-    Args:
-        shift, scale: Of the normalisation `(x + shift) * scale`, (560,), float32.
-        dither: As in `fbank`. The public front end adds 1.0 from the global generator, so that no run repeats another;
-            here it is off unless asked for.
-    """
-
-    sample_rate = INPUT_RATE
-
-    def __init__(self, shift: Tensor, scale: Tensor, *, dither: float = 0.0):
-        if shift.shape != (FEATURE_SIZE,) or scale.shape != (FEATURE_SIZE,):
-            shapes = f"{tuple(shift.shape)} and {tuple(scale.shape)}"
-            raise ValueError(f"shift and scale must have {FEATURE_SIZE} values, got shapes {shapes}")
-        if not dither >= 0:
-            raise ValueError(f"dither must be 0 or more, got {dither}")
-        self.shift, self.scale, self.dither = shift, scale, dither
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dither: float = 0.0) -> SenseVoiceFrontEnd:
-        """Read `am.mvn` from a SenseVoiceSmall folder or from a checkpoint of ours.
-
-        Raises: FileNotFoundError; ValueError for a file of another form.
-        """
-        path = Path(folder) / CMVN_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"no {CMVN_FILE} in {folder}; give the folder of a SenseVoiceSmall")
-        text = path.read_text(encoding="utf-8")
-        try:
-            shift, scale = (_read_vector(text, name) for name in ("AddShift", "Rescale"))
-            return cls(shift, scale, dither=dither)
-        except ValueError as error:
-            raise ValueError(f"{path} is not the normalisation of SenseVoice features: {error}") from error
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `am.mvn`, in Kaldi's form."""
-        size = f"{FEATURE_SIZE} {FEATURE_SIZE}"
-        lines = ["<Nnet>", f"<Splice> {size}", "[ 0 ]"]
-        for name, vector in (("AddShift", self.shift), ("Rescale", self.scale)):
-            values = " ".join(f"{value:.9g}" for value in vector.tolist())
-            lines += [f"<{name}> {size}", f"<LearnRateCoef> 0 [ {values} ]"]
-        (Path(folder) / CMVN_FILE).write_text("\n".join([*lines, "</Nnet>", ""]), encoding="utf-8")
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        """Return the features of a wave: (rows, 560), float32.
-
-        Args:
-            wave: (samples,), float32 in [-1, 1], 16 kHz.
-        """
-        wave = F.pad(wave, (0, max(0, 2 - len(wave))))
-        return (stack_frames(fbank(wave, self.dither)) + self.shift) * self.scale
-
-
-def _read_vector(text: str, name: str) -> Tensor:
-    match = re.search(rf"<{name}>[^\[]*\[([^\]]*)\]", text)
-    if match is None:
-        raise ValueError(f"it has no <{name}>")
-    return torch.tensor([float(value) for value in match[1].split()])

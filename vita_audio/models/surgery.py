@@ -1,4 +1,4 @@
-"""Change a loaded model for the next training stage: new MTP modules, a speech encoder, what trains."""
+"""Change a loaded model for the next training stage: new MTP modules, a speech encoder, trainable parameters."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def set_trainable(model: nn.Module, patterns: Sequence[str], *, frozen: Sequence
 
     Args:
         patterns: Shell patterns of whole names: `model.layers.3.*` does not match layer 30, `*` matches everything.
-        frozen: Patterns of what is frozen all the same.
-    Returns: Names of the parameters that train.
+        frozen: Patterns of parameters that stay frozen even if they match.
+    Returns: Names of the trainable parameters.
     Raises: ValueError if a pattern matches nothing.
     """
     kept = set(match_parameters(model, frozen))
@@ -66,7 +66,7 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
     one.
 
     Args:
-        missing_keys: What `from_pretrained(..., output_loading_info=True)` reports.
+        missing_keys: Names reported by `from_pretrained(..., output_loading_info=True)`.
     Returns: Names of the initialised parameters, sorted.
     Raises: ValueError if something other than an MTP module is missing.
     """
@@ -79,8 +79,8 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
             f"only MTP modules can be initialised, but the checkpoint also lacks {', '.join(foreign[:5])} "
             f"({len(foreign)} in all); check that it fits the model config"
         )
-    for depth in range(model.config.num_nextn_predict_layers):
-        for target, source in _sources(model, depth):
+    for module in range(model.config.num_nextn_predict_layers):
+        for target, source in _sources(model, module):
             if target not in missing:
                 continue
             with gathered([parameters[target]] + ([parameters[source]] if source else [])):
@@ -93,20 +93,20 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
     return sorted(missing)
 
 
-def _sources(model: Qwen2MTPForCausalLM, depth: int) -> Iterator[tuple[str, str | None]]:
+def _sources(model: Qwen2MTPForCausalLM, module: int) -> Iterator[tuple[str, str | None]]:
     """Yield the parameters of one module, each with the one it is copied from."""
-    layer = model.config.num_backbone_layers + depth
+    layer = model.config.num_backbone_layers + module
     for name, _ in model.model.layers[layer].named_parameters():
         yield f"model.layers.{layer}.{name}", f"model.layers.{layer - 1}.{name}"
     for part in MODULE_PARTS:
-        yield f"{part}.{depth}.weight", f"{part}.{depth - 1}.weight" if depth else None
+        yield f"{part}.{module}.weight", f"{part}.{module - 1}.weight" if module else None
 
 
 @torch.no_grad()
 def load_speech_encoder(model: Qwen2MTPSenseVoiceForCausalLM, folder: str | Path) -> None:
-    """Replace the weights of the speech encoder by those of a SenseVoiceSmall folder.
+    """Replace the weights of the speech encoder with the weights in a SenseVoiceSmall folder.
 
-    Raises: FileNotFoundError, ValueError for a folder without readable weights, or with those of another size.
+    Raises: FileNotFoundError, ValueError for a folder without readable weights, or with weights of another size.
     """
     weights = read_weights(folder)
     parameters = dict(model.model.audio_model.model.named_parameters())

@@ -30,7 +30,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class EstimatorConfig:
-    """UNet that estimates the flow's velocity; `in_channels` holds noisy mel, prior, speaker and prompt."""
+    """UNet that estimates the flow's velocity; the `in_channels` are noisy mel, prior, speaker and prompt."""
 
     in_channels: int = 320
     out_channels: int = 80
@@ -44,10 +44,10 @@ class EstimatorConfig:
 
 @dataclass(frozen=True)
 class FlowMatchingConfig:
-    """Conditional flow matching: path, time schedule, classifier-free guidance, and the scale of the first noise.
+    """Conditional flow matching: path, time schedule, classifier-free guidance, and the scale of the initial noise.
 
-    `inference_temperature` is not in the released configuration, which samples at 1. Less gives the more likely mel:
-    clearer speech from a small flow, with less variety.
+    `inference_temperature` is not in the released configuration, which samples at 1. A lower temperature gives a more
+    likely mel: clearer speech from a small flow, with less variety.
     """
 
     sigma_min: float = 1e-6

@@ -1,8 +1,8 @@
-"""Read and write `config.yaml` in the released (HyperPyYAML) layout without running anything it names.
+"""Read and write `config.yaml` in the released (HyperPyYAML) layout without executing anything it names.
 
 The released file names classes to build (`!new:`), functions to call (`!apply:`) and values to look up (`!ref`). Here a
-`!new:` block is its arguments, `!ref <name>` is the top-level value of that name, calls are skipped, and the `llm`
-block, which the speech decoder does not use, is never looked at.
+`!new:` block is read as its arguments, `!ref <name>` as the top-level value of that name, and calls are skipped. The
+`llm` block, which the speech decoder does not use, is ignored.
 """
 
 import re
@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from vita_audio.files.atomic import write_text
 from vita_audio.files.checkpoint import read_yaml
 
 from .config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
 
-# What the released configuration says and this decoder always does. Other values are refused.
+# Settings of the released configuration that this decoder always has. Other values are refused.
 _FLOW_FIXED = {"output_type": "mel", "only_mask_loss": True}
 _ENCODER_FIXED = {
     "normalize_before": True,
@@ -29,7 +30,7 @@ _ENCODER_FIXED = {
 _MATCHING_FIXED = {"solver": "euler", "reg_loss_type": "l1"}
 _ESTIMATOR_FIXED = {"act_fn": "gelu"}
 _F0_FIXED = {"num_class": 1}
-RELEASED_TEMPERATURE = 1.0  # the released file does not name it
+RELEASED_TEMPERATURE = 1.0  # the released file has no such key
 
 
 class _Reference(str):
@@ -81,9 +82,9 @@ def read_config(path: str | Path) -> DecoderConfig:
 
 
 def read_tagged(path: Path) -> dict[str, Any]:
-    """Read any HyperPyYAML file as plain data: blocks are their arguments; a reference that is not one name is None.
+    """Read any HyperPyYAML file as plain data: blocks as their arguments, references that are not one name as None.
 
-    Raises: FileNotFoundError; ValueError if the file is no YAML mapping.
+    Raises: FileNotFoundError; ValueError if the file is not a YAML mapping.
     """
     values = read_yaml(path, _Loader)
     return _look_up(values, values)
@@ -120,11 +121,11 @@ def write_config(config: DecoderConfig, path: str | Path) -> None:
         "flow": flow_block,
         "hift": _Block("cosyvoice.hifigan.generator.HiFTGenerator", hift),
     }
-    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    write_text(Path(path), yaml.dump(values, Dumper=_Dumper, sort_keys=False))
 
 
 def _look_up(value: Any, names: dict[str, Any]) -> Any:
-    """Like `_resolve`, with None where that finds an error."""
+    """Look up references like `_resolve`, with None for those that are wrong."""
     if isinstance(value, _Reference):
         found = names.get(value[1:-1])
         return found if isinstance(found, int | float | str) and not isinstance(found, _Reference) else None
@@ -178,7 +179,7 @@ def _take_block(values: dict[str, Any], name: str, prefix: str) -> dict[str, Any
 
 
 def _check_fixed(values: dict[str, Any], fixed: dict[str, Any], where: str) -> None:
-    """Remove the keys of `fixed` from `values`; they may be absent but not different."""
+    """Remove the keys of `fixed` from `values`, where they may be absent but not different."""
     for name, supported in fixed.items():
         value = values.pop(name, supported)
         if value != supported:
@@ -186,7 +187,7 @@ def _check_fixed(values: dict[str, Any], fixed: dict[str, Any], where: str) -> N
 
 
 def _build(kind: type, values: dict[str, Any], fixed: dict[str, Any], where: str) -> Any:
-    """Make a configuration dataclass from exactly its fields."""
+    """Make a configuration dataclass from a value for each of its fields and no others."""
     _check_fixed(values, fixed, where)
     names = {item.name for item in fields(kind)}
     if missing := sorted(names - values.keys()):
@@ -197,7 +198,7 @@ def _build(kind: type, values: dict[str, Any], fixed: dict[str, Any], where: str
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-    """Lists to tuples, and numbers to the field's type (YAML reads 1e-06 as text)."""
+    """Convert lists to tuples, and numbers to the type of the field (YAML reads 1e-06 as text)."""
     if isinstance(value, list):
         return tuple(_convert(item, None, where) for item in value)
     try:

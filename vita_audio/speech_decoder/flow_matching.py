@@ -21,7 +21,7 @@ class ConditionalCFM(nn.Module):
         self.estimator = self.estimator_class(estimator)
 
     def schedule(self, t: Tensor) -> Tensor:
-        """Warp uniform times in [0, 1]: the cosine schedule spends more of them near the noise."""
+        """Warp uniform times in [0, 1]; the cosine schedule moves more of them towards the noise."""
         return 1 - torch.cos(t * (math.pi / 2)) if self.config.t_scheduler == "cosine" else t
 
     def solve(
@@ -31,9 +31,10 @@ class ConditionalCFM(nn.Module):
 
         Args:
             noise: Standard normal, (batch, bands, frames); scaled by the configured temperature.
-            mu, cond: Prior and prompt mel, like `noise`; spks: (batch, bands).
+            mu: Prior mel, like `noise`.
+            spks: Speakers, (batch, bands).
+            cond: Prompt mel, like `noise`.
             num_steps: Euler steps, each one call of the estimator on conditioned and unconditioned input together.
-            mask: For the estimator, as it takes one.
         Returns: Mel, like `noise`.
         Raises: ValueError if num_steps is less than 1.
         """
@@ -66,11 +67,15 @@ class ConditionalCFM(nn.Module):
         *,
         generator: torch.Generator,
     ) -> Tensor:
-        """Mean squared error of the velocity at a random time of each row's path, over valid frames.
+        """Return the mean squared error of the velocity at a random time of each row's path, over valid frames.
 
         Args:
-            mel: Target, (batch, bands, frames); mask: (batch, 1, frames) or None; mu, cond: like `mel`.
-            generator: Draws time, noise and which rows lose all their conditions (`training_cfg_rate`).
+            mel: Target, (batch, bands, frames).
+            mask: (batch, 1, frames) bool, true where valid; None when nothing is padded.
+            mu: Prior mel, like `mel`.
+            spks: Speakers, (batch, bands).
+            cond: Prompt mel, like `mel`.
+            generator: Draws times, noise, and the rows that lose all conditions (`training_cfg_rate`).
         Returns: Scalar, float32.
         """
         device = generator.device

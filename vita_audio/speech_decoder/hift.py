@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from .config import HiFTConfig
 
-STEADY_RATE = 22050  # Hz, at which the released vocoders hold the fundamental for a frame
+STEADY_RATE = 22050  # Hz; released vocoders of this rate hold the fundamental for a whole frame
 
 
 @dataclass(frozen=True)
 class SourceNoise:
     """Random part of the harmonic source.
 
-    Args:
+    Attributes:
         phase: Start phase of each harmonic in radians, (batch, harmonics, 1); the fundamental's is zero.
         noise: Standard normal noise added to each harmonic, (batch, harmonics, samples).
     """
@@ -60,7 +60,7 @@ class WeightNormConv1d(_WeightNorm):
 
 
 class WeightNormConvTranspose1d(_WeightNorm):
-    """Weight-normed transposed convolution that makes the length `stride` times longer."""
+    """Weight-normed transposed convolution that multiplies the length by `stride`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
         super().__init__((in_channels, out_channels, kernel_size), out_channels)
@@ -102,12 +102,12 @@ class ResBlock(nn.Module):
 
 
 def _block_reach(kernel_size: int, dilations: tuple[int, ...]) -> int:
-    """Positions on either side that one output of a `ResBlock` sees."""
+    """Return the number of positions on either side that an output of a `ResBlock` depends on."""
     return (kernel_size - 1) // 2 * sum(dilation + 1 for dilation in dilations)
 
 
 class F0Predictor(nn.Module):
-    """Fundamental frequency per mel frame: (batch, mel bands, frames) -> (batch, frames) in Hz, never negative."""
+    """Predicts the fundamental frequency: (batch, bands, frames) -> (batch, frames) in Hz, never negative."""
 
     def __init__(self, in_channels: int, cond_channels: int):
         super().__init__()
@@ -122,10 +122,10 @@ class F0Predictor(nn.Module):
 
 
 class HarmonicSource(nn.Module):
-    """Sines at the fundamental and its harmonics where voiced, noise where not, merged to one channel.
+    """Sines at the fundamental and its harmonics where voiced, noise elsewhere, merged into one channel.
 
-    As released, the fundamental holds for a frame at 22,050 Hz, and glides from the middle of a frame to that of the
-    next at other rates, where the harmonics have no start phases of their own.
+    As in the released vocoders, the fundamental is constant within a frame at 22,050 Hz. At other rates it glides from
+    the middle of a frame to the middle of the next, and the harmonics have no start phases of their own.
     """
 
     def __init__(self, config: HiFTConfig):
@@ -139,8 +139,7 @@ class HarmonicSource(nn.Module):
 
         Args:
             f0: Hz per frame, (batch, frames).
-            start_cycles: Cycles the fundamental has run before the first frame, (batch,), float64; None where no frame
-                comes before it.
+            start_cycles: Cycles of the fundamental before the first frame, (batch,), float64; None at the beginning.
         Returns: (batch, 1, samples), in (-1, 1).
         """
         config = self.config
@@ -153,15 +152,14 @@ class HarmonicSource(nn.Module):
             is_voiced = f0.repeat_interleave(config.samples_per_frame, dim=1) > config.nsf_voiced_threshold
             voiced = is_voiced.to(f0.dtype)[:, None]
             noise_scale = voiced * config.nsf_sigma + (1 - voiced) * config.nsf_alpha / 3
-            harmonics = (
-                config.nsf_alpha * angles.sin() * voiced + noise_scale * noise.noise
-            )  # (batch, harmonics, samples)
+            # (batch, harmonics, samples)
+            harmonics = config.nsf_alpha * angles.sin() * voiced + noise_scale * noise.noise
         return torch.tanh(self.l_linear(harmonics.transpose(1, 2))).transpose(1, 2)
 
     def _cycles(self, f0: Tensor, start_cycles: Tensor | None) -> Tensor:
-        """Cycles the fundamental has run at each sample, (batch, samples), float64.
+        """Return the cycles of the fundamental up to each sample, (batch, samples), float64.
 
-        In float32 the harmonics, which have run 1e5 cycles after a minute, would lose a hundredth.
+        In float32 the harmonics, at 1e5 cycles after a minute, would be off by a hundredth of a cycle.
         """
         size, rate = self.config.samples_per_frame, self.config.sampling_rate
         start = 0 if start_cycles is None else start_cycles[:, None]
@@ -194,9 +192,7 @@ class HiFTGenerator(nn.Module):
         ):
             width = channels[stage + 1]
             self.ups.append(WeightNormConvTranspose1d(channels[stage], width, kernel_size, rate))
-            step = math.prod(
-                config.upsample_rates[stage + 1 :]
-            )  # the source spectrum runs at the rate of the last stage
+            step = math.prod(config.upsample_rates[stage + 1 :])  # the source spectrum has the rate of the last stage
             down = nn.Conv1d(num_bins, width, 1) if step == 1 else nn.Conv1d(num_bins, width, 2 * step, step, step // 2)
             self.source_downs.append(down)
             self.source_resblocks.append(
@@ -216,13 +212,13 @@ class HiFTGenerator(nn.Module):
         generator: torch.Generator | None = None,
         source_f0: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Mel to waveform and predicted fundamental.
+        """Return the wave of a mel and the predicted fundamental.
 
         Args:
             mel: Log-mel, (batch, bands, frames).
-            generator: Of the source's random draws, on any device; a fresh, unseeded one when absent.
-            source_f0: Hz per frame, (batch, frames), that excites the source instead of the prediction (training).
-        Returns: wave (batch, frames * samples_per_frame) in [-audio_limit, audio_limit]; f0 (batch, frames) in Hz.
+            generator: Generator for the source's noise, on any device; None for a new generator with a random seed.
+            source_f0: Hz per frame, (batch, frames), used for the source instead of the prediction (training).
+        Returns: Wave (batch, frames * samples_per_frame) in [-audio_limit, audio_limit]; f0 (batch, frames) in Hz.
         """
         f0 = self.predict_f0(mel)
         noise = self.draw_noise(mel.shape[0], mel.shape[2], generator=generator, device=mel.device)
@@ -231,7 +227,7 @@ class HiFTGenerator(nn.Module):
 
     @property
     def receptive_frames(self) -> int:
-        """Mel frames on either side beyond which nothing changes a sample, given the excitation; an upper bound."""
+        """Upper bound of the number of mel frames on either side that influence a sample, given the excitation."""
         config = self.config
         reach, rate = 3.0, 1  # conv_pre
         for stage, upsample_rate in enumerate(config.upsample_rates):
@@ -244,7 +240,7 @@ class HiFTGenerator(nn.Module):
         return math.ceil(reach + (3 + config.n_fft / config.hop_len) / rate)
 
     def predict_f0(self, mel: Tensor) -> Tensor:
-        """Log-mel (batch, bands, frames) -> fundamental in Hz, (batch, frames), float32."""
+        """Return the fundamental in Hz, (batch, frames), float32, of a log-mel (batch, bands, frames)."""
         return self.f0_predictor(mel).float()
 
     def draw_noise(
@@ -255,7 +251,7 @@ class HiFTGenerator(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
     ) -> SourceNoise:
-        """Draw the source's start phases and noise where the generator lives, then move them to `device`."""
+        """Draw the source's start phases and noise on the device of the generator, then move them to `device`."""
         if generator is None:
             generator = torch.Generator()
             generator.seed()
@@ -266,12 +262,12 @@ class HiFTGenerator(nn.Module):
         return SourceNoise(phase.to(device), noise.to(device))
 
     def make_source(self, f0: Tensor, noise: SourceNoise, start_cycles: Tensor | None = None) -> Tensor:
-        """Fundamental per frame (batch, frames) -> excitation (batch, 1, samples), float32 also under autocast."""
+        """Return the excitation (batch, 1, samples) for f0 (batch, frames), in float32 even under autocast."""
         with torch.autocast(f0.device.type, enabled=False):
             return self.m_source(f0.detach().float(), noise, start_cycles)
 
     def synthesize(self, mel: Tensor, source: Tensor) -> Tensor:
-        """Filter the excitation: mel (batch, bands, frames), source (batch, 1, samples) -> wave (batch, samples)."""
+        """Filter the excitation (batch, 1, samples) by a mel (batch, bands, frames) to a wave (batch, samples)."""
         config = self.config
         source_spectrum = self._stft(source.squeeze(1))  # (batch, n_fft + 2, samples / hop + 1)
         x = self.conv_pre(mel)
@@ -296,7 +292,7 @@ class HiFTGenerator(nn.Module):
     def _istft(self, log_magnitude: Tensor, phase: Tensor) -> Tensor:
         with torch.autocast(phase.device.type, enabled=False):
             magnitude = log_magnitude.exp().clamp(max=100.0)
-            # The network predicts an angle through a sine, as the released one does: angles stay within one radian.
+            # As in the released network, a sine limits the predicted angles to one radian.
             return torch.istft(torch.polar(magnitude, torch.sin(phase)), **self._stft_settings(phase.device))
 
     def _stft_settings(self, device: torch.device) -> dict[str, Any]:

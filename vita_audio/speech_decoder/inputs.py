@@ -1,4 +1,4 @@
-"""What all decoders ask of the codes and the voice they are given."""
+"""Checks of codes and voices that all decoders share."""
 
 from collections.abc import Sequence
 from operator import index
@@ -20,8 +20,12 @@ def check_codes(codes: Sequence[int], vocab_size: int) -> list[int]:
 def check_voice(
     codes: Sequence[int] | None, mel: Tensor | None, embedding: Tensor | None, *, num_bands: int, embedding_size: int
 ) -> None:
-    """Check a voice: a sample as codes and mel (num_bands, frames), both or neither; embedding (embedding_size,).
+    """Check the parts of a voice, each of which may be None.
 
+    Args:
+        codes: Codes of a recording of the speaker.
+        mel: Log-mel of the same recording, (num_bands, frames); codes and mel are given together.
+        embedding: Speaker embedding, (embedding_size,).
     Raises: ValueError.
     """
     if (codes is None) != (mel is None):

@@ -1,22 +1,22 @@
-"""Padding that leaves no trace: masks, and normalisation over the valid positions only."""
+"""Masks, and operations that ignore padded positions, so that a padded batch equals single runs."""
 
 import torch
 from torch import Tensor, nn
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor | None:
-    """(batch,) lengths -> (batch, 1, size) bool, true where valid; None when every row is full."""
+    """Return a mask (batch, 1, size) bool, true where valid, for lengths (batch,); None if every row is full."""
     mask = torch.arange(size, device=lengths.device) < lengths[:, None]
     return None if bool(mask.all()) else mask[:, None]
 
 
 def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the padded positions of (batch, channels, time)."""
+    """Set the padded positions of (batch, channels, time) to zero."""
     return x if mask is None else x * mask.to(x.dtype)
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """GroupNorm over (batch, channels, time) whose statistics leave out padded positions."""
+    """GroupNorm over (batch, channels, time) whose statistics exclude padded positions."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
@@ -31,7 +31,7 @@ class MaskedGroupNorm(nn.GroupNorm):
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (batch, channels, time) over channels and valid positions, float32."""
+    """Return the mean of (batch, channels, time) over channels and valid positions, float32."""
     x = x.float()
     if mask is None:
         return x.mean()
@@ -41,8 +41,8 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 def resample_nearest(x: Tensor, lengths: Tensor, new_lengths: Tensor, new_size: int) -> Tensor:
     """Stretch each row of (batch, time, channels) to its own new length by repeating the nearest earlier position.
 
-    Same rule as `torch.nn.functional.interpolate(mode="nearest")`, but per row. Positions past a row's new length
-    repeat its last position.
+    The rule is that of `torch.nn.functional.interpolate(mode="nearest")`, applied to each row. Positions beyond a row's
+    new length repeat its last position.
     """
     scale = lengths.float() / new_lengths.float()
     index = (torch.arange(new_size, device=x.device) * scale[:, None]).floor().long()

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram that the flow predicts and the vocoder reads (the one of HiFi-GAN and Matcha-TTS)."""
+"""Log-mel spectrogram that the flow predicts and the vocoder reads, as in HiFi-GAN and Matcha-TTS."""
 
 import functools
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
 
 SAMPLE_RATE = 22050
 NUM_BANDS = 80
@@ -17,7 +18,7 @@ MIN_MAGNITUDE = 1e-5
 
 @dataclass(frozen=True)
 class MelSettings:
-    """Sizes of a spectrogram in samples, frequencies in Hz; the defaults are those of the speech decoder here."""
+    """Sizes of a spectrogram in samples, frequencies in Hz; the defaults are those of the GLM-4-Voice decoder."""
 
     sample_rate: int = SAMPLE_RATE
     num_bands: int = NUM_BANDS
@@ -30,37 +31,28 @@ class MelSettings:
 RELEASED = MelSettings()
 
 
-def hertz_to_mel(frequency: Tensor) -> Tensor:
-    """Slaney's scale: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4)."""
-    log_part = 15 + 27 * torch.log(frequency.clamp(min=1.0) / 1000) / torch.log(torch.tensor(6.4, dtype=torch.float64))
-    return torch.where(frequency < 1000, frequency * 3 / 200, log_part)
-
-
-def mel_to_hertz(mel: Tensor) -> Tensor:
-    """Inverse of `hertz_to_mel`."""
-    return torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
-
-
 @functools.cache
 def mel_filters(settings: MelSettings = RELEASED) -> Tensor:
-    """Triangles of equal area on Slaney's mel scale, (bands, fft_size / 2 + 1), float32."""
-    ends = torch.tensor([settings.min_frequency, settings.max_frequency], dtype=torch.float64)
-    low, high = hertz_to_mel(ends).tolist()
-    edges = mel_to_hertz(torch.linspace(low, high, settings.num_bands + 2, dtype=torch.float64))
-    bins = torch.linspace(0, settings.sample_rate / 2, settings.fft_size // 2 + 1, dtype=torch.float64)
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    triangles = torch.minimum(rising, falling).clamp(min=0)
-    return (triangles * (2 / (edges[2:] - edges[:-2]))[:, None]).float()
+    """Return triangles of equal area on Slaney's mel scale, (bands, fft_size / 2 + 1), float32."""
+    filters = mel_filter_bank(
+        settings.fft_size // 2 + 1,
+        settings.num_bands,
+        settings.min_frequency,
+        settings.max_frequency,
+        settings.sample_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )  # (bins, bands), float64
+    return torch.from_numpy(filters).T.float().contiguous()
 
 
 def mel_spectrogram(wave: Tensor, settings: MelSettings = RELEASED) -> Tensor:
-    """Natural log-mel of a wave.
+    """Return the natural logarithm of the mel spectrogram of a wave.
 
     Args:
         wave: (batch, samples), float in [-1, 1], at the settings' rate.
     Returns: (batch, bands, samples // hop_length), float32, no value below log(1e-5).
-    Raises: ValueError if there are too few samples for the edges, which are mirrored; 384 by default.
+    Raises: ValueError for a wave too short to be mirrored at its edges (384 samples or fewer by default).
     """
     padding = (settings.fft_size - settings.hop_length) // 2
     if wave.shape[-1] <= padding:

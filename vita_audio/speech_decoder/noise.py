@@ -1,4 +1,4 @@
-"""Random numbers addressed by frame, so that chunks of a stream see what one whole run sees."""
+"""Random numbers addressed by frame, so that the chunks of a stream use the same numbers as whole decoding."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,17 @@ from torch import Tensor
 class FrameNoise:
     """Standard normal noise, a fixed number of values per frame.
 
-    Values depend on the seed and on the frame alone: on no device, chunk size or other stream.
-
-    Args:
-        size: Values per frame; a multiple of 16, because torch draws normal numbers in groups of 16.
-        generator: CPU generator, used by nothing else. None: there is no noise beyond `rows`.
-        rows: Noise of the first frames, (frames, size), if it was drawn already.
+    Values depend only on the seed and the frame, not on device, chunk size or other streams.
     """
 
     def __init__(self, size: int, generator: torch.Generator | None, rows: Tensor | None = None):
+        """Begin at frame 0.
+
+        Args:
+            size: Values per frame; a multiple of 16, because torch draws normal numbers in groups of 16.
+            generator: CPU generator that nothing else uses. None: there is no noise beyond `rows`.
+            rows: Noise of the first frames, (frames, size), if it has been drawn already.
+        """
         if size % 16:
             raise ValueError(f"the number of values per frame must be a multiple of 16, got {size}")
         self.generator = generator
@@ -23,7 +25,10 @@ class FrameNoise:
         self.rows = torch.empty(0, size) if rows is None else rows
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Noise of the frames from `start` to `stop`, (stop - start, size); frames before `start` are forgotten."""
+        """Return the noise of frames `start` to `stop`, (stop - start, size), and forget the frames before `start`.
+
+        Raises: ValueError for frames that were forgotten or that have no noise.
+        """
         if start < self.first_frame:
             raise ValueError(f"noise before frame {self.first_frame} is gone, asked for frame {start}")
         missing = stop - self.first_frame - len(self.rows)

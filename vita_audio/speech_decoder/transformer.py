@@ -14,7 +14,7 @@ from .config import EncoderConfig
 
 
 def relative_positions(num_positions: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Sinusoids of the distances num_positions - 1 down to 1 - num_positions, (2 * num_positions - 1, size)."""
+    """Return sinusoids of the distances num_positions - 1 to 1 - num_positions, (2 * num_positions - 1, size)."""
     distance = torch.arange(num_positions - 1, -num_positions, -1, device=device, dtype=torch.float32)
     rate = torch.exp(torch.arange(0, size, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / size))
     angle = distance[:, None] * rate
@@ -22,14 +22,14 @@ def relative_positions(num_positions: int, size: int, device: torch.device | str
 
 
 def block_causal_mask(num_positions: int, block_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """(time, time) bool, true where query i sees key j: j is not later than i, or in the same block."""
+    """Return (time, time) bool, true where query i sees key j: j is not later than i, or in the same block."""
     index = torch.arange(num_positions, device=device)
     block = index // block_size
     return block[None, :] <= block[:, None]
 
 
 def _shift_relative(scores: Tensor) -> Tensor:
-    """Scores by distance (..., time, 2 * time - 1) -> scores by key (..., time, time)."""
+    """Convert scores by distance (..., time, 2 * time - 1) to scores by key (..., time, time)."""
     *batch, num_positions, num_distances = scores.shape
     padded = F.pad(scores, (1, 0)).reshape(*batch, num_distances + 1, num_positions)
     return padded[..., 1:, :].reshape(*batch, num_positions, num_distances)[..., :num_positions]
@@ -54,7 +54,12 @@ class RelativeAttention(nn.Module):
         nn.init.xavier_uniform_(self.pos_bias_v)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """x (batch, time, size), positions (2 * time - 1, size), mask (batch or 1, 1, time, time) bool."""
+        """Attend over x, (batch, time, size).
+
+        Args:
+            positions: From `relative_positions`, (2 * time - 1, size).
+            mask: (batch or 1, 1, time, time) bool, true where a query sees a key.
+        """
         query, key, value = (
             linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear in (self.linear_q, self.linear_k, self.linear_v)
@@ -118,7 +123,7 @@ class InputProjection(nn.Module):
 
 
 class BlockConformerEncoder(nn.Module):
-    """Encoder whose attention sees all earlier positions and the rest of the query's own block."""
+    """Encoder whose queries see all earlier positions and their own block."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

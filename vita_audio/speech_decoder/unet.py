@@ -1,8 +1,8 @@
 """One-dimensional UNet that estimates the velocity of the flow.
 
 Residual convolution blocks and full self-attention at two time scales, as in Matcha-TTS (Mehta et al. 2024) and
-CosyVoice; parameter names are those of the released flow (`decoder.estimator.*`). Deliberate difference: padded
-positions are left out of attention and of normalisation, so a padded batch equals single runs.
+CosyVoice; parameter names are those of the released flow (`decoder.estimator.*`). Deliberate difference: attention and
+normalisation exclude padded positions, so that a padded batch equals single runs.
 """
 
 import math
@@ -16,7 +16,7 @@ from .masking import MaskedGroupNorm, apply_mask
 
 
 def time_sinusoids(t: Tensor, size: int) -> Tensor:
-    """Flow time in [0, 1], (batch,) -> (batch, size): sines, then cosines, of 1000 t."""
+    """Return sines, then cosines, of 1000 t for flow times in [0, 1]: (batch,) -> (batch, size)."""
     half = size // 2
     rate = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
     angle = 1000.0 * t.float()[:, None] * rate
@@ -123,7 +123,7 @@ class TransformerBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the time: T -> ceil(T / 2)."""
+    """Halve the length: T -> ceil(T / 2)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -134,7 +134,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the time."""
+    """Double the length."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -144,8 +144,30 @@ class Upsample(nn.Module):
         return self.conv(x)
 
 
+def run_block(
+    resnet: ResnetBlock,
+    transformers: nn.ModuleList,
+    x: Tensor,
+    time: Tensor,
+    *,
+    mask: Tensor | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Run one block of the UNet over (batch, channels, time).
+
+    Args:
+        time: Embedded flow time, (batch, time_size).
+        mask: (batch, 1, time) bool, true where valid; None when nothing is padded.
+        visible: Attention mask, (batch or 1, time, time) bool, that takes the place of `mask` in the attention.
+    """
+    x = resnet(x, mask, time).transpose(1, 2)  # (batch, time, channels)
+    for block in transformers:
+        x = block(x, mask if visible is None else visible)
+    return x.transpose(1, 2)
+
+
 class ConditionalDecoder(nn.Module):
-    """The UNet: velocity at a point of the flow, given prior, speaker and prompt."""
+    """The UNet: estimates the velocity at a point of the flow, given prior, speaker and prompt."""
 
     def __init__(self, config: EstimatorConfig):
         super().__init__()
@@ -186,7 +208,7 @@ class ConditionalDecoder(nn.Module):
         spks: Tensor,
         cond: Tensor,
     ) -> Tensor:
-        """Velocity at `x`.
+        """Return the velocity at `x`.
 
         Args:
             x: Point of the flow, (batch, bands, frames).
@@ -194,31 +216,24 @@ class ConditionalDecoder(nn.Module):
             mu: Prior from the codes, like `x`.
             t: Flow time in [0, 1], (batch,).
             spks: Speaker vector, (batch, bands).
-            cond: Mel of the prompt where there is one, else zero, like `x`.
+            cond: Mel of the prompt in its frames and zero elsewhere, like `x`.
         Returns: (batch, bands, frames), zero where padded.
         """
         time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
         hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
         masks, skips = [mask], []
         for resnet, transformers, resample in self.down_blocks:
-            hidden = _run(resnet, transformers, hidden, masks[-1], time)
+            hidden = run_block(resnet, transformers, hidden, time, mask=masks[-1])
             skips.append(hidden)
             hidden = resample(apply_mask(hidden, masks[-1]))
             halved = isinstance(resample, Downsample) and masks[-1] is not None
             masks.append(masks[-1][..., ::2] if halved else masks[-1])
         masks.pop()
         for resnet, transformers in self.mid_blocks:
-            hidden = _run(resnet, transformers, hidden, masks[-1], time)
+            hidden = run_block(resnet, transformers, hidden, time, mask=masks[-1])
         for resnet, transformers, resample in self.up_blocks:
             mask_up, skip = masks.pop(), skips.pop()
             hidden = torch.cat([hidden[..., : skip.shape[-1]], skip], dim=1)
-            hidden = _run(resnet, transformers, hidden, mask_up, time)
+            hidden = run_block(resnet, transformers, hidden, time, mask=mask_up)
             hidden = resample(apply_mask(hidden, mask_up))
         return apply_mask(self.final_proj(self.final_block(hidden, mask)), mask)
-
-
-def _run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, mask: Tensor | None, time: Tensor) -> Tensor:
-    x = resnet(x, mask, time).transpose(1, 2)  # (batch, time, channels)
-    for block in transformers:
-        x = block(x, mask)
-    return x.transpose(1, 2)

@@ -1,6 +1,6 @@
-"""Mel to wave in pieces that are, given the mel, the samples of the whole to rounding.
+"""Vocode a mel in pieces whose samples equal those of the whole mel up to rounding.
 
-A stream carries the phase of its excitation and re-reads as much of the earlier mel as the vocoder can see.
+A stream carries the phase of its excitation and re-reads as much of the earlier mel as its samples depend on.
 """
 
 import math
@@ -15,18 +15,18 @@ from .noise import FrameNoise
 
 @dataclass
 class VocoderState:
-    """What is remembered between pieces: made by `start_vocoder`, changed by `vocode`, owned by the caller."""
+    """State between pieces: made by `start_vocoder`, changed by `vocode`, owned by the caller."""
 
     phase: Tensor  # start phase of each harmonic, (1, harmonics, 1), radians
     noise: FrameNoise
     position: int  # frames finished
-    cycles: Tensor  # cycles the fundamental has run, (1,), float64
-    mel: Tensor  # last frames that became samples, (1, bands, at most receptive_frames)
+    cycles: Tensor  # cycles of the fundamental so far, (1,), float64
+    mel: Tensor  # last finished frames, (1, bands, at most receptive_frames)
     source: Tensor  # their excitation, (1, 1, samples)
 
 
 def start_vocoder(hift: HiFTGenerator, seed: int = 42) -> VocoderState:
-    """Begin a stream of mel frames to be made audible by `vocode`."""
+    """Begin a stream of mel frames for `vocode`, with `seed` for its noise."""
     config, device = hift.config, hift.conv_pre.bias.device
     generator = torch.Generator().manual_seed(seed)
     phase = (torch.rand(1, config.nb_harmonics + 1, 1, generator=generator) * 2 - 1) * math.pi
@@ -43,11 +43,11 @@ def start_vocoder(hift: HiFTGenerator, seed: int = 42) -> VocoderState:
 
 @torch.inference_mode()
 def vocode(hift: HiFTGenerator, state: VocoderState, mel: Tensor, num_new: int) -> Tensor:
-    """Make the next frames of a stream audible.
+    """Vocode the next frames of a stream.
 
     Args:
-        mel: (1, bands, frames) that follow the frames finished before.
-        num_new: How many of them are finished; the vocoder only looks at the others, as their future.
+        mel: The frames that follow the finished ones, (1, bands, frames).
+        num_new: Number of these frames to finish; the rest serve as look-ahead.
     Returns: (num_new * samples_per_frame,), float32, on the vocoder's device.
     """
     config, size = hift.config, hift.config.samples_per_frame

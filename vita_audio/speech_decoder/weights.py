@@ -1,4 +1,4 @@
-"""Weights of the released speech decoders, pickled or as safetensors, into our modules."""
+"""Load the weights of released speech decoders, pickled or as safetensors, into our modules."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from vita_audio.files.tensors import fill_module, find_file, read_tensors
 
 
 def load_weights(module: nn.Module, folder: Path, name: str, config_name: str = "config.yaml") -> None:
-    """Fill a module made on the meta device from `name.safetensors` or `name.pt`, as float32.
+    """Fill a module on the meta device with float32 weights from `name.safetensors` or `name.pt`.
 
     Raises: FileNotFoundError, or ValueError naming the file and its missing, unexpected or misshapen weights.
     """
@@ -19,7 +19,7 @@ def load_weights(module: nn.Module, folder: Path, name: str, config_name: str = 
 
 
 def our_name(name: str) -> str:
-    """Undo what trainers of CosyVoice do to the name of a tensor: a prefix, and torch's newer weight norm."""
+    """Undo what CosyVoice's trainers change in a tensor's name: a prefix, and torch's newer weight norm."""
     return re.sub(
         r"parametrizations\.weight\.original([01])$",
         lambda match: f"weight_{'gv'[int(match[1])]}",

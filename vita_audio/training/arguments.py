@@ -1,4 +1,7 @@
-"""Command-line fields of the training program. Names follow VITA-Audio and transformers where they exist there."""
+"""The flags of the training program. Names follow VITA-Audio and transformers where these have the flag.
+
+Importing this module is fast; `parse_arguments` imports torch only after the flags have passed a first check.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,19 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers import HfArgumentParser
 
 from vita_audio.interleave import MODES, InterleavePlan
-from vita_audio.text import parse_audio_input
+from vita_audio.training.trainer_flags import trainer_flags
+
+if TYPE_CHECKING:
+    from vita_audio.training.trainer_arguments import SpeechTrainingArguments
 
 
 def option(help: str, default: object = None) -> object:
-    """Make a dataclass field with its line of help."""
+    """Make a dataclass field with its help text."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
@@ -26,36 +31,36 @@ def option(help: str, default: object = None) -> object:
 
 @dataclass
 class ModelArguments:
-    """What is trained."""
+    """The model to train."""
 
     model_name_or_path: str | None = option(
-        "Checkpoint to start from, Qwen2 or of an earlier stage; none: random weights"
+        "Checkpoint to start from: a Qwen2 model or the result of an earlier stage (default: random weights)"
     )
-    config_name: str | None = option("Model config (json file or folder); default: that of the checkpoint")
-    tokenizer_name: str | None = option("Text tokenizer; default: that of the checkpoint")
+    config_name: str | None = option("Model configuration, a JSON file or folder (default: the checkpoint's)")
+    tokenizer_name: str | None = option("Text tokenizer (default: the checkpoint's)")
     audio_tokenizer_type: str = option(
-        "Name of the audio tokenizer; with sensevoice_ before it, audio of user and system is continuous input",
+        "Name of the audio tokenizer; the prefix sensevoice_ makes the audio of user and system continuous input",
         "glm4voice",
     )
-    audio_tokenizer_path: str | None = option("Its weights; default: the small ones in this package")
+    audio_tokenizer_path: str | None = option("Weights of the audio tokenizer (default: those embedded in the package)")
     audio_input: list[str] | None = option(
-        "How audio of a role is read, such as user=both: discrete, continuous, or both; default: as the checkpoint's "
-        "tokenizer says, or else as the type of the audio tokenizer"
+        "How the audio of a role enters the model, such as user=both: discrete, continuous or both (default: as in the "
+        "checkpoint's tokenizer, otherwise as the type of the audio tokenizer says)"
     )
     audio_model_name_or_path: str | None = option(
-        "Folder of a SenseVoiceSmall to take the speech encoder from; default: that of the checkpoint"
+        "Folder of a SenseVoiceSmall whose speech encoder the model takes (default: the checkpoint's encoder)"
     )
-    audio_model_freeze: bool = option("Do not train the speech encoder", False)
+    audio_model_freeze: bool = option("Freeze the speech encoder", False)
     text_audio_interval_ratio: list[int] = option(
         "Text tokens, audio tokens, text tokens, ...; the last pair repeats", list(MODES["boost"])
     )
     language_model_freeze: bool = option("Train the MTP modules only", False)
-    mtp_loss_weight: float | None = option("Factor of the mean MTP loss; default: that of the model config")
+    mtp_loss_weight: float | None = option("Weight of the mean MTP loss (default: the model configuration's)")
     mtp_kl_weight: float | None = option(
-        "Factor of the mean divergence of the MTP modules from the backbone; default: that of the model config"
+        "Weight of the mean divergence of the MTP modules from the backbone (default: the model configuration's)"
     )
     model_max_length: int = option("Tokens in a pack", 4096)
-    attn_implementation: str = option("eager, sdpa, flash_attention_2; auto: the fastest that works here", "auto")
+    attn_implementation: str = option("eager, sdpa or flash_attention_2; auto: the fastest available", "auto")
 
     def __post_init__(self):
         if not (self.model_name_or_path or self.config_name):
@@ -69,22 +74,21 @@ class ModelArguments:
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"--{name} must be 0 or more, got {value}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
-        self.audio_input_roles = parse_audio_input(self.audio_input or ())
 
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """The data to train on."""
 
     dataset_name: str | None = option("Data yaml")
     audio_code_dir: str | None = option(
-        "Folder of audio codes, see tools/extract_audio_codes.py; default: OUTPUT_DIR/audio_codes"
+        "Folder of audio codes, see tools/extract_audio_codes.py (default: OUTPUT_DIR/audio_codes)"
     )
-    pack_cache_dir: str | None = option("Folder that keeps packed data; default: OUTPUT_DIR/packs")
-    extract_codes: bool = option("Encode audio that has no codes yet before training", False)
-    preprocessing_num_workers: int = option("Processes that pack the data; 0: the main one", 0)
+    pack_cache_dir: str | None = option("Folder that caches packed data (default: OUTPUT_DIR/packs)")
+    extract_codes: bool = option("Encode audio without codes before training", False)
+    preprocessing_num_workers: int = option("Worker processes that pack the data; 0: none", 0)
     user_audio_loss_weight: float = option("Also learn the codes of user speech, with this loss weight", 0.0)
-    audio_code_noise: float = option("Share of audio codes that are read as random ones, against overfitting", 0.0)
+    audio_code_noise: float = option("Share of input audio codes replaced by random ones, a regularisation", 0.0)
 
     def __post_init__(self):
         if self.dataset_name is None:
@@ -98,23 +102,23 @@ class DataArguments:
 
 
 @dataclass
-class SpeechTrainingArguments(TrainingArguments):
-    """TrainingArguments of transformers and what speech training adds."""
+class SpeechOptions:
+    """Flags that speech training adds to TrainingArguments, and fields of it with another default."""
 
     output_dir: str | None = option("Folder of the result; a run continues from the last checkpoint in it")
     overwrite_output_dir: bool = option(
-        "Start anew in a used folder; checkpoints of earlier runs in it are deleted", False
+        "Start again in a used folder; checkpoints of earlier runs in it are deleted", False
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
     log_main_loss: int = option("Steps from one measurement of a frozen backbone's loss to the next", 10)
-    remove_unused_columns: bool = option("Leave columns out of the packs that the model does not take", False)
+    remove_unused_columns: bool = option("Drop columns of the packs that the model does not take", False)
     report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
-    eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation/run.py, such as demo")
-    eval_corpus: str | None = option("Folder of tools/demo/make_corpus.py, for the demo suite")
-    eval_data: str | None = option("Folder of evaluation/prepare.py, for the public sets")
+    eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation.run, such as demo")
+    eval_corpus: str | None = option("Folder made by tools.demo.make_corpus, for the demo suite")
+    eval_data: str | None = option("Folder made by evaluation.prepare, for the public sets")
     eval_limit: int = option("Samples of each benchmark", 20)
-    eval_minutes: float = option("Longest time of one evaluation; what takes longer has failed", 60.0)
-    eval_options: list[str] | None = option("More options of evaluation/run.py as NAME=VALUE, such as modes=vanilla")
+    eval_minutes: float = option("Time limit of one evaluation; an evaluation that exceeds it has failed", 60.0)
+    eval_options: list[str] | None = option("More options of evaluation.run as NAME=VALUE, such as modes=vanilla")
     ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data", 6 * 3600)
 
     def __post_init__(self):
@@ -124,14 +128,7 @@ class SpeechTrainingArguments(TrainingArguments):
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
         if self.log_main_loss < 1:
             raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
-        super().__post_init__()
-        if self.eval_suite:
-            self._check_evaluation()
-
-    def _check_evaluation(self) -> None:
-        if self.save_strategy == SaveStrategy.NO:
-            raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
-        if not 0 < 60 * self.eval_minutes < self.ddp_timeout:
+        if self.eval_suite and not 0 < 60 * self.eval_minutes < self.ddp_timeout:
             raise ValueError(
                 "--eval_minutes must be above 0 and shorter than --ddp_timeout, for which other processes wait "
                 f"({self.ddp_timeout / 60:g} minutes), got {self.eval_minutes:g}"
@@ -140,26 +137,52 @@ class SpeechTrainingArguments(TrainingArguments):
             raise ValueError(f"--eval_options must be NAME=VALUE, got {' '.join(wrong)}")
 
 
-Arguments = tuple[ModelArguments, DataArguments, SpeechTrainingArguments]
+Arguments = tuple[ModelArguments, DataArguments, "SpeechTrainingArguments"]
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser without abbreviations that reports a mistake in one line, without the usage of 150 flags."""
+
+    def __init__(self, *classes: type):
+        super().__init__(classes, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """Parse flags, or the one JSON file whose keys are flag names."""
+        if len(argv) == 1 and argv[0].endswith(".json"):
+            return self.parse_json_file(argv[0])
+        if unknown := self.parse_known_args(argv)[1]:
+            self.error(f"unknown arguments: {' '.join(unknown)}")
+        return self.parse_args_into_dataclasses(argv)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Parse flags, or the one JSON file whose keys are flag names.
 
-    Raises: ValueError, FileNotFoundError for values that cannot be; SystemExit for unknown flags.
+    Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser((ModelArguments, DataArguments, SpeechTrainingArguments), allow_abbrev=False)
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])
-    return parser.parse_args_into_dataclasses(argv)
+    ours = frozenset(item.name for item in fields(SpeechOptions))
+    # Answers --help and most mistakes without the seconds that the import of TrainingArguments takes.
+    _Parser(ModelArguments, DataArguments, SpeechOptions, trainer_flags(without=ours)).parse(argv)
+    from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+
+    return _Parser(ModelArguments, DataArguments, SpeechTrainingArguments).parse(argv)
 
 
 def argument_values(arguments: Arguments, *, changed_only: bool = False) -> dict[str, Any]:
-    """Return the values of all fields as JSON values, or of those only that differ from their default."""
+    """Return the arguments by name as JSON values.
+
+    Args:
+        arguments: Result of `parse_arguments`.
+        changed_only: Leave out arguments that have their default value.
+    """
     values = {}
     for part in arguments:
-        plain = part.to_dict() if isinstance(part, TrainingArguments) else vars(part)  # to_dict hides access tokens
+        # to_dict of TrainingArguments hides access tokens
+        plain = part.to_dict() if hasattr(part, "to_dict") else vars(part)
         for item in fields(part):
             default = item.default if item.default_factory is MISSING else item.default_factory()
             if item.name in plain and not (changed_only and getattr(part, item.name) == default):

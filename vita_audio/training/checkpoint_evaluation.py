@@ -1,11 +1,11 @@
-"""Evaluation of the checkpoints of a training run, by evaluation/run.py in a process of its own.
+"""Evaluation of the checkpoints of a training run, by `evaluation.run` in a separate process.
 
-The main process waits for it, the others wait for the main process. Whatever goes wrong in an evaluation costs its
-figures and nothing else: it is logged, counted, and the training goes on. In the folder of the run:
+The main process waits for the evaluation, the other processes wait for the main process. An evaluation that fails costs
+its metrics and nothing else: the failure is logged and counted, and training continues. Files in the run folder:
 
     evaluation/step-N/     answers, results.json, results.html, and log.txt of the evaluation of checkpoint-N
-    quality.json           the figures of all of them, and what failed
-    curves.png             gets a panel with these figures
+    quality.json           the metrics of all checkpoints, and the failures
+    curves.png             gets a panel with these metrics
 """
 
 from __future__ import annotations
@@ -22,81 +22,90 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from vita_audio.training.arguments import ModelArguments, SpeechTrainingArguments
+from vita_audio.files.atomic import write_json
+from vita_audio.training.arguments import SpeechOptions
 from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import EVALUATIONS, QUALITY_FILE
+from vita_audio.training.settings import StageSettings
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = [sys.executable, str(ROOT / "evaluation" / "run.py")]
+ROOT = Path(__file__).resolve().parents[2]  # the repository, where the package `evaluation` is found
+PROGRAM = [sys.executable, "-m", "evaluation.run"]
+PATH_OPTIONS = ("corpus", "data", "against", "audio-tokenizer-path", "audio-decoder-path", "audio-model-path")
 RESULTS, LOG, FAILURE = "results.json", "log.txt", "failure.json"
-OF_LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
+LAUNCHER_VARIABLES = ("TORCHELASTIC_", "ACCELERATE_", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "RANK", "WORLD_SIZE")
 
 logger = logging.getLogger(__name__)
 
 
 class EvaluationError(RuntimeError):
-    """An evaluation has no figures, or not all."""
+    """An evaluation produced no metrics, or only some of them."""
 
 
-def evaluation_command(model_arguments: ModelArguments, training_arguments: SpeechTrainingArguments) -> list[str]:
-    """Return the command that evaluates a checkpoint, but for --model and --output."""
-    options: dict[str, Sequence[str]] = {
-        "suite": training_arguments.eval_suite,
-        "limit": [str(training_arguments.eval_limit)],
-        "audio-tokenizer-type": [model_arguments.audio_tokenizer_type],
+def evaluation_command(settings: StageSettings, options: SpeechOptions) -> list[str]:
+    """Return the command that evaluates a checkpoint of a stage, without --model and --output.
+
+    Paths that exist become absolute, because the command runs in the repository.
+    """
+    values: dict[str, list[str | None]] = {
+        "suite": options.eval_suite,
+        "limit": [str(options.eval_limit)],
+        "corpus": [options.eval_corpus],
+        "data": [options.eval_data],
+        "audio-tokenizer-type": [settings.audio_tokenizer_type],
+        "audio-tokenizer-path": [settings.audio_tokenizer_path],
+        "audio-model-path": [settings.audio_model_name_or_path],
     }
-    for name, path in (
-        ("corpus", training_arguments.eval_corpus),
-        ("data", training_arguments.eval_data),
-        ("audio-tokenizer-path", model_arguments.audio_tokenizer_path),
-        ("audio-model-path", model_arguments.audio_model_name_or_path),
-    ):
-        if path:
-            options[name] = [path]
-    for entry in training_arguments.eval_options or ():
+    values = {name: parts for name, parts in values.items() if parts != [None]}
+    for entry in options.eval_options or ():
         name, _, value = entry.partition("=")
-        options[name] = [*options.get(name, ()), value]
-    return [*PROGRAM, *(part for name, values in options.items() for part in (f"--{name}", *values))]
+        values[name] = [*values.get(name, ()), value]
+    for name in values.keys() & set(PATH_OPTIONS):
+        values[name] = [os.path.abspath(part) if os.path.exists(part) else part for part in values[name]]
+    return [*PROGRAM, *(part for name, parts in values.items() for part in (f"--{name}", *parts))]
 
 
 def check_evaluation(command: Sequence[str]) -> None:
-    """See before the training whether the program takes the command, and whether data and judges are there.
+    """Check that `evaluation.run` accepts the command, and that its data and judges are available.
 
-    Raises: ValueError with its last words if not.
+    Raises: ValueError with the last line that it prints, or if this installation has no `evaluation`.
     """
-    result = subprocess.run(
-        [*command, "--model", "-", "--output", "-", "--check"], env=own_environment(), capture_output=True, text=True
-    )
+    if not (ROOT / "evaluation" / "run.py").is_file():
+        raise ValueError(
+            f"--eval_suite needs the folder evaluation of the repository next to the package vita_audio, got {ROOT}; "
+            "train from a clone of the repository, installed with pip install -e"
+        )
+    result = _run([*command, "--model", "-", "--output", "-", "--check"], capture_output=True, text=True)
     if result.returncode:
         raise ValueError(f"--eval_suite: {last_line(result.stderr)}")
 
 
-def own_environment() -> dict[str, str]:
-    """Return the environment of a program that is not one of the processes of the training."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+def _run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
+    """Run a program of the repository that is not a process of the training."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    return subprocess.run(command, cwd=ROOT, env=environment, **options)
 
 
 def last_line(text: str) -> str:
+    """Return the last line with text, stripped."""
     return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "nothing printed")
 
 
 def evaluate_checkpoint(command: Sequence[str], checkpoint: Path, output: Path, minutes: float) -> None:
-    """Run the evaluation of a checkpoint to its end; what it prints goes to a file in `output`.
+    """Evaluate a checkpoint; everything printed goes to a file in `output`.
 
-    Raises: EvaluationError with its last words if it fails or takes too long; OSError.
+    Args:
+        command: Result of `evaluation_command`.
+        checkpoint: Folder of the checkpoint.
+        output: Folder for the results.
+        minutes: Time limit.
+    Raises: EvaluationError with the last printed line if the evaluation fails or exceeds the limit; OSError.
     """
     output.mkdir(parents=True, exist_ok=True)
-    command = [*command, "--model", str(checkpoint), "--output", str(output)]
+    command = [*command, "--model", str(checkpoint.absolute()), "--output", str(output.absolute())]
     with (output / LOG).open("w", encoding="utf-8") as log:
         try:
-            done = subprocess.run(
-                command,
-                env=own_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=60 * minutes,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            done = _run(command, timeout=60 * minutes, **streams)
         except subprocess.TimeoutExpired as error:
             raise EvaluationError(f"not done after {minutes:g} minutes, see {output / LOG}") from error
     if not (output / RESULTS).exists():
@@ -111,10 +120,12 @@ def evaluate_checkpoint(command: Sequence[str], checkpoint: Path, output: Path, 
         raise EvaluationError("; ".join(f"{row['benchmark']} {row['status']}: {row['note']}" for row in failed))
 
 
-def read_figures(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the shares that an evaluation found, with intervals, but those of public rules; by benchmark and figure.
+def read_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the metrics of an evaluation that are shares, without those computed by public rules.
 
-    With several modes the mode stands behind.
+    Args:
+        results: Content of results.json.
+    Returns: `value`, `low` and `high` of each metric; keys are benchmark and metric, and the mode if there are several.
     """
     rows = [row for row in results["results"] if row["mode"] != "original"]
     several = len({row["mode"] for row in rows if row["mode"] != "-"}) > 1
@@ -129,12 +140,12 @@ def read_figures(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def collect_quality(folder: Path) -> dict[str, Any]:
-    """Return the content of quality.json: figures by step, and failures by step."""
+    """Return the content of quality.json: metrics by step, and failures by step."""
     steps = sorted((int(path.name.removeprefix("step-")), path) for path in (folder / EVALUATIONS).glob("step-*"))
-    figures = {step: read_figures(read_json(path / RESULTS)) for step, path in steps if (path / RESULTS).exists()}
+    metrics = {step: read_metrics(read_json(path / RESULTS)) for step, path in steps if (path / RESULTS).exists()}
     failures = {step: read_json(path / FAILURE)["reason"] for step, path in steps if (path / FAILURE).exists()}
     return {
-        "figures": [{"step": step, **values} for step, values in figures.items() if values],
+        "metrics": [{"step": step, **values} for step, values in metrics.items() if values],
         "failures": [{"step": step, "reason": reason} for step, reason in failures.items()],
     }
 
@@ -144,10 +155,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class CheckpointEvaluation(TrainerCallback):
-    """Evaluates a checkpoint as soon as it is saved, and after a resumption the one resumed from if that was missed."""
+    """Evaluates every checkpoint when it is saved; a resumed run first evaluates its checkpoint if that was missed."""
 
     def __init__(self, command: Sequence[str], minutes: float):
-        """Take the command of `evaluation_command`, and the minutes after which an evaluation is ended."""
+        """Make a callback.
+
+        Args:
+            command: Result of `evaluation_command`.
+            minutes: Time limit of one evaluation.
+        """
         self._command = list(command)
         self._minutes = minutes
 
@@ -160,7 +176,7 @@ class CheckpointEvaluation(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir)
         if state.is_world_process_zero:
-            shutil.rmtree(self._output(folder, state.global_step), ignore_errors=True)  # of a checkpoint written anew
+            shutil.rmtree(self._output(folder, state.global_step), ignore_errors=True)  # of an earlier checkpoint
             self._evaluate(folder, state)
 
     def _output(self, folder: Path, step: int) -> Path:
@@ -174,17 +190,17 @@ class CheckpointEvaluation(TrainerCallback):
                 evaluate_checkpoint(self._command, folder / f"checkpoint-{step}", output, self._minutes)
             except (EvaluationError, OSError) as error:
                 logger.warning("the evaluation of step %d failed: %s", step, error)
-                (output / FAILURE).write_text(json.dumps({"reason": str(error)}) + "\n", encoding="utf-8")
+                write_json(output / FAILURE, {"reason": str(error)})
             quality = collect_quality(folder)
-            (folder / QUALITY_FILE).write_text(json.dumps(quality, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / QUALITY_FILE, quality)
             if any("loss" in entry for entry in state.log_history):
                 draw_run(folder, state.log_history)
-            logger.info("step %d: %s", step, _described(quality["figures"], step))
-        except Exception:  # a full disk, a damaged file: nothing here is worth the training
+            logger.info("step %d: %s", step, _described(quality["metrics"], step))
+        except Exception:  # a full disk or a damaged file must not end the training
             logger.exception("the evaluation of step %d failed", step)
 
 
-def _described(figures: Sequence[Mapping[str, Any]], step: int) -> str:
-    found = [row for row in figures if row["step"] == step]
+def _described(rows: Sequence[Mapping[str, Any]], step: int) -> str:
+    found = [row for row in rows if row["step"] == step]
     shares = [f"{name} {100 * value['value']:.1f} %" for row in found for name, value in row.items() if name != "step"]
-    return ", ".join(shares) or "no figures"
+    return ", ".join(shares) or "no metrics"

@@ -1,4 +1,4 @@
-"""Pictures and figures of a training run, from the log of the Trainer."""
+"""Plots and summary of a training run, from the log of the Trainer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vita_audio.plots import new_figure
 from vita_audio.training.run_folder import QUALITY_FILE
 from vita_audio.training.trainer import depth_name
 
 
 def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
-    """Draw curves.png of a run, with the quality of its checkpoints as far as they were evaluated."""
+    """Draw curves.png in a run folder, with the metrics of the checkpoints evaluated so far."""
     folder = Path(folder).absolute()
     title = f"{folder.parent.name}/{folder.name}"
-    draw_curves(log_history, folder / "curves.png", title, quality=read_quality(folder).get("figures", ()))
+    draw_curves(log_history, folder / "curves.png", title, quality=read_quality(folder).get("metrics", ()))
 
 
 def read_quality(folder: str | Path) -> dict[str, Any]:
@@ -30,21 +31,20 @@ def draw_curves(
     """Draw loss and accuracy of every depth and the learning rates over the steps, as a PNG file.
 
     Args:
-        quality: Figures of checkpoints for one more panel: their `step`, and by name dictionaries of the fractions
-            `value`, `low` and `high`.
+        log_history: Log entries of the Trainer.
+        path: File to write.
+        title: Title of the plot.
+        quality: Metrics of checkpoints for one more panel. A row holds the `step`, and for each metric a dictionary of
+            the fractions `value`, `low` and `high`.
+    Raises: ValueError if the log has no training losses; MissingPackageError without matplotlib.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     entries = training_entries(log_history)
     num_panels = 4 if quality else 3
-    figure = Figure(figsize=(5 * num_panels, 4.5))
-    FigureCanvasAgg(figure)
+    figure = new_figure(5 * num_panels, 4.5)
     axes = figure.subplots(1, num_panels)
     loss_axis, accuracy_axis, rate_axis = axes[:3]
     names = depth_names(entries)
-    colours = _colours(len(names))
-    for name, colour in zip(names, colours, strict=True):
+    for name, colour in zip(names, _colours(len(names)), strict=True):
         _plot(loss_axis, entries, f"{name}_loss", label=name, color=colour)
         _plot(accuracy_axis, entries, f"{name}_accuracy", label=name, color=colour)
     for name in ("learning_rate", "mtp_learning_rate"):
@@ -108,7 +108,7 @@ def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) 
 
 
 def _plot_quality(axis: Any, quality: Sequence[dict[str, Any]]) -> None:
-    """Draw figures in per cent over the steps, each with a band for its interval."""
+    """Draw metrics in per cent over the steps, each with a band for its interval."""
     names = dict.fromkeys(name for row in quality for name in row if name != "step")
     for name in names:
         rows = [
@@ -123,7 +123,7 @@ def _plot_quality(axis: Any, quality: Sequence[dict[str, Any]]) -> None:
 
 
 def _colours(count: int) -> list[Any]:
-    """Black for the backbone, then from dark to light."""
+    """Return one colour for each depth: black for the backbone, then from dark to light."""
     from matplotlib import colormaps
 
     return ["black", *(colormaps["viridis"](index / max(count - 1, 1)) for index in range(count - 1))]

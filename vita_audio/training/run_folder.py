@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, what to resume from, whether the run is done."""
+"""The folder of a training run: which run it belongs to, where to resume, whether the run is finished."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 
 from vita_audio.training.arguments import DataArguments, ModelArguments
 
-ARGUMENTS_FILE = "run_arguments.json"  # written first: marks a folder as one of ours
+ARGUMENTS_FILE = "run_arguments.json"  # written first: marks the folder of a run
 RESULTS_FILE = "train_results.json"  # written last: marks a finished run
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint
-EVALUATIONS = "evaluation"  # folder of what is known of the checkpoints' quality
-QUALITY_FILE = "quality.json"  # a summary of that
+EVALUATIONS = "evaluation"  # folder of the evaluations of the checkpoints
+QUALITY_FILE = "quality.json"  # their summary
 
-NUM_PROCESSES = "num_processes"  # in the arguments file, beside the arguments
+NUM_PROCESSES = "num_processes"  # in the arguments file, next to the arguments
 
-# What a run learns: all about model and data except where results are kept and how they are computed, and these.
+# Arguments that decide what a run learns: these and all of model and data, except those in _FREE, which say only where
+# files are kept and how results are computed.
 _LEARNING = frozenset(
     ("max_steps", "num_train_epochs", "learning_rate", "mtp_model_lr_mult", "lr_scheduler_type", "lr_scheduler_kwargs")
     + ("warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
@@ -41,7 +42,7 @@ class RunState(Enum):
 
 
 def inspect_run_folder(folder: str | Path) -> RunState:
-    """Say how far the run in a folder is.
+    """Return the state of the run in a folder.
 
     Raises: FileExistsError if the folder holds something else; NotADirectoryError if it is a file.
     """
@@ -53,22 +54,24 @@ def inspect_run_folder(folder: str | Path) -> RunState:
         return RunState.NEW
     if ARGUMENTS_FILE not in names:
         raise FileExistsError(
-            f"--output_dir {folder} holds files that are not of a training run ({', '.join(names[:5])}); "
+            f"--output_dir {folder} holds files that are not from a training run ({', '.join(names[:5])}); "
             "choose another folder, or pass --overwrite_output_dir to write into this one"
         )
     return RunState.FINISHED if RESULTS_FILE in names else RunState.STARTED
 
 
 def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunState) -> None:
-    """Check that a started or finished run had the same arguments, as far as they decide what is learnt.
+    """Check that a started or finished run had the same arguments, apart from those that do not change what it learns.
 
-    A run that is not finished may get more `max_steps`, and another batch on another number of processes.
+    A run that is not finished may get more `max_steps`, and another batch size on another number of processes.
 
     Args:
-        values: Arguments by name and `NUM_PROCESSES`, as they are in `ARGUMENTS_FILE`.
+        folder: Folder of the run.
+        values: Arguments by name and `NUM_PROCESSES`, as in `ARGUMENTS_FILE`.
+        state: State of the run.
     Raises: FileExistsError that names the differences.
     """
-    advice = "choose another folder, or pass --overwrite_output_dir true to start anew in this one"
+    advice = "choose another folder, or pass --overwrite_output_dir true to start again in this one"
     try:
         stored = json.loads((Path(folder) / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -90,25 +93,26 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
 
 
 def _same(stored: Any, given: Any) -> bool:
-    """Compare values of an argument; a file may be written in several ways."""
+    """Compare values of an argument; strings may be different spellings of a path."""
     if isinstance(stored, str) and isinstance(given, str):
         return Path(stored).resolve() == Path(given).resolve()
     return stored == given
 
 
 def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
-    """Return the newest checkpoint to resume from; one whose writing was cut off does not count.
+    """Return the newest complete checkpoint to resume from.
 
     Args:
-        max_steps: Steps of the run, -1 if unknown. The checkpoint of the last step does not count either, because the
-            Trainer would take one step more.
+        folder: Folder of the run.
+        max_steps: Steps of the run, -1 if unknown. The checkpoint of the last step is left out, because the Trainer
+            would take one more step from it.
     """
     complete = [(step, path) for step, path in _checkpoints(folder) if _is_complete(path)]
     return next((path for step, path in reversed(complete) if max_steps < 0 or step < max_steps), None)
 
 
 def clear_run(folder: str | Path) -> None:
-    """Delete the checkpoints, their evaluations and the marks of an earlier run and leave everything else."""
+    """Delete the checkpoints, evaluations and marker files of an earlier run; other files stay."""
     for _, checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
     for evaluation in (Path(folder) / EVALUATIONS).glob("step-*"):
@@ -118,7 +122,7 @@ def clear_run(folder: str | Path) -> None:
 
 
 def _checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """List the step and folder of all checkpoints, complete or not, by step."""
+    """List the step and folder of all checkpoints, complete or not, sorted by step."""
     return sorted(
         (int(match[1]), path) for path in Path(folder).glob("*/") if (match := _CHECKPOINT.fullmatch(path.name))
     )

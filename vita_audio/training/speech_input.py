@@ -1,4 +1,4 @@
-"""Continuous speech input in a stage: that model and tokenizer agree, the encoder's weights, what of it trains."""
+"""Continuous speech input in a stage: agreement of model and tokenizer, encoder weights, frozen parameters."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSense
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import load_speech_encoder
 from vita_audio.text import TextTokenizer
-from vita_audio.training.arguments import ModelArguments
+from vita_audio.training.settings import StageSettings
 
 logger = logging.getLogger(__name__)
 
 
-def check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, arguments: ModelArguments) -> None:
-    """Check that the model hears what the tokenizer has as continuous input.
+def check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
+    """Check that model and tokenizer agree on continuous speech input.
 
-    Raises: ValueError if only one of them has it, or for arguments that need a speech encoder.
+    Raises: ValueError if only one of them has it, or for settings that need a speech encoder.
     """
     has_encoder, roles = isinstance(config, Qwen2MTPSenseVoiceConfig), tokenizer.continuous_roles
     if roles and not has_encoder:
@@ -32,26 +32,28 @@ def check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, argumen
             "the model has a speech encoder, but audio of no role is continuous input; set --audio_tokenizer_type to "
             "one with sensevoice_, or --audio_input"
         )
-    if not has_encoder and (arguments.audio_model_freeze or arguments.audio_model_name_or_path):
+    if not has_encoder and (settings.audio_model_freeze or settings.audio_model_name_or_path):
         raise ValueError(
             f"--audio_model_freeze and --audio_model_name_or_path need a model with a speech encoder, got "
             f"{config.model_type}; leave them out or set --config_name"
         )
 
 
-def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], arguments: ModelArguments) -> set[str]:
-    """Give a loaded model its speech encoder.
+def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
+    """Load the speech encoder into a model whose other weights are loaded.
 
     Args:
+        model: The model.
         missing: Parameters that the checkpoint lacked.
-    Returns: Those of them that have nothing to do with speech input.
-    Raises: FileNotFoundError, ValueError for a folder whose weights do not fit, or if there is no encoder anywhere.
+        settings: Settings of the stage.
+    Returns: The missing parameters outside the speech encoder and its projection.
+    Raises: FileNotFoundError, ValueError for a folder whose weights do not fit, or if no folder has an encoder.
     """
     missing = set(missing)
     encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
     projection = {name for name in missing if name.startswith(f"{AUDIO_PROJECTION}.")}
-    if arguments.audio_model_name_or_path:
-        folder = find_checkpoint(arguments.audio_model_name_or_path)
+    if settings.audio_model_name_or_path:
+        folder = find_checkpoint(settings.audio_model_name_or_path)
         load_speech_encoder(model, folder)
         logger.info("speech encoder from %s", folder)
     elif encoder:
@@ -64,8 +66,8 @@ def prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], a
     return missing - encoder - projection
 
 
-def frozen_speech_patterns(config: Qwen2MTPConfig, arguments: ModelArguments) -> list[str]:
-    """Return patterns, for `set_trainable`, of what never trains: the encoder if frozen, else its unused CTC head."""
+def frozen_speech_patterns(config: Qwen2MTPConfig, settings: StageSettings) -> list[str]:
+    """Return the patterns for `set_trainable` that freeze the encoder, or its unused CTC head if the encoder trains."""
     if not isinstance(config, Qwen2MTPSenseVoiceConfig):
         return []
-    return [f"{AUDIO_ENCODER}.*" if arguments.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
+    return [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]

@@ -1,35 +1,35 @@
-"""The packs a training stage reads: audio codes from the store, packed once and shared by all processes."""
+"""The packs of a training stage: audio codes from the store, packed once and shared by all processes."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from datasets import Dataset
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
-from vita_audio.checkpoints.front_end import load_front_end
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
-from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechTrainingArguments
+from vita_audio.training.settings import StageSettings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StageData:
-    """What a stage reads.
+    """The data of a stage.
 
-    Args:
-        tokenizer: With the audio codes.
-        front_end: Makes the features of continuous input; None without.
-        audio_tokenizer: Description of what made the codes, see `audio_tokenizers.identity`.
+    Attributes:
+        tokenizer: Text tokenizer with the audio codes.
+        packs: Packed samples.
+        front_end: Makes the features of continuous input; None without continuous input.
+        audio_tokenizer: Description of the tokenizer that made the codes, see `audio_tokenizers.identity`.
     """
 
     tokenizer: TextTokenizer
@@ -38,82 +38,67 @@ class StageData:
     audio_tokenizer: dict[str, str]
 
 
-def load_stage_data(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: SpeechTrainingArguments
-) -> StageData:
+def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: str = "cpu") -> StageData:
     """Load the tokenizers and make the packs of a stage.
 
-    The main process of each machine makes the packs while the others wait.
-
-    Raises: FileNotFoundError that says how to make missing codes, and what the parts raise.
+    Args:
+        settings: Settings of the stage.
+        is_main: Whether this process extracts codes and shows progress; other processes of the machine must call this
+            after it, and find the packs.
+        device: Where missing codes are extracted.
+    Raises: FileNotFoundError with the command that makes missing codes; FileNotFoundError and ValueError for tokenizers
+        and data that are missing or damaged.
     """
-    audio_tokenizer = get_audio_tokenizer(model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path)
-    text_tokenizer = model_arguments.tokenizer_name or model_arguments.model_name_or_path
+    audio_tokenizer = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path)
     tokenizer = TextTokenizer.from_pretrained(
-        text_tokenizer,
+        settings.tokenizer_name,
         audio_tokenizer.vocab_size,
-        continuous_input=is_continuous(model_arguments.audio_tokenizer_type),
-        audio_input=model_arguments.audio_input_roles,
+        continuous_input=is_continuous(settings.audio_tokenizer_type),
+        audio_input=settings.audio_input,
     )
-    front_end = load_front_end(tokenizer, model_arguments.model_name_or_path, model_arguments.audio_model_name_or_path)
-    output_dir = Path(training_arguments.output_dir)
-    code_dir = Path(data_arguments.audio_code_dir or output_dir / "audio_codes")
-    with training_arguments.main_process_first(local=True, desc="packing"):
-        is_main = training_arguments.local_process_index == 0
-        store = AudioCodeStore(code_dir, audio_tokenizer.fingerprint)
-        if data_arguments.extract_codes and is_main:
-            _extract(model_arguments, data_arguments, training_arguments, tokenizer, store)
-        try:
-            packs, report = build_packs(
-                data_arguments.dataset_name,
-                tokenizer,
-                store,
-                model_arguments.plan,
-                model_arguments.model_max_length,
-                cache_dir=data_arguments.pack_cache_dir or output_dir / "packs",
-                user_audio_loss_weight=data_arguments.user_audio_loss_weight,
-                seed=training_arguments.seed,
-                num_workers=data_arguments.preprocessing_num_workers if is_main else 0,
-                progress=is_main,
-            )
-        except MissingCodesError as error:
-            command = extraction_command(
-                model_arguments, data_arguments, tokenizer, code_dir, seed=training_arguments.seed
-            )
-            raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
-    if training_arguments.process_index == 0:
-        logger.info("%s", report.summary())
+    front_end = None
+    if tokenizer.continuous_roles:
+        front_end = SenseVoiceFrontEnd.find(settings.model_name_or_path, settings.audio_model_name_or_path)
+    store = AudioCodeStore(settings.audio_code_dir, audio_tokenizer.fingerprint)
+    if settings.extract_codes and is_main:
+        _extract(settings, tokenizer, store, device)
+    try:
+        packs, report = build_packs(
+            settings.dataset_name,
+            tokenizer,
+            store,
+            settings.plan,
+            settings.model_max_length,
+            cache_dir=settings.pack_cache_dir,
+            user_audio_loss_weight=settings.user_audio_loss_weight,
+            seed=settings.seed,
+            num_workers=settings.preprocessing_num_workers if is_main else 0,
+            progress=is_main,
+        )
+    except MissingCodesError as error:
+        command = extraction_command(settings, tokenizer)
+        raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
+    logger.info("%s", report.summary())
     return StageData(tokenizer, packs, front_end, describe_audio_tokenizer(audio_tokenizer))
 
 
-def extraction_command(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    tokenizer: TextTokenizer,
-    code_dir: Path,
-    *,
-    seed: int,
-) -> str:
-    """Return the command that makes the codes of a data yaml; the seed decides which of its rows are used."""
-    path = model_arguments.audio_tokenizer_path
-    roles = " ".join(f"{role}={how}" for role, how in tokenizer.audio_input.items())
-    return (
-        f"python tools/extract_audio_codes.py --data {data_arguments.dataset_name} --codes {code_dir} --seed {seed} "
-        f"--audio-tokenizer-type {model_arguments.audio_tokenizer_type} --audio-input {roles}"
-    ) + (f" --audio-tokenizer-path {path}" if path else "")
+def extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:
+    """Return the shell command that makes the codes of a stage; the seed decides which data rows are used."""
+    options = {
+        "--data": [settings.dataset_name],
+        "--codes": [settings.audio_code_dir],
+        "--seed": [settings.seed],
+        "--audio-tokenizer-type": [settings.audio_tokenizer_type],
+        "--audio-input": [f"{role}={how}" for role, how in tokenizer.audio_input.items()],
+    }
+    if settings.audio_tokenizer_path:
+        options["--audio-tokenizer-path"] = [settings.audio_tokenizer_path]
+    words = [word for name, values in options.items() for word in (name, *values)]
+    return shlex.join(["python", "tools/extract_audio_codes.py", *map(str, words)])
 
 
-def _extract(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    training_arguments: SpeechTrainingArguments,
-    tokenizer: TextTokenizer,
-    store: AudioCodeStore,
-) -> None:
-    make_tokenizer = partial(
-        get_audio_tokenizer, model_arguments.audio_tokenizer_type, model_arguments.audio_tokenizer_path
-    )
-    mixture = load_mixture(data_arguments.dataset_name, training_arguments.seed)
-    paths = referenced_audio(mixture, tokenizer.discrete_roles)
-    report = extract_codes(paths, store, make_tokenizer, devices=[str(training_arguments.device)], progress=True)
+def _extract(settings: StageSettings, tokenizer: TextTokenizer, store: AudioCodeStore, device: str) -> None:
+    make_tokenizer = partial(get_audio_tokenizer, settings.audio_tokenizer_type, settings.audio_tokenizer_path)
+    paths = referenced_audio(load_mixture(settings.dataset_name, settings.seed), tokenizer.discrete_roles)
+    report = extract_codes(paths, store, make_tokenizer, devices=[device], progress=True)
     logger.info("%s", report.summary())

@@ -1,4 +1,4 @@
-"""The Trainer of transformers, with a learning rate of its own for MTP modules and a log of every depth."""
+"""The Trainer of transformers with a separate learning rate for MTP modules and a log of every depth."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from vita_audio.models.mtp_loss import MTPOutput
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd
 from vita_audio.models.surgery import mtp_parameter_patterns
+from vita_audio.speech_features import SenseVoiceFrontEnd
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")
 
 
 def depth_name(depth: int) -> str:
-    """Return what a depth is called in the log: `main` for the backbone (depth 0), `mtp_0` for the first module."""
+    """Return the name of a depth in the log: `main` for the backbone (depth 0), `mtp_0` for the first module."""
     return MAIN if depth == 0 else f"mtp_{depth - 1}"
 
 
 class DepthMeter:
     """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0.
 
-    Where modules learn from the backbone too, also of their divergence from it. A backbone that was not scored has no
-    average.
+    Where modules also learn from the backbone, the divergence from it is summed too. A backbone that was not scored has
+    no average.
     """
 
     def __init__(self):
@@ -37,7 +37,13 @@ class DepthMeter:
         self._num_tokens = 0
 
     def add(self, outputs: MTPOutput, num_tokens: int, num_items_in_batch: Tensor | int | None) -> None:
-        """Count one forward pass; `num_items_in_batch` is what its losses were divided by, None for their targets."""
+        """Count one forward pass.
+
+        Args:
+            outputs: Outputs of the model.
+            num_tokens: Input tokens.
+            num_items_in_batch: Divisor of the losses; None if each was divided by its number of targets.
+        """
         counts = outputs.num_targets.double()
         if outputs.main_loss is None:
             counts[0] = 0
@@ -53,7 +59,7 @@ class DepthMeter:
         self._num_tokens += num_tokens
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return averages over the targets of all processes and start again; every process must call this."""
+        """Return averages over the targets of all processes and reset; every process must call this."""
         if self._sums is None:
             return {}
         num_tokens = self._sums.new_full((1, self._sums.shape[1]), self._num_tokens)
@@ -71,9 +77,10 @@ class DepthMeter:
 
 
 class CompactProgress(ProgressCallback):
-    """Progress bar whose log lines leave out what only the curves need."""
+    """Progress bar whose log lines omit the values that only the curves need."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write a log line with the values of `_SHOWN` and the mean accuracy of the MTP modules."""
         if "loss" in logs:
             modules = [value for name, value in logs.items() if name.startswith("mtp_") and name.endswith("_accuracy")]
             shown = {name: logs[name] for name in _SHOWN if name in logs}
@@ -82,11 +89,25 @@ class CompactProgress(ProgressCallback):
             super().on_log(args, state, control, shown, **kwargs)
 
 
-class LogLastStep(TrainerCallback):
-    """Logs the last step too, whatever --logging_steps is, so that no step is missing from curves and results."""
+class StepLog(TrainerCallback):
+    """Times the log entries, and has the last step logged whatever --logging_steps is.
+
+    Attributes:
+        last_time: When training began or the last entry was made, in seconds of the monotonic clock.
+    """
+
+    last_time: float
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.last_time = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= state.global_step >= state.max_steps
+
+    def elapsed(self) -> float:
+        """Return the seconds since the last entry, and start again."""
+        before, self.last_time = self.last_time, time.monotonic()
+        return self.last_time - before
 
 
 class SpeechTrainer(Trainer):
@@ -94,15 +115,19 @@ class SpeechTrainer(Trainer):
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
-    targets since the last entry; `tokens_per_second` of all processes; and `minutes` of training, those before a
-    resumption included.
+    targets since the last entry; `tokens_per_second` over all processes; and the `minutes` of training, including those
+    before a resumption.
 
     A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values.
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
-        """Make a trainer; `front_end` is saved with the model, whose continuous input it makes.
+        """Make a trainer.
 
+        Args:
+            args: Positional arguments of transformers' Trainer.
+            front_end: Makes the features of continuous input; it is saved with the model.
+            kwargs: Keyword arguments of transformers' Trainer.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
         """
         super().__init__(*args, **kwargs)
@@ -113,14 +138,17 @@ class SpeechTrainer(Trainer):
             )
         self.front_end = front_end
         self._meter = DepthMeter()
-        self._clock: float | None = None  # when the last log entry was made
-        self.add_callback(LogLastStep)
+        self._step_log = StepLog()
+        self.add_callback(self._step_log)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(CompactProgress)
 
     def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """Split what trains by learning rate (MTP modules or not) and weight decay (norms and biases have none)."""
+        """Group the trained parameters by learning rate (MTP modules or not) and weight decay (not for norms, biases).
+
+        Raises: ValueError if no parameter trains.
+        """
         patterns = mtp_parameter_patterns(model.config)
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -140,10 +168,10 @@ class SpeechTrainer(Trainer):
         ]
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser; to one that a DeepSpeed config names, give the groups, or it would get a single one."""
+        """Make the optimiser. One that the DeepSpeed config names gets our groups too; it would have a single one."""
         model = self.model if model is None else model
         if self.is_deepspeed_enabled and self.optimizer is not None:
-            from accelerate.utils import DummyOptim  # exists beside DeepSpeed only
+            from accelerate.utils import DummyOptim  # exists with DeepSpeed only
 
             if isinstance(self.optimizer, DummyOptim):
                 self.optimizer.params = self.parameter_groups(model)
@@ -161,11 +189,6 @@ class SpeechTrainer(Trainer):
             self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self._clock is None:
-            self._clock = time.monotonic()
-        return super().training_step(*args, **kwargs)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:  # DeepSpeed gathers tied weights once for each name
             state_dict = {
@@ -176,15 +199,15 @@ class SpeechTrainer(Trainer):
             self.front_end.save_pretrained(output_dir or self.args.output_dir)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the values of all depths, the speed and the time to an entry of the training log."""
         if "loss" in logs:
             values = self._meter.read(self.accelerator)
-            now = time.monotonic()
+            seconds = self._step_log.elapsed()
             minutes_before = next(
                 (entry["minutes"] for entry in reversed(self.state.log_history) if "minutes" in entry), 0
             )
-            values["tokens_per_second"] = values["num_tokens"] / (now - self._clock)
-            values["minutes"] = minutes_before + (now - self._clock) / 60
-            self._clock = now
+            values["tokens_per_second"] = values["num_tokens"] / seconds
+            values["minutes"] = minutes_before + seconds / 60
             if self.args.mtp_model_lr_mult != 1 and self.model.lm_head.weight.requires_grad:
                 logs["mtp_learning_rate"] = logs["learning_rate"] * self.args.mtp_model_lr_mult
             logs = {**logs, **values}

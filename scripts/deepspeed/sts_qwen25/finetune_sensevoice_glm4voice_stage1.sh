@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 1, Plus: a text model learns to hear through a frozen SenseVoice encoder and to write audio codes. All else trains.
+# Stage 1, Plus: a text model learns to hear through a frozen SenseVoice encoder and to write audio codes. The rest trains.
 # Starts from a plain Qwen2 checkpoint, such as Qwen2.5-7B-Instruct; AUDIO_MODEL_NAME_OR_PATH is SenseVoiceSmall.
 # Arguments: SEQ_LENGTH [32768] TIMESTAMP [now] [flags]; the environment variables are described in ../launch.sh.
 set -euo pipefail

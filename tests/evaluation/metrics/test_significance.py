@@ -78,7 +78,7 @@ def test_results_depend_on_the_seed_only():
 def test_many_samples_are_drawn_in_parts_to_the_same_end(monkeypatch):
     score = sentences(np.random.default_rng(1), 40)
     whole = confidence_interval(score, num_resamples=200), compare(score, score, num_resamples=200)
-    monkeypatch.setattr("evaluation.metrics.significance.MOST_NUMBERS", 40 * 7)
+    monkeypatch.setattr("evaluation.metrics.significance.MAX_NUMBERS", 40 * 7)
     assert (confidence_interval(score, num_resamples=200), compare(score, score, num_resamples=200)) == whole
 
 

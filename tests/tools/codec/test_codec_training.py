@@ -10,21 +10,19 @@ import pytest
 import soundfile
 import torch
 
-from tools.codec import train_decoder as train_speech_decoder
-from tools.codec import train_tokenizer as train_speech_tokenizer
-from tools.codec.train_tokenizer import edit_distance
+from tools.codec import decoder_training, tokenizer_training, train_decoder, train_tokenizer
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
 
 RATE = 22050
 TINY_TOKENIZER = {"width": 32, "ffn": 32, "layers": 1, "codes": 16, "batch_seconds": 1}
 TINY_FLOW = replace(
-    train_speech_decoder.SMALL_FLOW,
+    decoder_training.SMALL_FLOW,
     input_size=16,
     encoder=EncoderConfig(input_size=16, output_size=16, attention_heads=2, linear_units=16, num_blocks=1),
     estimator=EstimatorConfig(channels=(16, 16), n_blocks=0, num_mid_blocks=1),
 )
-TINY_HIFT = replace(train_speech_decoder.SMALL_HIFT, base_channels=16, f0_channels=16)
+TINY_HIFT = replace(decoder_training.SMALL_HIFT, base_channels=16, f0_channels=16)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +46,8 @@ def flags(corpus: Path, output: Path, /, **changes) -> list[str]:
     return [part for name, value in (values | changes).items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def train_tokenizer(corpus: Path, output: Path, **changes) -> Path:
-    train_speech_tokenizer.main(flags(corpus, output, **TINY_TOKENIZER, **changes))
+def make_tokenizer(corpus: Path, output: Path, **changes) -> Path:
+    train_tokenizer.main(flags(corpus, output, **TINY_TOKENIZER, **changes))
     return output / "tokenizer"
 
 
@@ -57,9 +55,9 @@ def train_tokenizer(corpus: Path, output: Path, **changes) -> Path:
 def short_work():
     """Few batches for the first codebook, and a decoder of few channels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_speech_tokenizer, "CODEBOOK_START_BATCHES", 3)
-        patch.setattr(train_speech_decoder, "SMALL_FLOW", TINY_FLOW)
-        patch.setattr(train_speech_decoder, "SMALL_HIFT", TINY_HIFT)
+        patch.setattr(tokenizer_training, "CODEBOOK_START_BATCHES", 3)
+        patch.setattr(decoder_training, "SMALL_FLOW", TINY_FLOW)
+        patch.setattr(decoder_training, "SMALL_HIFT", TINY_HIFT)
         yield
 
 
@@ -72,10 +70,10 @@ def tokenizer(corpus, tmp_path_factory) -> Path:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_speech_tokenizer, "validate", stop)
+        patch.setattr(tokenizer_training, "validate", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_tokenizer(corpus, run, steps=9, quantize_from=8, save_every=2)
-    return train_tokenizer(corpus, run, steps=4, quantize_from=1)
+            make_tokenizer(corpus, run, steps=9, quantize_from=8, save_every=2)
+    return make_tokenizer(corpus, run, steps=4, quantize_from=1)
 
 
 def test_a_codebook_is_started_also_if_the_run_is_past_its_step(tokenizer):
@@ -89,15 +87,15 @@ def test_a_codebook_is_started_also_if_the_run_is_past_its_step(tokenizer):
 
 def test_a_codebook_that_would_never_start_is_refused(corpus, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train_tokenizer(corpus, tmp_path, steps=2, quantize_from=2)
+        make_tokenizer(corpus, tmp_path, steps=2, quantize_from=2)
     line = capsys.readouterr().err.splitlines()[-1]
-    assert re.match("train_speech_tokenizer.py: --quantize-from 2 must leave .* --steps 2", line)
+    assert re.match("train_tokenizer: --quantize-from 2 must leave .* --steps 2", line)
     assert not (tmp_path / "tokenizer").exists()
 
 
 def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
     pytest.importorskip("parselmouth")
-    run = train_speech_decoder.main
+    run = train_decoder.main
     run(["vocoder", *flags(corpus, tmp_path / "vocoder", steps=2, batch_size=2, frames=30)])
     more = {"tokenizer": tokenizer, "joined": 1, "disguised": 1, "frames_per_batch": 200, "prior_steps": 1}
     run(["flow", *flags(corpus, tmp_path / "flow", steps=2, **more)])
@@ -126,13 +124,6 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
 )
 def test_wrong_input_is_one_line(corpus, tmp_path, capsys, changes, reason):
     with pytest.raises(SystemExit) as exit:
-        train_speech_decoder.main(["vocoder", *flags(corpus, tmp_path, **changes)])
+        train_decoder.main(["vocoder", *flags(corpus, tmp_path, **changes)])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert exit.value.code == 2 and line.startswith("train_speech_decoder.py: ") and reason in line
-
-
-def test_errors_of_symbols_are_counted():
-    assert edit_distance([1, 2, 3], [1, 2, 3]) == 0
-    assert edit_distance([1, 3], [1, 2, 3]) == edit_distance([1, 2, 2, 3], [1, 2, 3]) == 1
-    assert edit_distance([], [1, 2]) == edit_distance([1, 2], []) == 2
-    assert edit_distance([12], [1, 2]) == 2
+    assert exit.value.code == 2 and line.startswith("train_decoder: ") and reason in line

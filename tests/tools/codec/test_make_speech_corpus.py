@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tools.codec import make_corpus as make_speech_corpus
+from tools.codec import make_corpus
 from tools.codec.corpus import load_corpus
 from tools.demo.domain import heldout_texts
 
@@ -16,7 +16,7 @@ pytest.importorskip("piper")
 
 
 def make(folder, *flags):
-    make_speech_corpus.main(["--output", str(folder), "--processes", "0", *map(str, flags)])
+    make_corpus.main(["--output", str(folder), "--processes", "0", *map(str, flags)])
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -52,18 +52,18 @@ def test_renderings_of_a_sentence_differ_and_one_process_makes_the_same_ones_aga
 @pytest.mark.parametrize("flags", [("--texts", "x.txt", "--renderings", "0"), ("--domain", "--renderings", "2")])
 def test_renderings_of_nothing_are_refused(tmp_path, capsys, flags):
     with pytest.raises(SystemExit):
-        make_speech_corpus.parse_arguments(["--output", str(tmp_path), *flags])
-    assert "--renderings must be 1 or more, of the --texts given with it" in capsys.readouterr().err
+        make_corpus.parse_arguments(["--output", str(tmp_path), *flags])
+    assert "--renderings must be 1 or more, and needs --texts" in capsys.readouterr().err
 
 
 def test_other_voices_speak_at_the_same_rate_between_the_same_silences(tmp_path):
     voices = {"flite": "flite:slt", "espeak-ng": "espeak:en-us+f3"}
     if not (programs := [program for program in voices if shutil.which(program)]):
         pytest.skip("neither flite nor espeak-ng is installed")
-    speaker = make_speech_corpus.Speaker(0)
+    speaker = make_corpus.Speaker(0)
     for program in programs:
         voice = voices[program]
-        job = make_speech_corpus.Job(voice, "seven", seed=1, path=tmp_path / f"{program}.flac")
+        job = make_corpus.Job(voice, "seven", seed=1, path=tmp_path / f"{program}.flac")
         row = speaker(job)
         wave, rate = soundfile.read(job.path)
         loud = np.flatnonzero(np.abs(wave) > 0.1)
@@ -76,22 +76,22 @@ def test_voices_share_the_generated_texts_and_files_follow_from_the_seed(tmp_pat
     pytest.importorskip("wonderwords")
 
     def plan(*flags):
-        return make_speech_corpus.plan_jobs(
-            make_speech_corpus.parse_arguments(["--output", str(tmp_path), "--main-count", "9", *flags])
+        return make_corpus.plan_jobs(
+            make_corpus.parse_arguments(["--output", str(tmp_path), "--main-count", "9", *flags])
         )
 
     jobs = plan("--other-count", "14")
     assert jobs == plan("--other-count", "14") and len({job.path for job in jobs}) == len({job.text for job in jobs})
     assert [job.voice for job in jobs].count("joe") == 9
     if shutil.which("flite") and shutil.which("espeak-ng"):
-        assert sorted(job.voice for job in jobs if job.voice != "joe") == sorted(2 * make_speech_corpus.OTHER_VOICES)
+        assert sorted(job.voice for job in jobs if job.voice != "joe") == sorted(2 * make_corpus.OTHER_VOICES)
     assert {job.path for job in jobs}.isdisjoint(job.path for job in plan("--seed", "1"))
 
 
 def test_others_speak_the_texts_of_the_decoders_voice_and_it_repeats_answers(tmp_path):
     pytest.importorskip("wonderwords")
     flags = ["--output", str(tmp_path), "--main-count", "9", "--parallel", "4", "--domain"]
-    jobs = make_speech_corpus.plan_jobs(make_speech_corpus.parse_arguments(flags))
+    jobs = make_corpus.plan_jobs(make_corpus.parse_arguments(flags))
     own = [job.text for job in jobs if job.voice == "joe"]
     others = [job.text for job in jobs if job.voice != "joe"]
     if shutil.which("flite") and shutil.which("espeak-ng"):
@@ -109,9 +109,7 @@ def test_a_missing_file_of_texts_is_one_line(tmp_path, capsys):
 
 def test_the_decoders_voice_speaks_rows_of_frequent_words_too(tmp_path):
     pytest.importorskip("wordfreq")
-    jobs = make_speech_corpus.plan_jobs(
-        make_speech_corpus.parse_arguments(["--output", str(tmp_path), "--frequent-count", "5"])
-    )
+    jobs = make_corpus.plan_jobs(make_corpus.parse_arguments(["--output", str(tmp_path), "--frequent-count", "5"]))
     assert len(jobs) == 5 and {job.voice for job in jobs} == {"joe"}
 
 
@@ -119,7 +117,7 @@ def test_frequent_words_without_their_package_are_one_line(tmp_path, monkeypatch
     pytest.importorskip("wonderwords")
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     with pytest.raises(SystemExit):
-        make_speech_corpus.main(["--output", str(tmp_path / "corpus"), "--frequent-count", "5"])
+        make_corpus.main(["--output", str(tmp_path / "corpus"), "--frequent-count", "5"])
     error = capsys.readouterr().err
     assert "need the package wordfreq; pip install wordfreq" in error and error.count("\n") == 1
     assert not (tmp_path / "corpus").exists()

@@ -13,11 +13,11 @@ import soundfile
 import torch
 from models.toy_models import make_plus_model
 
-from tools.codec import train_encoder as train_speech_encoder
+from tools.codec import train_encoder
 from tools.codec.corpus import load_corpus
-from tools.codec.train_encoder import draw_batch, features_of, measure_normalisation
-from vita_audio.models.sensevoice import SenseVoiceFrontEnd, num_feature_rows
+from tools.codec.encoder_training import draw_batch, features_of, measure_normalisation
 from vita_audio.models.surgery import load_speech_encoder
+from vita_audio.speech_features import SenseVoiceFrontEnd, num_feature_rows
 
 ROOT = Path(__file__).parents[3]
 RATE = 22_050
@@ -61,9 +61,9 @@ def test_speech_that_is_not_there_is_one_line(source, message, tmp_path, capsys)
     options = ["--config", ROOT / "configs/models/tiny_sensevoice_mtp0.json", "--output", tmp_path / "run"]
     options += ["--tokenizer", ROOT / "tests/assets/tiny_tokenizer"]
     with pytest.raises(SystemExit):
-        train_speech_encoder.main([*source, *map(str, options)])
+        train_encoder.main([*source, *map(str, options)])
     error = capsys.readouterr().err
-    assert error.startswith("train_speech_encoder.py: ") and message in error and error.count("\n") == 1
+    assert error.startswith("train_encoder: ") and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_config_without_a_speech_encoder_is_one_line(values, message, corpus, tm
     options = ["--corpus", corpus, "--config", config, "--output", tmp_path / "run"]
     options += ["--tokenizer", ROOT / "tests/assets/tiny_tokenizer"]
     with pytest.raises(SystemExit):
-        train_speech_encoder.main([*map(str, options)])
+        train_encoder.main([*map(str, options)])
     error = capsys.readouterr().err
     assert str(config) in error and message in error and error.count("\n") == 1
 

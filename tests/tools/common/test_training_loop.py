@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from tools.common.training_loop import TrainingLoop, add_loop_arguments, learning_rate
+from tools.common.loop_options import add_loop_options
+from tools.common.training_loop import TrainingLoop, learning_rate
 
 
 def options(folder, **changes) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_loop_arguments(parser, steps=4, lr=1e-2)
+    add_loop_options(parser, steps=4, lr=1e-2)
     flags = {"output": folder, "warmup": 2, "save-every": 2, "device": "cpu"} | changes
     return parser.parse_args([part for name, value in flags.items() for part in (f"--{name}", str(value))])
 

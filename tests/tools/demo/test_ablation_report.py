@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_run import arguments
-from toy_corpus import LengthJudge, make_toy_corpus
+from toy_corpus import LengthJudge, arguments, make_toy_corpus
 
 from evaluation import run
 from evaluation.judges import JUDGES

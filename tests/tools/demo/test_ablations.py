@@ -8,7 +8,7 @@ import pytest
 
 from evaluation import run as evaluation
 from tools.demo import ablation_report as report
-from tools.demo import ablations as run_ablations
+from tools.demo import ablations as program
 from tools.demo.ablations import ablations, main, make_setting, plan_steps, prepare
 from tools.demo.plan import VARIANTS
 from vita_audio.interleave import MODES
@@ -36,7 +36,7 @@ def setting(base, tmp_path):
 
     def make(*flags):
         options = ["--base", str(base), "--output", str(tmp_path / "out"), *flags]
-        return make_setting(run_ablations.parse_arguments(options))
+        return make_setting(program.parse_arguments(options))
 
     return make
 
@@ -87,9 +87,9 @@ def test_the_programs_accept_their_commands(setting, variant, torchrun):
         if step.environment:
             variables = os.environ | dict(step.environment) | {"PATH": f"{torchrun.parent}:{os.environ['PATH']}"}
             variables |= {"CUDA_VISIBLE_DEVICES": "", "DEEPSPEED_CONFIG": "none"}
-            result = subprocess.run(step.command, env=variables, cwd=run_ablations.ROOT, capture_output=True, text=True)
+            result = subprocess.run(step.command, env=variables, cwd=program.ROOT, capture_output=True, text=True)
             lines = result.stdout.splitlines()
-            flags = lines[lines.index(str(run_ablations.ROOT / "tools" / "finetune_sts.py")) + 1 :]
+            flags = lines[lines.index(str(program.ROOT / "tools" / "finetune_sts.py")) + 1 :]
             place = flags.index("--ddp_backend")
             model, _, training = parse_arguments(flags[:place] + flags[place + 2 :])
             name = str(step.product.parent.relative_to(chosen.output))
@@ -104,7 +104,7 @@ def test_the_programs_accept_their_commands(setting, variant, torchrun):
         elif step.name == "report":
             assert report.parse_arguments(step.command[3:]).folder == chosen.output
         else:
-            options = evaluation.parse_arguments(step.command[2:])
+            options = evaluation.parse_arguments(step.command[3:])
             assert options.output / "results.json" == step.product and options.audio_decoder_path == "my_decoder"
             seen += options.modes
     assert seen == ["boost", "vanilla", "boost", "boost", "boost", "turbo"]
@@ -118,17 +118,23 @@ def test_the_plan_names_what_the_steps_leave(setting):
 
 
 def test_folders_that_do_not_fit_are_refused(base, setting, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_ablations, "run_to_the_end", lambda *_: pytest.fail("nothing may run"))
+    monkeypatch.setattr(program, "run_to_the_end", lambda *_: pytest.fail("nothing may run"))
     monkeypatch.chdir(tmp_path)  # the program changes it; put back after the test
     prepare(setting(), fresh=False)
     options = ["--base", str(base), "--output", str(tmp_path / "out")]
-    assert main(["--base", str(tmp_path / "none"), *options[2:]]) == 2
-    assert "run scripts/quickstart.sh, or give --base" in capsys.readouterr().err
-    assert main([*options, "--kl-weight", "2"]) == 2
-    assert "other settings (kl_weight); start over with --fresh" in capsys.readouterr().err
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    assert "run scripts/quickstart.sh, or give --base" in refused("--base", str(tmp_path / "none"), *options[2:])
+    assert "other settings (kl_weight); start over with --fresh" in refused(*options, "--kl-weight", "2")
     (base / "stage1" / "model.safetensors").write_bytes(b"others")
-    assert main(options) == 2
-    assert "other settings (weights)" in capsys.readouterr().err
+    assert "other settings (weights)" in refused(*options)
+    (tmp_path / "file").touch()
+    assert "--output must be a folder, got the file" in refused(*options, "--output", str(tmp_path / "file"))
     for flags in (["--kl-weight", "0"], ["--modules", "0"], ["--schedules", "vanilla"]):
         with pytest.raises(SystemExit):
-            run_ablations.parse_arguments(flags)
+            program.parse_arguments(flags)

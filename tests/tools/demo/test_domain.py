@@ -4,71 +4,69 @@ import random
 
 import pytest
 
-from tools.demo import domain as demo_domain
+from tools.demo import domain
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_held_out_text_occurs_inside_a_training_text(seed):
-    training = "\n".join(f" {text} " for text in demo_domain.training_texts("long", seed))
-    held_out = demo_domain.heldout_texts("long")
+    training = "\n".join(f" {text} " for text in domain.training_texts("long", seed))
+    held_out = domain.heldout_texts("long")
     assert len(held_out) == len(set(held_out)) > 200
     assert [text for text in held_out if f" {text} " in training] == []
 
 
 def test_held_out_texts_do_not_depend_on_the_size():
-    small, large = demo_domain.heldout_sentences("ci"), demo_domain.heldout_sentences("long")
-    assert {demo_domain.is_held_out(text) for text in small + large} == {True}
-    assert not any(map(demo_domain.is_held_out, demo_domain.training_sentences("quick", seed=5)))
+    small, large = domain.heldout_sentences("ci"), domain.heldout_sentences("long")
+    assert {domain.is_held_out(text) for text in small + large} == {True}
+    assert not any(map(domain.is_held_out, domain.training_sentences("quick", seed=5)))
 
 
 def test_a_digit_string_around_a_held_out_one_is_held_out():
-    inner = next(
-        text for text in demo_domain.heldout_sentences("quick") if len(text.split()) == 3 and "the" not in text
-    )
-    assert demo_domain.is_held_out(f"nine {inner} zero")
+    inner = next(text for text in domain.heldout_sentences("quick") if len(text.split()) == 3 and "the" not in text)
+    assert domain.is_held_out(f"nine {inner} zero")
 
 
 def test_a_weekday_does_not_bring_a_held_out_date_into_training():
-    dates = [text for text in demo_domain.heldout_sentences("long") if text.split()[-1] in demo_domain.MONTHS]
+    dates = [text for text in domain.heldout_sentences("long") if text.split()[-1] in domain.MONTHS]
     plain = [text[text.index("the ") :] for text in dates]
-    assert len(plain) == 60 and all(demo_domain.is_held_out(f"friday {text}") for text in plain)
+    assert len(plain) == 60 and all(domain.is_held_out(f"friday {text}") for text in plain)
 
 
 def test_sizes_give_the_numbers_they_name():
-    size = demo_domain.SIZES["quick"]
-    texts = demo_domain.training_sentences("quick")
+    size = domain.SIZES["quick"]
+    texts = domain.training_sentences("quick")
     assert len(set(texts)) == len(texts) == size.digits + size.dates + size.sentences
-    assert sum(set(text.split()) <= set(demo_domain.DIGITS) for text in texts) == size.digits
-    assert sum(text.split()[-1] in demo_domain.MONTHS for text in texts) == size.dates
+    assert sum(set(text.split()) <= set(domain.DIGITS) for text in texts) == size.digits
+    assert sum(text.split()[-1] in domain.MONTHS for text in texts) == size.dates
 
 
 def test_training_texts_follow_the_seed():
-    assert demo_domain.training_texts("quick", 3) == demo_domain.training_texts("quick", 3)
-    assert demo_domain.training_texts("quick", 3) != demo_domain.training_texts("quick", 4)
+    assert domain.training_texts("quick", 3) == domain.training_texts("quick", 3)
+    assert domain.training_texts("quick", 3) != domain.training_texts("quick", 4)
 
 
 def test_dates_exist():
     rng = random.Random(0)
-    dates = {demo_domain.date(rng).split(" ", 1)[-1] for _ in range(3000)}
+    dates = {domain.date(rng).split(" ", 1)[-1] for _ in range(3000)}
     assert not any("thirty first of june" in date or "thirtieth of february" in date for date in dates)
     assert any(date.endswith("thirty first of december") for date in dates)
 
 
 def test_sentences_use_right_articles():
     rng = random.Random(0)
-    assert not [text for text in (demo_domain.sentence(rng) for _ in range(3000)) if " a o" in text or " a a" in text]
+    assert not [text for text in (domain.sentence(rng) for _ in range(3000)) if " a o" in text or " a a" in text]
 
 
 def test_each_question_has_its_own_answer_and_ends_it_with_the_keyword():
-    asked = demo_domain.questions("quick")
+    asked = domain.questions("quick")
     assert len({item.answer for item in asked}) == len(asked) == 63
     assert all(item.answer.split()[-1] == item.keyword for item in asked)
     assert all(2 <= len(item.answer.split()) <= 8 for item in asked)
 
 
 def test_held_out_phrasings_use_wordings_known_from_other_questions():
-    for name, topic in demo_domain.TOPICS.items():
-        items = [item for item in demo_domain.questions("quick") if item.topic == name]
+    for name, topic in domain.TOPICS.items():
+        items = [item for item in domain.questions("quick") if item.topic == name]
         known = {phrasing for item in items for phrasing in item.phrasings}
         for item in items:
             assert item.held_out_phrasing not in known and len(item.phrasings) == 4
@@ -79,12 +77,12 @@ def test_held_out_phrasings_use_wordings_known_from_other_questions():
 
 
 def test_spoken_form_marks_questions():
-    assert demo_domain.spoken("what is one plus two") == "what is one plus two?"
-    assert demo_domain.spoken("tell me the capital of france") == "tell me the capital of france."
+    assert domain.spoken("what is one plus two") == "what is one plus two?"
+    assert domain.spoken("tell me the capital of france") == "tell me the capital of france."
 
 
 def test_unknown_size_and_too_many_texts_are_errors():
     with pytest.raises(ValueError, match="size must be one of ci, quick, long, got 'big'"):
-        demo_domain.training_texts("big")
+        domain.training_texts("big")
     with pytest.raises(ValueError, match="must yield 5 different texts, got 1"):
-        demo_domain.draw(lambda rng: "the same", 5, random.Random(0), held_out=demo_domain.is_held_out("the same"))
+        domain.draw(lambda rng: "the same", 5, random.Random(0), held_out=domain.is_held_out("the same"))

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tools.demo import domain as demo_domain
-from tools.demo import make_corpus as make_demo_corpus
+from tools.demo import domain, make_corpus
 from vita_audio.data.chat import Conversation
 from vita_audio.data.mixture import load_mixture
 
@@ -15,8 +14,8 @@ RATE = 22050
 
 
 @pytest.fixture(scope="module")
-def corpus() -> make_demo_corpus.Corpus:
-    return make_demo_corpus.plan_corpus("quick")
+def corpus() -> make_corpus.Corpus:
+    return make_corpus.plan_corpus("quick")
 
 
 def rendered_text(corpus, path: str) -> str:
@@ -39,7 +38,7 @@ def test_texts_belong_to_their_audio(corpus):
         assert (
             f"Convert the text to speech.\n{rendered_text(corpus, row['audios'][0])}" == row["messages"][0]["content"]
         )
-    answer_of = {text: item.answer for item in demo_domain.questions("quick") for text in item.phrasings}
+    answer_of = {text: item.answer for item in domain.questions("quick") for text in item.phrasings}
     for row in corpus.training["qa"]:
         question, answer = (rendered_text(corpus, path) for path in row["audios"])
         assert answer_of[question] == answer
@@ -48,7 +47,7 @@ def test_texts_belong_to_their_audio(corpus):
 
 def test_all_renderings_of_an_answer_are_targets(corpus):
     used = {row["audios"][1] for row in corpus.training["qa"]}
-    answers = {item.answer for item in demo_domain.questions("quick")}
+    answers = {item.answer for item in domain.questions("quick")}
     assert used == {
         str(path) for path, item in corpus.renderings.items() if item.text in answers and path.parts[1] == "train"
     }
@@ -68,7 +67,7 @@ def test_held_out_audio_is_its_own_and_its_sentences_are_unseen(corpus):
 
 
 def test_mixtures_load_from_wherever_the_corpus_lies(corpus, tmp_path):
-    make_demo_corpus.write_corpus_files(tmp_path, corpus)
+    make_corpus.write_corpus_files(tmp_path, corpus)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     mixture = load_mixture(moved / "stage1.yaml")
     counts = {source: len(rows) for source, rows in corpus.training.items()}
@@ -79,23 +78,23 @@ def test_mixtures_load_from_wherever_the_corpus_lies(corpus, tmp_path):
 
 def test_an_interrupted_shard_is_completed_with_the_same_audio(corpus, tmp_path, monkeypatch):
     pytest.importorskip("piper")
-    monkeypatch.setattr(make_demo_corpus, "SHARD_FILES", 2)  # two shards, spoken at the same time
-    voice = make_demo_corpus.default_voice()
+    monkeypatch.setattr(make_corpus, "SHARD_FILES", 2)  # two shards, spoken at the same time
+    voice = make_corpus.default_voice()
     renderings = sorted(corpus.renderings.values(), key=lambda item: len(item.text))[:3]
     first, kept, lost = (tmp_path / item.path for item in renderings)
-    make_demo_corpus.speak_corpus(tmp_path, renderings, voice, threads=2)
+    make_corpus.speak_corpus(tmp_path, renderings, voice, threads=2)
     assert 0.6 < soundfile.info(first).duration < 2.5 and soundfile.info(first).samplerate == RATE
     before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    make_demo_corpus.speak_corpus(tmp_path, renderings, voice, threads=2)
+    make_corpus.speak_corpus(tmp_path, renderings, voice, threads=2)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == stamp
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_complete_corpus_needs_no_voice(tmp_path):
-    corpus = make_demo_corpus.plan_corpus("ci")
+    corpus = make_corpus.plan_corpus("ci")
     for path in corpus.renderings:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    make_demo_corpus.main(["--out", str(tmp_path), "--size", "ci", "--voice", str(tmp_path / "none.onnx")])
+    make_corpus.main(["--out", str(tmp_path), "--size", "ci", "--voice", str(tmp_path / "none.onnx")])
     assert (tmp_path / "stage1.yaml").exists() and (tmp_path / "heldout_asr.jsonl").exists()

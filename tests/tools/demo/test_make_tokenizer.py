@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from tools.demo import make_tokenizer as make_tiny_tokenizer
+from tools.demo import make_tokenizer
 from tools.demo.domain import heldout_texts, questions
 from vita_audio.text import TextTokenizer
 
@@ -13,7 +13,7 @@ GOLDEN = "tests/assets/tiny_tokenizer"  # of the same kind as the tokenizer of Q
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    make_tiny_tokenizer.main(["--out", str(folder)])
+    make_tokenizer.main(["--out", str(folder)])
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -53,6 +53,6 @@ def test_audio_codes_can_be_added(tokenizer):
 
 def test_impossible_sizes_are_errors():
     with pytest.raises(ValueError, match="vocab_size must be at least 259, got 100"):
-        make_tiny_tokenizer.train_tokenizer(["one two"], 100)
+        make_tokenizer.train_tokenizer(["one two"], 100)
     with pytest.raises(ValueError, match="the texts give only .* entries; lower vocab_size 500"):
-        make_tiny_tokenizer.train_tokenizer(["one two"], 500)
+        make_tokenizer.train_tokenizer(["one two"], 500)

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import demo
+from evaluation import evaluate_codec
+from evaluation import run as evaluation
 from tools import extract_audio_codes
-from tools.codec import train_encoder as train_speech_encoder
+from tools.codec import train_encoder
 from tools.demo import quickstart
+from tools.demo import report as demo_report
 from tools.demo.plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
-from tools.demo.quickstart import Progress, open_folder, print_result, run_steps
+from tools.demo.quickstart import print_result
+from tools.demo.steps import MARK, Progress, open_folder, run_steps
+from vita_audio.command_line import DEFAULT_MODEL
+from vita_audio.interleave import MODES
 from vita_audio.training.arguments import parse_arguments
 
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
@@ -48,21 +53,15 @@ def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
     variant = VARIANTS[name]
     steps = plan_steps(Run(variant, variant.forms[form], tmp_path))
     encoder = ["encoder"] if name == "plus" else []
-    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "report"]
+    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "codec", "report"]
     assert set(variant.forms[form].minutes) == {step.name for step in steps} - {"report"}
     assert (ROOT / TEXT_MODEL / "config.json").is_file()
 
 
-def test_every_variant_and_form_has_a_folder_of_its_own():
-    folders = {(name, form): plan.folder for name, variant in VARIANTS.items() for form, plan in variant.forms.items()}
-    assert folders == {
-        ("glm4voice", "quick"): "outputs/quickstart",
-        ("glm4voice", "long"): "outputs/quickstart_long",
-        ("glm4voice", "ci"): "outputs/quickstart_ci",
-        ("plus", "quick"): "outputs/quickstart_plus",
-        ("plus", "long"): "outputs/quickstart_plus_long",
-        ("plus", "ci"): "outputs/quickstart_plus_ci",
-    }
+def test_no_two_runs_share_a_folder_and_the_default_model_is_the_quick_starts():
+    forms = [(variant, form) for variant in VARIANTS.values() for form in variant.forms.values()]
+    assert len({form.folder for _, form in forms}) == len(forms) == 6
+    assert DEFAULT_MODEL in {Run(variant, form, Path(form.folder)).model for variant, form in forms}
 
 
 def test_each_stage_starts_from_the_one_before(run):
@@ -75,7 +74,7 @@ def test_each_stage_starts_from_the_one_before(run):
 def test_the_first_plus_stage_takes_the_encoder_of_the_step_before_trained_on_training_speech(tmp_path):
     plus = VARIANTS["plus"]
     steps = by_name(plan_steps(Run(plus, plus.forms["quick"], tmp_path)))
-    options = train_speech_encoder.parse_arguments(steps["encoder"].command[2:])
+    options = train_encoder.parse_arguments(steps["encoder"].command[3:])
     assert options.data == tmp_path / "corpus" / "asr.jsonl" and options.corpus is None
     assert str(options.config) == steps["stage1"].environment["CONFIG_NAME"]
     assert options.tokenizer == steps["stage1"].environment["MODEL_NAME_OR_PATH"]
@@ -122,12 +121,20 @@ def test_the_other_programs_accept_their_commands(run):
     assert codes.data == [run.corpus / name for name in ("stage1.yaml", "mtp.yaml", "stage4.yaml")]
     assert (codes.codes, codes.audio_tokenizer_path) == (run.codes, "my_tokenizer")
     assert codes.audio_tokenizer_type == run.variant.audio_tokenizer_type
-    evaluation = steps["evaluation"].command
-    options = demo.parse_arguments(evaluation[evaluation.index("evaluation.demo") + 1 :])
+    command = steps["evaluation"].command
+    options = evaluation.parse_arguments(command[command.index("evaluation.run") + 1 :])
     assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
-    assert (options.num_asr, options.num_tts, options.num_qa, options.num_roundtrip) == (60, 30, 60, 40)
+    assert options.limit == {"demo-asr": 60, "demo-tts": 30, "demo-qa": 60} and options.suite == list(options.limit)
+    assert (options.modes, options.time_alone) == (list(MODES), {"demo-qa": 8})
     assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
-    assert options.output / f"{demo.PARTS[-1]}.json" == steps["evaluation"].product
+    assert options.output / "results.json" == steps["evaluation"].product
+    codec = evaluate_codec.parse_arguments(steps["codec"].command[3:])
+    assert codec.corpora == {"heldout": run.corpus / "heldout_asr.jsonl"} and codec.max_clips == 40
+    assert (codec.codes, codec.codes_of) == (run.codes, run.corpus / "stage1.yaml")
+    assert (codec.audio_tokenizer_path, codec.audio_decoder_path) == ("my_tokenizer", "my_decoder")
+    assert codec.output / "codec.json" == steps["codec"].product
+    report = demo_report.parse_arguments(steps["report"].command[3:])
+    assert (report.evaluation, report.codec, report.output) == (options.output, codec.output, run.folder)
 
 
 def test_without_other_weights_no_flag_asks_for_them(ci_run):
@@ -224,7 +231,8 @@ def test_other_weights_than_those_of_a_folder_are_one_line_and_start_over_with_f
 
     assert start() == start() == 0
     (elsewhere / weights[changed] / "model.safetensors").write_text("other weights")
-    assert start() == 2
+    with pytest.raises(SystemExit, match="2"):
+        start()
     error = capsys.readouterr().err
     assert f"made with other settings ({changed}); start over with --fresh" in error and error.count("\n") == 1
     assert start("--fresh") == start() == 0
@@ -248,14 +256,15 @@ def test_paths_count_from_the_folder_of_the_user(elsewhere, runs, monkeypatch):
     assert Path.cwd() == ROOT
     folder = elsewhere / ".." / "out"
     assert runs == [Run(VARIANTS["glm4voice"], FORMS["ci"], folder, str(elsewhere / "mine"), "embedded")]
-    assert (elsewhere.parent / "out" / quickstart.MARK).is_file()
+    assert (elsewhere.parent / "out" / MARK).is_file()
 
 
 def test_a_folder_of_one_variant_is_not_continued_with_the_other(elsewhere, runs, capsys):
     folder = str(elsewhere / "out")
     assert quickstart.main(["--ci", "--output", folder, "--variant", "plus"]) == 0
     assert runs[0].variant is VARIANTS["plus"]
-    assert quickstart.main(["--ci", "--output", folder]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        quickstart.main(["--ci", "--output", folder])
     assert "stages); start over with --fresh" in capsys.readouterr().err
 
 
@@ -282,7 +291,8 @@ def test_scripts_start_in_any_folder_with_the_environment_named_from_there(elsew
 
 def test_a_foreign_folder_is_one_line_and_an_exit_code(tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert quickstart.main(["--ci", "--output", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        quickstart.main(["--ci", "--output", str(tmp_path)])
     assert capsys.readouterr().err.count("\n") == 1
 
 

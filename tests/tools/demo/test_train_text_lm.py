@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tools.demo import train_text_lm
+from tools.demo import text_lm_training, train_text_lm
 from tools.demo.domain import is_held_out
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.text import TextTokenizer
@@ -33,7 +33,7 @@ def small_config(tmp_path_factory) -> Path:
 
 
 def test_only_the_answer_and_what_closes_it_is_learnt(tokenizer):
-    ids, labels = train_text_lm.encode_chats([QUESTION, train_text_lm.repeat("four seven one")], tokenizer)
+    ids, labels = text_lm_training.encode_chats([QUESTION, text_lm_training.repeat("four seven one")], tokenizer)
     learnt = [row[row != IGNORE_INDEX].tolist() for row in labels]
     assert [tokenizer.base.decode(row) for row in learnt] == [
         f"{QUESTION[1]}<|im_end|>\n",
@@ -47,39 +47,39 @@ def test_only_the_answer_and_what_closes_it_is_learnt(tokenizer):
 
 
 def test_training_chats_hold_no_held_out_text():
-    source, rng = train_text_lm.ChatSource(), random.Random(0)
+    source, rng = text_lm_training.ChatSource(), random.Random(0)
     answers = [source.draw(rng)[1] for _ in range(3000)]
-    held_out = {answer for chats in train_text_lm.evaluation_chats().values() for _, answer in chats}
-    questions_only = {chat[1] for chat in train_text_lm.evaluation_chats()["answers"]}
+    held_out = {answer for chats in text_lm_training.evaluation_chats().values() for _, answer in chats}
+    questions_only = {chat[1] for chat in text_lm_training.evaluation_chats()["answers"]}
     assert not set(answers) & (held_out - questions_only)
-    digits = [text for text in answers if set(text.split()) <= set(train_text_lm.DIGITS)]
+    digits = [text for text in answers if set(text.split()) <= set(text_lm_training.DIGITS)]
     assert len(digits) > 500 and not any(map(is_held_out, digits))
 
 
 def test_held_out_phrasings_are_never_asked():
-    source, rng = train_text_lm.ChatSource(), random.Random(0)
+    source, rng = text_lm_training.ChatSource(), random.Random(0)
     drawn = {text for _ in range(5000) for text in source.draw(rng)}
-    unseen = {question for question, _ in train_text_lm.evaluation_chats()["answers_to_new_phrasings"]}
+    unseen = {question for question, _ in text_lm_training.evaluation_chats()["answers_to_new_phrasings"]}
     assert not drawn & unseen and len(unseen) == 63
 
 
 def test_a_batch_depends_on_its_number_only(tokenizer):
-    straight, resumed = (train_text_lm.ChatBatches(tokenizer, 4, seed=1) for _ in range(2))
+    straight, resumed = (text_lm_training.ChatBatches(tokenizer, 4, seed=1) for _ in range(2))
     batches = [straight[step] for step in range(11)]
     assert torch.equal(resumed[10][0], batches[10][0]) and torch.equal(resumed[3][1], batches[3][1])
     assert not torch.equal(batches[0][0], batches[8][0])
 
 
 def test_exact_share_is_that_of_greedy_decoding(tokenizer, small_config):
-    model = train_text_lm.build_model(small_config, tokenizer.base, seed=0)
-    loss, batch = train_text_lm.TextLoss(model), train_text_lm.encode_chats([QUESTION], tokenizer)
+    model = text_lm_training.build_model(small_config, tokenizer.base, seed=0)
+    loss, batch = text_lm_training.TextLoss(model), text_lm_training.encode_chats([QUESTION], tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
         loss(batch)["total"].backward()
         optimizer.step()
     other = (QUESTION[0], "the capital of italy is rome")
-    assert train_text_lm.exact_share(model, [QUESTION, other], tokenizer) == 0.5
+    assert text_lm_training.exact_share(model, [QUESTION, other], tokenizer) == 0.5
     prompt = batch[0][:, : int((batch[1] != IGNORE_INDEX).int().argmax())]
     generated = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False)
     assert tokenizer.decode(generated[0, prompt.shape[1] :]) == QUESTION[1]
@@ -108,8 +108,8 @@ def test_a_stopped_run_continues_and_exports_a_plain_qwen2(tokenizer, small_conf
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_shipped_model_repeats_unseen_texts_and_answers(tokenizer, dtype):
     model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=dtype)
-    chats = train_text_lm.evaluation_chats()
-    shares = {name: train_text_lm.exact_share(model, chats[name], tokenizer) for name in chats}
+    chats = text_lm_training.evaluation_chats()
+    shares = {name: text_lm_training.exact_share(model, chats[name], tokenizer) for name in chats}
     assert min(shares.values()) >= 0.97, shares
     assert shares["answers"] == 1.0
 

@@ -1,8 +1,8 @@
-"""CosyVoice 2: codes to wave at 24 kHz, whole or as a stream.
+"""CosyVoice 2: codes to a wave at 24 kHz, at once or as a stream.
 
-A whole utterance is decoded with full attention, as the public VITA-Audio tokenizer does. A stream decodes in chunks of
-25 codes, each as soon as the three codes behind it are there. Attention then sees earlier chunks and its own one, so a
-stream gives exactly what `decode` gives with `is_chunked`, as long as the utterance fits into the stream's context.
+Decoding at once uses full attention, as in the public VITA-Audio tokenizer. A stream decodes chunks of 25 codes, each
+once the three codes after it have arrived. Its attention covers earlier chunks and the current one, so a stream gives
+exactly the wave of `decode` with `is_chunked`, as long as the utterance fits into the stream's context.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from .flow import (
 
 CONFIG_NAME = "cosyvoice2.yaml"
 MEL = MelSettings(sample_rate=24_000, hop_length=480, fft_size=1920)
-F0_LOOKAHEAD = 6  # frames: five of the predictor of the fundamental, one of the glide between two frames
+F0_LOOKAHEAD = 6  # frames: five for the predictor of the fundamental, one for the glide between two frames
 MAX_WHOLE_CODES = 750  # 30 s
 CONTEXT_CODES = 500  # 20 s
 
@@ -51,21 +51,27 @@ class CosyVoice2State:
     codes: list[int] = field(default_factory=list)  # from `first` on
     first: int = 0  # position in the stream of codes[0], prompt not counted
     position: int = 0  # codes that became mel
-    mel: Tensor | None = None  # mel that is not audible yet, (1, bands, frames)
+    mel: Tensor | None = None  # mel that is not vocoded yet, (1, bands, frames)
     is_finished: bool = False
 
 
 class CosyVoice2Decoder:
-    """Flow and vocoder, put into evaluation mode; serves any number of streams.
+    """Flow and vocoder in evaluation mode; serves any number of streams.
 
-    Attributes: `sample_rate` of the output in Hz, `frame_rate` in codes per second, `vocab_size`, `device`.
+    Attributes:
+        sample_rate: Rate of the wave, Hz.
+        frame_rate: Codes per second.
+        vocab_size: Codes are 0..vocab_size - 1.
     """
 
     sample_rate = MEL.sample_rate
     frame_rate = CODE_RATE
 
     def __init__(self, flow: CosyVoice2Flow, hift: HiFTGenerator, *, noise_seed: int = NOISE_SEED):
-        """`noise_seed`: of the noise that every utterance begins with; the released one by default."""
+        """Combine flow and vocoder; `noise_seed` selects the flow's noise, by default the released one.
+
+        Raises: ValueError if the vocoder does not fit the flow.
+        """
         mel = (hift.config.sampling_rate, hift.config.samples_per_frame, hift.config.in_channels)
         if mel != (MEL.sample_rate, MEL.hop_length, flow.config.num_bands):
             raise ValueError(
@@ -79,7 +85,7 @@ class CosyVoice2Decoder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "CosyVoice2Decoder":
-        """Load `cosyvoice2.yaml` and the weights of flow and vocoder, each as `.safetensors` or, failing that, `.pt`.
+        """Load `cosyvoice2.yaml` and the weights of flow and vocoder, each from `.safetensors` or else `.pt`.
 
         Raises: FileNotFoundError, or ValueError naming the file and what is missing or wrong in it.
         """
@@ -102,9 +108,9 @@ class CosyVoice2Decoder:
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> Tensor:
-        """Wave of all codes, (960 * codes,), float32 in [-1, 1], on the CPU; arguments as in `start`.
+        """Return the wave of all codes, (960 * codes,), float32 in [-1, 1], on the CPU; arguments as in `start`.
 
-        More than 30 s are decoded as a stream, since full attention grows with the square of the length.
+        More than 30 s are decoded as a stream, because the cost of full attention grows with the square of the length.
         """
         state = self.start(
             num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
@@ -124,11 +130,13 @@ class CosyVoice2Decoder:
         """Begin a stream.
 
         Args:
-            num_steps: Euler steps of the flow. seed: Of the vocoder's random numbers.
-            prompt_codes: Codes of a voice sample, and prompt_mel: its log-mel, (bands, frames), in `MEL` settings. They
-                are cut to where both end.
-            embedding: Speaker, (spk_embed_dim,).
-        Raises: ValueError if only half a prompt is given or the embedding has another shape.
+            num_steps: Euler steps of the flow.
+            seed: Seed for the vocoder's random numbers.
+            prompt_codes: Codes of a recording of the voice; given together with `prompt_mel`.
+            prompt_mel: Log-mel of the same recording in `MEL` settings, (bands, frames). The longer half of the prompt
+                is cut to the shorter.
+            embedding: Speaker embedding, (spk_embed_dim,).
+        Raises: ValueError if only one half of the prompt is given or the embedding has another shape.
         """
         size, bands = self.flow.config.spk_embed_dim, self.flow.config.num_bands
         check_voice(prompt_codes, prompt_mel, embedding, num_bands=bands, embedding_size=size)
@@ -146,9 +154,12 @@ class CosyVoice2Decoder:
 
     @torch.inference_mode()
     def decode_chunk(self, state: CosyVoice2State, codes: Sequence[int], final: bool = False) -> Tensor:
-        """Decode the next codes of a stream, any number; `final`: nothing follows.
+        """Decode the next codes of a stream.
 
-        Returns: The samples that are finished now, (samples,), float32, on the CPU; possibly none.
+        Args:
+            codes: Any number of codes, including none.
+            final: Whether these are the last codes.
+        Returns: The finished samples, (samples,), float32, on the CPU; may be none.
         Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
         """
         if state.is_finished:
@@ -158,7 +169,7 @@ class CosyVoice2Decoder:
         if final and not state.is_chunked:
             self._make_mel(state, num_codes)
         while state.is_chunked:
-            # Chunks are counted from the beginning of the prompt.
+            # Chunks begin with the prompt.
             stop = state.position + chunk_size - (len(state.prompt_codes) + state.position) % chunk_size
             if stop + LOOKAHEAD_CODES > num_codes:
                 break
@@ -168,7 +179,7 @@ class CosyVoice2Decoder:
         return self._make_wave(state, final)
 
     def _make_mel(self, state: CosyVoice2State, stop: int) -> None:
-        """Append the mel of the codes up to `stop`, which is the end of a chunk or of everything."""
+        """Append the mel of the codes up to `stop`, the end of a chunk or of the stream."""
         prompt, num_new = len(state.prompt_codes), stop - state.position
         if not num_new:
             return
@@ -193,7 +204,7 @@ class CosyVoice2Decoder:
             state.codes, state.first = state.codes[surplus:], state.first + surplus
 
     def _make_wave(self, state: CosyVoice2State, final: bool) -> Tensor:
-        """Make the mel audible that has all of its future, or all of it."""
+        """Vocode the frames whose look-ahead is available (all of them if `final`)."""
         num_new = state.mel.shape[2] - (0 if final else self.hift.receptive_frames + F0_LOOKAHEAD)
         if num_new <= 0:
             return torch.zeros(0)
@@ -203,7 +214,7 @@ class CosyVoice2Decoder:
 
 
 def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
-    """Read the sizes of flow and vocoder from a released `cosyvoice2.yaml`; nothing in it runs.
+    """Read the sizes of flow and vocoder from a released `cosyvoice2.yaml` without executing anything in it.
 
     Raises: FileNotFoundError; ValueError naming the file and the block that is missing or does not fit.
     """
@@ -229,7 +240,7 @@ def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
 
 
 def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are fields of a configuration, lists as tuples; the others keep their defaults."""
+    """Select the values that are fields of a configuration, with lists as tuples."""
     return {item.name: _tuples(values[item.name]) for item in fields(kind) if item.name in values}
 
 

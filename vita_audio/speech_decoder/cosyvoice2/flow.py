@@ -1,7 +1,7 @@
-"""The flow of CosyVoice 2 (arXiv 2412.10117): codes at 25 Hz to mel at 50 Hz, causal but for three codes of lookahead.
+"""The flow of CosyVoice 2 (arXiv 2412.10117): codes at 25 Hz to mel at 50 Hz, causal but for a look-ahead of 3 codes.
 
-Parameter names are those of the released `flow.pt`. Attention sees everything, or, chunked, all earlier chunks and its
-own one; with chunks a mel frame never changes once the three codes behind its chunk are known.
+Parameter names are those of the released `flow.pt`. Attention covers the whole utterance or, with chunks, earlier
+chunks and the current one; a mel frame is then final once the three codes after its chunk are known.
 """
 
 import math
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowMatchingConfig
 from vita_audio.speech_decoder.flow_matching import ConditionalCFM
 from vita_audio.speech_decoder.transformer import EncoderLayer, InputProjection, block_causal_mask, relative_positions
-from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock, time_sinusoids
+from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock, run_block, time_sinusoids
 
 LOOKAHEAD_CODES = 3
 FRAMES_PER_CODE = 2
 CODE_RATE = 25.0  # per second
 NUM_UP_BLOCKS = 4
-NUM_NOISE_FRAMES = 15_000  # the released noise lasts five minutes; later frames begin it again
+NUM_NOISE_FRAMES = 15_000  # the released noise lasts five minutes, then repeats
 NOISE_SEED = 0
 
 
 @dataclass(frozen=True)
 class CosyVoice2FlowConfig:
-    """Sizes of the flow; the defaults are the released ones. `encoder.block_size`: codes per chunk."""
+    """Sizes of the flow; the defaults are the released ones. `encoder.block_size` is the number of codes per chunk."""
 
     vocab_size: int = 6561
     spk_embed_dim: int = 192
@@ -41,7 +41,7 @@ class CosyVoice2FlowConfig:
 
 
 class CausalConv1d(nn.Conv1d):
-    """Convolution over the present and the past."""
+    """Convolution over the present and past positions."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
@@ -55,7 +55,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class CausalConvBlock(nn.Module):
-    """Causal convolution, normalisation of each frame, Mish. The two empty places keep the released names."""
+    """Causal convolution, normalisation of each frame, Mish. The two identities keep the released names."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -67,7 +67,7 @@ class CausalConvBlock(nn.Module):
 
 
 class CausalConditionalDecoder(ConditionalDecoder):
-    """The UNet at one scale with causal convolutions."""
+    """The UNet with one scale and causal convolutions."""
 
     def __init__(self, config: EstimatorConfig):
         super().__init__(config)
@@ -80,27 +80,20 @@ class CausalConditionalDecoder(ConditionalDecoder):
         self.final_block = CausalConvBlock(size, size)
 
     def forward(self, x: Tensor, visible: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
-        """Velocity at `x`, arguments as in `ConditionalDecoder` but for nothing being padded.
+        """Return the velocity at `x`, without padding; other arguments as in `ConditionalDecoder`.
 
         Args:
-            visible: (1, frames, frames) bool, true where a query sees a key; None: everywhere.
+            visible: (1, frames, frames) bool, true where a query sees a key; None for full attention.
         """
         time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
         hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
         (down,), (up,) = self.down_blocks, self.up_blocks
-        skip = _run(down[0], down[1], hidden, visible, time)
+        skip = run_block(down[0], down[1], hidden, time, visible=visible)
         hidden = down[2](skip)
         for resnet, transformers in self.mid_blocks:
-            hidden = _run(resnet, transformers, hidden, visible, time)
-        hidden = up[2](_run(up[0], up[1], torch.cat([hidden, skip], dim=1), visible, time))
+            hidden = run_block(resnet, transformers, hidden, time, visible=visible)
+        hidden = up[2](run_block(up[0], up[1], torch.cat([hidden, skip], dim=1), time, visible=visible))
         return self.final_proj(self.final_block(hidden))
-
-
-def _run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, visible: Tensor | None, time: Tensor) -> Tensor:
-    x = resnet(x, None, time).transpose(1, 2)  # (batch, time, channels)
-    for block in transformers:
-        x = block(x, visible)
-    return x.transpose(1, 2)
 
 
 class CausalCFM(ConditionalCFM):
@@ -110,7 +103,7 @@ class CausalCFM(ConditionalCFM):
 
 
 class LookaheadLayer(nn.Module):
-    """Mix a position with the next three, then with the last two."""
+    """Mixes each position with the next three, then with the last two."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -118,7 +111,7 @@ class LookaheadLayer(nn.Module):
         self.conv2 = nn.Conv1d(size, size, 3)
 
     def forward(self, x: Tensor, future: Tensor) -> Tensor:
-        """x (batch, time, size), future (batch, at most 3, size) -> like x."""
+        """Mix x, (batch, time, size), with itself and the `future` after it, (batch, at most 3, size)."""
         ahead = torch.cat([x, future], dim=1).transpose(1, 2)
         ahead = F.pad(ahead, (0, x.shape[1] + LOOKAHEAD_CODES - ahead.shape[2]))
         hidden = F.leaky_relu(self.conv1(ahead))
@@ -126,7 +119,7 @@ class LookaheadLayer(nn.Module):
 
 
 class DoublingLayer(nn.Module):
-    """Repeat every position, then a causal convolution."""
+    """Repeats every position, then applies a causal convolution."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -137,7 +130,7 @@ class DoublingLayer(nn.Module):
 
 
 class UpsampleEncoder(nn.Module):
-    """Transformer over codes, doubled in time, and a second one over frames."""
+    """Transformer over codes, doubling of the length, and a second transformer over frames."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -190,15 +183,15 @@ class CosyVoice2Flow(nn.Module):
         num_steps: int = 10,
         is_chunked: bool = False,
     ) -> Tensor:
-        """Mel of codes.
+        """Return the mel of codes, (1, bands, frames after the prompt).
 
         Args:
-            codes: (1, time), those of a voice prompt included.
+            codes: (1, time), including those of a voice prompt.
             noise: Standard normal, (1, bands, 2 * time).
             future: The next three codes, (1, 3); None at the end of the utterance.
-            prompt_mel: What the first codes sounded like, (1, bands, prompt frames).
-            embedding: Speaker, (1, spk_embed_dim); None for the default voice.
-        Returns: (1, bands, frames after the prompt's).
+            prompt_mel: Mel of the prompt, (1, bands, prompt frames).
+            embedding: Speaker embedding, (1, spk_embed_dim); None for the default voice.
+            is_chunked: Attend to earlier chunks and the current one, not to the whole utterance.
         """
         future = codes[:, :0] if future is None else future
         encoded = self.encoder(self.input_embedding(codes), self.input_embedding(future), is_chunked=is_chunked)
@@ -219,5 +212,5 @@ class CosyVoice2Flow(nn.Module):
 
 
 def released_noise(num_bands: int, seed: int = NOISE_SEED) -> Tensor:
-    """The noise that the release draws once and starts every utterance with, (1, bands, NUM_NOISE_FRAMES)."""
+    """Return the noise that the release draws once and uses for every utterance, (1, bands, NUM_NOISE_FRAMES)."""
     return torch.randn(1, num_bands, NUM_NOISE_FRAMES, generator=torch.Generator().manual_seed(seed))

@@ -1,17 +1,17 @@
-"""Audio codes to waveform, whole or as a stream.
+"""Decode audio codes to a wave, at once or as a stream.
 
-Whole decoding is a stream of one chunk, so both run the same code. What a stream adds, and how close it stays:
+Decoding at once is a stream of one chunk, so both run the same code. How close a stream of several chunks comes to it:
 
-* Every frame sees the same random numbers in both, and the vocoder, given the same mel, gives the same samples to
-  rounding: it carries the phase of its excitation and re-reads as much mel as it can see.
-* The mel itself is close but not equal: the flow's attention and normalisation look at the whole utterance, of which
-  a chunk has only the last `context_codes` and nothing of the future. So the last `overlap_codes` of a chunk are held
-  back, made again with the next chunk, and cross-faded.
-* The work per chunk is bounded by its size and the context; no sample is lost: chunks add up to the whole length.
+* Each frame gets the same random numbers in both. Given the same mel, the vocoder gives the same samples up to
+  rounding: it carries the phase of its excitation and re-reads as much mel as its samples depend on.
+* The mel itself is close but not equal: the flow's attention and normalisation read the whole utterance, of which a
+  chunk has only the last `context_codes` and none of the future. Therefore the last `overlap_codes` of a chunk are held
+  back, computed again with the next chunk, and cross-faded.
+* The work per chunk is bounded by its size and the context. No sample is lost: the chunks add up to the whole length.
 
-Differences from the released decoder, which seeds the global generator for every call, draws noise for the whole
-utterance at once and leaves dropout on: noise is drawn frame by frame on the CPU from the stream's own generators, and
-modules are always in evaluation mode. With `released_noise` whole decoding draws the same numbers as the release.
+The released decoder seeds the global generator in every call, draws noise for the whole utterance at once and leaves
+dropout on. Here noise is drawn frame by frame on the CPU from the stream's own generators, and modules are always in
+evaluation mode. With `released_noise`, `decode` draws the same numbers as the release.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ from vita_audio.speech_decoder.weights import load_weights
 
 from .flow import MaskedDiffWithXvec
 
-# Frames by which a prompt's mel may differ from its codes: tokenizers round a clip's end up to a few codes.
+# Frames by which the mel of a prompt may differ from its codes: tokenizers round the end up by a few codes.
 MAX_PROMPT_MISMATCH = 20
-MAX_WHOLE_CODES = 750
+MAX_WHOLE_CODES = 750  # one minute
 
 
 @dataclass
@@ -49,18 +49,21 @@ class SpeechDecoderState:
     embedding: Tensor | None
     mel_noise: FrameNoise
     vocoder: VocoderState
-    codes: list[int] = field(default_factory=list)  # the window: context, then codes not yet fully decoded
+    codes: list[int] = field(default_factory=list)  # the window: context, then codes that are not fully decoded
     first_code: int = 0  # position of codes[0] in the stream, prompt included
     position: int = 0  # mel frames finished, prompt included
     mel: Tensor | None = None  # finished frames of the window, (1, bands, frames)
-    held_back: Tensor | None = None  # frames after `position` as the last chunk saw them, (1, bands, frames)
+    held_back: Tensor | None = None  # frames after `position` as the last chunk made them, (1, bands, frames)
     is_finished: bool = False
 
 
 class SpeechDecoder:
-    """Flow and vocoder, put into evaluation mode; serves any number of streams.
+    """Flow and vocoder in evaluation mode; serves any number of streams.
 
-    Attributes: `sample_rate` of the output in Hz, `frame_rate` in codes per second, `vocab_size`, `device`.
+    Attributes:
+        sample_rate: Rate of the wave, Hz.
+        frame_rate: Codes per second.
+        vocab_size: Codes are 0..vocab_size - 1.
     """
 
     sample_rate = SAMPLE_RATE
@@ -75,7 +78,7 @@ class SpeechDecoder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "SpeechDecoder":
-        """Load `config.yaml` and the weights of flow and vocoder, each as `.safetensors` or, failing that, `.pt`.
+        """Load `config.yaml` and the weights of flow and vocoder, each from `.safetensors` or else `.pt`.
 
         Raises: FileNotFoundError, or ValueError naming the file and its missing, unexpected or misshapen weights.
         """
@@ -107,13 +110,13 @@ class SpeechDecoder:
         embedding: Tensor | None = None,
         released_noise: bool = False,
     ) -> Tensor:
-        """Wave of all codes, (samples,), float32 in [-1, 1], on the CPU; arguments as in `start`.
+        """Return the wave of all codes, (samples,), float32 in [-1, 1], on the CPU; other arguments as in `start`.
 
-        Time and memory grow with the square of what is decoded at once, so more than a minute is decoded as a stream.
+        Time and memory grow with the square of the length, so more than a minute is decoded as a stream.
 
         Args:
-            released_noise: Draw the noise as the release does on a CPU, all at once in its order, which gives its wave;
-                otherwise as streams of the same seed draw it.
+            released_noise: Draw the noise as the release does on a CPU, all at once and in its order, which gives the
+                same wave; otherwise draw it as a stream with this seed does.
         """
         state = self.start(
             num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
@@ -139,15 +142,17 @@ class SpeechDecoder:
         """Begin a stream.
 
         Args:
-            num_steps: Euler steps of the flow. seed: Of this stream's own random numbers.
-            context_codes: Earlier codes that a chunk still looks at.
+            num_steps: Euler steps of the flow.
+            seed: Seed for the random numbers of this stream.
+            context_codes: Number of earlier codes that a chunk still reads.
             overlap_codes: Codes at the end of a chunk that are held back until the next one.
             condition_on_past: Give the flow its earlier mel as a prompt, as the released decoder does. Otherwise it
-                makes the context again from the same noise, which stays closer to whole decoding. Always true with a
-                voice prompt, whose voice is carried on so when the prompt has left the context.
-            prompt_codes: Codes of a voice sample, and prompt_mel: its log-mel, (bands, frames); both or neither.
-            embedding: Speaker, (spk_embed_dim,).
-        Raises: ValueError if only half a prompt is given, its halves do not last equally long, the embedding has
+                computes the context again from the same noise, which stays closer to decoding at once. Always true with
+                a voice prompt, so that the voice persists once the prompt has left the context.
+            prompt_codes: Codes of a recording of the voice; given together with `prompt_mel`.
+            prompt_mel: Log-mel of the same recording, (bands, frames).
+            embedding: Speaker embedding, (spk_embed_dim,).
+        Raises: ValueError if only one half of the prompt is given, its halves differ in duration, the embedding has
             another shape, or context_codes < overlap_codes.
         """
         size = self.config.flow.spk_embed_dim
@@ -175,8 +180,9 @@ class SpeechDecoder:
         """Decode the next codes of a stream.
 
         Args:
-            codes: Any number of codes, also none. final: Nothing follows; what was held back comes out too.
-        Returns: The samples that are finished now, (samples,), float32, on the CPU; possibly none.
+            codes: Any number of codes, including none.
+            final: Whether these are the last codes; the codes that were held back are then decoded too.
+        Returns: The finished samples, (samples,), float32, on the CPU; may be none.
         Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
         """
         if state.is_finished:
@@ -199,7 +205,7 @@ class SpeechDecoder:
         return wave.cpu()
 
     def _draw_as_released(self, state: SpeechDecoderState, num_frames: int, seed: int) -> None:
-        """Give a fresh stream the noise of all its frames, prompt included: the flow's first, then the vocoder's."""
+        """Draw all noise of a new stream, including its prompt's: first the flow's, then the vocoder's."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(1, NUM_BANDS, num_frames, generator=generator)
         source = self.hift.draw_noise(1, num_frames - state.position, generator=generator)
@@ -209,7 +215,7 @@ class SpeechDecoder:
         state.vocoder.noise = FrameNoise(rows.shape[1], None, rows)
 
     def _prompt(self, codes: Sequence[int] | None, mel: Tensor | None) -> tuple[list[int], Tensor]:
-        """Voice prompt as codes and (1, bands, frames) that end together, at the last whole code of both."""
+        """Cut codes and mel of a voice prompt to the last code that both contain; the mel is (1, bands, frames)."""
         if codes is None:
             return [], torch.zeros(1, NUM_BANDS, 0)
         codes, num_frames = check_codes(codes, self.vocab_size), self.flow.num_frames(len(codes))
@@ -224,10 +230,10 @@ class SpeechDecoder:
         return codes, mel[None, :, :num_frames].float()
 
     def _continue_mel(self, state: SpeechDecoderState, window: list[int], num_frames: int) -> Tensor:
-        """Mel from `state.position` to the end of the window, faded in over what the last chunk held back."""
+        """Compute the mel from `state.position` to the end of the window, cross-faded with the frames held back."""
         held = state.held_back
         if held is not None and state.position + held.shape[2] == num_frames:
-            return held  # no code is new
+            return held  # there are no new codes
         start = self.flow.num_frames(state.first_code)
         noise = state.mel_noise.read(start, num_frames).T[None].to(self.device)  # (1, bands, frames of the window)
         mel = self.flow.inference(
@@ -244,10 +250,10 @@ class SpeechDecoder:
         return mel
 
     def _forget(self, state: SpeechDecoderState) -> None:
-        """Drop what lies before the context.
+        """Drop the codes and frames before the context.
 
         The window begins where an attention block of the encoder and a frame of the UNet's coarsest scale begin, so
-        that both grids lie as in the whole utterance.
+        that both grids are aligned as in the whole utterance.
         """
         block_size = self.config.flow.encoder.block_size
         coarse_frame = 2 ** (len(self.config.flow.estimator.channels) - 1)

@@ -15,7 +15,7 @@ from vita_audio.speech_decoder.transformer import BlockConformerEncoder
 
 
 class InterpolateRegulator(nn.Module):
-    """Stretch a sequence to a number of frames, then smooth it with convolutions."""
+    """Smooths a sequence that was stretched to a number of frames."""
 
     def __init__(self, channels: int, sampling_ratios: tuple[int, ...]):
         super().__init__()
@@ -48,20 +48,22 @@ class MaskedDiffWithXvec(nn.Module):
         self.decoder = ConditionalCFM(config.cfm, config.estimator)
 
     def num_frames(self, num_codes: int) -> int:
-        """Mel frames that `num_codes` codes last, rounded down."""
+        """Return the number of mel frames of `num_codes` codes, rounded down."""
         return int(num_codes * SAMPLE_RATE // (self.config.input_frame_rate * HOP_LENGTH))
 
     def speaker(self, embedding: Tensor | None, batch_size: int = 1) -> Tensor:
-        """Speaker embedding (batch, spk_embed_dim), None for the default voice -> (batch, bands)."""
+        """Project a speaker embedding (batch, spk_embed_dim), None for the default voice, to (batch, bands)."""
         if embedding is None:
             embedding = self.spk_embed_affine_layer.weight.new_zeros(batch_size, self.config.spk_embed_dim)
         return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
 
     def encode(self, codes: Tensor, code_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
-        """Codes to the prior mel.
+        """Return the prior mel of codes.
 
         Args:
-            codes: (batch, time), int; negative ids count as 0. code_lengths, frame_lengths: (batch,).
+            codes: (batch, time), int; negative ids count as 0.
+            code_lengths: Number of codes in each row, (batch,).
+            frame_lengths: Number of frames in each row, (batch,).
         Returns: (batch, bands, longest frame length), zero where padded.
         """
         code_mask = length_mask(code_lengths, codes.shape[1])
@@ -83,16 +85,19 @@ class MaskedDiffWithXvec(nn.Module):
         prompt_probability: float = 0.5,
         max_prompt_fraction: float = 0.3,
     ) -> dict[str, Tensor]:
-        """Training losses of a padded batch.
+        """Return the training losses of a padded batch.
 
         Args:
-            codes: (batch, time); mel: Log-mel, (batch, frames, bands), both padded at the end to any length.
+            codes: (batch, time), padded at the end to any length.
+            code_lengths: Number of codes in each row, (batch,).
+            mel: Log-mel, (batch, frames, bands), padded at the end to any length.
+            mel_lengths: Number of frames in each row, (batch,).
             generator: Draws prompts, flow times, noise and dropped conditions; on any device.
-            embedding: Speaker, (batch, spk_embed_dim), or None.
-            prompt_probability: How often a row sees a random prefix of its own mel as prompt.
-            max_prompt_fraction: Longest such prefix, as a share of the row.
-        Returns: `flow_loss`, mean squared velocity error; `prior_loss`, mean |mu - mel|, with gradient, for a trainer
-            that wants the prior itself to be a mel. Scalars over valid frames, float32.
+            embedding: Speaker embeddings, (batch, spk_embed_dim), or None.
+            prompt_probability: Probability that a row gets a random prefix of its own mel as prompt.
+            max_prompt_fraction: Longest such prefix, as a fraction of the row.
+        Returns: `flow_loss`, the mean squared velocity error, and `prior_loss`, the mean of |mu - mel|, which a trainer
+            may add so that the prior itself becomes a mel. Scalars over valid frames, float32, with gradient.
         """
         num_frames = int(mel_lengths.max())
         mel = mel[:, :num_frames].transpose(1, 2)
@@ -105,7 +110,10 @@ class MaskedDiffWithXvec(nn.Module):
         return {"flow_loss": flow_loss, "prior_loss": masked_mean((mu.float() - mel).abs(), mask)}
 
     def prior_loss(self, codes: Tensor, code_lengths: Tensor, mel: Tensor, mel_lengths: Tensor) -> Tensor:
-        """Mean |mu - mel| over valid frames without running the flow; arguments as for `loss`, scalar, float32."""
+        """Return the mean of |mu - mel| over valid frames, a float32 scalar, without running the flow.
+
+        Arguments as in `loss`.
+        """
         mu = self.encode(codes, code_lengths, mel_lengths)
         mel = mel[:, : mu.shape[2]].transpose(1, 2)
         return masked_mean((mu.float() - mel).abs(), length_mask(mel_lengths, mu.shape[2]))
@@ -120,16 +128,16 @@ class MaskedDiffWithXvec(nn.Module):
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> Tensor:
-        """Mel of one utterance.
+        """Return the mel of one utterance, (1, bands, frames after the prompt).
 
         Args:
             codes: (1, time).
-            noise: Standard normal, (1, bands, frames); says how many frames prompt and codes last together, which is
-                `num_frames` of their codes, give or take one for a piece of a longer utterance.
-            prompt_codes: (1, prompt time); prompt_mel: (1, bands, prompt frames), what they sounded like.
-            embedding: Speaker, (1, spk_embed_dim), or None.
-        Returns: (1, bands, frames after the prompt's).
-        Raises: ValueError if the noise does not fit the codes or the prompt mel leaves no frame to make.
+            noise: Standard normal, (1, bands, frames), for prompt and codes together: `num_frames` of all their codes,
+                give or take one for a piece of a longer utterance.
+            prompt_codes: Codes of the prompt, (1, prompt time).
+            prompt_mel: Mel of the prompt, (1, bands, prompt frames).
+            embedding: Speaker embedding, (1, spk_embed_dim), or None.
+        Raises: ValueError if the noise does not fit the codes, or the prompt fills all frames.
         """
         if prompt_codes is not None:
             codes = torch.cat([prompt_codes, codes], dim=1)
@@ -151,6 +159,6 @@ class MaskedDiffWithXvec(nn.Module):
 
 
 def _random_prompts(lengths: Tensor, probability: float, max_fraction: float, generator: torch.Generator) -> Tensor:
-    """Prompt length of each row, 0 for rows without one."""
+    """Draw the prompt length of each row, 0 for rows without a prompt."""
     draws = torch.rand(2, len(lengths), generator=generator, device=generator.device).to(lengths.device)
     return ((draws[0] < probability) * draws[1] * max_fraction * lengths).long()

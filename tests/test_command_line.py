@@ -1,0 +1,59 @@
+"""What command lines share: checks of values, defaults in the help, one line for wrong arguments."""
+
+from pathlib import Path
+
+import pytest
+
+from vita_audio.command_line import OneLineParser, check_files, in_range, plan_name
+
+
+@pytest.fixture
+def parser() -> OneLineParser:
+    parser = OneLineParser("program", "A program.\n\n    with an example\n")
+    parser.add_argument("--count", type=in_range(int, minimum=1), default=3, help="how many")
+    parser.add_argument("--share", type=in_range(float, above=0, maximum=1), help="of all")
+    parser.add_argument("--mode", type=plan_name, default="boost", help="plan (default: the best)")
+    parser.add_argument("--fast", action="store_true", help="no waiting")
+    parser.add_subparsers().add_parser("part").add_argument("--size", type=in_range(int, minimum=0))
+    return parser
+
+
+def test_values_in_range_are_converted(parser):
+    options = parser.parse_args("--count 1 --share 1 --mode 1,10,4,10 part --size 0".split())
+    assert (options.count, options.share, options.mode, options.size) == (1, 1.0, "1,10,4,10", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--count 0", "program: argument --count: must be at least 1, got 0"),
+        ("--count 1.5", "program: argument --count: invalid literal for int() with base 10: '1.5'"),
+        ("--share 0", "program: argument --share: must be above 0 and at most 1, got 0"),
+        ("--share 1.5", "program: argument --share: must be above 0 and at most 1, got 1.5"),
+        ("--share nan", "program: argument --share: must be above 0 and at most 1, got nan"),
+        ("--mode warp", "must be one of vanilla, balance, boost, turbo"),
+        ("--mode 1,10,4", "ratio must have an even number of integers"),
+        ("part --size -1", "program part: argument --size: must be at least 0, got -1"),
+    ],
+)
+def test_other_values_are_one_line(parser, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(arguments.split())
+    written = capsys.readouterr().err
+    assert ended.value.code == 2 and message in written
+    assert written.count("\n") == 1 and written.endswith("; see --help\n")
+
+
+def test_help_shows_defaults_and_the_description_as_written(parser):
+    shown = parser.format_help()
+    assert "how many (default: 3)" in shown and "plan (default: the best)" in shown
+    assert "\n    with an example\n" in shown
+    assert shown.count("default") == 2
+
+
+def test_the_first_missing_file_is_named(tmp_path):
+    check_files(None, Path(__file__))
+    with pytest.raises(FileNotFoundError, match="none.wav: no such file"):
+        check_files(None, Path(__file__), tmp_path / "none.wav", tmp_path / "other.wav")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        check_files(tmp_path)

@@ -1,0 +1,224 @@
+"""Training of a small speech decoder in one voice: its vocoder (HiFT), its flow (flow matching), and their export."""
+
+import argparse
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tools.codec.code_mel_pairs import CodeMelPairs, collate
+from tools.codec.corpus import Utterance, hold_out, load_corpus
+from tools.common.training_loop import TrainingLoop, use_device
+from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.speech_decoder.config import (
+    DecoderConfig,
+    EncoderConfig,
+    EstimatorConfig,
+    FlowConfig,
+    FlowMatchingConfig,
+    HiFTConfig,
+)
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
+from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
+from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
+
+SMALL_FLOW = FlowConfig(
+    input_size=192,
+    vocab_size=512,
+    # Without noise the flow gives the most likely mel, which is the clearest for a flow this small.
+    cfm=FlowMatchingConfig(inference_cfg_rate=1.5, inference_temperature=0.0),
+    # Eight smoothing convolutions cover a whole code (7 frames) and its neighbours; four do not.
+    sampling_ratios=(1,) * 8,
+    encoder=EncoderConfig(input_size=192, output_size=192, attention_heads=4, linear_units=384, num_blocks=2),
+    # Noise and prior, 80 bands each, pass through every layer: width helps more than attention or depth.
+    estimator=EstimatorConfig(channels=(168, 168), n_blocks=0, num_mid_blocks=2),
+)
+SMALL_HIFT = HiFTConfig(
+    base_channels=128,
+    f0_channels=128,
+    resblock_kernel_sizes=(3, 7),
+    resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
+    source_resblock_kernel_sizes=(7, 7),
+)
+STFT_SIZES = (256, 512, 1024, 2048)
+PROMPT_PROBABILITY = 0.2  # a single voice needs few examples of continuing a prompt
+F0_SCALE = 100.0  # Hz; scales the error of the fundamental to the size of the spectral losses
+
+
+def fundamental(wave: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return the fundamental by Praat's autocorrelation: Hz per mel frame, 0 if unvoiced, (num_frames,) float32."""
+    import parselmouth
+
+    pitch = parselmouth.Sound(wave, SAMPLE_RATE).to_pitch(time_step=0.005, pitch_floor=60, pitch_ceiling=400)
+    centres = (np.arange(num_frames) + 0.5) * HOP_LENGTH / SAMPLE_RATE
+    values = np.array([pitch.get_value_at_time(centre) for centre in centres], dtype=np.float32)
+    return np.nan_to_num(values)
+
+
+class VocoderTraining(nn.Module):
+    """HiFT with spectral and fundamental losses."""
+
+    def __init__(self, config: HiFTConfig):
+        super().__init__()
+        self.hift = HiFTGenerator(config)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        wave, f0 = self.hift(batch["mel"], source_f0=batch["f0"])
+        losses = {"stft": stft_loss(wave.float(), batch["wave"])}
+        losses["mel"] = (mel_spectrogram(wave) - mel_spectrogram(batch["wave"])).abs().mean()
+        losses["f0"] = (f0 - batch["f0"]).abs().mean() / F0_SCALE
+        losses["total"] = losses["stft"] + 2 * losses["mel"] + losses["f0"]
+        return losses
+
+
+def stft_loss(wave: Tensor, target: Tensor) -> Tensor:
+    """Return spectral convergence plus log-magnitude L1 (Parallel WaveGAN), averaged over resolutions.
+
+    Args:
+        wave: (batch, samples), float32.
+        target: (batch, samples), float32.
+    """
+    total = wave.new_zeros(())
+    for size in STFT_SIZES:
+        window = torch.hann_window(size, device=wave.device)
+        made, true = (
+            torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-5)
+            for x in (wave, target)
+        )
+        total = total + (made - true).norm() / true.norm() + (made.log() - true.log()).abs().mean()
+    return total / len(STFT_SIZES)
+
+
+class SegmentSampler:
+    """Draws random segments of recordings, with their mel and fundamental, for the vocoder."""
+
+    def __init__(self, utterances: list[Utterance], frames: int, batch_size: int, rng: random.Random):
+        self.frames, self.batch_size, self.rng = frames, batch_size, rng
+        self.items = []
+        for utterance in tqdm(utterances, desc="fundamentals", unit="clip"):
+            wave = utterance.float_wave(SAMPLE_RATE)
+            num_frames = len(wave) // HOP_LENGTH
+            if num_frames > frames:
+                mel = mel_spectrogram(torch.from_numpy(wave)[None])[0]
+                self.items.append((torch.from_numpy(wave), mel, torch.from_numpy(fundamental(wave, num_frames))))
+        if not self.items:
+            seconds = frames * HOP_LENGTH / SAMPLE_RATE
+            raise ValueError(f"--frames {frames} needs recordings longer than {seconds:.2f} s, got none; lower it")
+
+    def batch(self) -> dict[str, Tensor]:
+        """Return `wave` (batch, samples), `mel` (batch, bands, frames) and `f0` (batch, frames), all float32."""
+        rows = []
+        for wave, mel, f0 in self.rng.choices(self.items, k=self.batch_size):
+            start = self.rng.randrange(mel.shape[1] - self.frames)
+            stop = start + self.frames
+            rows.append((wave[start * HOP_LENGTH : stop * HOP_LENGTH], mel[:, start:stop], f0[start:stop]))
+        waves, mels, f0s = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return {"wave": waves, "mel": mels, "f0": f0s}
+
+
+def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
+    """Set up data and vocoder; return a function that trains it.
+
+    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
+    """
+    use_device(args)
+    utterances = load_corpus(args.corpus, args.voice)
+    random.Random(args.seed).shuffle(utterances)
+    rng = random.Random(args.seed)
+    train_set, validation_set = hold_out(utterances, args.held_out)
+    held_out = SegmentSampler(validation_set, args.frames, len(validation_set), rng).batch()
+    sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
+    loop = TrainingLoop(VocoderTraining(SMALL_HIFT), args)
+
+    def validate() -> dict[str, float]:
+        losses = loop.averaged(to_device(held_out, args.device))
+        return {f"held_out_{name}": value for name, value in losses.items()}
+
+    return lambda: loop.run(lambda: to_device(sampler.batch(), args.device), validate)
+
+
+class FlowTraining(nn.Module):
+    """The flow with its own loss, and an L1 loss that makes the prior resemble the mel.
+
+    Attributes:
+        only_prior: Skip the UNet, which is nearly all of the work; the prior alone trains ten times faster.
+    """
+
+    def __init__(self, config: FlowConfig, seed: int):
+        super().__init__()
+        self.flow = MaskedDiffWithXvec(config)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.only_prior = False
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        data = (batch["codes"], batch["code_lengths"], batch["mel"], batch["mel_lengths"])
+        if self.only_prior:
+            loss = self.flow.prior_loss(*data)
+            return {"prior_loss": loss, "total": loss}
+        losses = self.flow.loss(*data, generator=self.generator, prompt_probability=PROMPT_PROBABILITY)
+        return {**losses, "total": losses["flow_loss"] + losses["prior_loss"]}
+
+
+def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
+    """Set up the flow and encode its data; return a function that trains it.
+
+    Raises: FileNotFoundError, ValueError for a corpus, tokenizer or settings that cannot be used.
+    """
+    use_device(args)
+    everyone = load_corpus(args.corpus)
+    utterances = [utterance for utterance in everyone if utterance.voice == args.voice]
+    others = [utterance for utterance in everyone if utterance.voice != args.voice]
+    random.Random(args.seed).shuffle(utterances)
+    tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
+    config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
+    loop = TrainingLoop(FlowTraining(config, args.seed), args)
+    num_frames = loop.model.flow.num_frames
+    rng = random.Random(args.seed + loop.step)
+    train_set, validation_set = hold_out(utterances, args.held_out)
+    held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
+    pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, others, joined=args.joined, disguised=args.disguised)
+
+    def validate() -> dict[str, float]:
+        loop.averaged.module.generator.manual_seed(args.seed)
+        losses = loop.averaged(to_device(collate(held_out.items), args.device))
+        return {f"held_out_{name}": value for name, value in losses.items()}
+
+    def choose_part(step: int) -> None:
+        loop.model.only_prior = step < args.prior_steps
+
+    return lambda: loop.run(
+        lambda: to_device(pairs.batch(args.frames_per_batch, rng), args.device), validate, choose_part
+    )
+
+
+def to_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def averaged_state(run: Path) -> dict[str, Tensor]:
+    return torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
+
+
+def trained_weights(run: Path, module: nn.Module) -> nn.Module:
+    """Load the averaged weights of a run folder into `module`."""
+    state = averaged_state(run)
+    module.load_state_dict(
+        {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
+    )
+    return module
+
+
+def export(vocoder_run: Path, flow_run: Path, output: Path) -> None:
+    """Write config.yaml, flow.safetensors and hift.safetensors in half precision."""
+    vocab_size = len(averaged_state(flow_run)["module.flow.input_embedding.weight"])
+    config = replace(SMALL_FLOW, vocab_size=vocab_size)
+    flow = trained_weights(flow_run, FlowTraining(config, 0)).flow.eval()
+    hift = trained_weights(vocoder_run, VocoderTraining(SMALL_HIFT)).hift.eval()
+    SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow, hift).save_pretrained(output, torch.float16)
+    print(f"decoder written to {output}")

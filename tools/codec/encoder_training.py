@@ -1,0 +1,132 @@
+"""Training of a small speech encoder of SenseVoice's design: features, augmentation, loss and validation."""
+
+import argparse
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rapidfuzz.distance import Levenshtein
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus, load_recognition
+from tools.codec.heads import ctc_loss, greedy_symbols
+from tools.common.training_loop import TrainingLoop, use_device
+from vita_audio.files.checkpoint import read_json
+from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
+from vita_audio.resample import resample
+from vita_audio.speech_features import FEATURE_SIZE, QUERIES, SenseVoiceFrontEnd
+from vita_audio.text import TextTokenizer
+
+STATISTICS_UTTERANCES = 500  # number of utterances that the normalisation is measured on
+MAX_BLANKED_ROWS = 5  # per span that augmentation blanks
+
+
+class BatchMaker:
+    """Turns utterances into features and CTC targets."""
+
+    def __init__(self, front_end: SenseVoiceFrontEnd, tokenizer: TextTokenizer, device: str):
+        self.front_end, self.tokenizer, self.device = front_end, tokenizer, device
+
+    def __call__(self, utterances: list[Utterance], rng: random.Random | None) -> dict:
+        """Return a batch for `EncoderTraining`; without `rng` there is no augmentation."""
+        features = [features_of(utterance, self.front_end, rng).to(self.device) for utterance in utterances]
+        symbols = [[token_id + 1 for token_id in self.tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
+        return {"features": features, "symbols": symbols}
+
+
+def features_of(utterance: Utterance, front_end: SenseVoiceFrontEnd, rng: random.Random | None) -> Tensor:
+    """Return the features of an utterance, (rows, 560); `rng` adds a change of speed, noise and blanked spans."""
+    wave = torch.from_numpy(utterance.wave.astype(np.float32) / FULL_SCALE)
+    speed = rng.uniform(0.9, 1.1) if rng else 1.0
+    wave = resample(wave, round(utterance.rate * speed / 100) * 100, front_end.sample_rate)
+    if rng is None:
+        return front_end(wave)
+    noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(rng.getrandbits(32)))
+    features = front_end(wave + noise * 10 ** rng.uniform(-5, -2.2))
+    for _ in range(len(features) // 30 + 1):
+        start = rng.randrange(len(features))
+        features[start : start + rng.randint(0, MAX_BLANKED_ROWS)] = 0
+    return features
+
+
+def measure_normalisation(utterances: list[Utterance]) -> SenseVoiceFrontEnd:
+    """Return a front end whose features have mean 0 and standard deviation 1 on these utterances."""
+    plain = SenseVoiceFrontEnd(torch.zeros(FEATURE_SIZE), torch.ones(FEATURE_SIZE))
+    rows = torch.cat([features_of(utterance, plain, None) for utterance in utterances])
+    return SenseVoiceFrontEnd(-rows.mean(dim=0), 1 / rows.std(dim=0).clamp(min=1e-3))
+
+
+class EncoderTraining(nn.Module):
+    """Encoder with its CTC head; `forward` gives the loss of one batch."""
+
+    def __init__(self, config: SenseVoiceConfig):
+        super().__init__()
+        self.model = SenseVoiceSmall(config)
+
+    def logits(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits without the rows of the queries, (batch, rows, vocabulary), and numbers of rows, (batch,)."""
+        rows = [encoded[len(QUERIES) :] for encoded in self.model(features)]
+        return self.model.ctc.ctc_lo(pad_sequence(rows, batch_first=True)), torch.tensor([len(row) for row in rows])
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        return {"total": ctc_loss(*self.logits(batch["features"]), batch["symbols"])}
+
+
+@torch.no_grad()
+def validate(training: EncoderTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict[str, float]:
+    """Return the token error rate on held-out utterances."""
+    errors = count = 0
+    for start in range(0, len(utterances), 12):
+        batch = maker(utterances[start : start + 12], None)
+        for path, truth in zip(greedy_symbols(*training.logits(batch["features"])), batch["symbols"], strict=True):
+            errors, count = errors + Levenshtein.distance(path, truth), count + len(truth)
+    return {"token_error": errors / max(count, 1)}
+
+
+def draw_batch(utterances: list[Utterance], seconds: float, rng: random.Random) -> list[Utterance]:
+    """Draw utterances of about `seconds` in all."""
+    batch, total = [], 0.0
+    while total < seconds:
+        batch.append(rng.choice(utterances))
+        total += len(batch[-1].wave) / batch[-1].rate
+    return batch
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Set up data and model; return a function that trains and writes the encoder.
+
+    Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
+    """
+    use_device(args)
+    torch.manual_seed(args.seed)
+    sizes = read_json(args.config).get("audio_config")
+    if not isinstance(sizes, dict):
+        raise ValueError(f"{args.config} must have the speech encoder's sizes under audio_config, got {sizes}")
+    if unknown := sorted(set(sizes) - set(SenseVoiceConfig.__dataclass_fields__)):
+        raise ValueError(f"{args.config}: audio_config has unknown sizes {', '.join(unknown)}; take them out")
+    config = SenseVoiceConfig(**sizes)
+    tokenizer = TextTokenizer.from_pretrained(args.tokenizer, 0)
+    if config.vocab_size <= len(tokenizer):
+        raise ValueError(f"vocab_size in {args.config} must exceed the {len(tokenizer)} tokens of {args.tokenizer}")
+    utterances = load_corpus(args.corpus) if args.corpus else load_recognition(args.data)
+    train_set, validation_set = hold_out(utterances, args.held_out)
+    front_end = measure_normalisation(train_set[:: max(1, len(train_set) // STATISTICS_UTTERANCES)])
+    maker = BatchMaker(front_end, tokenizer, args.device)
+    loop = TrainingLoop(EncoderTraining(config), args)
+    rng = random.Random(args.seed + loop.step)
+
+    def train() -> None:
+        loop.run(
+            next_batch=lambda: maker(draw_batch(train_set, args.batch_seconds, rng), rng),
+            validate=lambda: validate(loop.averaged.module, maker, validation_set),
+        )
+        folder = args.output / "encoder"
+        folder.mkdir(exist_ok=True)
+        save_file(loop.averaged.module.model.half().state_dict(), folder / "model.safetensors")
+        front_end.save_pretrained(folder)
+        print(f"speech encoder written to {folder}")
+
+    return train

@@ -1,0 +1,236 @@
+"""Training of a small GLM-4-Voice style speech tokenizer: sampling, augmentation, losses, validation."""
+
+import argparse
+import random
+from collections.abc import Callable
+
+import numpy as np
+import soxr
+import torch
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import WhisperFeatureExtractor
+
+from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus
+from tools.codec.heads import FEATURE_RATE, CodeReader, ctc_loss, greedy_symbols
+from tools.codec.vector_quantizer import VectorQuantizer
+from tools.common.training_loop import TrainingLoop, use_device
+from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
+from vita_audio.constants import INPUT_RATE
+from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
+from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
+
+SAMPLES_PER_CODE = 1280
+MAX_PIECE_SECONDS = 29.0
+CODEBOOK_START_BATCHES = 40  # number of batches that the codebook is initialised from
+
+
+class PieceSampler:
+    """Draws training pieces: single utterances, and sequences of utterances of one voice of up to 29 s.
+
+    The encoder has absolute positions, so training needs long pieces too.
+    """
+
+    def __init__(self, utterances: list[Utterance], seconds_per_batch: float, rng: random.Random):
+        self.by_voice: dict[str, list[Utterance]] = {}
+        for utterance in utterances:
+            self.by_voice.setdefault(utterance.voice, []).append(utterance)
+        self.voices = sorted(self.by_voice)
+        self.weights = [len(self.by_voice[voice]) for voice in self.voices]
+        self.seconds_per_batch = seconds_per_batch
+        self.rng = rng
+
+    def batch(self) -> list[list[Utterance]]:
+        """Return pieces with a total length of about `seconds_per_batch`."""
+        rng = self.rng
+        goal = rng.choices((0.0, 6.0, 12.0, MAX_PIECE_SECONDS), (0.55, 0.2, 0.15, 0.1))[0]
+        pieces, total = [], 0.0
+        while total < self.seconds_per_batch:
+            pool = self.by_voice[rng.choices(self.voices, self.weights)[0]]
+            piece, seconds = [rng.choice(pool)], 0.0
+            seconds = len(piece[0].wave) / piece[0].rate
+            while seconds < goal:
+                following = rng.choice(pool)
+                seconds += len(following.wave) / following.rate
+                if seconds > MAX_PIECE_SECONDS:
+                    break
+                piece.append(following)
+            pieces.append(piece)
+            total += sum(len(u.wave) / u.rate for u in piece)
+        return pieces
+
+
+class BatchMaker:
+    """Turns pieces into tensors: encoder features with light augmentation, phone targets, mels of the main voice."""
+
+    def __init__(self, extractor: WhisperFeatureExtractor, symbol_ids: dict[str, int], voice: str, device: str):
+        self.extractor, self.symbol_ids, self.voice, self.device = extractor, symbol_ids, voice, device
+
+    def __call__(self, pieces: list[list[Utterance]], rng: random.Random | None) -> dict:
+        """Return a batch for `TokenizerTraining`; without `rng` there is no augmentation."""
+        waves, symbols, mels = [], [], []
+        for piece in pieces:
+            wave = np.concatenate([u.wave for u in piece]).astype(np.float32) / FULL_SCALE
+            rate = piece[0].rate
+            is_main = piece[0].voice == self.voice
+            mels.append(mel_spectrogram(torch.from_numpy(wave)[None])[0].T if is_main and rate == MEL_RATE else None)
+            speed = rng.uniform(0.9, 1.1) if rng and not is_main else 1.0
+            waves.append(soxr.resample(wave, rate * speed, INPUT_RATE, quality="LQ").astype(np.float32))
+            symbols.append([self.symbol_ids[s] for u in piece for s in u.symbols if s in self.symbol_ids])
+        if rng:
+            noise = np.random.default_rng(rng.getrandbits(32))
+            waves = [w + noise.standard_normal(len(w), dtype=np.float32) * 10 ** rng.uniform(-5, -2.2) for w in waves]
+        features, mask = piece_features([torch.from_numpy(wave) for wave in waves], self.extractor, SAMPLES_PER_CODE)
+        if rng:
+            features = spec_augment(features, rng)
+        features, mask = features.to(self.device), mask.to(self.device)
+        return {"features": features, "mask": mask, "symbols": symbols, "mels": mels}
+
+
+def spec_augment(features: Tensor, rng: random.Random) -> Tensor:
+    """Blank one frequency band and a few short spans of time in half of the rows, in place; (batch, bands, frames)."""
+    for row in features:
+        if rng.random() < 0.5:
+            band = rng.randrange(row.shape[0] - 12)
+            row[band : band + rng.randint(1, 12)] = row.mean()
+            for _ in range(row.shape[1] // 200 + 1):
+                start = rng.randrange(row.shape[1])
+                row[:, start : start + rng.randint(1, 12)] = row.mean()
+    return features
+
+
+class TokenizerTraining(nn.Module):
+    """Encoder, quantiser statistics and heads; `forward` gives the losses of one batch."""
+
+    def __init__(self, config: WhisperVQConfig, num_symbols: int):
+        super().__init__()
+        self.encoder = WhisperVQEncoder(config)
+        self.quantizer = VectorQuantizer.from_encoder(self.encoder)
+        self.reader = CodeReader(config.d_model, num_symbols)
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        output = self.encoder(batch["features"], batch["mask"])
+        token_mask = output.token_mask
+        quantized = self.quantizer(output.pre_vq_hidden, token_mask)
+        losses = {"commitment": quantized.commitment_loss}
+        features = self.reader(quantized.quantized, token_mask)
+        frame_lengths = output.frame_mask.sum(1)
+        losses["frame_ctc"] = ctc_loss(self.reader.frame_ctc(output.frame_hidden), frame_lengths, batch["symbols"])
+        losses["code_ctc"] = ctc_loss(self.reader.code_ctc(features), frame_lengths, batch["symbols"])
+        losses["mel"] = self.mel_loss(features, batch["mels"])
+        total = 0.5 * losses["frame_ctc"] + losses["code_ctc"] + losses["mel"] + losses["commitment"]
+        return {**losses, "total": total}
+
+    def mel_loss(self, features: Tensor, mels: list[Tensor | None]) -> Tensor:
+        """Mean absolute error over the valid mel frames of the rows that have a mel."""
+        rows = [index for index, mel in enumerate(mels) if mel is not None]
+        if not rows:
+            return features.sum() * 0.0
+        num_frames = int(features.shape[1] / FEATURE_RATE * MEL_RATE / HOP_LENGTH)
+        target = pad_sequence([mels[row] for row in rows], batch_first=True)[:, :num_frames]
+        target = nn.functional.pad(target, (0, 0, 0, num_frames - target.shape[1])).to(features.device)
+        lengths = torch.tensor([min(len(mels[row]), num_frames) for row in rows])
+        valid = (torch.arange(num_frames) < lengths[:, None]).unsqueeze(-1).to(features.device)
+        error = (self.reader.read_mel(features[rows], num_frames).float() - target).abs() * valid
+        return error.sum() / (valid.sum() * target.shape[-1])
+
+    @torch.no_grad()
+    def start_codebook(self, batches: list[dict]) -> None:
+        """Initialise the codebook from the encoder's outputs for `batches`."""
+        vectors = []
+        for batch in batches:
+            output = self.encoder(batch["features"], batch["mask"])
+            vectors.append(output.pre_vq_hidden[output.token_mask])
+        self.quantizer.initialize(torch.cat(vectors))
+
+
+def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict:
+    """Return the codebook perplexity, and the phone error rates of the code CTC for the main voice and the others."""
+    errors, counts = {}, {}
+    for start in range(0, len(utterances), 12):
+        group = utterances[start : start + 12]
+        batch = maker([[u] for u in group], None)
+        output = training.encoder(batch["features"], batch["mask"])
+        hidden = training.quantizer(output.pre_vq_hidden, output.token_mask).quantized
+        logits = training.reader.code_ctc(training.reader(hidden, output.token_mask))
+        for u, path, truth in zip(
+            group, greedy_symbols(logits, output.frame_mask.sum(1)), batch["symbols"], strict=True
+        ):
+            key = "main" if u.voice == maker.voice else "other"
+            errors[key] = errors.get(key, 0) + Levenshtein.distance(path, truth)
+            counts[key] = counts.get(key, 0) + len(truth)
+    rates = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
+    return {"perplexity": training.quantizer.perplexity(), **rates}
+
+
+def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
+    """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others."""
+    train_set, held_out = hold_out([u for u in utterances if u.voice == voice], count)
+    others = [u for u in utterances if u.voice != voice]
+    if others:
+        more, more_held_out = hold_out(others, count)
+        train_set, held_out = train_set + more, held_out + more_held_out
+    return train_set, held_out
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Set up data and model; return a function that trains and writes the tokenizer folder.
+
+    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
+    """
+    use_device(args)
+    torch.manual_seed(args.seed)
+    train_set, validation_set = split_corpus(load_corpus(args.corpus), args.voice, args.held_out)
+    symbols = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
+    extractor = WhisperFeatureExtractor(feature_size=args.mel_bins)
+    symbol_ids = {symbol: index for index, symbol in enumerate(symbols, start=1)}
+    maker = BatchMaker(extractor, symbol_ids, args.voice, args.device)
+    training = TokenizerTraining(encoder_config(args), len(symbols) + 1)
+    loop = TrainingLoop(training, args, ema_decay=None)  # an averaged encoder would not fit the codebook
+    if not training.quantizer.initialized and max(loop.step, args.quantize_from) >= args.steps:
+        raise ValueError(
+            f"--quantize-from {args.quantize_from} must leave steps to train the codebook in, got --steps {args.steps} "
+            f"and a run at step {loop.step}"
+        )
+    rng = random.Random(args.seed + loop.step)
+    sampler = PieceSampler(train_set, args.batch_seconds, rng)
+
+    def start_codebook(step: int) -> None:
+        if step >= args.quantize_from and not training.quantizer.initialized:
+            training.start_codebook([maker(sampler.batch(), rng) for _ in range(CODEBOOK_START_BATCHES)])
+
+    def train() -> None:
+        loop.run(
+            next_batch=lambda: maker(sampler.batch(), rng),
+            validate=lambda: validate(training, maker, validation_set),
+            before_step=start_codebook,
+        )
+        training.quantizer.export_statistics(training.encoder)
+        folder = args.output / "tokenizer"
+        GLM4VoiceTokenizer(training.encoder, extractor).save_pretrained(folder, torch.float16)
+        print(f"tokenizer written to {folder}")
+
+    return train
+
+
+def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
+    """Return a config with the sizes in the options; the decoder of Whisper, which is not used, stays minimal."""
+    return WhisperVQConfig(
+        d_model=args.width,
+        encoder_layers=args.layers + 1,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=args.ffn,
+        num_mel_bins=args.mel_bins,
+        pooling_position=args.layers,
+        quantize_position=args.layers + 1,
+        quantize_vocab_size=args.codes,
+        dropout=0.0,
+        decoder_layers=0,
+        vocab_size=8,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+    )

@@ -1,0 +1,130 @@
+"""Steps of a long run: each is one command, and finished steps leave a mark, so that the run can be continued."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vita_audio.files.atomic import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "quickstart.json"  # in a folder that we made, with the settings it was made with
+STOPPED_BY_USER = 130
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a run.
+
+    Attributes:
+        product: File or folder that exists once the command has succeeded.
+        environment: Variables added to the environment of this process.
+    """
+
+    name: str
+    title: str
+    product: Path
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Progress:
+    """Marks of finished steps, one file each, with the minutes that the step took."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def is_done(self, step: Step) -> bool:
+        return self._path(step).exists() and step.product.exists()
+
+    def mark(self, step: Step, minutes: float) -> None:
+        write_json(self._path(step), {"minutes": minutes})
+
+    def minutes(self, steps: Sequence[Step]) -> float:
+        return sum(json.loads(self._path(step).read_text(encoding="utf-8"))["minutes"] for step in steps)
+
+    def _path(self, step: Step) -> Path:
+        return self._folder / f"{step.name}.json"
+
+
+def flags_of(values: Mapping[str, object]) -> list[str]:
+    """Return `--name value` for each entry, `--name value value ...` for a tuple."""
+    flags = []
+    for name, value in values.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return flags
+
+
+def seen_from_root(path: str | Path) -> Path:
+    """Return a path, relative to the working directory, as one relative to the repository, where all commands run."""
+    path = Path(path).absolute()
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def read_path(value: str | None) -> str | None:
+    """Return an existing path as seen from the repository; anything else may be a name that the programs know."""
+    return str(seen_from_root(value)) if value and Path(value).exists() else value or None
+
+
+def open_folder(folder: Path, settings: Mapping, fresh: bool) -> None:
+    """Create the folder, or check that it was made with the same settings; `fresh` deletes it first.
+
+    Raises: NotADirectoryError; ValueError if the folder is not ours, or its settings differ.
+    """
+    mark = folder / MARK
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output must be a folder, got the file {folder}")
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise ValueError(f"{folder} holds other files; choose another folder with --output")
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    if mark.exists():
+        earlier = json.loads(mark.read_text(encoding="utf-8"))
+        if changed := [name for name in settings if settings[name] != earlier.get(name)]:
+            raise ValueError(
+                f"{folder} was made with other settings ({', '.join(changed)}); start over with --fresh, or choose "
+                "another folder with --output"
+            )
+    write_json(mark, settings)
+
+
+def run_steps(steps: Sequence[Step], progress: Progress, outlook: Mapping[str, float]) -> None:
+    """Run the steps that are not done yet.
+
+    Args:
+        outlook: Usual minutes of each step, by name.
+    Raises: CalledProcessError, KeyboardInterrupt.
+    """
+    for number, step in enumerate(steps, start=1):
+        if progress.is_done(step):
+            continue
+        left = sum(outlook.get(later.name, 0) for later in steps[number - 1 :] if not progress.is_done(later))
+        own = outlook.get(step.name, 0)
+        print(f"\n== Step {number} of {len(steps)}: {step.title}; about {own:g} of {left:g} minutes left", flush=True)
+        settings = [f"{name}={shlex.quote(value)}" for name, value in step.environment.items()]
+        print("$", *settings, shlex.join(step.command), flush=True)
+        start = time.monotonic()
+        subprocess.run(step.command, check=True, env=os.environ | dict(step.environment), cwd=ROOT)
+        progress.mark(step, (time.monotonic() - start) / 60)
+
+
+def run_to_the_end(program: str, steps: Sequence[Step], progress: Progress, outlook: Mapping[str, float]) -> int:
+    """Run the steps that are not done yet, as `run_steps` does.
+
+    Returns: 0, or, after a line on stderr, the exit code of the failed step or `STOPPED_BY_USER`.
+    """
+    try:
+        run_steps(steps, progress, outlook)
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; run the same command again to continue", file=sys.stderr)
+        return STOPPED_BY_USER
+    except subprocess.CalledProcessError as error:
+        print(f"\n{program}: a step failed, see above; fix it and run the same command to continue", file=sys.stderr)
+        return error.returncode if error.returncode > 0 else 1
+    return 0

@@ -1,0 +1,187 @@
+"""Chats of the demo domain, and the training of the tiny text model on them."""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from tools.common.training_loop import TrainingLoop, use_device
+from tools.demo.domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
+from vita_audio.constants import IGNORE_INDEX
+from vita_audio.data.chat import encode_conversation
+from vita_audio.interleave import InterleavePlan
+from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
+
+Chat = tuple[str, str]  # user message, answer
+GROUP_BATCHES = 8  # batches drawn together and sorted by length
+SIZE_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "initializer_range"),
+)
+
+
+class ChatSource:
+    """Draws training chats; the same random state gives the same chats."""
+
+    def __init__(self) -> None:
+        self._words = sorted({word for text in training_texts("long") for word in text.split()} - set(DIGITS))
+        self._asked = [(phrasing, item.answer) for item in questions("long") for phrasing in item.phrasings]
+        self._kinds: dict[Callable[[random.Random], Chat], float] = {
+            partial(self._repeat, digit_string): 0.25,
+            partial(self._repeat, date): 0.1,
+            partial(self._repeat, sentence): 0.2,
+            self._repeat_words: 0.2,
+            self._answer: 0.15,
+            self._transcribe: 0.1,
+        }
+
+    def draw(self, rng: random.Random) -> Chat:
+        (kind,) = rng.choices(list(self._kinds), weights=list(self._kinds.values()))
+        return kind(rng)
+
+    def _repeat(self, make: Callable[[random.Random], str], rng: random.Random) -> Chat:
+        return repeat(_training_text(make, rng))
+
+    def _repeat_words(self, rng: random.Random) -> Chat:
+        """Words in any order: copying must not depend on what usually follows."""
+        return repeat(" ".join(rng.choices(self._words, k=rng.randint(1, 8))))
+
+    def _answer(self, rng: random.Random) -> Chat:
+        return rng.choice(self._asked)
+
+    def _transcribe(self, rng: random.Random) -> Chat:
+        """A transcript without its speech, to learn what transcripts of the domain look like."""
+        make = rng.choice((digit_string, date, sentence, None))
+        text = _training_text(make, rng) if make else rng.choice(rng.choice(self._asked))
+        return f"{ASR_PROMPT}\n", text
+
+
+def _training_text(make: Callable[[random.Random], str], rng: random.Random) -> str:
+    return draw(make, 1, rng, held_out=False)[0]
+
+
+def repeat(text: str) -> Chat:
+    """The text side of speech synthesis."""
+    return TTS_PROMPT + text, text
+
+
+def evaluation_chats() -> dict[str, list[Chat]]:
+    """Return chats that training never sees, and, under "answers", the questions that it does see."""
+    kinds = ("repeat_digits", "repeat_dates", "repeat_sentences")
+    texts = heldout_sentences("long")
+    chats = {name: [repeat(text) for text in texts[index :: len(kinds)]] for index, name in enumerate(kinds)}
+    asked = questions("long")
+    chats["answers"] = [(phrasing, item.answer) for item in asked for phrasing in item.phrasings]
+    chats["answers_to_new_phrasings"] = [(item.held_out_phrasing, item.answer) for item in asked]
+    return chats
+
+
+def _no_audio(audio: object, role: str) -> list[int]:
+    raise AssertionError("these chats have no audio")
+
+
+def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tensor, Tensor]:
+    """Return right-padded ids and labels, (chats, time), int64; labels cover the answer and the end of its turn."""
+    roles = ("user", "assistant")
+    samples = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, chat, strict=True)]}
+        for chat in chats
+    ]
+    encoded = [encode_conversation(sample, tokenizer, _no_audio, InterleavePlan.parse("boost")) for sample in samples]
+    length = max(len(chat.input_ids) for chat in encoded)
+    ids = [chat.input_ids + [tokenizer.pad_id] * (length - len(chat.input_ids)) for chat in encoded]
+    labels = [chat.labels + [IGNORE_INDEX] * (length - len(chat.labels)) for chat in encoded]
+    return torch.tensor(ids), torch.tensor(labels)
+
+
+class ChatBatches:
+    """Training batches by number; each group of batches is drawn together and sorted by length, to save padding."""
+
+    def __init__(self, tokenizer: TextTokenizer, batch_size: int, seed: int):
+        self._source, self._tokenizer, self._batch_size, self._seed = ChatSource(), tokenizer, batch_size, seed
+        self._group, self._batches = -1, []
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        group, index = divmod(step, GROUP_BATCHES)
+        if group != self._group:
+            rng = random.Random(f"chats {self._seed} {group}")
+            chats = [self._source.draw(rng) for _ in range(GROUP_BATCHES * self._batch_size)]
+            chats.sort(key=lambda chat: len(chat[0]) + len(chat[1]))
+            self._batches = [chats[i : i + self._batch_size] for i in range(0, len(chats), self._batch_size)]
+            rng.shuffle(self._batches)
+            self._group = group
+        return encode_chats(self._batches[index], self._tokenizer)
+
+
+class TextLoss(nn.Module):
+    """Adapts the language model to the training loop: a batch of `encode_chats` -> losses."""
+
+    def __init__(self, language_model: Qwen2ForCausalLM):
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        ids, labels = (part.to(self.language_model.device) for part in batch)
+        logits = self.language_model(ids, use_cache=False).logits  # (chats, time, vocabulary)
+        return {"total": functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())}
+
+
+@torch.no_grad()
+def exact_share(language_model: Qwen2ForCausalLM, chats: Sequence[Chat], tokenizer: TextTokenizer) -> float:
+    """Return the share of chats that greedy decoding answers exactly.
+
+    It does when each token of the answer is the most likely one after the tokens before it.
+    """
+    ids, labels = (part.to(language_model.device) for part in encode_chats(chats, tokenizer))
+    predicted = language_model(ids, use_cache=False).logits[:, :-1].argmax(dim=-1)
+    wrong = (predicted != labels[:, 1:]) & (labels[:, 1:] != IGNORE_INDEX)
+    return 1.0 - wrong.any(dim=1).float().mean().item()
+
+
+def build_model(config_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
+    """Return a stock Qwen2 with random weights and the sizes of one of the project's model configs."""
+    sizes = json.loads(config_path.read_text(encoding="utf-8"))
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # twice as fast as fused attention on a CPU, for texts this short
+        **{key: sizes[key] for key in SIZE_KEYS},
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def export(language_model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write config, bfloat16 weights and tokenizer files, ready for `from_pretrained`."""
+    language_model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def prepare(args: argparse.Namespace) -> Callable[[], None]:
+    """Set up model and data; return a function that trains and exports.
+
+    Raises: FileNotFoundError, ValueError for a tokenizer or config that cannot be used.
+    """
+    use_device(args)
+    tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
+    plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # `tokenizer` also has audio tokens
+    loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)
+    batches, held_out = ChatBatches(tokenizer, args.batch_size, args.seed), evaluation_chats()
+
+    def evaluate() -> dict[str, float]:
+        averaged = loop.averaged.module.language_model
+        return {name: exact_share(averaged, chats, tokenizer) for name, chats in held_out.items()}
+
+    def train() -> None:
+        loop.run(next_batch=lambda: batches[loop.step], validate=evaluate)
+        export(loop.averaged.module.language_model, plain_tokenizer, args.export)
+
+    return train

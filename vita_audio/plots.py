@@ -1,0 +1,23 @@
+"""Figures for curves, reports and benchmarks; they need no display."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vita_audio.optional import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """Make an empty figure; `savefig` writes it to a file.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+        options: More arguments of matplotlib's `Figure`, such as `layout`.
+    Raises: MissingPackageError without matplotlib.
+    """
+    figures = require("matplotlib.figure", purpose="a plot", install="'vita-audio[plots]'")
+    return figures.Figure(figsize=(width, height), **options)

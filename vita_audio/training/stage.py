@@ -1,0 +1,146 @@
+"""A training stage from parsed flags to the files of its result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from vita_audio.data.collator import PackCollator
+from vita_audio.files.atomic import write_json
+from vita_audio.plots import new_figure
+from vita_audio.training.arguments import Arguments, argument_values
+from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
+from vita_audio.training.curves import draw_run, read_quality, summarise
+from vita_audio.training.run_folder import (
+    ARGUMENTS_FILE,
+    NUM_PROCESSES,
+    QUALITY_FILE,
+    RESULTS_FILE,
+    RunState,
+    check_arguments,
+    clear_run,
+    inspect_run_folder,
+    last_checkpoint,
+)
+from vita_audio.training.settings import StageSettings, stage_settings
+from vita_audio.training.stage_data import StageData, load_stage_data
+from vita_audio.training.stage_model import load_stage_model, whole_models
+from vita_audio.training.trainer import SpeechTrainer
+from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
+    """Do everything that comes before training.
+
+    Returns: The trainer, None if the run is finished; and the checkpoint to resume from, None for a new run.
+    Raises: FileExistsError, FileNotFoundError, ValueError, MissingPackageError for input that cannot be trained on.
+    """
+    _, data_arguments, training_arguments = arguments
+    start_logging(training_arguments)
+    new_figure(1, 1)  # without matplotlib this fails now, not when the curves are drawn
+    settings = stage_settings(*arguments)
+    if training_arguments.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed(auto_mpi_discovery=False)  # ZeRO-3 needs it when the model is loaded
+    if not open_run(arguments):
+        logger.info("this run is done, see %s; --overwrite_output_dir trains it again", training_arguments.output_dir)
+        return None, None
+    checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
+    callbacks = _prepare_evaluation(settings, training_arguments)
+    set_seed(training_arguments.seed)
+    data = _prepare_data(settings, training_arguments)
+    trainer = SpeechTrainer(
+        model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
+        args=training_arguments,
+        train_dataset=data.packs,
+        data_collator=PackCollator(
+            data.tokenizer.pad_id,
+            data.front_end,
+            code_noise=data_arguments.audio_code_noise,
+            code_ids=data.tokenizer.code_ids,
+        ),
+        processing_class=data.tokenizer.base,
+        front_end=data.front_end,
+        callbacks=callbacks,
+    )
+    return trainer, str(checkpoint) if checkpoint else None
+
+
+def start_logging(training_arguments: SpeechTrainingArguments) -> None:
+    """Log messages of this package from the main process, and warnings from every process."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stdout)
+    if training_arguments.process_index == 0:
+        logging.getLogger("vita_audio").setLevel(logging.INFO)
+    transformers_logging.set_verbosity_warning()
+
+
+def open_run(arguments: Arguments) -> bool:
+    """Check the output folder and mark it as the folder of this run; return False if the run is finished.
+
+    Raises: FileExistsError if the folder holds other files or a run with other arguments.
+    """
+    training_arguments = arguments[2]
+    values = argument_values(arguments) | {NUM_PROCESSES: training_arguments.world_size}
+    folder = Path(training_arguments.output_dir)
+    overwrite = training_arguments.overwrite_output_dir
+    state = RunState.NEW if overwrite else inspect_run_folder(folder)
+    if state is not RunState.NEW:
+        check_arguments(folder, values, state)
+    training_arguments.distributed_state.wait_for_everyone()  # every process has looked before one writes
+    if state is RunState.FINISHED:
+        return False
+    if training_arguments.process_index == 0:
+        if overwrite:
+            clear_run(folder)
+        write_json(folder / ARGUMENTS_FILE, values)
+        logger.info("arguments: %s", json.dumps(argument_values(arguments, changed_only=True)))
+    training_arguments.distributed_state.wait_for_everyone()
+    return True
+
+
+def _prepare_evaluation(
+    settings: StageSettings, training_arguments: SpeechTrainingArguments
+) -> list[CheckpointEvaluation]:
+    """Return the callback that evaluates checkpoints, if they are to be evaluated, after a check of its command."""
+    if not training_arguments.eval_suite:
+        return []
+    command = evaluation_command(settings, training_arguments)
+    if training_arguments.process_index == 0:
+        check_evaluation(command)
+    return [CheckpointEvaluation(command, training_arguments.eval_minutes)]
+
+
+def _prepare_data(settings: StageSettings, training_arguments: SpeechTrainingArguments) -> StageData:
+    """Load the data in the main process of each machine first, which makes the packs that the others read."""
+    is_main = training_arguments.local_process_index == 0
+    with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
+        return load_stage_data(settings, is_main=is_main, device=str(training_arguments.device))
+
+
+def finish(trainer: SpeechTrainer) -> None:
+    """Save the model, draw the curves and write the results, which mark the run as finished."""
+    trainer.model.config.use_cache = True  # which training turns off
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir)
+        draw_run(folder, trainer.state.log_history)
+        results = summarise(trainer.state.log_history)
+        if quality := read_quality(folder):
+            failures = quality["failures"]
+            results["quality"] = {"last": (quality["metrics"] or [None])[-1], "num_failed": len(failures)}
+            if failures:
+                logger.warning("%d evaluations failed, see %s", len(failures), folder / QUALITY_FILE)
+        write_json(folder / RESULTS_FILE, results)
+        logger.info("trained %d steps in %.1f minutes: %s", results["steps"], results["minutes"], folder)
+    trainer.accelerator.wait_for_everyone()
