@@ -1,4 +1,4 @@
-"""Measure training steps, those of an earlier checkout side by side.
+"""Measure training steps, also those of an earlier checkout in the same run.
 
     python tools/benchmark_training.py --output outputs/training_speed
     python tools/benchmark_training.py --compare-with ../earlier --output DIR
@@ -23,8 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vita_audio.command_line import OneLineParser
+
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tools" / "common" / "training_step.py"
+# Started with -c, Python imports the vita_audio of the current folder.
+RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2])"
 STEPS = {"frozen": "backbone frozen", "trainable": "all trainable"}
 THIS = "this checkout"
 DEFAULT_CONFIG = {
@@ -51,27 +55,27 @@ COLUMNS = {  # of a step's metrics -> heading, format
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "benchmark_training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="benchmark_training", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--compare-with", type=Path, metavar="FOLDER", help="an earlier checkout to measure as well")
     parser.add_argument("--config", type=Path, help="model config (default: hidden size 512, 4 layers, 10 MTP modules)")
     parser.add_argument("--train", nargs="+", choices=STEPS, default=list(STEPS), help="default: both")
-    parser.add_argument("--rows", type=int, default=1, help="packs in a step (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens in a pack (default: %(default)s)")
-    parser.add_argument("--documents", type=int, default=1, help="documents in a pack (default: %(default)s)")
-    parser.add_argument("--masked", type=float, default=0.5, help="share without label (default: %(default)s)")
-    parser.add_argument("--log-main-loss", type=int, default=10, help="as in training (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=1, help="processes for each measurement (default: %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=0, help="steps before those measured (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps of a process (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--attention", default="sdpa", help="attention back end (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1, help="packs in a step")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens in a pack")
+    parser.add_argument("--documents", type=int, default=1, help="documents in a pack")
+    parser.add_argument("--masked", type=float, default=0.5, help="share without label")
+    parser.add_argument("--log-main-loss", type=int, default=10, help="as in training")
+    parser.add_argument("--repeats", type=int, default=1, help="processes for each measurement")
+    parser.add_argument("--warm-up", type=int, default=0, help="steps before those measured")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps of a process")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations"
+    )
+    parser.add_argument("--attention", default="sdpa", help="attention back end")
     parser.add_argument("--optimizer", action="store_true", help="hold the state of AdamW too")
     parser.add_argument("--profile", action="store_true", help="list the operations that take longest")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and tokens (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and tokens")
     options = parser.parse_args(arguments)
     for name in ("rows", "tokens", "documents", "log_main_loss", "repeats", "steps"):
         if getattr(options, name) < 1:
@@ -87,9 +91,9 @@ def measure(options: argparse.Namespace, step: str, checkout: Path) -> dict[str,
     names = ("rows", "tokens", "documents", "masked", "warm_up", "steps", "log_main_loss", "device", "dtype")
     settings = {name: getattr(options, name) for name in (*names, "attention", "optimizer", "profile", "seed")}
     settings |= {"config": str(options.config.absolute()) if options.config else DEFAULT_CONFIG, "step": step}
-    environment = {**os.environ, "PYTHONPATH": str(checkout.absolute()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(WORKER), json.dumps(settings)]
-    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-c", RUN_WORKER, str(WORKER), json.dumps(settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"benchmark_training: the {STEPS[step]} step of {checkout} failed, see above")
     return json.loads(result.stdout.splitlines()[-1])

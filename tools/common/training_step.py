@@ -1,8 +1,6 @@
 """Measure training steps of one checkout: the part of tools/benchmark_training.py that runs in a process of its own.
 
-    PYTHONPATH=CHECKOUT python training_step.py SETTINGS_JSON
-
-Prints one line of JSON, the fields of `StepMetrics`. It uses only names that earlier checkouts have too.
+`main` prints one line of JSON, the fields of `StepMetrics`. The file uses only names that earlier checkouts have too.
 """
 
 from __future__ import annotations
@@ -230,6 +228,7 @@ def longest_operations(settings: Settings, step: Any) -> list[tuple[str, float]]
     return [(event.key, getattr(event, kind) / 1e6) for event in events[:10]]
 
 
-if __name__ == "__main__":
+def main(settings: str) -> None:
+    """Measure with settings given as JSON and print the metrics as JSON, the last line of the output."""
     torch.set_num_threads(1)
-    print(json.dumps(asdict(measure(Settings(**json.loads(sys.argv[1]))))))
+    print(json.dumps(asdict(measure(Settings(**json.loads(settings))))))
