@@ -115,6 +115,7 @@ class SpeechOptions:
         "Start again in a used folder; checkpoints of earlier runs in it are deleted", False
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
+    log_main_loss: int = option("Steps from one measurement of a frozen backbone's loss to the next", 10)
     remove_unused_columns: bool = option("Drop columns of the packs that the model does not accept", False)
     report_to: str = option("Integrations that also receive the log (tensorboard, ...)", "none")
     eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation.run, such as demo")
@@ -130,6 +131,8 @@ class SpeechOptions:
             raise ValueError("--output_dir is missing")
         if self.mtp_model_lr_mult <= 0:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
+        if self.log_main_loss < 1:
+            raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
         if self.eval_suite and not 0 < 60 * self.eval_minutes < self.ddp_timeout:
             raise ValueError(
                 "--eval_minutes must be above 0 and shorter than --ddp_timeout, for which other processes wait "

@@ -64,8 +64,8 @@ def summarise(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "tokens_per_second": num_tokens / (60 * minutes),
         "final_loss": entries[-1]["loss"],
-        "final_losses": {name: entries[-1][f"{name}_loss"] for name in names},
-        "final_accuracies": {name: entries[-1][f"{name}_accuracy"] for name in names},
+        "final_losses": {name: _last(entries, f"{name}_loss") for name in names},
+        "final_accuracies": {name: _last(entries, f"{name}_accuracy") for name in names},
     }
 
 
@@ -80,9 +80,13 @@ def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
 def depth_names(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the depths in a log, the backbone first."""
     names = []
-    while f"{depth_name(len(names))}_loss" in entries[-1]:
+    while any(f"{depth_name(len(names))}_loss" in entry for entry in entries):
         names.append(depth_name(len(names)))
     return names
+
+
+def _last(entries: Sequence[dict[str, Any]], key: str) -> float:
+    return next(entry[key] for entry in reversed(entries) if key in entry)
 
 
 def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) -> None:

@@ -42,7 +42,8 @@ class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
 class DepthMeter:
     """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0.
 
-    Where modules also learn from the backbone, the divergence from it is summed too.
+    Where modules also learn from the backbone, the divergence from it is summed too. A backbone that was not scored has
+    no average.
     """
 
     def __init__(self):
@@ -58,11 +59,15 @@ class DepthMeter:
             num_items_in_batch: Divisor of the losses; None if each was divided by its number of targets.
         """
         counts = outputs.num_targets.double()
+        if outputs.main_loss is None:
+            counts[0] = 0
         divisor = counts if num_items_in_batch is None else num_items_in_batch
-        losses = torch.cat([outputs.main_loss[None], outputs.mtp_losses]).double()
-        sums = [losses * divisor, outputs.accuracies.double() * counts, counts]
+        unknown = torch.zeros_like(outputs.loss)
+        main_loss = unknown if outputs.main_loss is None else outputs.main_loss
+        losses = torch.cat([main_loss[None], outputs.mtp_losses]).double()
+        sums = [losses * divisor, outputs.accuracies.double().where(counts > 0, 0) * counts, counts]
         if outputs.mtp_kl is not None:
-            sums.append(torch.cat([torch.zeros_like(outputs.main_loss)[None], outputs.mtp_kl]).double() * divisor)
+            sums.append(torch.cat([unknown[None], outputs.mtp_kl]).double() * divisor)
         sums = torch.stack(sums)
         self._sums = sums if self._sums is None else self._sums + sums
         self._num_tokens += num_tokens
@@ -76,6 +81,8 @@ class DepthMeter:
         self._sums, self._num_tokens = None, 0
         values = {"num_tokens": int(sums[0, 0])}
         for depth, (_, loss, num_correct, count, *divergence) in enumerate(sums.T.tolist()):
+            if depth == 0 and count == 0:  # a frozen backbone that was not scored
+                continue
             values[f"{depth_name(depth)}_loss"] = loss / max(count, 1)
             values[f"{depth_name(depth)}_accuracy"] = num_correct / max(count, 1)
             if divergence and depth:
@@ -118,6 +125,8 @@ class SpeechTrainer(Trainer):
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
     targets since the last entry; `tokens_per_second` over all processes; and the `minutes` of training, including those
     before a resumption.
+
+    A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values.
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
@@ -178,6 +187,9 @@ class SpeechTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        step = self.state.global_step
+        scores_backbone = step % self.args.log_main_loss == 0 or step + 1 >= self.state.max_steps
+        inputs = {**inputs, "score_backbone": scores_backbone}  # a backbone that trains is scored anyway
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
             self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
