@@ -170,7 +170,7 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
         eval_limit=7,
         eval_options=["judge=en=pocketsphinx", "judge=zh=paraformer_zh", "modes=vanilla", "dtype=float32"],
     )
-    command = evaluation_command(toy_run.arguments()[0], options)
+    command = evaluation_command(toy_run.settings(), options)
     assert command[:3] == [sys.executable, "-m", "evaluation.run"]
     parsed = run.parse_arguments([*command[3:], "--model", "checkpoint", "--output", "out", "--check"])
     assert (parsed.suite, parsed.corpus, parsed.data) == (
@@ -189,7 +189,7 @@ def test_the_real_program_starts_in_any_folder(toy_run, tmp_path, monkeypatch):
     for name in ("corpus", "demo-asr", "glm4voice"):
         Path(name).mkdir()
     options = SpeechOptions("out", eval_suite=["demo-asr"], eval_corpus="corpus", eval_options=["audio-decoder-path=x"])
-    command = evaluation_command(toy_run.arguments()[0], options)
+    command = evaluation_command(toy_run.settings(), options)
     values = dict(zip(command[3::2], command[4::2], strict=True))
     assert (values["--suite"], values["--audio-tokenizer-type"]) == ("demo-asr", "glm4voice")
     assert (values["--corpus"], values["--audio-decoder-path"]) == (str(tmp_path / "corpus"), "x")
@@ -200,7 +200,7 @@ def test_the_real_program_starts_in_any_folder(toy_run, tmp_path, monkeypatch):
 def test_an_installation_without_the_evaluation_is_named(toy_run, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_evaluation, "ROOT", tmp_path)
     with pytest.raises(ValueError, match=f"needs the folder evaluation .*got {tmp_path}; train from a clone"):
-        check_evaluation(evaluation_command(toy_run.arguments()[0], SpeechOptions("out", eval_suite=["demo"])))
+        check_evaluation(evaluation_command(toy_run.settings(), SpeechOptions("out", eval_suite=["demo"])))
 
 
 @pytest.mark.slow

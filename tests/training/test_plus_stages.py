@@ -139,7 +139,7 @@ def load(toy_run):
             "config_name": str(toy_run.config(1, plus=True)),
             "audio_model_name_or_path": str(toy_run.speech_encoder),
         }
-        return load_stage_model(toy_run.arguments(**values | changes), tokenizer)
+        return load_stage_model(toy_run.settings(**values | changes), tokenizer)
 
     return load_model
 
@@ -195,4 +195,4 @@ def test_another_encoder_than_that_of_the_checkpoint_is_refused(load, toy_run, t
 def test_encoder_arguments_need_an_encoder(load, toy_run):
     tokenizer = TextTokenizer.from_pretrained(TINY_TOKENIZER, NUM_CODES)
     with pytest.raises(ValueError, match="--audio_model_freeze and --audio_model_name_or_path need a model with"):
-        load_stage_model(toy_run.arguments(audio_model_freeze=True), tokenizer)
+        load_stage_model(toy_run.settings(audio_model_freeze=True), tokenizer)

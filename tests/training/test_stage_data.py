@@ -11,39 +11,36 @@ SEED = 7  # with another seed a ratio below 1 chooses other rows
 
 
 @pytest.fixture
-def arguments(toy_run, tmp_path):
-    """Make the arguments for half of the toy data, without codes so far, in folders whose names need quotes."""
+def settings(toy_run, tmp_path):
+    """Make the settings for half of the toy data, without codes so far, in folders whose names need quotes."""
     data = tmp_path / "half of it.yaml"
     data.write_text(f"dataset:\n  toy: {{ratio: 0.5, data_paths: [{toy_run.data.with_suffix('.jsonl')}]}}\n")
 
     def make(**changes):
-        values = {"dataset_name": data, "audio_code_dir": tmp_path / "the codes", "pack_cache_dir": tmp_path / "packs"}
-        return toy_run.arguments(**values | {"seed": SEED} | changes)
+        values = {
+            "dataset_name": str(data),
+            "audio_code_dir": tmp_path / "the codes",
+            "pack_cache_dir": tmp_path / "packs",
+        }
+        return toy_run.settings(**values | {"seed": SEED} | changes)
 
     return make
 
 
-def test_extraction_encodes_the_rows_that_the_seed_chooses(arguments):
-    packs = load_stage_data(arguments(extract_codes=True)).packs
+def test_extraction_encodes_the_rows_that_the_seed_chooses(settings):
+    packs = load_stage_data(settings(extract_codes=True)).packs
     assert sum(list(pack["position_ids"]).count(0) for pack in packs) == 8
 
 
-def test_only_the_main_process_encodes(arguments):
+def test_only_the_main_process_encodes(settings):
     with pytest.raises(FileNotFoundError, match="no codes for"):
-        load_stage_data(arguments(extract_codes=True), is_main=False)
+        load_stage_data(settings(extract_codes=True), is_main=False)
 
 
-def test_the_command_for_missing_codes_makes_them(arguments, capsys):
+def test_the_command_for_missing_codes_makes_them(settings, capsys):
     with pytest.raises(FileNotFoundError, match="no codes for .*extract_audio_codes.py") as error:
-        load_stage_data(arguments())
+        load_stage_data(settings())
     command = str(error.value).partition("python tools/extract_audio_codes.py ")[2].partition(", or train")[0]
     extract_audio_codes.main([*shlex.split(command), "--devices", "cpu"])
     assert " 0 failed" in capsys.readouterr().out
-    assert len(load_stage_data(arguments()).packs)
-
-
-def test_folders_and_tokenizer_follow_from_other_arguments(arguments, tmp_path):
-    unset = dict.fromkeys(("audio_code_dir", "pack_cache_dir", "tokenizer_name"))
-    data = load_stage_data(arguments(**unset, output_dir=str(tmp_path / "run"), extract_codes=True))
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["audio_codes", "packs"]
-    assert data.tokenizer.encode("one") and data.packs
+    assert len(load_stage_data(settings()).packs)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import Qwen2MTPForCausalLM
 from vita_audio.text import TextTokenizer
-from vita_audio.training.stage_model import load_stage_model, resolve_attention, weight_dtype
+from vita_audio.training.stage_model import load_stage_model, resolve_attention
 
 NUM_TEXT_TOKENS = 736
 
@@ -23,7 +23,7 @@ def tokenizer():
 @pytest.fixture
 def load(toy_run, tokenizer):
     def load_model(audio_tokenizer=None, **changes):
-        return load_stage_model(toy_run.arguments(**changes), tokenizer, audio_tokenizer)
+        return load_stage_model(toy_run.settings(**changes), tokenizer, audio_tokenizer)
 
     return load_model
 
@@ -182,7 +182,7 @@ def test_modules_are_never_dropped(load, toy_run, tmp_path):
 def test_a_checkpoint_of_another_vocabulary_is_refused(toy_run, checkpoint):
     other = TextTokenizer.from_pretrained(TINY_TOKENIZER, 2 * NUM_CODES)
     with pytest.raises(ValueError, match=r"vocabulary of \d+, text and audio tokenizer make \d+; use the tokenizers"):
-        load_stage_model(toy_run.arguments(model_name_or_path=checkpoint), other)
+        load_stage_model(toy_run.settings(model_name_or_path=checkpoint), other)
 
 
 def test_a_text_model_with_too_few_rows_is_refused(load, toy_run, tmp_path):
@@ -238,11 +238,3 @@ def test_a_model_remembers_its_audio_tokenizer(load, tmp_path, checkpoint):
     with pytest.raises(ValueError, match="mine was trained on codes of .* glm4voice-1, got glm4voice-2"):
         load(audio_tokenizer=other, model_name_or_path=str(tmp_path / "mine"))
     assert load(audio_tokenizer=other, model_name_or_path=checkpoint).config.audio_tokenizer == other
-
-
-def test_bfloat16_weights_need_deepspeed(toy_run):
-    """DeepSpeed keeps a float32 copy, plain training would round its updates away."""
-    training = toy_run.arguments(bf16=True)[2]
-    assert weight_dtype(training) is torch.float32
-    training.deepspeed = "ds_config.json"
-    assert weight_dtype(training) is torch.bfloat16

@@ -16,13 +16,12 @@ import soundfile
 import torch
 from audio_tokenizers.tiny_folders import make_glm4voice_folders
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, HfArgumentParser, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.models import Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.speech_features import SenseVoiceFrontEnd
-from vita_audio.training.arguments import Arguments, DataArguments, ModelArguments
-from vita_audio.training.trainer import SpeechTrainingArguments
+from vita_audio.training.settings import StageSettings
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
@@ -62,20 +61,18 @@ class ToyRun:
         config.save_pretrained(folder)
         return folder / "config.json"
 
-    def arguments(self, **changes) -> Arguments:
-        """Return the parsed arguments of a run like that of `flags`."""
+    def settings(self, **changes) -> StageSettings:
+        """Return the settings of a stage like that of `flags`."""
         values = {
-            "dataset_name": self.data,
+            "dataset_name": str(self.data),
             "audio_code_dir": self.folder / "codes",
             "pack_cache_dir": self.folder / "packs",
-            "output_dir": str(self.folder / "run"),
             "tokenizer_name": str(TINY_TOKENIZER),
             "model_name_or_path": str(self.text_model),
             "audio_tokenizer_path": str(self.audio_tokenizer),
             "model_max_length": 128,
-            "use_cpu": True,
         }
-        return HfArgumentParser((ModelArguments, DataArguments, SpeechTrainingArguments)).parse_dict(values | changes)
+        return StageSettings(**values | changes)
 
     def flags(self, output_dir: Path, **changes) -> list[str]:
         """Return the flags of tools/finetune_sts.py for a run of a few steps on the CPU."""

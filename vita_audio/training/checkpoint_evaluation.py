@@ -23,9 +23,10 @@ from transformers.trainer_callback import TrainerCallback
 
 from vita_audio.files.atomic import write_json
 from vita_audio.files.checkpoint import read_json
-from vita_audio.training.arguments import ModelArguments, SpeechOptions
+from vita_audio.training.arguments import SpeechOptions
 from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import EVALUATIONS, QUALITY_FILE
+from vita_audio.training.settings import StageSettings
 
 ROOT = Path(__file__).resolve().parents[2]  # the repository, where the package `evaluation` is found
 PROGRAM = [sys.executable, "-m", "evaluation.run"]
@@ -40,7 +41,7 @@ class EvaluationError(RuntimeError):
     """An evaluation produced no metrics, or only some of them."""
 
 
-def evaluation_command(model: ModelArguments, options: SpeechOptions) -> list[str]:
+def evaluation_command(settings: StageSettings, options: SpeechOptions) -> list[str]:
     """Return the command that evaluates a checkpoint of a stage, without --model and --output.
 
     Paths that exist become absolute, because the command runs in the repository.
@@ -50,9 +51,9 @@ def evaluation_command(model: ModelArguments, options: SpeechOptions) -> list[st
         "limit": [str(options.eval_limit)],
         "corpus": [options.eval_corpus],
         "data": [options.eval_data],
-        "audio-tokenizer-type": [model.audio_tokenizer_type],
-        "audio-tokenizer-path": [model.audio_tokenizer_path],
-        "audio-model-path": [model.audio_model_name_or_path],
+        "audio-tokenizer-type": [settings.audio_tokenizer_type],
+        "audio-tokenizer-path": [settings.audio_tokenizer_path],
+        "audio-model-path": [settings.audio_model_name_or_path],
     }
     values = {name: parts for name, parts in values.items() if parts != [None]}
     for entry in options.eval_options or ():

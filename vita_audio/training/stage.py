@@ -26,6 +26,7 @@ from vita_audio.training.run_folder import (
     inspect_run_folder,
     last_checkpoint,
 )
+from vita_audio.training.settings import stage_settings
 from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
@@ -39,7 +40,8 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     Returns: The trainer (None if the run is finished) and the checkpoint to resume from (None for a new run).
     Raises: FileExistsError, FileNotFoundError, ValueError, MissingPackageError for input that cannot be trained on.
     """
-    model_arguments, data_arguments, training_arguments = arguments
+    _, data_arguments, training_arguments = arguments
+    settings = stage_settings(*arguments)
     start_logging(training_arguments)
     new_figure(1, 1)  # without matplotlib this fails now, not when the curves are drawn
     if training_arguments.deepspeed:
@@ -54,16 +56,17 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         logger.info("resuming from %s", checkpoint)
     callbacks = []
     if training_arguments.eval_suite:
-        command = evaluation_command(model_arguments, training_arguments)
+        command = evaluation_command(settings, training_arguments)
         if training_arguments.process_index == 0:
             check_evaluation(command)
         callbacks.append(CheckpointEvaluation(command, training_arguments.eval_minutes))
     set_seed(training_arguments.seed)
     # the main process of each machine makes the packs, which the others then read
     with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
-        data = load_stage_data(arguments, is_main=training_arguments.local_process_index == 0)
+        is_main = training_arguments.local_process_index == 0
+        data = load_stage_data(settings, is_main=is_main, device=str(training_arguments.device))
     trainer = SpeechTrainer(
-        model=load_stage_model(arguments, data.tokenizer, data.audio_tokenizer),
+        model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
         args=training_arguments,
         train_dataset=data.packs,
         data_collator=PackCollator(

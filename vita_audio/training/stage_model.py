@@ -28,7 +28,7 @@ from vita_audio.models.surgery import (
     set_trainable,
 )
 from vita_audio.text import TextTokenizer
-from vita_audio.training.arguments import Arguments, ModelArguments
+from vita_audio.training.settings import StageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
 
 
 def load_stage_model(
-    arguments: Arguments, tokenizer: TextTokenizer, audio_tokenizer: dict[str, str] | None = None
+    settings: StageSettings, tokenizer: TextTokenizer, audio_tokenizer: dict[str, str] | None = None
 ) -> Qwen2MTPForCausalLM:
     """Load the model of a stage with new MTP modules initialised; only trained parameters require gradients.
 
@@ -119,12 +119,11 @@ def load_stage_model(
     Raises: FileNotFoundError; ValueError if a file is damaged, or if configuration, checkpoint, tokenizers and pack
         length do not fit each other.
     """
-    settings, _, training_arguments = arguments
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
     base = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
     attention = resolve_attention(settings.attn_implementation)
-    options = {"dtype": weight_dtype(training_arguments), "attn_implementation": attention}
+    options = {"dtype": settings.dtype, "attn_implementation": attention}
     if folder is None:
         model = AutoModelForCausalLM.from_config(config, **options)
         _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
@@ -133,7 +132,7 @@ def load_stage_model(
         if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
             logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
         if not isinstance(base, Qwen2MTPConfig):
-            add_tokens(model, tokenizer, training_arguments.seed)
+            add_tokens(model, tokenizer, settings.seed)
     _choose_trained(model, settings)
     model.generation_config = GenerationConfig(
         **SAMPLING,
@@ -147,7 +146,7 @@ def load_stage_model(
 
 
 def _stage_config(
-    settings: ModelArguments,
+    settings: StageSettings,
     tokenizer: TextTokenizer,
     folder: Path | None,
     base: Qwen2Config | None,
@@ -182,12 +181,7 @@ def _stage_config(
     return config
 
 
-def weight_dtype(training_arguments: TrainingArguments) -> torch.dtype:
-    """Return the type of the weights: bfloat16 only for a bfloat16 run under DeepSpeed, which keeps a float32 copy."""
-    return torch.bfloat16 if training_arguments.bf16 and training_arguments.deepspeed else torch.float32
-
-
-def _choose_trained(model: Qwen2MTPForCausalLM, settings: ModelArguments) -> None:
+def _choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
@@ -232,7 +226,7 @@ def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) 
             table[num_text:] = (text.mean(0) + noise * text.std(0)).to(table.dtype)
 
 
-def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settings: ModelArguments) -> None:
+def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
     """Check that model, tokenizer and flags agree on continuous speech input. Raises: ValueError."""
     has_encoder, roles = isinstance(config, Qwen2MTPSenseVoiceConfig), tokenizer.continuous_roles
     if roles and not has_encoder:
@@ -253,7 +247,7 @@ def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settin
         )
 
 
-def _prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], settings: ModelArguments) -> set[str]:
+def _prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
     """Load the speech encoder, and return the `missing` parameters that belong neither to it nor to its projection.
 
     Raises: FileNotFoundError; ValueError for a folder whose weights do not fit, or if no folder has an encoder.
