@@ -116,7 +116,7 @@ def test_everything_trains_without_freezing(load, toy_run):
 
 
 def test_generation_defaults_are_those_of_the_released_models(load, tokenizer, tmp_path):
-    load(text_audio_interval_ratio=list(InterleavePlan.parse("balance").ratio)).save_pretrained(tmp_path)
+    load(plan=InterleavePlan.parse("balance")).save_pretrained(tmp_path)
     config = Qwen2MTPForCausalLM.from_pretrained(tmp_path).generation_config
     assert config.mtp_inference_mode == [1, 4, 3, 8, 4, 10]
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.7, 20, 0.8)
