@@ -1,4 +1,4 @@
-"""Package metadata. `requirements_ds_gpu.txt` adds what training on several GPUs needs."""
+"""Package metadata. `requirements_ds_gpu.txt` lists additional packages for training on several GPUs."""
 
 import re
 from pathlib import Path

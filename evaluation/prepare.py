@@ -22,31 +22,26 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
 from evaluation.suites import BENCHMARKS, Benchmark
+from vita_audio.command_line import OneLineParser
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path
 
-USES = (("validation", "dev"), ("test", "test"))  # our name of a LibriSpeech split, and its folder
-
 Sample = dict[str, Any]
+Reader = Callable[[Path, Benchmark, Path], Iterable[Sample]]  # download, benchmark, data folder
 
 
 def recognition_sample(audio: Path, text: str) -> Sample:
     from vita_audio.text import ASR_PROMPT
 
     return _sample(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, audio)
-
-
-def synthesis_sample(recording: Path, text: str) -> Sample:
-    from vita_audio.text import TTS_PROMPT
-
-    return _sample(TTS_PROMPT + text, AUDIO_TAG, recording)
 
 
 def question_sample(audio: Path, question: str, answers: Sequence[str]) -> Sample:
@@ -58,11 +53,132 @@ def _sample(user: str, assistant: str | list[str], audio: Path) -> Sample:
     return {"messages": messages, "audios": [str(audio.resolve())]}
 
 
-def write_benchmark(data: Path, name: str, samples: Iterable[Sample]) -> int:
-    """Write the file of a benchmark atomically; return the number of its samples.
+def _audio_folder(data: Path, benchmark: Benchmark) -> Path:
+    """Return the folder for audio that is extracted or cut."""
+    return (data / benchmark.path).parent / "audio"
 
-    Raises: ValueError if there are none.
-    """
+
+def read_librispeech(folder: Path, benchmark: Benchmark, data: Path) -> Iterator[Sample]:
+    for transcripts in sorted(folder.glob("*/*/*.trans.txt")):
+        for line in transcripts.read_text(encoding="utf-8").splitlines():
+            name, _, text = line.partition(" ")
+            yield recognition_sample(transcripts.parent / f"{name}.flac", text)
+
+
+def read_libritts(folder: Path, benchmark: Benchmark, data: Path) -> Iterator[Sample]:
+    from vita_audio.text import TTS_PROMPT
+
+    for path in sorted(folder.glob("*/*/*.normalized.txt")):
+        recording = path.with_name(path.name.replace(".normalized.txt", ".wav"))
+        yield _sample(TTS_PROMPT + path.read_text(encoding="utf-8").strip(), AUDIO_TAG, recording)
+
+
+def read_aishell(folder: Path, benchmark: Benchmark, data: Path) -> Iterator[Sample]:
+    transcript = folder / "transcript" / "aishell_transcript_v0.8.txt"
+    lines = (line.split() for line in transcript.read_text(encoding="utf-8").splitlines())
+    texts = {words[0]: "".join(words[1:]) for words in lines if words}
+    waves = sorted((folder / "wav" / "test").glob("*/*.wav"))
+    return (recognition_sample(path, texts[path.stem]) for path in waves if path.stem in texts)
+
+
+def read_wenetspeech(folder: Path, benchmark: Benchmark, data: Path) -> Iterator[Sample]:
+    """Cut the segments of a test set out of the recordings."""
+    for recording in _wenetspeech_recordings(folder):
+        for segment in recording["segments"]:
+            if Path(benchmark.path).stem in segment["subsets"]:
+                path = _audio_folder(data, benchmark) / f"{segment['sid']}.flac"
+                if not path.exists():
+                    _cut(folder / recording["path"], segment["begin_time"], segment["end_time"], path)
+                yield recognition_sample(path, segment["text"])
+
+
+@cache
+def _wenetspeech_recordings(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "WenetSpeech.json").read_text(encoding="utf-8"))["audios"]
+
+
+def _cut(source: Path, begin: float, end: float, path: Path) -> None:
+    """Write a part of a recording, in seconds, as FLAC; atomic, since existing files are not cut again."""
+    with soundfile.SoundFile(source) as file:
+        file.seek(round(begin * file.samplerate))
+        wave = file.read(round((end - begin) * file.samplerate))
+    with atomic_path(path) as partial:
+        soundfile.write(partial, wave, file.samplerate, format="FLAC")
+
+
+def read_fleurs(folder: Path, benchmark: Benchmark, data: Path) -> Iterator[Sample]:
+    """Read the list, whose columns are id, file, text as written, text without punctuation, ..."""
+    with (folder / "test.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            yield recognition_sample(folder / "audio" / "test" / row[1], row[3])
+
+
+def read_questions(folder: Path, benchmark: Benchmark, data: Path) -> Iterator[Sample]:
+    """Read the parquet files whose names begin with the split, or all of them if there are none such."""
+    from pyarrow import parquet
+
+    paths = sorted(folder.rglob("*.parquet"))
+    paths = [path for path in paths if path.name.startswith(Path(benchmark.path).stem)] or paths
+    audio_folder = _audio_folder(data, benchmark)
+    audio_folder.mkdir(parents=True, exist_ok=True)
+    batches = (batch for path in paths for batch in parquet.ParquetFile(path).iter_batches(batch_size=64))
+    for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        audio = audio_folder / f"{number:05d}.wav"
+        wave, rate = soundfile.read(io.BytesIO(_field(row, "question_audio", "audio")["bytes"]))
+        soundfile.write(audio, wave, rate)
+        yield question_sample(audio, row["question"], _answers(_field(row, "answers", "answer")))
+
+
+def _field(row: Mapping[str, Any], *names: str) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    raise ValueError(f"a row of questions must have {' or '.join(names)}, got {', '.join(row)}")
+
+
+def _answers(given: str | Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Return all accepted answers; TriviaQA gives a value and its aliases."""
+    if isinstance(given, Mapping):
+        return list(dict.fromkeys([given["value"], *given["aliases"]]))
+    return [given] if isinstance(given, str) else list(given)
+
+
+DOWNLOADS: dict[str, tuple[Reader, dict[str, str]]] = {  # reader, and folder in the download by benchmark
+    "librispeech": (
+        read_librispeech,
+        {
+            f"librispeech-{split}-{kind}": f"{folder}-{kind}"
+            for split, folder in (("validation", "dev"), ("test", "test"))
+            for kind in ("clean", "other")
+        },
+    ),
+    "libritts": (read_libritts, {"libritts-test-clean": "test-clean"}),
+    "aishell": (read_aishell, {"aishell-1": "."}),
+    "wenetspeech": (read_wenetspeech, {"wenetspeech-meeting": ".", "wenetspeech-net": "."}),
+    "fleurs": (read_fleurs, {"fleurs-en": "en_us", "fleurs-zh": "cmn_hans_cn"}),
+    **{name: (read_questions, {name: "."}) for name in ("llama-questions", "trivia-qa", "web-questions")},
+}
+SEEDTTS = "seedtts"
+NAMES = (*DOWNLOADS, SEEDTTS)
+
+
+def prepare(name: str, source: Path, data: Path) -> dict[str, int]:
+    """Write the benchmarks found in a download; return their sizes. Raises: ValueError for an empty one."""
+    if name == SEEDTTS:  # has the right layout already
+        shutil.copytree(source, data / "seedtts_testset", dirs_exist_ok=True)
+        copied = [BENCHMARKS[f"seedtts-{part}"] for part in ("zh", "hard", "en")]
+        return {benchmark.name: len(benchmark.items(data)) for benchmark in copied if (data / benchmark.path).is_file()}
+    read, folders = DOWNLOADS[name]
+    found = {BENCHMARKS[benchmark]: source / folder for benchmark, folder in folders.items()}
+    return {
+        benchmark.name: write_benchmark(data, benchmark.name, read(folder, benchmark, data))
+        for benchmark, folder in found.items()
+        if folder.is_dir()
+    }
+
+
+def write_benchmark(data: Path, name: str, samples: Iterable[Sample]) -> int:
+    """Write a benchmark's file; return its number of samples. Raises: ValueError if there are none."""
     from tqdm import tqdm
 
     count = 0
@@ -75,166 +191,11 @@ def write_benchmark(data: Path, name: str, samples: Iterable[Sample]) -> int:
     return count
 
 
-def prepare_librispeech(source: Path, data: Path) -> dict[str, int]:
-    """Write the validation and test splits that are there; return the number of samples by benchmark."""
-    splits = {f"librispeech-{use}-{kind}": f"{folder}-{kind}" for use, folder in USES for kind in ("clean", "other")}
-    return {
-        name: write_benchmark(data, name, _librispeech_samples(source / folder))
-        for name, folder in splits.items()
-        if (source / folder).is_dir()
-    }
-
-
-def _librispeech_samples(folder: Path) -> Iterator[Sample]:
-    for transcripts in sorted(folder.glob("*/*/*.trans.txt")):
-        for line in transcripts.read_text(encoding="utf-8").splitlines():
-            name, _, text = line.partition(" ")
-            yield recognition_sample(transcripts.parent / f"{name}.flac", text)
-
-
-def prepare_libritts(source: Path, data: Path) -> dict[str, int]:
-    """Write test-clean, with the normalised texts; return the number of samples by benchmark."""
-    texts = sorted((source / "test-clean").glob("*/*/*.normalized.txt"))
-    samples = (
-        synthesis_sample(
-            path.with_name(path.name.replace(".normalized.txt", ".wav")), path.read_text(encoding="utf-8").strip()
-        )
-        for path in texts
-    )
-    return {"libritts-test-clean": write_benchmark(data, "libritts-test-clean", samples)}
-
-
-def prepare_aishell(source: Path, data: Path) -> dict[str, int]:
-    """Write the test set; return the number of samples by benchmark."""
-    transcript = source / "transcript" / "aishell_transcript_v0.8.txt"
-    lines = (line.split() for line in transcript.read_text(encoding="utf-8").splitlines())
-    texts = {words[0]: "".join(words[1:]) for words in lines if words}
-    waves = sorted((source / "wav" / "test").glob("*/*.wav"))
-    samples = (recognition_sample(path, texts[path.stem]) for path in waves if path.stem in texts)
-    return {"aishell-1": write_benchmark(data, "aishell-1", samples)}
-
-
-def prepare_wenetspeech(source: Path, data: Path) -> dict[str, int]:
-    """Write both test sets, whose segments are cut out of the recordings; return the number of samples by benchmark."""
-    recordings = json.loads((source / "WenetSpeech.json").read_text(encoding="utf-8"))["audios"]
-    subsets = {"wenetspeech-meeting": "TEST_MEETING", "wenetspeech-net": "TEST_NET"}
-    return {
-        name: write_benchmark(data, name, _wenetspeech_samples(source, recordings, subset, data))
-        for name, subset in subsets.items()
-    }
-
-
-def _wenetspeech_samples(
-    source: Path, recordings: Sequence[Mapping[str, Any]], subset: str, data: Path
-) -> Iterator[Sample]:
-    folder = (data / BENCHMARKS["wenetspeech-net"].path).parent / "audio"
-    folder.mkdir(parents=True, exist_ok=True)
-    for recording in recordings:
-        for segment in recording["segments"]:
-            if subset in segment["subsets"]:
-                path = folder / f"{segment['sid']}.flac"
-                if not path.exists():
-                    _cut(source / recording["path"], segment["begin_time"], segment["end_time"], path)
-                yield recognition_sample(path, segment["text"])
-
-
-def _cut(source: Path, begin: float, end: float, path: Path) -> None:
-    """Write a part of a recording, in seconds, as FLAC; atomic, since existing files are not cut again."""
-    with soundfile.SoundFile(source) as file:
-        file.seek(round(begin * file.samplerate))
-        wave = file.read(round((end - begin) * file.samplerate))
-    with atomic_path(path) as partial:
-        soundfile.write(partial, wave, file.samplerate, format="FLAC")
-
-
-def prepare_fleurs(source: Path, data: Path) -> dict[str, int]:
-    """Write the English and Chinese test sets that are there; return the number of samples by benchmark."""
-    languages = {"fleurs-en": "en_us", "fleurs-zh": "cmn_hans_cn"}
-    return {
-        name: write_benchmark(data, name, _fleurs_samples(source / folder))
-        for name, folder in languages.items()
-        if (source / folder).is_dir()
-    }
-
-
-def _fleurs_samples(folder: Path) -> Iterator[Sample]:
-    """Read the list, whose columns are id, file, text as written, text without punctuation, ..."""
-    with (folder / "test.tsv").open(encoding="utf-8", newline="") as file:
-        for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            yield recognition_sample(folder / "audio" / "test" / row[1], row[3])
-
-
-def prepare_seedtts(source: Path, data: Path) -> dict[str, int]:
-    """Copy the download, which has the right layout already."""
-    shutil.copytree(source, data / "seedtts_testset", dirs_exist_ok=True)
-    benchmarks = [BENCHMARKS[f"seedtts-{name}"] for name in ("zh", "hard", "en")]
-    return {benchmark.name: len(benchmark.items(data)) for benchmark in benchmarks if (data / benchmark.path).is_file()}
-
-
-def prepare_questions(name: str, source: Path, data: Path) -> dict[str, int]:
-    return {name: write_benchmark(data, name, _question_samples(source, data, BENCHMARKS[name]))}
-
-
-def _question_samples(source: Path, data: Path, benchmark: Benchmark) -> Iterator[Sample]:
-    from pyarrow import parquet
-
-    folder = (data / benchmark.path).parent / "audio"
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    for path in _parquet_files(source, Path(benchmark.path).stem):
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                audio = folder / f"{number:05d}.wav"
-                wave, rate = soundfile.read(io.BytesIO(row[_column(row, "question_audio", "audio")]["bytes"]))
-                soundfile.write(audio, wave, rate)
-                yield question_sample(audio, row["question"], _answers(row[_column(row, "answers", "answer")]))
-                number += 1
-
-
-def _parquet_files(source: Path, split: str) -> list[Path]:
-    """Return the files whose names begin with the split, or all files if none does."""
-    paths = sorted(source.rglob("*.parquet"))
-    return [path for path in paths if path.name.startswith(split)] or paths
-
-
-def _column(row: Mapping[str, Any], *names: str) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise ValueError(f"a row of questions must have {' or '.join(names)}, got {', '.join(row)}")
-
-
-def _answers(given: str | Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Return all accepted answers; TriviaQA gives a value and its aliases."""
-    if isinstance(given, Mapping):
-        return list(dict.fromkeys([given["value"], *given["aliases"]]))
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _questions(name: str) -> Callable[[Path, Path], dict[str, int]]:
-    return lambda source, data: prepare_questions(name, source, data)
-
-
-PREPARE: dict[str, Callable[[Path, Path], dict[str, int]]] = {
-    "librispeech": prepare_librispeech,
-    "libritts": prepare_libritts,
-    "aishell": prepare_aishell,
-    "wenetspeech": prepare_wenetspeech,
-    "fleurs": prepare_fleurs,
-    "seedtts": prepare_seedtts,
-    **{name: _questions(name) for name in ("llama-questions", "trivia-qa", "web-questions")},
-}
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluation.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("suite", choices=PREPARE, metavar="SUITE", help=", ".join(PREPARE))
+    parser = OneLineParser("evaluation.prepare", __doc__)
+    parser.add_argument("suite", choices=NAMES, metavar="SUITE", help=", ".join(NAMES))
     parser.add_argument("--from", required=True, type=Path, dest="source", metavar="DIR", help="folder of the download")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/benchmarks"), help="output folder (default: %(default)s)"
-    )
+    parser.add_argument("--data", type=Path, default=Path("data/benchmarks"), help="output folder")
     return parser.parse_args(arguments)
 
 
@@ -242,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if not options.source.is_dir():
         raise FileNotFoundError(f"no folder {options.source}; download {options.suite} and give its folder as --from")
-    counts = PREPARE[options.suite](options.source, options.data)
+    counts = prepare(options.suite, options.source, options.data)
     if not counts:
         raise FileNotFoundError(f"nothing of {options.suite} in {options.source}; see --help for what must be there")
     for name, count in counts.items():

@@ -50,7 +50,7 @@ class Outcome:
     """The outcome of a benchmark in a mode.
 
     Attributes:
-        note: Why there are no metrics, or what a reader must know.
+        note: Why there are no metrics, or a remark for the reader.
         scores: Scores of quality by key of the metric, in the order of the samples.
         speed: Scores of speed and length, likewise.
         metrics: Values of the scores with their intervals.
@@ -83,7 +83,7 @@ class Outcome:
         """Return 0 for perfect samples, more for worse ones, infinity for those that failed."""
         totals = [math.inf if sample.error is not None else 0.0 for sample in self.samples]
         for metric in self.task.own_metrics:
-            score = self.scores[metric.key(self.benchmark.language)]
+            score = self.scores[self.benchmark.key(metric.name)]
             for place, (part, whole) in enumerate(zip(score.numerators, score.denominators, strict=True)):
                 rate = part / whole if whole else part
                 totals[place] += 1 - rate if metric.more_is_better else rate
@@ -103,11 +103,7 @@ def worst(outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, Answer
 
 
 def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str) -> Outcome:
-    """Score the recorded answers to a benchmark in a mode; missing ones make it unfinished.
-
-    Args:
-        output: Folder of the evaluation.
-    """
+    """Score the answers recorded in the evaluation folder `output`; if some are missing, the outcome is unfinished."""
     folder = output / mode / benchmark.name
     failures = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{FAILED}-*.json"))]
     if failures:
@@ -115,18 +111,20 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
     answers, heard = RowFile(folder, ANSWERS).read(), RowFile(folder, TRANSCRIPTS).read()
     if mode == ORIGINAL:
         items = [item for item in items if item.recording]
-    speaks = TASKS[benchmark.task].speaks
-    waiting = [item for item in items if item.id not in answers or _is_unheard(answers[item.id], heard, speaks)]
-    if waiting:
-        done = f"{len(items) - len(waiting)} of {len(items)} samples are there; start it again"
-        return Outcome(benchmark, mode, UNFINISHED, done)
+    needs_transcript = TASKS[benchmark.task].speaks
+    done = {name for name, row in answers.items() if not (needs_transcript and row["wav"]) or name in heard}
+    if num_waiting := sum(item.id not in done for item in items):
+        note = f"{len(items) - num_waiting} of {len(items)} samples are done; run the command again"
+        return Outcome(benchmark, mode, UNFINISHED, note)
     samples = [_sample(item, answers[item.id], heard.get(item.id, {}), folder) for item in items]
     judge = next((row["judge"] for row in heard.values()), None)
     outcome = Outcome(benchmark, mode, DONE, samples=samples, judge=judge)
     if failed := [sample.error for sample in samples if sample.error is not None]:
         if mode == ORIGINAL:  # the judge's own error would look larger, and the model better in comparison
             counts = f"{len(failed)} of {len(samples)}"
-            return Outcome(benchmark, mode, BROKEN, f"{counts} recordings cannot be heard, the first: {failed[0]}")
+            return Outcome(
+                benchmark, mode, BROKEN, f"{counts} recordings cannot be transcribed, the first: {failed[0]}"
+            )
         if len(failed) == len(samples):
             return Outcome(benchmark, mode, BROKEN, f"all {len(samples)} samples failed, the first: {failed[0]}")
         outcome.note = f"{outcome.num_errors} samples failed and count as wrong"
@@ -156,13 +154,9 @@ def set_against(outcomes: Sequence[Outcome], items: Mapping[str, Sequence[Item]]
         if other.status != DONE:
             outcome.add_note(f"not compared with {name}, whose {outcome.mode} is {other.status}: {other.note}")
         elif other.judge != outcome.judge:
-            outcome.add_note(f"not compared with {name}, which {other.judge} heard")
+            outcome.add_note(f"not compared with {name}, which was transcribed by {other.judge}")
         else:
             outcome.against = (name, other)
-
-
-def _is_unheard(answer: Row, heard: Mapping[str, Row], speaks: bool) -> bool:
-    return speaks and bool(answer["wav"]) and answer["id"] not in heard
 
 
 def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Answer:
@@ -172,7 +166,7 @@ def _sample(item: Item, answer: Row, heard: Row, folder: Path) -> Answer:
 
 
 def _score(outcome: Outcome) -> None:
-    """Compute the scores and metrics; one that cannot be computed, such as for want of a package, is noted."""
+    """Compute the scores and metrics; if one cannot be computed, for example without its package, a note says so."""
     benchmark, samples = outcome.benchmark, outcome.samples
     items = [sample.item for sample in samples]
     for metric in outcome.task.metrics:
@@ -187,7 +181,7 @@ def _score(outcome: Outcome) -> None:
                 outcome.status, outcome.scores = BROKEN, {}
                 return
         else:
-            outcome.scores[metric.key(benchmark.language)] = score
+            outcome.scores[benchmark.key(metric.name)] = score
     if outcome.task.speaks:
         ids = [item.id for item in items]
         if outcome.mode != ORIGINAL:
@@ -237,7 +231,7 @@ def read_outcomes(folder: Path, benchmarks: Sequence[Benchmark], mode: str) -> l
 
 
 def environment() -> dict[str, Any]:
-    """Return what the results were made with: versions, machine, and commit of the code."""
+    """Return the software versions, the machine, and the commit of the code."""
     import torch
     import transformers
 

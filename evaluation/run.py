@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
 from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
 from evaluation.tasks import MEASURES, TASKS
-from vita_audio.command_line import in_range
+from vita_audio.command_line import OneLineParser, add_codec_options, add_dtype_option, in_range, plan_name
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path, write_json, write_text
 from vita_audio.files.checkpoint import find_checkpoint
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from evaluation.results import Outcome
     from vita_audio.inference.pipeline import SpeechLM
 
-DTYPES = ("float32", "bfloat16", "float16")
 # These may differ when an evaluation is continued.
 UNDECISIVE = (
     *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
@@ -92,11 +91,7 @@ class EvaluationOptions:
         return values | texts | {"weights": weights}
 
 
-def at_least_one(text: str) -> int:
-    """Return a number for argparse. Raises: ArgumentTypeError if it is less than 1."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+at_least_one = in_range(int, minimum=1)
 
 
 def _count(text: str) -> tuple[str, int]:
@@ -114,31 +109,27 @@ def _judge(text: str) -> tuple[str, str]:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions:
     """Return the checked options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="evaluation.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("evaluation.run", __doc__)
     add, counts = parser.add_argument, {"type": _count, "nargs": "+", "default": [], "metavar": "[BENCHMARK=]N"}
     add("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
     add("--model", required=True, help="folder of a model, or hub name")
     add("--output", required=True, type=Path, help="folder for answers and results")
     add("--corpus", type=Path, help="folder of tools.demo.make_corpus, for the demo suite")
     add("--data", type=Path, help="folder of evaluation.prepare, for the public sets")
-    add("--modes", nargs="+", help=f"{', '.join(MODES)} or ratios (default: the model's own)")
+    add("--modes", nargs="+", type=plan_name, help=f"{', '.join(MODES)} or ratios (default: the model's own)")
     judges = " ".join(f"{language}={name}" for language, name in DEFAULT_JUDGES.items())
     add("--judge", nargs="+", type=_judge, default=[], metavar="LANGUAGE=NAME", help=f"judges (default: {judges})")
     add("--measure", nargs="+", choices=MEASURES, default=[], help="further measures of speech, with a model for each")
-    add("--audio-tokenizer-type", default="glm4voice", help="default: %(default)s")
-    add("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
-    add("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
+    add_codec_options(parser)
     add("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks its am.mvn")
-    add("--dtype", choices=DTYPES, help="of the weights (default: bfloat16 on a GPU, else float32)")
+    add_dtype_option(parser)
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: this process's GPU if there is one)")
-    add("--batch-size", type=at_least_one, default=8, help="answers generated together (default: %(default)s)")
+    add("--batch-size", type=at_least_one, default=8, help="answers generated together")
     add("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
     share = in_range(float, minimum=0, maximum=1)
     add("--acceptance", type=share, help="agreement of modules and backbone, 0 to 1 (default: the model's)")
     add("--limit", **counts, help="use N samples of each benchmark, or of one, drawn with a fixed seed")
-    add("--seed", type=int, default=42, help="seed for sampling (default: %(default)s)")
+    add("--seed", type=int, default=42, help="seed for sampling")
     add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
     add("--skip-recordings", action="store_true", help="do not judge the recordings of people for comparison")
     add("--retry-errors", action="store_true", help="run samples again that failed earlier")
@@ -148,8 +139,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     values["judge"] = DEFAULT_JUDGES | dict(values["judge"])
     values |= {name: dict(values[name]) for name in ("limit", "time_alone")}
     options = EvaluationOptions(**values)
-    for mode in options.modes or ():
-        InterleavePlan.parse(mode)
     if options.against:
         read_settings(options.against)
     benchmarks = get_benchmarks(options.suite)
@@ -189,16 +178,14 @@ def check(options: EvaluationOptions) -> None:
 
 def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
     """Load the model with its audio tokenizer."""
-    import torch
-
     from vita_audio.audio_tokenizers import get_audio_tokenizer
     from vita_audio.inference.pipeline import SpeechLM
 
     audio_tokenizer = get_audio_tokenizer(
         options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
     )
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, dtype, audio_model=options.audio_model_path)
+    more = {"audio_model": options.audio_model_path}
+    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, options.dtype, **more)
 
 
 def load_judge(options: EvaluationOptions, language: str) -> Judge:
@@ -233,7 +220,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
         checkpoint: Folder of the model.
     """
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
-    from evaluation.runner import Runner, Shard
+    from evaluation.runner import Runner
 
     benchmarks = get_benchmarks(options.suite)
     found, absent = read_items(benchmarks, options)
@@ -253,7 +240,8 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
         load_model=lambda: load_model(options, processes.device(options.device)),
         load_judge=lambda language: load_judge(options, language),
         output=options.output,
-        shard=Shard(processes.rank, processes.size),
+        rank=processes.rank,
+        size=processes.size,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         acceptance=options.acceptance,

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: rows that survive a kill, settings and samples that must not change, who works in it."""
+"""The output folder of an evaluation: crash-safe rows, settings and samples that must not change, and its processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vita_audio.files.atomic import write_json
 
 SETTINGS, ITEMS = "settings.json", "items.json"
 BARRIER_TIMEOUT = timedelta(days=7)
-LOCK_TIMEOUT_SECONDS = 10.0  # a process that is being killed may need some to release its lock
+LOCK_TIMEOUT_SECONDS = 10.0  # a process that is being killed may need a few to release its lock
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 Row = dict[str, Any]
@@ -70,10 +70,7 @@ class RowFile:
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Save the settings that determine the results, or compare them with those saved earlier.
-
-    Raises: ValueError if the folder was made with other settings.
-    """
+    """Save the settings of a new folder. Raises: ValueError if the folder was made with other settings."""
     path = folder / SETTINGS
     if not path.exists():
         write_json(path, settings)
@@ -83,15 +80,13 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if changed := sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name)):
         described = ", ".join(f"{name}: {earlier.get(name)} before, {now.get(name)} now" for name in changed)
         raise ValueError(
-            f"{folder} was made with other settings ({described}); choose another --output, or delete what is there"
+            f"{folder} was made with other settings ({described}); choose another --output, or delete its contents"
         )
 
 
 def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
-    """Save the fingerprints of the samples, or compare them: an answer belongs to its exact sample.
+    """Save the samples' fingerprints by benchmark and id: an answer belongs to its exact sample.
 
-    Args:
-        items: Fingerprints by benchmark and id.
     Raises: ValueError if a sample has changed since.
     """
     known = read_items(folder)
@@ -100,7 +95,7 @@ def keep_items(folder: Path, items: Mapping[str, Mapping[str, str]]) -> None:
         if changed := changed_items(earlier, fingerprints):
             raise ValueError(
                 f"{folder} was made with other data ({name}: {shorten(changed)}); choose another --output, or delete "
-                "what is there"
+                "its contents"
             )
         earlier |= fingerprints
     write_json(folder / ITEMS, known)
@@ -153,24 +148,21 @@ class Processes:
         return resolve_device(wanted)
 
     def claim(self, folder: Path) -> None:
-        """Lock this process's share of the work in a folder until the process ends.
-
-        Raises: ValueError if another process holds the lock.
-        """
+        """Lock this process's share of a folder until it ends. Raises: ValueError if another process holds it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / f".process-{self.rank}.lock")
         try:
             self._lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
         except Timeout as error:
             raise ValueError(
-                f"another evaluation works in {folder}; wait until it is done or end it, or choose another --output"
+                f"another evaluation works in {folder}; wait until it is done, stop it, or choose another --output"
             ) from error
 
 
 def end_with_parent() -> None:
     """Ask Linux to kill this process when its parent ends.
 
-    A torchrun that is killed cannot stop its workers, which would compete with those of the command that continues.
+    A torchrun that is killed cannot stop its workers, which would compete with those of the command that resumes.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

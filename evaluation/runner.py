@@ -1,8 +1,8 @@
 """Let a model answer benchmarks and a judge transcribe its speech, in any number of processes, resumable by sample.
 
-Every process takes every n-th item. An answer is recorded, after its wave, as soon as it exists, and is never made
-again. A sample that fails is recorded with its error and scored as an empty answer; a benchmark that fails is recorded
-as failed, and the next one begins.
+Each of n processes takes every n-th item. An answer is recorded once its wave is written, and is not generated again. A
+sample that fails is recorded with its error and scored as an empty answer; a benchmark that fails is recorded as
+failed, and the next one begins.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,17 +43,6 @@ class BenchmarkError(RuntimeError):
     """A benchmark cannot continue."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The share of the work that this process does."""
-
-    rank: int = 0
-    size: int = 1
-
-    def of(self, elements: Sequence[Element]) -> list[Element]:
-        return list(elements[self.rank :: self.size])
-
-
 @dataclass(kw_only=True)
 class Runner:
     """Runs benchmarks in modes; the model and the judges are loaded when first needed.
@@ -61,26 +51,33 @@ class Runner:
         load_model: Function that loads the model.
         load_judge: Function that loads the judge of a language.
         output: Folder; answers are written to output/MODE/BENCHMARK.
+        rank: Number of this process.
+        size: Number of processes.
         max_new_tokens: Longest answer; None: the benchmark's.
         acceptance: How far the modules' tokens must agree with the backbone; None: the model's.
         seed: Seed for sampling; a sampled answer also depends on its batch.
-        retry_errors: Run samples again that failed earlier.
+        retry_errors: Retry samples that failed earlier.
         measures: Further measures of speech, keys of `evaluation.tasks.MEASURES`.
     """
 
     load_model: Callable[[], SpeechLM]
     load_judge: Callable[[str], Judge]
     output: Path
-    shard: Shard = Shard()
+    rank: int = 0
+    size: int = 1
     batch_size: int = 8
     max_new_tokens: int | None = None
     acceptance: float | None = None
     seed: int = 42
     measures: tuple[str, ...] = ()
     retry_errors: bool = False
-    _model: SpeechLM | None = field(default=None, init=False)
-    _judges: dict[str, Judge] = field(default_factory=dict, init=False)
-    _meters: dict[str, Meter] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        self.load_model, self.load_judge = cache(self.load_model), cache(self.load_judge)
+
+    @cached_property
+    def _meters(self) -> dict[str, Meter]:
+        return {name: METERS[name]() for name in self.measures}
 
     def run(self, benchmark: Benchmark, items: Sequence[Item], mode: str) -> None:
         """Answer and judge this process's share of the items; an error is recorded as the benchmark's failure.
@@ -88,24 +85,25 @@ class Runner:
         Raises: the errors of `load_model`, without which nothing can continue.
         """
         folder = self.output / mode / benchmark.name
-        remaining = self._unanswered(items, folder)
+        answered = self._done(RowFile(folder, ANSWERS).read())
+        remaining = [item for item in items[self.rank :: self.size] if item.id not in answered]
         if remaining and mode != ORIGINAL:
-            self._need_model()
+            self.load_model()
         try:
             self._answer(benchmark, remaining, mode, folder)
             if TASKS[benchmark.task].speaks:
                 self._judge(benchmark, items, mode, folder)
         except Exception as error:
             logger.exception("%s %s failed", mode, benchmark.name)
-            write_json(folder / f"{FAILED}-{self.shard.rank}.json", {"error": describe(error)})
+            write_json(folder / f"{FAILED}-{self.rank}.json", {"error": describe(error)})
 
     def time_alone(self, benchmark: Benchmark, items: Sequence[Item], mode: str) -> None:
         """Time the language model on some items one at a time, greedily and without speech synthesis."""
-        file = RowFile(self.output / mode / benchmark.name, ALONE, self.shard.rank)
+        file = RowFile(self.output / mode / benchmark.name, ALONE, self.rank)
         done = file.read()
         remaining = [item for item in items if item.id not in done]
         if remaining:
-            self._need_model()
+            self.load_model()
             self._timed(benchmark, remaining[0], mode)  # discarded: the first call is slower
         for item in remaining:
             file.append([{"id": item.id, **self._timed(benchmark, item, mode)}])
@@ -113,13 +111,10 @@ class Runner:
     def _timed(self, benchmark: Benchmark, item: Item, mode: str) -> Row:
         options = {"decode_audio": False, **self._limits(benchmark), **GREEDY}
         try:
-            timings = self._model.respond(item.conversation, InterleavePlan.parse(mode), **options).timings
+            timings = self.load_model().respond(item.conversation, InterleavePlan.parse(mode), **options).timings
         except Exception as error:
             return {"error": describe(error)}
         return {"num_tokens": timings.num_tokens, "generate_seconds": timings.generate_seconds}
-
-    def _need_model(self) -> None:
-        self._model = self._model or self.load_model()
 
     def _limits(self, benchmark: Benchmark) -> dict[str, Any]:
         return {
@@ -127,17 +122,14 @@ class Runner:
             "acceptance": self.acceptance,
         }
 
-    def _unanswered(self, items: Sequence[Item], folder: Path) -> list[Item]:
-        done = self._done(RowFile(folder, ANSWERS).read())
-        return [item for item in self.shard.of(items) if item.id not in done]
-
     def _done(self, rows: Mapping[str, Row]) -> set[str]:
         return {name for name, row in rows.items() if not (self.retry_errors and "error" in row)}
 
     def _answer(self, benchmark: Benchmark, items: Sequence[Item], mode: str, folder: Path) -> None:
-        file = RowFile(folder, ANSWERS, self.shard.rank)
+        file = RowFile(folder, ANSWERS, self.rank)
         if mode == ORIGINAL:
-            file.append(_recording_row(item) for item in items if item.recording)
+            recorded = [(item, Path(item.recording).resolve()) for item in items if item.recording]
+            file.append({"id": item.id, "text": item.references[0], "wav": str(wav)} for item, wav in recorded)
             return
         errors_in_a_row = 0
         with self._bar(f"{mode} {benchmark.name}", items) as bar:
@@ -169,7 +161,7 @@ class Runner:
         options: dict[str, Any] = {} if benchmark.sampled else dict(GREEDY)
         options |= self._limits(benchmark)
         torch.manual_seed(self.seed + zlib.crc32(batch[0].id.encode()))
-        responses = self._model.respond_batch(
+        responses = self.load_model().respond_batch(
             [item.conversation for item in batch],
             InterleavePlan.parse(mode),
             decode_audio=TASKS[benchmark.task].speaks,
@@ -180,14 +172,12 @@ class Runner:
         ]
 
     def _judge(self, benchmark: Benchmark, items: Sequence[Item], mode: str, folder: Path) -> None:
-        file = RowFile(folder, TRANSCRIPTS, self.shard.rank)
-        share, heard, answers = self.shard.of(items), self._done(file.read()), RowFile(folder, ANSWERS).read()
+        file = RowFile(folder, TRANSCRIPTS, self.rank)
+        share, heard, answers = items[self.rank :: self.size], self._done(file.read()), RowFile(folder, ANSWERS).read()
         remaining = [item for item in share if answers.get(item.id, {}).get("wav") and item.id not in heard]
         if not remaining:
             return
-        judge = self._judges.get(benchmark.language) or self.load_judge(benchmark.language)
-        self._judges[benchmark.language] = judge
-        self._meters = self._meters or {name: METERS[name]() for name in self.measures}
+        judge = self.load_judge(benchmark.language)
         with self._bar(f"{mode} {benchmark.name} judged", remaining) as bar:
             for batch in batches(remaining, JUDGE_BATCH):
                 paths = [folder / answers[item.id]["wav"] for item in batch]
@@ -195,7 +185,7 @@ class Runner:
                 bar.update(len(batch))
 
     def _bar(self, name: str, items: Sequence[Item]) -> tqdm:
-        name = name if self.shard.size == 1 else f"{name} [{self.shard.rank}]"
+        name = name if self.size == 1 else f"{name} [{self.rank}]"
         return progress_bar(total=len(items), desc=name, unit="sample", disable=not items)
 
 
@@ -203,7 +193,8 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
     """Write the wave, if there is any, and return the row; its times are this answer's share of the batch's."""
     timings, wav, seconds = response.timings, None, 0.0
     if response.wave is not None and len(response.wave):
-        wav, seconds = f"audio/{_file_name(item.id)}.wav", len(response.wave) / response.sample_rate
+        name = item.id.replace("%", "%25").replace("/", "%2F")  # without slashes, and unique to the id
+        wav, seconds = f"audio/{name}.wav", len(response.wave) / response.sample_rate
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         soundfile.write(folder / wav, response.wave.numpy(), response.sample_rate)
     return {
@@ -217,15 +208,6 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
         "generate_seconds": timings.generate_seconds / batch_size,
         "total_seconds": timings.total_seconds / batch_size,
     }
-
-
-def _file_name(name: str) -> str:
-    """Return a name without slashes that is unique to an id."""
-    return name.replace("%", "%25").replace("/", "%2F")
-
-
-def _recording_row(item: Item) -> Row:
-    return {"id": item.id, "text": item.references[0], "wav": str(Path(item.recording).resolve())}
 
 
 def _heard(judge: Judge, meters: Mapping[str, Meter], paths: Sequence[Path], items: Sequence[Item]) -> list[Row]:

@@ -1,8 +1,8 @@
-"""Benchmarks: where their data lies and how a row becomes an item, with layouts and prompts of the public evaluation.
+"""Benchmarks: the paths of their data, and items made from its rows with the prompts of the public evaluation.
 
-The data of the public sets lies in one folder, under the paths below (`evaluation.prepare` converts the downloads):
-JSON lines in the training format, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite reads the
-held-out files written by `tools.demo.make_corpus`. Importing this module is fast: reading the data imports the rest.
+The public sets are in one folder, under the paths below (`evaluation.prepare` converts downloads): JSON lines in the
+training format, whose answer is the reference, and the lists of Seed-TTS. The `demo` suite reads the held-out files of
+`tools.demo.make_corpus`. Importing this module is fast: reading the data imports the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from evaluation.metrics.score import check_unique
 from vita_audio.constants import AUDIO_TAG
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
 SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # system message of Seed-TTS, to keep a voice
+CHARACTER_LANGUAGES = ("zh",)  # languages scored by characters
 MAX_NEW_TOKENS = 1024
 DEMO_MAX_NEW_TOKENS = 200
 EVERY = "every"  # key of a limit on the items of all benchmarks
@@ -37,7 +39,7 @@ class Item:
         id: Unique in its benchmark; also names the file of a spoken answer.
         conversation: The model's input.
         references: The transcript or the text to speak (one), or all accepted answers.
-        audio: The audio the model hears, for reports.
+        audio: The model's audio input, for reports.
         text: The question or the text to speak, if known.
         recording: A person speaking the reference; errors in its transcript are the judge's own.
         voice: Speech in the voice that the answer should have.
@@ -99,6 +101,10 @@ class Benchmark:
     sampled: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
 
+    def key(self, metric: str) -> str:
+        """Return the key of a metric in the results: {errors} is wer or cer, depending on the language."""
+        return metric.format(errors="cer" if self.language in CHARACTER_LANGUAGES else "wer")
+
     def items(self, folder: Path, limit: int | None = None) -> list[Item]:
         """Read all items, or a fixed draw of `limit` of them.
 
@@ -110,11 +116,8 @@ class Benchmark:
         items = self.read(path, self)
         if not items:
             raise ValueError(f"{path} must have a row, got none")
-        seen: set[str] = set()
+        check_unique([item.id for item in items], str(path))
         for item in items:
-            if item.id in seen:
-                raise ValueError(f"{path}: ids must be unique, {item.id} comes twice")
-            seen.add(item.id)
             if not all(isinstance(reference, str) for reference in item.references):
                 raise ValueError(f"{path}: references of {item.id} must be texts, got {list(item.references)}")
             if not any(reference.strip() for reference in item.references):
@@ -169,7 +172,7 @@ def _only(content: str | list[str], place: str) -> str:
     if isinstance(content, str):
         return content
     if len(content) != 1:
-        raise ValueError(f"{place}: what is asked must be one text, got {len(content)}")
+        raise ValueError(f"{place}: the question must be one text, got {len(content)}")
     return content[0]
 
 
@@ -211,19 +214,17 @@ def read_heldout(path: Path, benchmark: Benchmark) -> list[Item]:
     from vita_audio.data.mixture import resolve
     from vita_audio.inference.tasks import asr_conversation, sts_conversation, text_conversation, tts_conversation
 
+    makers = {ASR: asr_conversation, TTS: tts_conversation, SPOKEN_QA: sts_conversation, TEXT_QA: text_conversation}
+    make, has_text = makers[benchmark.task], benchmark.task in (TTS, TEXT_QA)
     items = []
     for _, row in read_rows(path):
         audio = str(resolve(row["audio"], path.parent))
-        if benchmark.task in (TTS, TEXT_QA):
-            conversation = (tts_conversation if benchmark.task == TTS else text_conversation)(row["text"])
-        else:
-            conversation = (asr_conversation if benchmark.task == ASR else sts_conversation)(audio)
         items.append(
             Item(
                 id=row["id"],
-                conversation=conversation,
+                conversation=make(row["text"] if has_text else audio),
                 references=(row.get("keyword", row["reference"]),),
-                audio=audio if benchmark.task in (ASR, SPOKEN_QA) else None,
+                audio=None if has_text else audio,
                 text=row.get("text"),
                 recording=audio if benchmark.task == TTS else None,
                 keyword_last="keyword" in row,
@@ -268,8 +269,9 @@ def _seedtts(name: str, path: str, language: str) -> Benchmark:
     return Benchmark(f"seedtts-{name}", TTS, path, read_seedtts, language, rule, sampled=True)
 
 
-def _demo(name: str, task: str, file: str) -> Benchmark:
-    return Benchmark(f"demo-{name}", task, f"heldout_{file}.jsonl", read_heldout, max_new_tokens=DEMO_MAX_NEW_TOKENS)
+def _demo(name: str, task: str) -> Benchmark:
+    path = f"heldout_{name.removesuffix('-text')}.jsonl"
+    return Benchmark(f"demo-{name}", task, path, read_heldout, max_new_tokens=DEMO_MAX_NEW_TOKENS)
 
 
 RECOGNITION = (
@@ -283,15 +285,9 @@ RECOGNITION = (
     _recognition("fleurs-en", "google/fleurs/en_us.test.jsonl", "en"),
     _recognition("fleurs-zh", "google/fleurs/cmn_hans_cn.test.jsonl", "zh"),
 )
+LIBRITTS = "mythicinfinity/libritts/test.clean.jsonl"
 SYNTHESIS = (
-    Benchmark(
-        name="libritts-test-clean",
-        task=TTS,
-        path="mythicinfinity/libritts/test.clean.jsonl",
-        read=read_samples,
-        rule="libritts",
-        sampled=True,
-    ),
+    Benchmark("libritts-test-clean", TTS, LIBRITTS, read_samples, rule="libritts", sampled=True),
     _seedtts("zh", "zh/meta.lst", "zh"),
     _seedtts("hard", "zh/hardcase.lst", "zh"),
     _seedtts("en", "en/meta.lst", "en"),
@@ -301,12 +297,7 @@ QUESTIONS = (
     *_questions("trivia-qa", "fixie-ai/trivia_qa-audio/validation.jsonl"),
     *_questions("web-questions", "fixie-ai/spoken-web-questions/test.jsonl"),
 )
-DEMO = (
-    _demo("asr", ASR, "asr"),
-    _demo("tts", TTS, "tts"),
-    _demo("qa", SPOKEN_QA, "qa"),
-    _demo("qa-text", TEXT_QA, "qa"),
-)
+DEMO = (_demo("asr", ASR), _demo("tts", TTS), _demo("qa", SPOKEN_QA), _demo("qa-text", TEXT_QA))
 SEEDTTS_ANY_VOICE = tuple(
     replace(benchmark, name=f"{benchmark.name}-any-voice", read=read_seedtts_any_voice) for benchmark in SYNTHESIS[1:]
 )
@@ -322,10 +313,7 @@ BENCHMARKS = {benchmark.name: benchmark for suite in SUITES.values() for benchma
 
 
 def get_benchmarks(names: Iterable[str]) -> list[Benchmark]:
-    """Return the benchmarks of suites, or single benchmarks by name, each once.
-
-    Raises: ValueError for an unknown name.
-    """
+    """Return the benchmarks of suites and single ones, each once. Raises: ValueError for an unknown name."""
     found: dict[str, Benchmark] = {}
     for name in names:
         if name not in SUITES and name not in BENCHMARKS:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
-from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, normalise
+from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, scored_tokens
 from evaluation.metrics.public import (
     libritts_error_rate,
     reference_containment,
@@ -21,7 +21,6 @@ from evaluation.suites import ASR, SPOKEN_QA, TEXT_QA, TTS, Benchmark, Item
 
 TEXT, TRANSCRIPT = "text", "transcript"  # the model's text output; the judge's transcript of its speech
 KEYWORD_LEEWAY = 1  # words that may follow the keyword of an answer
-CHARACTER_LANGUAGES = ("zh",)  # languages scored by characters
 PUBLIC_RULES: dict[str, Callable[..., Score]] = {
     "words": reference_error_rate,
     "characters": partial(reference_error_rate, unit="character"),
@@ -53,7 +52,7 @@ class Metric:
     """A rate over samples.
 
     Attributes:
-        name: Key in the results; {errors} is wer or cer, depending on the language.
+        name: Key in the results, for `Benchmark.key`.
         title: Table column.
         source: The form of the answer that is scored, TEXT or TRANSCRIPT.
         rate: Function that scores answers to items.
@@ -66,9 +65,6 @@ class Metric:
     rate: Rate
     more_is_better: bool = False
     is_public: bool = False
-
-    def key(self, language: str) -> str:
-        return self.name.format(errors="cer" if language in CHARACTER_LANGUAGES else "wer")
 
 
 @dataclass(frozen=True)
@@ -112,34 +108,22 @@ def is_right(text: str, item: Item) -> bool:
     if not item.keyword_last:
         return contains_any(text, item.references)
     (keyword,) = item.references
-    return contains_answer(text, keyword, len(normalise(keyword).split()) + KEYWORD_LEEWAY)
+    return contains_answer(text, keyword, len(scored_tokens(keyword)) + KEYWORD_LEEWAY)
 
 
-def public_errors(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
-    """Return the error rate by the rule of the public evaluation."""
-    references, ids = [item.references[0] for item in items], [item.id for item in items]
-    return PUBLIC_RULES[benchmark.rule](references, said, ids=ids)
+def public_score(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
+    """Return the error rate or the share of right answers by the rule of the public evaluation."""
+    ids, rule = [item.id for item in items], PUBLIC_RULES[benchmark.rule]
+    if rule is reference_containment:
+        return rule(said, [item.references for item in items], ids=ids)
+    return rule([item.references[0] for item in items], said, ids=ids)
 
 
-def public_rightness(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
-    """Return the share of right answers by the rule of the public evaluation."""
-    answers, ids = [list(item.references) for item in items], [item.id for item in items]
-    return PUBLIC_RULES[benchmark.rule](said, answers, ids=ids)
-
-
-def _error_metrics(source: str, title: str) -> tuple[Metric, Metric]:
-    return (
-        Metric("{errors}", title, source, errors),
-        Metric("{errors}_reference", f"{title}, public rule", source, public_errors, is_public=True),
-    )
-
-
-def _accuracy_metrics(name: str, title: str, source: str) -> tuple[Metric, Metric]:
-    public_name, public_title = f"{name}_reference", f"{title}, public rule"
-    return (
-        Metric(name, title, source, rightness, more_is_better=True),
-        Metric(public_name, public_title, source, public_rightness, more_is_better=True, is_public=True),
-    )
+def _metrics(name: str, title: str, source: str, rate: Rate) -> tuple[Metric, Metric]:
+    """Return a metric, and the same by the public rule."""
+    own = Metric(name, title, source, rate, more_is_better=rate is rightness)
+    public = {"name": f"{name}_reference", "title": f"{title}, public rule", "rate": public_score, "is_public": True}
+    return own, replace(own, **public)
 
 
 @dataclass(frozen=True)
@@ -155,18 +139,15 @@ class Task:
         return tuple(metric for metric in self.metrics if not metric.is_public)
 
 
+_SPOKEN_ANSWERS = (
+    *_metrics("accuracy_text", "right, S→T", TEXT, rightness),
+    *_metrics("accuracy_speech", "right, S→S", TRANSCRIPT, rightness),
+)
 TASKS = {
-    ASR: Task("Recognition", False, _error_metrics(TEXT, "errors")),
-    TTS: Task("Synthesis", True, _error_metrics(TRANSCRIPT, "errors heard")),
-    SPOKEN_QA: Task(
-        "Spoken questions",
-        True,
-        (
-            *_accuracy_metrics("accuracy_text", "right, S→T", TEXT),
-            *_accuracy_metrics("accuracy_speech", "right, S→S", TRANSCRIPT),
-        ),
-    ),
-    TEXT_QA: Task("The same questions as text", False, _accuracy_metrics("accuracy", "right, T→T", TEXT)),
+    ASR: Task("Recognition", False, _metrics("{errors}", "errors", TEXT, errors)),
+    TTS: Task("Synthesis", True, _metrics("{errors}", "errors heard", TRANSCRIPT, errors)),
+    SPOKEN_QA: Task("Spoken questions", True, _SPOKEN_ANSWERS),
+    TEXT_QA: Task("The same questions as text", False, _metrics("accuracy", "right, T→T", TEXT, rightness)),
 }
 
 

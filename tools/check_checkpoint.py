@@ -1,13 +1,13 @@
-"""Identify a checkpoint folder and check that everything in it fits, without loading it.
+"""Identify a checkpoint folder and check that its files fit together, without loading it.
 
     python tools/check_checkpoint.py VITA-Audio-Boost
     python tools/check_checkpoint.py Qwen2.5-7B-Instruct --config configs/models/qwen2_7b_mtp10.json --json
     python tools/check_checkpoint.py VITA-Audio-Boost --load --dtype bfloat16
 
-Knows speech models (with and without SenseVoice input), plain Qwen2, glm-4-voice-tokenizer, glm-4-voice-decoder,
+Supports speech models (with and without SenseVoice input), plain Qwen2, glm-4-voice-tokenizer, glm-4-voice-decoder,
 SenseVoiceSmall, text tokenizers, and codecs from other packages. The names and shapes of all weights are compared with
-our classes, which then run once on tensors without values; no weights are read, so a folder of any size takes seconds.
-Only codecs from other packages are loaded. With --load, a language model is loaded to measure time and memory.
+our classes, which then run once on tensors without values. Weights are not read, so a folder of any size takes seconds;
+only codecs from other packages are loaded. With --load, a language model is loaded to measure time and memory.
 Exit code: 0 if the folder loads, 1 if it does not, 2 for wrong arguments.
 """
 
@@ -29,14 +29,11 @@ from vita_audio.command_line import (
     add_dtype_option,
     check_files,
     quieten_transformers,
-    torch_dtype,
 )
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
-    import torch
-
     from vita_audio.checkpoints.inspection import Part, Report
 
 DOES_NOT_FIT = 1  # exit code
@@ -56,8 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measure_loading(folder: Path, device: str, dtype: torch.dtype | None) -> str:
-    """Load a language model and run it once, to read weights that loading only maps; return time and memory used."""
+def measure_loading(folder: Path, device: str, dtype: str | None) -> str:
+    """Load a language model, run it once (loading only maps some weights), and return the time and memory used."""
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -80,7 +77,7 @@ def measure_loading(folder: Path, device: str, dtype: torch.dtype | None) -> str
 
 
 def render(report: Report) -> str:
-    """Return the report as text."""
+    """Format the report for the terminal."""
     rows = []
     for part in report.parts:
         rows += [(part.name, summary(part))] + [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
@@ -98,7 +95,7 @@ def render(report: Report) -> str:
 
 
 def summary(part: Part) -> str:
-    """Return number, size and dtypes of the tensors of a part."""
+    """Return the number, size and dtypes of the tensors of a part."""
     dtypes = " and ".join(sorted(part.parameters))
     return f"{part.num_tensors} tensors, {short(sum(part.parameters.values()))} parameters as {dtypes}"
 
@@ -119,8 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         quieten_transformers()
         report = inspect_checkpoint(folder, options.config)
         if options.load and report.kind in LANGUAGE_MODELS and not report.problems:
-            device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
-            report.facts["loaded"] = measure_loading(folder, device, dtype)
+            report.facts["loaded"] = measure_loading(folder, resolve_device(options.device), options.dtype)
     print(json.dumps(report.values(), indent=2) if options.json else render(report))
     if report.problems:
         raise SystemExit(DOES_NOT_FIT)

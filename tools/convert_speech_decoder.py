@@ -1,4 +1,4 @@
-"""Rewrite the folder of a speech decoder with safetensors weights, which load faster and contain no code.
+"""Convert the weights of a speech decoder to safetensors, which load faster and contain no code.
 
     python tools/convert_speech_decoder.py glm-4-voice-decoder outputs/decoder --dtype float16
 
@@ -8,7 +8,7 @@ Reads `config.yaml`, `flow.pt` and `hift.pt` (or `.safetensors`) as released, wi
 import argparse
 from pathlib import Path
 
-from vita_audio.command_line import DTYPES, OneLineParser, torch_dtype
+from vita_audio.command_line import DTYPES, OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
 
@@ -27,9 +27,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.output.exists() and any(options.output.iterdir()):
             raise FileExistsError(f"{options.output} is not empty; give another folder")
         source = find_checkpoint(options.source)
+        import torch
+
         from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
-        SpeechDecoder.from_pretrained(source).save_pretrained(options.output, torch_dtype(options.dtype))
+        SpeechDecoder.from_pretrained(source).save_pretrained(options.output, getattr(torch, options.dtype))
     for path in sorted(options.output.iterdir()):
         print(f"{path}: {path.stat().st_size:,} bytes")
 

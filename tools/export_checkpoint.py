@@ -22,7 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", help="folder of a speech model")
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--code", type=Path, help="folder with the Python files of the public model class")
-    parser.add_argument("--audio-model", help="SenseVoiceSmall folder, which a Plus model needs a part of")
+    parser.add_argument("--audio-model", help="SenseVoiceSmall folder, required for a Plus model")
     return parser.parse_args(arguments)
 
 

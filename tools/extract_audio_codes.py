@@ -9,51 +9,37 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vita_audio.command_line import OneLineParser, add_audio_input_option, add_codec_options, check_files, in_range
+from vita_audio.command_line import OneLineParser, add_codec_options, check_files, in_range
 from vita_audio.errors import one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("extract_audio_codes", __doc__)
-    parser.add_argument("--data", nargs="+", required=True, type=Path, help="data yaml files")
-    parser.add_argument("--codes", required=True, type=Path, help="folder of the code store")
-    parser.add_argument(
-        "--seed", type=int, default=42, help="seed of the training run, which samples sources with ratio or num"
-    )
-    add_codec_options(parser, decoder=False)
-    add_audio_input_option(parser)
-    parser.add_argument(
-        "--processes", type=in_range(int, minimum=0), default=0, help="worker processes; 0: encode in this process"
-    )
-    parser.add_argument(
-        "--devices",
-        nargs="+",
-        default=["auto"],
-        help="devices of the processes in turn, such as cuda:0 cuda:1 (default: the GPU if there is one)",
-    )
+    add, count = parser.add_argument, in_range(int, minimum=0)
+    add("--data", nargs="+", required=True, type=Path, help="data yaml files")
+    add("--codes", required=True, type=Path, help="folder of the code store")
+    add("--seed", type=int, default=42, help="seed of the training run, which samples sources with ratio or num")
+    add_codec_options(parser, for_data=True)
+    add("--processes", type=count, default=0, help="worker processes; 0: encode in this process")
+    devices = "devices of the processes in turn, such as cuda:0 cuda:1 (default: the GPU if there is one)"
+    add("--devices", nargs="+", default=["auto"], help=devices)
     return parser.parse_args(arguments)
 
 
 def extract(options: argparse.Namespace) -> None:
     """Encode the audio of the roles whose audio enters the model as codes."""
     check_files(*options.data)
+    from vita_audio import text
     from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
     from vita_audio.data.codes import AudioCodeStore, extract_codes
     from vita_audio.data.mixture import load_mixture, referenced_audio
     from vita_audio.inference.pipeline import resolve_device
-    from vita_audio.text import (
-        CONTINUOUS_INPUT,
-        DISCRETE,
-        DISCRETE_INPUT,
-        check_audio_input,
-        parse_audio_input,
-        roles_with,
-    )
 
     devices = [resolve_device(device) for device in options.devices]
     make_tokenizer = partial(get_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
-    by_type = CONTINUOUS_INPUT if is_continuous(options.audio_tokenizer_type) else DISCRETE_INPUT
-    roles = roles_with(check_audio_input({**by_type, **parse_audio_input(options.audio_input)}), DISCRETE)
+    by_type = text.CONTINUOUS_INPUT if is_continuous(options.audio_tokenizer_type) else text.DISCRETE_INPUT
+    audio_input = text.check_audio_input(by_type | text.parse_audio_input(options.audio_input))
+    roles = text.roles_with(audio_input, text.DISCRETE)
     mixtures = [load_mixture(data, options.seed) for data in options.data]
     paths = {path: None for mixture in mixtures for path in referenced_audio(mixture, roles)}
     store = AudioCodeStore(options.codes, make_tokenizer(device="cpu").fingerprint)

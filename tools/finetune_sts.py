@@ -4,8 +4,8 @@
     python tools/finetune_sts.py arguments.json
 
 The output folder receives the model, its tokenizer, curves.png and train_results.json. Running the same command again
-resumes an interrupted run; a finished run exits immediately. With another model, data or learning rate it is refused.
-With --eval_suite every checkpoint is evaluated, see vita_audio/training/checkpoint_evaluation.py.
+resumes an interrupted run, and exits immediately after a finished one; another model, data or learning rate is refused.
+With --eval_suite, every checkpoint is evaluated, see vita_audio/training/checkpoint_evaluation.py.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vita_audio.training.arguments import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train a stage; wrong input ends the program with one line and exit code 2."""
+    """Train a stage; wrong input exits with one line and code 2."""
     with one_line_errors("finetune_sts.py"):
         arguments = parse_arguments(argv)
         from vita_audio.training import stage  # imports torch: not before the flags are parsed

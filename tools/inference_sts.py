@@ -4,7 +4,7 @@
     python tools/inference_sts.py --task tts --text "four two seven" --mode turbo --output spoken.wav
     python tools/inference_sts.py --model DIR --task asr --audio question.wav --no-do-sample
 
-Prints the text of the answer and, for speech, the file written, the time to the first audio and the real-time factor.
+Prints the text of the answer and, for speech, the output file, the time to the first audio and the real-time factor.
 Without --stream, all audio arrives at once.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -37,6 +38,7 @@ from vita_audio.interleave import MODES
 if TYPE_CHECKING:
     from vita_audio.audio_tokenizers import AudioTokenizer
     from vita_audio.inference.pipeline import SpeechLM
+    from vita_audio.inference.response import Chunk, Response
 
 DEFAULT_OUTPUT = Path("outputs/answer.wav")
 GENERATION_OPTIONS = (
@@ -47,16 +49,17 @@ GENERATION_OPTIONS = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("inference_sts", __doc__)
-    parser.add_argument("--task", required=True, choices=TASKS, help="chat, recognition, synthesis, spoken answer")
-    parser.add_argument("--audio", type=Path, help="speech input (asr, sts)")
-    parser.add_argument("--text", help="text input (text, tts; in front of the audio in sts)")
-    parser.add_argument("--voice-prompt", type=Path, help="speech in the voice wanted for the answer (tts, sts)")
-    parser.add_argument("--voice", type=Path, help="speech in the voice to decode with, if the codec has voices")
-    parser.add_argument("--system", help=f"system message, or one of {', '.join(SYSTEMS)} (default: none)")
+    add = parser.add_argument
+    add("--task", required=True, choices=TASKS, help="text chat, recognition, synthesis, spoken answer")
+    add("--audio", type=Path, help="speech input (asr, sts)")
+    add("--text", help="text input (text, tts; before the audio in sts)")
+    add("--voice-prompt", type=Path, help="speech in the voice wanted for the answer (tts, sts)")
+    add("--voice", type=Path, help="speech in the voice to decode with, if the codec has voices")
+    add("--system", help=f"system message, or one of {', '.join(SYSTEMS)} (default: none)")
     modes = f"{', '.join(MODES)} or a ratio such as 1,10,4,10"
-    parser.add_argument("--mode", type=plan_name, help=f"interleave plan: {modes} (default: the model's)")
-    parser.add_argument("--stream", action="store_true", help="print text and write audio as they are generated")
-    parser.add_argument("--output", type=Path, help=f"sound file of the answer (default for speech: {DEFAULT_OUTPUT})")
+    add("--mode", type=plan_name, help=f"interleave plan: {modes} (default: the model's)")
+    add("--stream", action="store_true", help="print text and write audio as they are generated")
+    add("--output", type=Path, help=f"sound file of the answer (default for speech: {DEFAULT_OUTPUT})")
     add_model_options(parser)
     group = parser.add_argument_group("generation", "defaults: the model's generation_config.json")
     group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="sample, or decode greedily")
@@ -73,7 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def answer(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Check the input before anything large is imported or loaded, then answer."""
     if options.output is None and TASKS[options.task].speaks:
         options.output = DEFAULT_OUTPUT
@@ -91,21 +94,21 @@ def answer(options: argparse.Namespace) -> None:
     quieten_transformers()
     audio_tokenizer = load_audio_tokenizer(options)
     for path in conversation["audios"]:
-        load_audio(path, audio_tokenizer.sample_rate)  # unreadable files are reported before the model is loaded
+        load_audio(path, audio_tokenizer.sample_rate)  # reports unreadable files before the model is loaded
     voice = None
     if options.output is not None:
         voice = load_voice(audio_tokenizer, options.voice)
-        audio_tokenizer.stream(voice)  # raises now, rather than after the answer, if there is no speech decoder
+        audio_tokenizer.stream(voice)  # without a speech decoder, raises now rather than after the answer
     speech_lm = load_speech_lm(options, audio_tokenizer)
     torch.manual_seed(options.seed)
-    values = {name: getattr(options, name) for name in GENERATION_OPTIONS}
-    generation = {name: value for name, value in values.items() if value is not None}
-    respond = stream_answer if options.stream else whole_answer
-    respond(speech_lm, conversation, options.output, plan=options.mode, voice=voice, **generation)
+    generation = {name: value for name in GENERATION_OPTIONS if (value := getattr(options, name)) is not None}
+    generation |= {"plan": options.mode, "voice": voice, "decode_audio": options.output is not None}
+    answer = pieces(speech_lm, conversation, stream=options.stream, **generation)
+    write_answer(answer, options.output, audio_tokenizer.output_rate)
 
 
 def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:
-    """Make the decoder's voice from a recording; None for the voice in the weights.
+    """Make the decoder's voice from a recording; without one, None selects the voice in the weights.
 
     Raises: AudioError, FileNotFoundError; ValueError if the codec has no voices, or needs a recording.
     """
@@ -115,12 +118,12 @@ def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:
         rate = audio_tokenizer.sample_rate
         return audio_tokenizer.make_voice(load_audio(path, rate), rate)
     if audio_tokenizer.needs_voice:
-        raise ValueError(f"{audio_tokenizer.name} codes hold no voice; give a recording as --voice")
+        raise ValueError(f"{audio_tokenizer.name} codes do not contain a voice; give a recording as --voice")
     return None
 
 
 def check_output(path: Path) -> None:
-    """Create the folder of a sound file.
+    """Check that a sound file can be written, and create its folder.
 
     Raises: ValueError for an unknown format; OSError if the file cannot be written.
     """
@@ -136,55 +139,43 @@ def check_output(path: Path) -> None:
         raise PermissionError(f"--output {path} cannot be written; choose another file")
 
 
-def whole_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
-    """Answer, then print the text and write the audio."""
-    response = speech_lm.respond(conversation, decode_audio=output is not None, **generation)
-    print(response.text)
-    if output is None:
-        return
-    if len(response.wave):
-        soundfile.write(output, response.wave.numpy(), response.sample_rate)
-    seconds = response.timings.total_seconds
-    report(output, len(response.wave) / response.sample_rate, first_audio_seconds=seconds, total_seconds=seconds)
+def pieces(speech_lm: SpeechLM, conversation: Sample, *, stream: bool, **generation: Any) -> Iterator[Chunk | Response]:
+    """Yield the answer piece by piece as the model generates it, or in one piece."""
+    if stream:
+        yield from speech_lm.stream(conversation, **generation)
+    else:
+        yield speech_lm.respond(conversation, **generation)
 
 
-def stream_answer(speech_lm: SpeechLM, conversation: Sample, output: Path | None, **generation: Any) -> None:
-    """Print text and write audio piece by piece as the model generates them."""
-    start, first_audio_seconds = perf_counter(), None
-    sample_rate = speech_lm.audio_tokenizer.output_rate
-    num_samples = 0
+def write_answer(answer: Iterable[Chunk | Response], output: Path | None, sample_rate: int) -> None:
+    """Print the text and write the audio of each piece as it arrives, then report the length and latency."""
+    start, first_audio_seconds, num_samples, file = perf_counter(), None, 0, None
     with ExitStack() as stack:
-        file = None
-        for chunk in speech_lm.stream(conversation, decode_audio=output is not None, **generation):
-            print(chunk.text, end="", flush=True)
-            if not len(chunk.wave):
+        for piece in answer:
+            seconds = perf_counter() - start
+            print(piece.text, end="", flush=True)
+            if output is None or not len(piece.wave):
                 continue
             if file is None:
-                first_audio_seconds = perf_counter() - start
+                first_audio_seconds = seconds
                 file = stack.enter_context(soundfile.SoundFile(output, "w", sample_rate, channels=1))
-            file.write(chunk.wave.numpy())
+            file.write(piece.wave.numpy())
             file.flush()
-            num_samples += len(chunk.wave)
+            num_samples += len(piece.wave)
     print()
-    if output is not None:
-        report(output, num_samples / sample_rate, first_audio_seconds, perf_counter() - start)
-
-
-def report(output: Path, audio_seconds: float, first_audio_seconds: float | None, total_seconds: float) -> None:
-    """Print length and latency of the audio written."""
-    if not audio_seconds:
+    if num_samples:
+        print(
+            f"{output}: {num_samples / sample_rate:.2f} s of speech, first audio after "
+            f"{1000 * first_audio_seconds:.0f} ms, real-time factor {seconds * sample_rate / num_samples:.3f}"
+        )
+    elif output is not None:
         print(f"the answer has no audio, {output} was not written")
-        return
-    print(
-        f"{output}: {audio_seconds:.2f} s of speech, first audio after {1000 * first_audio_seconds:.0f} ms, "
-        f"real-time factor {total_seconds / audio_seconds:.3f}"
-    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     with one_line_errors("inference_sts"):
-        answer(options)
+        run(options)
 
 
 if __name__ == "__main__":

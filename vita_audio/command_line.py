@@ -1,11 +1,12 @@
-"""What command-line programs share: the parser, options, checks of values while parsing, and loading by options.
+"""Shared parts of command-line programs: the parser, options, argument types, and loading by options.
 
-Importing it is fast: programs answer --help and wrong arguments before they import torch or transformers.
+Imports neither torch nor transformers, so that programs answer --help and wrong arguments fast.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,6 @@ from vita_audio.errors import WRONG_INPUT
 from vita_audio.interleave import InterleavePlan
 
 if TYPE_CHECKING:
-    import torch
-
     from vita_audio.audio_tokenizers import AudioTokenizer
     from vita_audio.inference.pipeline import SpeechLM
 
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the description as it is written, and the default of each option whose help does not mention it."""
+    """Keeps the layout of the description, and adds the default of each option whose help does not mention it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         takes_value = action.nargs != 0 and action.default not in (None, "", [], argparse.SUPPRESS)
@@ -37,7 +36,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong arguments in one line, without the usage; its help is formatted by `HelpFormatter`."""
+    """Reports wrong arguments in one line, without the usage; formats its help with `HelpFormatter`."""
 
     def __init__(self, prog: str | None = None, description: str | None = None, **options: Any):
         super().__init__(prog=prog, description=description, **{"formatter_class": HelpFormatter, **options})
@@ -47,7 +46,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Return an argument type that reports a ValueError of `parse` in the one line of the parser."""
+    """Return an argument type whose error message is the text of the ValueError that `parse` raises."""
 
     def convert(text: str) -> T:
         try:
@@ -66,15 +65,11 @@ def plan_name(text: str) -> str:
 
 
 def in_range(
-    convert: Callable[[str], T],
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
+    convert: Callable[[str], T], *, minimum: float = -math.inf, above: float = -math.inf, maximum: float = math.inf
 ) -> Callable[[str], T]:
     """Return an argument type for a number in a range; `convert` is int or float."""
     rules = [("at least", minimum, operator.ge), ("above", above, operator.gt), ("at most", maximum, operator.le)]
-    rules = [rule for rule in rules if rule[1] is not None]
+    rules = [rule for rule in rules if math.isfinite(rule[1])]
 
     def parse(text: str) -> T:
         value = convert(text)
@@ -85,29 +80,16 @@ def in_range(
     return checked(parse)
 
 
-def add_codec_options(parser: argparse.ArgumentParser, *, decoder: bool = True) -> None:
-    """Add the options that choose an audio tokenizer and, with `decoder`, its speech decoder."""
-    parser.add_argument(
-        "--audio-tokenizer-type",
-        default="glm4voice",
-        choices=AUDIO_TOKENIZER_TYPES,
-        metavar="TYPE",
-        help=", ".join(AUDIO_TOKENIZER_TYPES),
-    )
+def add_codec_options(parser: argparse.ArgumentParser, *, for_data: bool = False) -> None:
+    """Add the options that choose an audio tokenizer, and its speech decoder or, with `for_data`, its roles."""
+    types = {"choices": AUDIO_TOKENIZER_TYPES, "help": ", ".join(AUDIO_TOKENIZER_TYPES)}
+    parser.add_argument("--audio-tokenizer-type", default="glm4voice", metavar="TYPE", **types)
     parser.add_argument("--audio-tokenizer-path", help="folder of its weights (default: the embedded ones)")
-    if decoder:
+    if for_data:
+        ways = "how the audio of a role enters the model: discrete, continuous or both (default: depends on the type)"
+        parser.add_argument("--audio-input", nargs="+", default=[], metavar="ROLE=HOW", help=ways)
+    else:
         parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
-
-
-def add_audio_input_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that overrides how the audio of a role enters the model."""
-    parser.add_argument(
-        "--audio-input",
-        nargs="+",
-        default=[],
-        metavar="ROLE=HOW",
-        help="how the audio of a role enters the model: discrete, continuous or both (default: as the types say)",
-    )
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -116,44 +98,27 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:
-    """Add --dtype; `torch_dtype` reads its value."""
-    parser.add_argument(
-        "--dtype", choices=DTYPES, help="type of the weights (default: bfloat16 on a GPU, else float32)"
-    )
+    """Add --dtype, the name of a dtype in torch."""
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of weights (default: bfloat16 on a GPU, else float32)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `load_audio_tokenizer` and `load_speech_lm`."""
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of a model, or hub name")
-    parser.add_argument("--offline", action="store_true", help="do not download; hub names need an earlier download")
+    add, positive = parser.add_argument, in_range(int, minimum=1)
+    add("--model", type=Path, default=DEFAULT_MODEL, help="folder or hub name of a model")
+    add("--offline", action="store_true", help="do not download; hub names need an earlier download")
     add_codec_options(parser)
-    parser.add_argument(
-        "--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks am.mvn"
-    )
-    parser.add_argument(
-        "--any-audio-tokenizer", action="store_true", help="accept an audio tokenizer the model was not trained with"
-    )
-    parser.add_argument(
-        "--stream-chunks",
-        type=in_range(int, minimum=1),
-        nargs="+",
-        help="codes in the first, second, ... piece of streamed audio",
-    )
+    add("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks am.mvn")
+    add("--any-audio-tokenizer", action="store_true", help="accept an audio tokenizer the model was not trained with")
+    add("--stream-chunks", type=positive, nargs="+", help="codes in the first, second, ... piece of streamed audio")
     add_device_option(parser)
-    parser.add_argument("--device-map", help="auto: spread the model over GPUs and memory, in place of --device")
+    add("--device-map", help="auto: spread the model over GPUs and memory, in place of --device")
     add_dtype_option(parser)
-    parser.add_argument("--attn-implementation", choices=ATTENTION, help="attention implementation (default: sdpa)")
-
-
-def torch_dtype(name: str | None) -> torch.dtype | None:
-    """Return the dtype of one of `DTYPES`; None for None."""
-    import torch
-
-    return name and getattr(torch, name)
+    add("--attn-implementation", choices=ATTENTION, help="attention implementation (default: sdpa)")
 
 
 def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
-    """Load the audio tokenizer that the options of `add_model_options` choose."""
+    """Load the audio tokenizer chosen by the options of `add_model_options`."""
     from vita_audio.audio_tokenizers import get_audio_tokenizer
     from vita_audio.inference.pipeline import resolve_device
 
@@ -169,7 +134,7 @@ def load_audio_tokenizer(options: argparse.Namespace) -> AudioTokenizer:
 
 
 def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer) -> SpeechLM:
-    """Load the model that the options of `add_model_options` choose.
+    """Load the model chosen by the options of `add_model_options`.
 
     Raises: ValueError if flash attention is not available.
     """
@@ -184,7 +149,7 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         options.model,
         audio_tokenizer,
         options.device,
-        torch_dtype(options.dtype),
+        options.dtype,
         audio_model=options.audio_model_path,
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,

@@ -1,4 +1,4 @@
-"""Report wrong input on the command line in one line instead of a traceback."""
+"""Report wrong input in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WRONG_INPUT = 2  # exit code, as argparse uses
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Exit with one line on stderr for wrong values or files and missing packages; other errors keep their traceback.
+    """Turn errors about wrong values, wrong files and missing packages into one line on stderr.
 
     Raises: SystemExit with code `WRONG_INPUT` in place of ValueError, OSError, LibsndfileError, MissingPackageError.
     """

@@ -1,8 +1,8 @@
-"""The text/audio ratio: how an assistant turn is laid out in training data and which depth predicts which token.
+"""The text/audio ratio: the layout of an assistant turn in training data, and the depth that predicts each token.
 
-The same list of numbers describes both, as in VITA-Audio (arXiv 2505.03739): (text, audio, text, audio, ...), where
-the last pair repeats without end. In data the numbers are chunk sizes in tokens, and an audio number includes the
-begin- and end-of-audio markers. In decoding they are backbone steps followed by multi-token-prediction (MTP) steps.
+One list of numbers describes both, as in VITA-Audio (arXiv 2505.03739): (text, audio, text, audio, ...); the last pair
+repeats. In data the numbers are chunk sizes in tokens, where audio includes the begin- and end-of-audio markers. In
+decoding they are backbone steps, then multi-token-prediction (MTP) steps.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ MODES: dict[str, tuple[int, ...]] = {
 class InterleavePlan:
     """Text/audio ratio `(text, audio, text, audio, ...)`; the last pair repeats.
 
-    Text numbers are at least 1. An audio number is 0 or more for decoding; laying out data also needs room for the two
-    markers and one code, so there it is at least 3 (`check_data`).
+    Text numbers are at least 1. Audio numbers are at least 0 for decoding and at least 3 for data, where a chunk holds
+    two markers and a code (`check_data`).
     """
 
     ratio: tuple[int, ...]
 
     def __post_init__(self):
-        numbers = _as_integers(self.ratio)
-        if numbers is None or not numbers or len(numbers) % 2 or min(numbers[::2]) < 1 or min(numbers[1::2]) < 0:
+        try:
+            values = tuple(self.ratio)
+            numbers = () if bool in map(type, values) else tuple(map(operator.index, values))
+        except TypeError:
+            numbers = ()
+        if not numbers or len(numbers) % 2 or min(numbers[::2]) < 1 or min(numbers[1::2]) < 0:
             raise ValueError(
                 "ratio must have an even number of integers (text, audio, text, audio, ...), text >= 1 and audio >= 0, "
                 f"got {self.ratio!r}; known names: {', '.join(MODES)}"
@@ -74,21 +78,22 @@ class InterleavePlan:
     def interleave(self, text_ids: Sequence[int], audio_ids: Sequence[int], begin_id: int, end_id: int) -> list[int]:
         """Lay out one assistant turn: text chunk, begin, audio chunk, end, and so on.
 
-        What is left of the longer side joins its last chunk. When either side is empty the other stays in one piece.
+        The rest of the longer side joins its last chunk. If one side is empty, the other is a single chunk.
 
         Raises: ValueError if an audio number has no room for a code (see `check_data`).
         """
         self.check_data()
-        text_ids, audio_ids = list(text_ids), list(audio_ids)
-        if not text_ids or not audio_ids:
-            return [*text_ids, begin_id, *audio_ids, end_id]
-        text_chunks = _chunks(text_ids, self.ratio[::2])
-        audio_chunks = _chunks(audio_ids, [number - NUM_MARKERS for number in self.ratio[1::2]])
-        num_pairs = min(len(text_chunks), len(audio_chunks))
-        laid_out: list[int] = []
-        for text, audio in zip(_merge_tail(text_chunks, num_pairs), _merge_tail(audio_chunks, num_pairs), strict=True):
-            laid_out += [*text, begin_id, *audio, end_id]
-        return laid_out
+        text_ids, audio_ids, laid_out = list(text_ids), list(audio_ids), []
+        for num_text, num_audio in self._pairs():
+            num_codes = num_audio - NUM_MARKERS
+            if len(text_ids) <= num_text or len(audio_ids) <= num_codes:
+                return [*laid_out, *text_ids, begin_id, *audio_ids, end_id]
+            laid_out += [*text_ids[:num_text], begin_id, *audio_ids[:num_codes], end_id]
+            text_ids, audio_ids = text_ids[num_text:], audio_ids[num_codes:]
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        pairs = list(zip(self.ratio[::2], self.ratio[1::2], strict=True))
+        return chain(pairs, repeat(pairs[-1]))
 
     def depth(self, place: int, since_backbone: int, num_modules: float) -> int:
         """Return the depth that predicts one token of an answer: 0 for the backbone, k for the k-th depth after it.
@@ -113,8 +118,8 @@ class InterleavePlan:
         """Yield without end the depth that predicts the next token when no token is rejected.
 
         Args:
-            num_modules: Modules of the model. A step beyond the last depth becomes a backbone step, and the one after
-                it starts again at depth 1. None: as many as the plan asks for.
+            num_modules: Number of MTP modules. A step beyond the last depth becomes a backbone step, and the next one
+                starts again at depth 1. None: as many as the plan asks for.
         """
         depth = BACKBONE
         for place in count():
@@ -124,27 +129,3 @@ class InterleavePlan:
     def __str__(self) -> str:
         names = [name for name, ratio in MODES.items() if ratio == self.ratio]
         return names[0] if names else ",".join(map(str, self.ratio))
-
-
-def _as_integers(values: Iterable[object]) -> tuple[int, ...] | None:
-    """Return numbers of any integer type as int; None if one is no integer, or there is nothing to go through."""
-    try:
-        values = tuple(values)
-        return None if any(isinstance(value, bool) for value in values) else tuple(map(operator.index, values))
-    except TypeError:
-        return None
-
-
-def _chunks(ids: list[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Cut `ids` into pieces of the given sizes, the last size repeating."""
-    chunks, start = [], 0
-    for size in chain(sizes, repeat(sizes[-1])):
-        if start >= len(ids):
-            return chunks
-        chunks.append(ids[start : start + size])
-        start += size
-
-
-def _merge_tail(chunks: list[list[int]], count: int) -> list[list[int]]:
-    """Join everything after the first `count` chunks to the last of them."""
-    return [*chunks[: count - 1], list(chain.from_iterable(chunks[count - 1 :]))]

@@ -1,4 +1,4 @@
-"""Figures for curves, reports and benchmarks; they need no display."""
+"""Matplotlib figures that need no display."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """Make an empty figure; `savefig` writes it to a file.
+    """Make an empty figure of a size in inches; `options` are arguments of matplotlib's `Figure`.
 
-    Args:
-        width: Width in inches.
-        height: Height in inches.
-        options: More arguments of matplotlib's `Figure`, such as `layout`.
     Raises: MissingPackageError without matplotlib.
     """
     figures = require("matplotlib.figure", purpose="a plot", install="'vita-audio[plots]'")

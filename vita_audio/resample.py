@@ -1,7 +1,7 @@
 """Resample waves as the public tokenizers do, so that codes and features are the same.
 
-The rule is that of `torchaudio.transforms.Resample` with its default settings: a low-pass filter of six zero crossings
-with a Hann window, at 0.99 of the lower of the two rates.
+Follows `torchaudio.transforms.Resample` with its default settings: a low-pass filter of six zero crossings with a Hann
+window and a cutoff at 0.99 of the lower rate's Nyquist frequency.
 """
 
 import functools
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-RULE = "sinc6-hann"  # part of fingerprints, since another rule gives other codes
+RULE = "sinc6-hann"  # part of fingerprints, since codes depend on it
 ZERO_CROSSINGS = 6  # on either side
 ROLLOFF = 0.99
 MAX_BLOCK = 1 << 22  # values multiplied at once; bounds the memory for long waves and odd rates
@@ -40,15 +40,15 @@ def _resample_one_by_one(wave: Tensor, old: int, new: int) -> Tensor:
     cutoff, reach = _low_pass(old, new)
     offsets = torch.arange(-reach, reach + 2, dtype=torch.float64)
     windows = torch.nn.functional.pad(wave, (reach, reach + 1)).unfold(0, len(offsets), 1)  # (samples, taps), a view
-    made = []
+    samples = []
     for places in torch.arange(-(-len(wave) * new // old)).split(max(1, MAX_BLOCK // len(offsets))):
         distance = (offsets - (places * old % new / new)[:, None]) / old  # from the taps, in rounds
-        made.append((windows[places * old // new] * _weights(distance, cutoff, old)).sum(dim=1))
-    return torch.cat(made)
+        samples.append((windows[places * old // new] * _weights(distance, cutoff, old)).sum(dim=1))
+    return torch.cat(samples)
 
 
 def _low_pass(old: int, new: int) -> tuple[float, int]:
-    """Return the number of zero crossings in a round, and of samples read on either side of an output sample."""
+    """Return the zero crossings per round, and the number of samples read on either side of an output sample."""
     cutoff = ROLLOFF * min(old, new)
     return cutoff, math.ceil(ZERO_CROSSINGS * old / cutoff)
 

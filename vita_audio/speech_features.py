@@ -1,6 +1,6 @@
 """Features of SenseVoice's speech encoder: log-mel filter banks, stacked and normalised, and how many rows they have.
 
-Follows the WavFrontend of FunASR (arXiv 2407.04051). Unlike it, no dither is added unless asked for.
+Follows the WavFrontend of FunASR (arXiv 2407.04051), but adds no dither, so that features do not differ between runs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,13 @@ ROWS_PER_SECOND = INPUT_RATE / (HOP * STACK_STEP)
 FEATURE_SIZE = NUM_MELS * STACKED_FRAMES
 
 
-def num_feature_rows(num_samples: int) -> int:
-    """Return the number of rows of features that a wave of `num_samples` samples at 16 kHz has."""
-    num_frames = 1 + max(0, num_samples - WINDOW) // HOP
-    return -(-num_frames // STACK_STEP)
-
-
 def num_encoder_rows(num_samples: int) -> int:
-    """Return the number of positions that such a wave takes in the language model: its rows and the queries."""
-    return num_feature_rows(num_samples) + len(QUERIES)
+    """Return the number of rows that the encoder reads for a wave at 16 kHz: the queries and the feature rows."""
+    num_frames = 1 + max(0, num_samples - WINDOW) // HOP
+    return len(QUERIES) - (-num_frames // STACK_STEP)
 
 
-def fbank(wave: Tensor, dither: float = 0.0) -> Tensor:
+def fbank(wave: Tensor) -> Tensor:
     """Return Kaldi's log-mel filter banks, (frames, 80), float32.
 
     Equals `torchaudio.compliance.kaldi.fbank` with a Hamming window, 80 bins from 20 Hz up and no energy. A wave
@@ -50,12 +45,9 @@ def fbank(wave: Tensor, dither: float = 0.0) -> Tensor:
 
     Args:
         wave: (samples,), float32 in [-1, 1], 16 kHz, at least two samples.
-        dither: Standard deviation of the noise added to each window, on the scale of 16-bit samples.
     """
     window = min(WINDOW, len(wave))
     frames = (wave * 32768).unfold(0, window, HOP)  # (frames, window)
-    if dither:
-        frames = frames + dither * torch.randn_like(frames)
     frames = frames - frames.mean(dim=1, keepdim=True)
     frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[:, :-1]
     num_points = 1 << (window - 1).bit_length()
@@ -87,22 +79,15 @@ class SenseVoiceFrontEnd:
 
     sample_rate = INPUT_RATE
 
-    def __init__(self, shift: Tensor, scale: Tensor, *, dither: float = 0.0):
-        """Take the normalisation `(x + shift) * scale`.
+    def __init__(self, shift: Tensor, scale: Tensor):
+        """Set the normalisation `(x + shift) * scale`; both are (560,), float32.
 
-        Args:
-            shift: (560,), float32.
-            scale: (560,), float32.
-            dither: As in `fbank`. The public front end adds 1.0 from the global generator, so that its features differ
-                from run to run; here dither is off by default.
-        Raises: ValueError for other shapes or a negative dither.
+        Raises: ValueError for other shapes.
         """
         if shift.shape != (FEATURE_SIZE,) or scale.shape != (FEATURE_SIZE,):
             shapes = f"{tuple(shift.shape)} and {tuple(scale.shape)}"
             raise ValueError(f"shift and scale must have {FEATURE_SIZE} values, got shapes {shapes}")
-        if not dither >= 0:
-            raise ValueError(f"dither must be 0 or more, got {dither}")
-        self.shift, self.scale, self.dither = shift, scale, dither
+        self.shift, self.scale = shift, scale
 
     @classmethod
     def find(
@@ -111,11 +96,11 @@ class SenseVoiceFrontEnd:
         """Load the front end of a language model with continuous speech input.
 
         Args:
-            checkpoint: Folder or hub name of the language model. Our checkpoints hold the normalisation, the released
-                ones do not.
+            checkpoint: Folder or hub name of the language model; our checkpoints hold `am.mvn`, the released ones do
+                not.
             audio_model: Folder or hub name of a SenseVoiceSmall; takes precedence over the checkpoint.
             offline: Use only files that were downloaded earlier.
-        Raises: FileNotFoundError that says what to give; ValueError for a damaged file.
+        Raises: FileNotFoundError if neither has `am.mvn`; ValueError for a damaged file.
         """
         source = audio_model or checkpoint
         folder = source and find_checkpoint(source, offline=offline)
@@ -127,7 +112,7 @@ class SenseVoiceFrontEnd:
         return cls.from_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dither: float = 0.0) -> SenseVoiceFrontEnd:
+    def from_pretrained(cls, folder: str | Path) -> SenseVoiceFrontEnd:
         """Read `am.mvn` from the folder of a SenseVoiceSmall or of one of our checkpoints.
 
         Raises: FileNotFoundError; ValueError for a damaged file.
@@ -138,8 +123,7 @@ class SenseVoiceFrontEnd:
         check_whole(path)
         text = path.read_text(encoding="utf-8")
         try:
-            shift, scale = (_read_vector(text, name) for name in ("AddShift", "Rescale"))
-            return cls(shift, scale, dither=dither)
+            return cls(_read_vector(text, "AddShift"), _read_vector(text, "Rescale"))
         except ValueError as error:
             raise ValueError(f"{path} is not the normalisation of SenseVoice features: {error}") from error
 
@@ -153,13 +137,9 @@ class SenseVoiceFrontEnd:
         write_text(Path(folder) / CMVN_FILE, "\n".join([*lines, "</Nnet>", ""]))
 
     def __call__(self, wave: Tensor) -> Tensor:
-        """Return the features of a wave: (rows, 560), float32.
-
-        Args:
-            wave: (samples,), float32 in [-1, 1], 16 kHz.
-        """
+        """Map a wave, (samples,) float32 in [-1, 1] at 16 kHz, to its features, (rows, 560) float32."""
         wave = F.pad(wave, (0, max(0, 2 - len(wave))))
-        return (stack_frames(fbank(wave, self.dither)) + self.shift) * self.scale
+        return (stack_frames(fbank(wave)) + self.shift) * self.scale
 
 
 def _read_vector(text: str, name: str) -> Tensor:

@@ -1,7 +1,6 @@
 """Text tokenizer with audio codes in its vocabulary, ChatML turns, and the prompts of the tasks.
 
-The vocabulary is that of the released VITA-Audio models: the text vocabulary, structural special tokens, then one
-ordinary token per audio code.
+The vocabulary, as in the released VITA-Audio models: text, structural special tokens, one plain token per audio code.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,12 +69,11 @@ class TextTokenizer:
         """Add the missing tokens to `base`, which is modified.
 
         Args:
-            num_audio_codes: Size of the audio codebook; 0 for text only.
-            continuous_input: If `base` does not say how audio enters the model: as in the released Plus models, instead
-                of as codes.
+            continuous_input: Default of `audio_input` if `base` has none: True as in the released Plus models, False
+                codes only.
             audio_input: How audio of some roles enters the model (discrete, continuous or both), overriding `base`.
-        Raises: ValueError if `base` lacks ChatML tokens or already has another number of audio codes, or for an
-            impossible `audio_input`.
+        Raises: ValueError if `base` lacks ChatML tokens or has another number of audio codes, or for an impossible
+            `audio_input`.
         """
         vocabulary = base.get_vocab()
         missing = [token for token in (IM_START, IM_END, END_OF_TEXT) if token not in vocabulary]
@@ -110,17 +109,12 @@ class TextTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: str | Path,
-        num_audio_codes: int | None = None,
-        *,
-        continuous_input: bool = False,
-        audio_input: Mapping[str, str] | None = None,
+        cls, folder: str | Path, num_audio_codes: int | None = None, **options: bool | Mapping[str, str] | None
     ) -> TextTokenizer:
-        """Load a text tokenizer and add missing tokens.
+        """Load a text tokenizer and add missing tokens; other arguments as in the class.
 
         Args:
-            folder: Local folder or hub name of a plain Qwen2 tokenizer or one saved by `save_pretrained`.
+            folder: Folder or hub name of a plain Qwen2 tokenizer or one saved by `save_pretrained`.
             num_audio_codes: Codebook size of the audio tokenizer, 0 for text only, None for the number in the folder.
         Raises: FileNotFoundError, ValueError naming a file that is missing or damaged.
         """
@@ -132,14 +126,14 @@ class TextTokenizer:
         base = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if num_audio_codes is None:
             num_audio_codes = count_audio_codes(base.get_vocab())
-        return cls(base, num_audio_codes, continuous_input=continuous_input, audio_input=audio_input)
+        return cls(base, num_audio_codes, **options)
 
     def __len__(self) -> int:
         return len(self.base)
 
     @property
     def padded_size(self) -> int:
-        """Rows of the embedding table: the vocabulary rounded up to a multiple of 8."""
+        """Rows of the embedding table: the vocabulary size rounded up to a multiple of 8."""
         return -(-len(self) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
 
     @property
@@ -167,8 +161,7 @@ class TextTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids` without special tokens and audio codes."""
-        text_ids, _ = self.split(ids)
-        return self.base.decode(text_ids, skip_special_tokens=True)
+        return self.base.decode(self.split(ids)[0], skip_special_tokens=True)
 
     @property
     def code_ids(self) -> range:
@@ -214,7 +207,7 @@ class TextTokenizer:
 
 @lru_cache
 def chat_template() -> str:
-    """Return the turns of a conversation as a jinja template, for `apply_chat_template` of transformers."""
+    """Return the jinja template of a conversation, for `apply_chat_template` of transformers."""
     return (Path(__file__).parent / "assets" / "chat_template.jinja").read_text(encoding="utf-8")
 
 
@@ -226,19 +219,20 @@ def tokenizer_files(folder: Path) -> list[Path]:
     names = ["tokenizer.json"] if (folder / "tokenizer.json").exists() else ["vocab.json", "merges.txt"]
     if not any((folder / name).exists() for name in names):
         raise FileNotFoundError(f"no text tokenizer in {folder}: neither tokenizer.json nor vocab.json and merges.txt")
-    more = [path for path in [folder / "tokenizer_config.json"] if path.exists()]
-    return [folder / name for name in names] + more
+    if (folder / "tokenizer_config.json").exists():
+        names.append("tokenizer_config.json")
+    return [folder / name for name in names]
 
 
 def roles_with(audio_input: Mapping[str, str], way: str) -> list[str]:
-    """List the roles whose audio enters the model as `way`, DISCRETE or CONTINUOUS."""
+    """List the roles whose audio enters the model as `way`, DISCRETE or CONTINUOUS; BOTH counts as either."""
     return [role for role, how in audio_input.items() if how in (way, BOTH)]
 
 
 def parse_audio_input(pairs: Iterable[str]) -> dict[str, str]:
-    """Return a dict for `audio_input` from command-line values such as `user=continuous`.
+    """Parse command-line values of `audio_input`, such as `user=continuous`.
 
-    Raises: ValueError for anything but such a pair.
+    Raises: ValueError for any other form.
     """
     pairs = list(pairs)
     if wrong := [pair for pair in pairs if pair.count("=") != 1]:
@@ -249,20 +243,19 @@ def parse_audio_input(pairs: Iterable[str]) -> dict[str, str]:
 def check_audio_input(audio_input: Mapping[str, str]) -> dict[str, str]:
     """Check how the audio of each role enters the model, and return it in the order of `ROLES`.
 
-    Raises: ValueError for missing or unknown roles or ways, or if the assistant's audio would not be codes.
+    Raises: ValueError for missing or unknown roles or values, or if the assistant's audio would not be codes.
     """
     if set(audio_input) != set(ROLES) or not set(audio_input.values()) <= {DISCRETE, CONTINUOUS, BOTH}:
         raise ValueError(
             f"audio_input must say {DISCRETE}, {CONTINUOUS} or {BOTH} for {', '.join(ROLES)}, got {dict(audio_input)}"
         )
     if audio_input["assistant"] != DISCRETE:
-        raise ValueError(f"audio of the assistant must be {DISCRETE}: a model speaks codes, got {dict(audio_input)}")
+        raise ValueError(
+            f"audio of the assistant must be {DISCRETE}, since models generate codes, got {dict(audio_input)}"
+        )
     return {role: audio_input[role] for role in ROLES}
 
 
 def count_audio_codes(vocabulary: dict[str, int]) -> int:
     """Return the number of consecutive audio codes, from code 0, in a vocabulary."""
-    count = 0
-    while AUDIO_CODE_FORMAT.format(count) in vocabulary:
-        count += 1
-    return count
+    return next(code for code in count() if AUDIO_CODE_FORMAT.format(code) not in vocabulary)

@@ -1,7 +1,7 @@
 """Chinese texts as tokens, with one reading per number.
 
 wetext turns figures, signs and units into words; then every numeral, whichever of its right readings was written, is
-replaced by the digits of its value. `evaluation/SCORING.md` lists what is compared.
+replaced by the digits of its value. `evaluation/README.md` lists the forms that are equal.
 """
 
 from __future__ import annotations
@@ -75,10 +75,7 @@ def _wetext() -> Callable[[str], str]:
 
 
 def chinese_tokens(text: str) -> list[str]:
-    """Return the characters, digits and words of other scripts of a Chinese text without tags.
-
-    Raises: MissingPackageError without wetext.
-    """
+    """Return the tokens of a Chinese text without tags. Raises: MissingPackageError without wetext."""
     text = replace_all(_BEFORE_WETEXT, unify_characters(text))
     text = replace_all(_BEFORE_NUMERALS, _wetext()(text).lower())
     text = re.sub(r"(\d)", r" \1 ", read_numerals(text))

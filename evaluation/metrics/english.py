@@ -2,7 +2,7 @@
 
 Signs and abbreviations that are read as words ("$5.50", "-5", "20 mm", "10:00", "&") are replaced by these words.
 The Whisper normaliser does contractions, punctuation and spelling; `read_numbers` takes the place of its number step,
-which loses signs and leading zeros. `evaluation/SCORING.md` lists what is compared.
+which loses signs and leading zeros. `evaluation/README.md` lists the forms that are equal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOT_COUNTED = frozenset("no any every some each this that which another".split(
 
 
 def _endings() -> dict[str, tuple[str, str]]:
-    """Return ordinals and plurals as a cardinal number and a marker of the ending."""
+    """Return the cardinal number and a marker of the ending of ordinals and plurals."""
     irregular = {"first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight"}
     ordinals = {f"{word}th": word for word in (*_ONES, "hundred", *_SCALES)}
     ordinals |= irregular | {"ninth": "nine", "twelfth": "twelve"} | {f"{word[:-1]}ieth": word for word in _TENS}
@@ -49,53 +49,41 @@ _AFTER_THE_END = ("",) * 4  # so that the words after any position can be looked
 
 _UNITS = {
     name: unit
-    for unit, names in {
-        "dollars": "dollar",
-        "euros": "euro",
-        "pounds": "pound lb lbs",
-        "cents": "cent",
-        "pence": "",
-        "yen": "",
-        "percent": "",
-        "millimeters": "millimeter millimetre millimetres mm",
-        "centimeters": "centimeter centimetre centimetres cm",
-        "meters": "meter metre metres",
-        "kilometers": "kilometer kilometre kilometres km kms",
-        "miles": "mile",
+    for unit, others in {
+        **dict.fromkeys("dollars euros cents pence yen percent miles degrees".split(), ""),
+        "pounds": "lb lbs",
+        "millimeters": "millimetre millimetres mm",
+        "centimeters": "centimetre centimetres cm",
+        "meters": "metre metres",
+        "kilometers": "kilometre kilometres km kms",
         "feet": "foot ft",
         "inches": "inch",
-        "milligrams": "milligram mg",
-        "grams": "gram gramme grammes",
-        "kilograms": "kilogram kilogramme kilogrammes kilo kilos kg kgs",
-        "ounces": "ounce oz",
-        "milliliters": "milliliter millilitre millilitres ml",
-        "liters": "liter litre litres",
+        "milligrams": "mg",
+        "grams": "gramme grammes",
+        "kilograms": "kilogramme kilogrammes kilo kilos kg kgs",
+        "ounces": "oz",
+        "milliliters": "millilitre millilitres ml",
+        "liters": "litre litres",
         "kilometers per hour": "kmh kph",
         "miles per hour": "mph",
         "hertz": "hz",
         "kilohertz": "khz",
         "megahertz": "mhz",
         "gigahertz": "ghz",
-        "kilobytes": "kilobyte kb",
-        "megabytes": "megabyte mb",
-        "gigabytes": "gigabyte gb",
-        "terabytes": "terabyte tb",
-        "hours": "hour hr hrs",
-        "minutes": "minute min mins",
+        "kilobytes": "kb",
+        "megabytes": "mb",
+        "gigabytes": "gb",
+        "terabytes": "tb",
+        "hours": "hr hrs",
+        "minutes": "min mins",
         "seconds": "sec secs",
-        "milliseconds": "millisecond ms",
-        "degrees": "degree",
+        "milliseconds": "ms",
     }.items()
-    for name in (unit, *names.split())
+    for name in (unit, unit.removesuffix("s"), *others.split())
 }
 _CURRENCIES = {"$": "dollars", "£": "pounds", "€": "euros", "¥": "yen"}
 _SCALE_SIGNS = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
 _PARTS = dict(enumerate("half third quarter fifth sixth seventh eighth ninth tenth".split(), start=2))
-
-
-def _clock(found: re.Match) -> str:
-    hour, half = found.groups()
-    return f"{hour} {half}" if half else f"{hour} oclock"
 
 
 def _money(found: re.Match) -> str:
@@ -135,7 +123,8 @@ _WRITTEN_FORMS = compiled(
     (r"\b([A-Z])\.((?: [A-Z]\.)+)(?!\w)", lambda found: re.sub(r"[. ]", "", found[0])),
     (r"\b[A-Za-z](?:\.[A-Za-z])+\b\.?", lambda found: found[0].replace(".", "")),
     (r"(?i)(?<![\d.])(\d\d?)\.([0-5]\d)(?= ?[ap]m\b)", r"\1 \2"),
-    (r"(?i)(?<![\d:])(1[0-2]|0?[1-9]):00(?![:\d])(?: ?([ap]m)\b)?", _clock),
+    (r"(?i)(?<![\d:])(1[0-2]|0?[1-9]):00 ?(?=[ap]m\b)", r"\1 "),
+    (r"(?<![\d:])(1[0-2]|0?[1-9]):00(?![:\d])", r"\1 oclock"),
     # money
     (
         r"(?i)([$£€¥])\s?(\d+(?:\.\d+)?)"
@@ -194,8 +183,13 @@ def english_words(text: str) -> list[str]:
     return [word for word in _whisper_normalizer()(text).split() if any(map(str.isalnum, word))]
 
 
+def english_tokens(text: str) -> list[str]:
+    """Return the tokens of an English text without tags."""
+    return [token for word in english_words(text) for token in number_tokens(word)]
+
+
 def number_tokens(word: str) -> list[str]:
-    """Return a word as the tokens that are scored: of a number its sign, digits and decimal point."""
+    """Return a word as the tokens that are scored: for a number its sign, digits and decimal point."""
     if not _NUMBER.fullmatch(word):
         return [word]
     names = {"-": "minus", ".": "point"}
@@ -315,7 +309,7 @@ def _digit(word: str) -> str:
 
 
 def _is_amount(word: str) -> bool:
-    return word.isdecimal() and len(word) <= 30  # int() takes no more than 4300, and nobody says so many
+    return word.isdecimal() and len(word) <= 30  # int() takes no more than 4300 digits; spoken numbers are shorter
 
 
 def _counts(word: str) -> bool:

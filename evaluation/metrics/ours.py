@@ -1,7 +1,7 @@
 """Error rates and accuracies that count what was said, not how it is written.
 
-`evaluation/SCORING.md` lists what is compared. Rates are fractions (0.1 is 10 %) over all texts together: errors
-summed, divided by the summed length of the references.
+`evaluation/README.md` lists the forms that are equal. Rates are fractions (0.1 is 10 %) over all texts: the sum of the
+errors divided by the summed length of the references.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from evaluation.metrics.chinese import chinese_tokens, space_characters
-from evaluation.metrics.english import english_words, number_tokens
-from evaluation.metrics.public import UNITS
+from evaluation.metrics.english import english_tokens, english_words, number_tokens
 from evaluation.metrics.score import Score, check_texts
 
 _TAG = re.compile(r"<[!-;=?-~]*>")  # ASCII without spaces: words in angle brackets are no tag
@@ -24,68 +23,39 @@ _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def without_tags(text: str) -> str:
-    """Drop tags such as <unk>; text in brackets was said, though the Whisper normaliser would drop it, too."""
+    """Drop tags such as <unk>, but keep text in brackets, which the Whisper normaliser would drop."""
     return _TAG.sub(" ", text).translate(_BRACKETS)
 
 
-def _english_tokens(text: str) -> list[str]:
-    return list(chain.from_iterable(map(number_tokens, english_words(text))))
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": english_tokens, "zh": chinese_tokens}
 
 
-TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": _english_tokens, "zh": chinese_tokens}
+def scored_tokens(text: str, language: str = "en") -> list[str]:
+    """Return the tokens of a text that are compared: English words, Chinese characters, and single digits.
 
-
-def scored_tokens(text: str, language: str = "en", unit: str = "word") -> list[str]:
-    """Return the tokens of a text that are compared.
-
-    Args:
-        unit: "word", which in Chinese is a character, or "character": English with single spaces between words.
-    Raises: ValueError for an unknown language or unit; MissingPackageError for Chinese without wetext.
+    Raises: ValueError for an unknown language; MissingPackageError for Chinese without wetext.
     """
-    if language not in TOKENIZERS or unit not in UNITS:
-        raise ValueError(
-            f"language must be one of {', '.join(TOKENIZERS)} and unit one of {', '.join(UNITS)}, got {language!r} and "
-            f"{unit!r}"
-        )
-    tokens = TOKENIZERS[language](without_tags(text))
-    return tokens if unit == "word" else list((" " if language == "en" else "").join(tokens))
+    if language not in TOKENIZERS:
+        raise ValueError(f"language must be one of {', '.join(TOKENIZERS)}, got {language!r}")
+    return TOKENIZERS[language](without_tags(text))
 
 
-def normalise(text: str) -> str:
-    """Return English text in the form that is scored: lower case, no punctuation or tags, numbers as single digits.
-
-    Every digit is a word: "three four", "34" and "Thirty-four." all become "3 4". Otherwise a string of digits would
-    be one word, right or wrong as a whole.
-    """
-    return " ".join(scored_tokens(text))
-
-
-def error_counts(reference: str, hypothesis: str, language: str = "en", unit: str = "word") -> tuple[int, int]:
+def error_counts(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
     """Return the number of wrong, missing and surplus tokens, and the number of tokens of the reference."""
-    wanted, said = (scored_tokens(text, language, unit) for text in (reference, hypothesis))
+    wanted, said = (scored_tokens(text, language) for text in (reference, hypothesis))
     return Levenshtein.distance(wanted, said), len(wanted)
 
 
 def corrected_error_rate(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    *,
-    language: str = "en",
-    unit: str = "word",
-    ids: Sequence[str] | None = None,
+    references: Sequence[str], hypotheses: Sequence[str], *, language: str = "en", ids: Sequence[str] | None = None
 ) -> Score:
     """Return wrong, missing and surplus tokens per token of the references.
 
     Raises: ValueError if the lists differ in length or the references have no tokens, and as `scored_tokens`.
     """
     check_texts(references, hypotheses)
-    counts = [error_counts(*pair, language, unit) for pair in zip(references, hypotheses, strict=True)]
+    counts = [error_counts(*pair, language) for pair in zip(references, hypotheses, strict=True)]
     return Score([errors for errors, _ in counts], [length for _, length in counts], ids)
-
-
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Return the value of `corrected_error_rate` for English words."""
-    return corrected_error_rate(references, hypotheses).value
 
 
 def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
@@ -94,10 +64,10 @@ def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> fl
     Raises: ValueError if the lists differ in length or the references have no digits.
     """
     check_texts(references, hypotheses)
-    wanted, said = ([re.sub(r"\D", "", normalise(text)) for text in texts] for texts in (references, hypotheses))
-    return Score(
-        [Levenshtein.distance(*pair) for pair in zip(wanted, said, strict=True)], [len(x) for x in wanted]
-    ).value
+    wanted, said = (
+        [re.sub(r"\D", "", "".join(scored_tokens(text))) for text in texts] for texts in (references, hypotheses)
+    )
+    return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted))).value
 
 
 def answer_words(text: str) -> list[str]:
@@ -107,7 +77,7 @@ def answer_words(text: str) -> list[str]:
 
 
 def contains_any(text: str, answers: Sequence[str]) -> bool:
-    """Say whether one of the answers occurs in a text, as whole words next to each other; one without words never.
+    """Return whether the words of an answer occur in a text, in order and adjacent; an empty answer never does.
 
     Numbers are compared as whole numbers: 105 contains neither 5 nor 10, and -40 not 40.
     """
@@ -116,13 +86,13 @@ def contains_any(text: str, answers: Sequence[str]) -> bool:
 
 
 def _is_among(words: list[str], wanted: list[str]) -> bool:
-    if _ARTICLES.issuperset(wanted):  # which are in many a text
+    if _ARTICLES.issuperset(wanted):  # articles occur in most texts
         return bool(wanted) and words == wanted
     return _occur(wanted[1:] if wanted[0] in _ARTICLES else wanted, words)
 
 
 def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
-    """Say whether the words of `answer` occur in `text`, in order and next to each other, with whole numbers.
+    """Return whether the words of `answer` occur in `text`, in order and adjacent; numbers match as a whole.
 
     Args:
         last_words: Number of tokens at the end of `text` to look at; 0: all.
@@ -135,7 +105,7 @@ def contains_answer(text: str, answer: str, last_words: int = 0) -> bool:
 
 
 def _occur(wanted: list[str], words: list[str], last_tokens: int = 0) -> bool:
-    """Say whether words occur next to each other: digits may be spelled or not, but numbers begin and end alike."""
+    """Return whether words occur in order and adjacent; digits may be spelled, but the ends of numbers must agree."""
     pieces = [number_tokens(word) for word in words]
     tokens, wanted = list(chain(*pieces)), list(chain(*map(number_tokens, wanted)))
     borders = frozenset(accumulate(map(len, pieces), initial=0))
@@ -148,19 +118,14 @@ def _occur(wanted: list[str], words: list[str], last_tokens: int = 0) -> bool:
 
 def code_counts(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> np.ndarray:
     """Return how often each code occurs, (codebook_size,). Raises: ValueError if there are no codes."""
-    counts = np.zeros(codebook_size)
-    for codes in code_sequences:
-        counts += np.bincount(np.asarray(codes, dtype=np.int64), minlength=codebook_size)
-    if not counts.sum():
+    codes = np.fromiter(chain.from_iterable(code_sequences), dtype=np.int64)
+    if not len(codes):
         raise ValueError("codebook perplexity needs codes, got none")
-    return counts
+    return np.bincount(codes, minlength=codebook_size)
 
 
 def codebook_perplexity(code_sequences: Iterable[Sequence[int]], codebook_size: int) -> float:
-    """Return the number of codes in use as if all were equally frequent: exp of the entropy of the codes.
-
-    Raises: ValueError if there are no codes.
-    """
+    """Return the number of codes in use if all were equally frequent: exp of the entropy of the codes."""
     counts = code_counts(code_sequences, codebook_size)
     shares = counts[counts > 0] / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

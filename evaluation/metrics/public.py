@@ -1,7 +1,7 @@
-"""Error rates and accuracies by the rules of the public VITA-Audio evaluation, to compare with published figures.
+"""Error rates and accuracies by the rules of the public VITA-Audio evaluation, to compare with published values.
 
 The rules are kept even where they are unfortunate (punctuation next to a word is an error, an answer may be part of
-another word); `evaluation.metrics.ours` has better ones. Only behaviour that would lose samples differs: see
+another word); `evaluation.metrics.ours` has better ones. Only input that would lose samples is refused: see
 `evaluation.metrics.score`.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jiwer
+from rapidfuzz.distance import Levenshtein
 
 from evaluation.metrics.score import Score, check_answers, check_texts
 from vita_audio.optional import require
@@ -30,32 +30,6 @@ _SEEDTTS_PUNCTUATION = (
     "〾〿–—‘’‛“”„‟…‧﹏﹑﹔·．！？｡。" + string.punctuation.replace("'", "")
 )
 _WITHOUT_PUNCTUATION = str.maketrans("", "", _SEEDTTS_PUNCTUATION)
-
-Pair = tuple[str | None, str | None]  # a token of the reference and of the hypothesis; None: the other stands alone
-
-
-@dataclass(frozen=True)
-class EditCounts:
-    """How a hypothesis differs from its reference, in tokens."""
-
-    correct: int
-    substituted: int
-    deleted: int
-    inserted: int
-
-    @property
-    def length(self) -> int:
-        """Tokens of the reference."""
-        return self.correct + self.substituted + self.deleted
-
-    @property
-    def errors(self) -> int:
-        return self.substituted + self.deleted + self.inserted
-
-    @property
-    def percent(self) -> float:
-        """Errors per hundred tokens of the reference; 0 without any, though its insertions count in a sum."""
-        return 100 * self.errors / self.length if self.length else 0.0
 
 
 def tokenize(
@@ -94,48 +68,6 @@ def _split_scripts(text: str) -> Iterator[str]:
         position = end
 
 
-def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    """Return the shortest edit as pairs of tokens.
-
-    From the end backwards, a deletion goes before an insertion, and both before a match or substitution of the same
-    distance; this decides only the kinds of the errors, not their number.
-    """
-    distances = _distances(reference, hypothesis)
-    pairs: list[Pair] = []
-    row, column = len(reference), len(hypothesis)
-    while row or column:
-        here = distances[row][column]
-        if row and distances[row - 1][column] + 1 == here:
-            row -= 1
-            pairs.append((reference[row], None))
-        elif column and distances[row][column - 1] + 1 == here:
-            column -= 1
-            pairs.append((None, hypothesis[column]))
-        else:
-            row, column = row - 1, column - 1
-            pairs.append((reference[row], hypothesis[column]))
-    return pairs[::-1]
-
-
-def _distances(reference: Sequence[str], hypothesis: Sequence[str]) -> list[list[int]]:
-    """Return edits between all beginnings, (reference + 1, hypothesis + 1)."""
-    rows = [list(range(len(hypothesis) + 1))]
-    for index, token in enumerate(reference, start=1):
-        above, row = rows[-1], [index]
-        for column, other in enumerate(hypothesis):
-            row.append(min(above[column + 1] + 1, row[column] + 1, above[column] + (token != other)))
-        rows.append(row)
-    return rows
-
-
-def count_edits(pairs: Iterable[Pair]) -> EditCounts:
-    kinds = [
-        "deleted" if hypothesis is None else "inserted" if reference is None else reference == hypothesis
-        for reference, hypothesis in pairs
-    ]
-    return EditCounts(kinds.count(True), kinds.count(False), kinds.count("deleted"), kinds.count("inserted"))
-
-
 def reference_error_rate(
     references: Sequence[str],
     hypotheses: Sequence[str],
@@ -151,18 +83,15 @@ def reference_error_rate(
     """
     check_texts(references, hypotheses)
     tokens = partial(tokenize, unit=unit, split_scripts=split_scripts, case_sensitive=case_sensitive)
-    counts = [
-        count_edits(align(list(tokens(reference)), list(tokens(hypothesis))))
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
-    ]
-    return Score([count.errors for count in counts], [count.length for count in counts], ids)
+    wanted, said = ([list(tokens(text)) for text in texts] for texts in (references, hypotheses))
+    return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted)), ids)
 
 
 def contains_pieces(text: str, answers: str | Sequence[str]) -> bool:
-    """Say whether the reference finds one of the answers in a text: all its pieces between spaces, in any order.
+    """Return whether the reference finds one of the answers in a text: all its space-separated pieces, in any order.
 
     Pieces may be parts of words, and an empty answer is found everywhere. If all answers have numbers in words, the
-    digits of these are looked for too.
+    digits of these are accepted too.
     Raises: MissingPackageError without word2number.
     """
     numbers = require("word2number.w2n", purpose="containment by the reference's rule", install="word2number")
@@ -181,25 +110,14 @@ def contains_pieces(text: str, answers: str | Sequence[str]) -> bool:
 def reference_containment(
     texts: Sequence[str], answers: Sequence[str | Sequence[str]], *, ids: Sequence[str] | None = None
 ) -> Score:
-    """Return the share of texts that contain one of their answers by `contains_pieces`.
-
-    Raises: ValueError if the lists differ in length or hold anything but texts.
-    """
+    """Return the share of texts in which `contains_pieces` finds one of their answers."""
     lists = check_answers(texts, answers)
     return Score.of_mean([contains_pieces(text, wanted) for text, wanted in zip(texts, lists, strict=True)], ids)
 
 
-def seedtts_rates(reference: str, hypothesis: str, language: str) -> dict[str, float]:
-    """Return the error rate of one text as Seed-TTS measures it, and its parts by kind of error.
-
-    Args:
-        language: "en", by words, or "zh", by characters.
-    Raises: ValueError for other languages.
-    """
-    words = [_seedtts_words(text, language) for text in (reference, hypothesis)]
-    result, length = jiwer.process_words(*words), len(words[0].split(" "))
-    kinds = {"substituted": result.substitutions, "deleted": result.deletions, "inserted": result.insertions}
-    return {"wer": float(result.wer)} | {kind: count / length for kind, count in kinds.items()}
+def seedtts_rate(reference: str, hypothesis: str, language: str) -> float:
+    """Return the Seed-TTS error rate of a text: words for "en", characters for "zh". Raises: ValueError for others."""
+    return float(jiwer.wer(*(_seedtts_words(text, language) for text in (reference, hypothesis))))
 
 
 def _seedtts_words(text: str, language: str) -> str:
@@ -217,34 +135,20 @@ def seedtts_error_rate(
     Raises: ValueError if the lists differ in length; MissingPackageError for Chinese without zhconv.
     """
     check_texts(references, hypotheses)
-    simplify = _simplifier() if language == "zh" else str
+    if language == "zh":
+        zhconv = require("zhconv", purpose="the Chinese Seed-TTS rate", install="'vita-audio[evaluation_zh]'")
+        hypotheses = [zhconv.convert(hypothesis, "zh-cn") for hypothesis in hypotheses]
     pairs = zip(references, hypotheses, strict=True)
-    rates = [seedtts_rates(reference, simplify(hypothesis), language)["wer"] for reference, hypothesis in pairs]
-    return Score.of_mean(rates, ids)
+    return Score.of_mean([seedtts_rate(*pair, language) for pair in pairs], ids)
 
 
-def _simplifier() -> Callable[[str], str]:
-    zhconv = require("zhconv", purpose="the Chinese Seed-TTS rate", install="'vita-audio[evaluation_zh]'")
-    return partial(zhconv.convert, locale="zh-cn")
-
-
-def spell_out(text: str) -> str:
-    """Return an English text with numbers, dates and the like in words, as LibriTTS is prepared; case is kept.
+def libritts_text(text: str) -> str:
+    """Return a text in the form in which the reference compares LibriTTS: numbers and dates in words, no punctuation.
 
     Raises: MissingPackageError without wetext.
     """
     wetext = require("wetext", purpose="the LibriTTS rate", install="'vita-audio[evaluation_zh]'")
-    return wetext.normalize(text, lang="en", operator="tn")
-
-
-def libritts_text(text: str) -> str:
-    """Return a text in the form in which the reference compares LibriTTS."""
-    return without_symbols(spell_out(text))
-
-
-def without_symbols(text: str) -> str:
-    """Put a space in place of all but letters, digits and low lines."""
-    return re.sub(r"\W+", " ", text)
+    return re.sub(r"\W+", " ", wetext.normalize(text, lang="en", operator="tn"))
 
 
 def libritts_error_rate(

@@ -110,17 +110,14 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def pair_texts(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:
-    """Return ids, references and hypotheses in the order of the references.
-
-    Raises: ValueError that names ids which only one side has.
-    """
+    """Return ids, references and hypotheses. Raises: ValueError naming ids that only one side has."""
     for one, other, names in (
         ("reference", "hypothesis", references.keys() - hypotheses.keys()),
         ("hypothesis", "reference", hypotheses.keys() - references.keys()),
     ):
         if names:
             raise ValueError(
-                f"every {one} needs a {other} of its id, got none for {shorten(sorted(names))}; an empty text stands "
-                "for what was not answered"
+                f"every {one} needs a {other} of its id, got none for {shorten(sorted(names))}; use an empty text "
+                "for a missing answer"
             )
     return list(references), list(references.values()), [hypotheses[name] for name in references]

@@ -14,6 +14,7 @@ import numpy as np
 
 from evaluation.metrics.score import Score, check_same_length, shorten
 
+LEVEL = 0.95
 NUM_RESAMPLES = 2000
 MAX_NUMBERS = 1 << 22  # drawn at a time: 32 MiB
 NORMAL = NormalDist()
@@ -21,7 +22,7 @@ NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric's value and its confidence interval.
+    """A metric's value and its 95 % confidence interval.
 
     Attributes:
         method: "bootstrap", or "wilson" where no sample or every sample is wrong and a bootstrap would give a point.
@@ -30,8 +31,6 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float
-    num_samples: int
     method: str
 
 
@@ -53,60 +52,46 @@ class Comparison:
     num_samples: int
 
 
-def confidence_interval(
-    score: Score, *, level: float = 0.95, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
-    """Return the interval of a score, by a bias-corrected and accelerated bootstrap over its samples.
+def confidence_interval(score: Score, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
+    """Return the 95 % interval of a score, by a bias-corrected and accelerated bootstrap over its samples.
 
     If no sample has an error, or every sample is entirely wrong, it is the Wilson interval of the share of such
     samples; for an error rate this assumes that a sample with errors is wrong as a whole.
-    Raises: ValueError if `level` is not between 0 and 1, or for fewer than 100 resamples.
     """
-    _check(level, num_resamples)
     value, num_samples = score.value, len(score)
     residuals = score.numerators - value * score.denominators
     if value in (0.0, 1.0) and not residuals.any():
-        return Interval(value, *wilson_interval(value, num_samples, level), level, num_samples, "wilson")
+        return Interval(value, *wilson_interval(value, num_samples), "wilson")
     ratios = np.concatenate([_ratio(counts, score) for counts in _draws(num_samples, num_resamples, seed)])
-    low, high = np.quantile(ratios, _bca_levels(ratios, score, level))
-    return Interval(value, float(low), float(high), level, num_samples, "bootstrap")
+    low, high = np.quantile(ratios, _bca_levels(ratios, score))
+    return Interval(value, float(low), float(high), "bootstrap")
 
 
-def wilson_interval(share: float, num_samples: int, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:
     """Return the Wilson score interval of a share of samples; it lies within 0 and 1 and is never a point."""
-    z = NORMAL.inv_cdf((1 + level) / 2)
+    z = NORMAL.inv_cdf((1 + LEVEL) / 2)
     centre = (share + z * z / (2 * num_samples)) / (1 + z * z / num_samples)
     spread = z * np.sqrt(share * (1 - share) / num_samples + (z / (2 * num_samples)) ** 2) / (1 + z * z / num_samples)
     return max(0.0, float(centre - spread)), min(1.0, float(centre + spread))
 
 
-def compare(
-    one: Score, other: Score, *, level: float = 0.95, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Comparison:
+def compare(one: Score, other: Score, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Comparison:
     """Return the difference of two runs on the same samples, with its interval and p-value.
 
     The permutation test swaps the results of the two runs sample by sample; the p-value is at least
     1 / (num_resamples + 1).
-    Raises: ValueError if the runs have different samples, and the errors of `confidence_interval`.
+    Raises: ValueError if the runs have different samples.
     """
-    _check(level, num_resamples)
     other = _in_order_of(one, other)
     difference, num_samples = one.value - other.value, len(one)
     draws = _draws(num_samples, num_resamples, seed)
     differences = np.concatenate([_ratio(counts, one) - _ratio(counts, other) for counts in draws])
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     as_large = sum(
         int((np.abs(swapped) >= abs(difference) - 1e-12).sum()) for swapped in _swaps(one, other, num_resamples, seed)
     )
     p_value = (1 + as_large) / (1 + num_resamples)
-    return Comparison(difference, float(low), float(high), level, p_value, num_samples)
-
-
-def _check(level: float, num_resamples: int) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}; 0.95 is usual")
-    if num_resamples < 100:
-        raise ValueError(f"num_resamples must be at least 100, got {num_resamples}")
+    return Comparison(difference, float(low), float(high), LEVEL, p_value, num_samples)
 
 
 def _chunks(num_samples: int, num_resamples: int) -> Iterator[int]:
@@ -128,7 +113,7 @@ def _ratio(counts: np.ndarray, score: Score) -> np.ndarray:
     return np.where(sizes > 0, (counts @ score.numerators) / np.where(sizes > 0, sizes, 1.0), score.value)
 
 
-def _bca_levels(ratios: np.ndarray, score: Score, level: float) -> np.ndarray:
+def _bca_levels(ratios: np.ndarray, score: Score) -> np.ndarray:
     """Return the quantiles of resampled ratios that bound the interval: (low, high)."""
     below = np.mean(ratios < score.value) + np.mean(ratios == score.value) / 2
     bias = NORMAL.inv_cdf(float(np.clip(below, 1 / len(ratios), 1 - 1 / len(ratios))))
@@ -138,7 +123,7 @@ def _bca_levels(ratios: np.ndarray, score: Score, level: float) -> np.ndarray:
     influence = known.mean() - known if len(known) else known
     spread = (influence**2).sum()
     acceleration = (influence**3).sum() / (6 * spread**1.5) if spread else 0.0
-    bounds = [bias + NORMAL.inv_cdf(tail) for tail in ((1 - level) / 2, (1 + level) / 2)]
+    bounds = [bias + NORMAL.inv_cdf(tail) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
     return np.array([NORMAL.cdf(bias + bound / (1 - acceleration * bound)) for bound in bounds])
 
 
@@ -157,10 +142,7 @@ def _swaps(one: Score, other: Score, num_resamples: int, seed: int) -> Iterator[
 
 
 def _in_order_of(one: Score, other: Score) -> Score:
-    """Return the second score with its samples in the order of the first.
-
-    Raises: ValueError if one has ids and the other none, or they have different samples.
-    """
+    """Return the second score with its samples in the order of the first."""
     if (one.ids is None) != (other.ids is None):
         raise ValueError("both scores need ids to be compared, or neither, got ids in one only")
     if one.ids is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from html import escape
@@ -77,30 +77,28 @@ def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
         chosen = [outcome for outcome in outcomes if outcome.benchmark.task == name]
         if chosen:
             columns = _columns(task, chosen)
-            header = ["benchmark", "mode", "samples", *(title for title, _ in columns), "note"]
-            tables.append(Table(task.title, header, list(_rows([key for _, key in columns], chosen))))
+            header = ["benchmark", "mode", "samples", *columns.values(), "note"]
+            tables.append(Table(task.title, header, list(_rows(list(columns), chosen))))
     tables += [_speed_table(outcomes), _difference_table(outcomes)]
     return [table for table in tables if table.rows]
 
 
-def _columns(task: Task, outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[str], str]]]:
-    """Return titles and functions from a language to a metric's key; unused public rules and measures are left out."""
+def _columns(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Return titles by name of the metric; public rules and measures without a value are left out."""
     present = {key for outcome in outcomes for key in outcome.metrics}
     present |= {row["figure"] for row in published_rows(outcomes)}
-    languages = {outcome.benchmark.language for outcome in outcomes}
-    columns: list[tuple[str, Callable[[str], str]]] = [
-        (metric.title, metric.key)
+    columns = {
+        metric.name: metric.title
         for metric in task.metrics
-        if not metric.is_public or any(metric.key(language) in present for language in languages)
-    ]
-    others = {WITHOUT_AUDIO: "without audio"} if task.speaks else {}
-    others |= {key: title for key, title in MEASURES.items() if key in present}
-    return columns + [(title, lambda language, key=key: key) for key, title in others.items()]
+        if not metric.is_public or any(outcome.benchmark.key(metric.name) in present for outcome in outcomes)
+    }
+    columns |= {WITHOUT_AUDIO: "without audio"} if task.speaks else {}
+    return columns | {key: title for key, title in MEASURES.items() if key in present}
 
 
-def _rows(columns: Sequence[Callable[[str], str]], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:
+def _rows(names: Sequence[str], outcomes: Sequence[Outcome]) -> Iterable[list[str]]:
     for benchmark in dict.fromkeys(outcome.benchmark for outcome in outcomes):
-        keys = [key(benchmark.language) for key in columns]
+        keys = [benchmark.key(name) for name in names]
         chosen = [outcome for outcome in outcomes if outcome.benchmark == benchmark]
         yield from (_row(keys, outcome) for outcome in chosen)
         published: dict[tuple[str, str], dict[str, float]] = {}
@@ -133,19 +131,14 @@ def _speed_table(outcomes: Sequence[Outcome]) -> Table:
 def _difference_table(outcomes: Sequence[Outcome]) -> Table:
     """Return the paired differences of modes in our own metrics."""
     titles = {
-        (outcome.benchmark.name, metric.key(outcome.benchmark.language)): metric.title
+        (outcome.benchmark.name, outcome.benchmark.key(metric.name)): metric.title
         for outcome in outcomes
         for metric in outcome.task.own_metrics
     }
     rows = [
-        [
-            row["benchmark"],
-            titles[row["benchmark"], row["figure"]],
-            f"{row['mode']} less {row['against']}",
-            *difference_cells(row),
-        ]
+        [row["benchmark"], title, f"{row['mode']} less {row['against']}", *difference_cells(row)]
         for row in comparisons(outcomes)
-        if (row["benchmark"], row["figure"]) in titles
+        if (title := titles.get((row["benchmark"], row["figure"])))
     ]
     return Table("Differences on the same samples", ["benchmark", "metric", "modes", *DIFFERENCE_HEADER], rows)
 
@@ -182,7 +175,7 @@ def codecs_as_markdown(results: Mapping[str, Mapping[str, Any]], num_clips: int,
         *Table(title, ["codec", *(header for header, _ in columns.values())], rows).markdown(),
         "",
         "bits/s is the capacity of the codes, bits/s used their entropy rate on these clips. The mel distance is the "
-        "mean difference of natural log-mels; it is large for a decoder with a voice of its own, however good it is.",
+        "mean difference of natural log-mels; it is large for a decoder with its own voice, regardless of its quality.",
         *(["", "![WER over bits per second](codecs.png)"] if judge else []),
         *("", "![spectrograms of one clip](spectrograms.png)"),
     ]
@@ -236,7 +229,7 @@ def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
     for outcome in timed:
         modes = {one.mode for one in timed if one.benchmark == outcome.benchmark}
         for metric in outcome.task.own_metrics if modes == set(speeds) else ():
-            value = outcome.metrics[metric.key(outcome.benchmark.language)].value
+            value = outcome.metrics[outcome.benchmark.key(metric.name)].value
             line = errors.setdefault(f"{outcome.task.title}: {metric.title.replace('right', 'wrong')}", {})
             line.setdefault(outcome.mode, []).append(1 - value if metric.more_is_better else value)
     if not errors:

@@ -15,7 +15,8 @@ def draw_losses(histories: Mapping[str, LogHistory], path: Path) -> None:
     for axis, (stage, history) in zip(axes, histories.items(), strict=True):
         entries = [entry for entry in history if "loss" in entry]
         steps = [entry["step"] for entry in entries]
-        axis.plot(steps, [entry["main_loss"] for entry in entries], color="black", label="backbone")
+        backbone = [(entry["step"], entry["main_loss"]) for entry in entries if "main_loss" in entry]
+        axis.plot(*zip(*backbone, strict=True), color="black", label="backbone")
         modules = [[value for name, value in entry.items() if _is_module_loss(name)] for entry in entries]
         if modules and modules[0]:
             means = [sum(values) / len(values) for values in modules]

@@ -24,20 +24,32 @@ read -r -a suites <<< "${SUITE:-paper}"
 [ -n "${DATA_PATH:-}${CORPUS:-}" ] || fail "set DATA_PATH to the folder of the benchmarks, or CORPUS with SUITE=demo"
 spread_processes
 
-options=()
-if [ "$AUDIO_TOKENIZER_PATH" != embedded ]; then options+=(--audio-tokenizer-path "$AUDIO_TOKENIZER_PATH"); fi
+# The program runs in the repository's root.
+absolute() { if [ "${1#/}" = "$1" ]; then echo "$PWD/$1"; else echo "$1"; fi; }
+absolute_or_name() { if [ -e "$1" ]; then absolute "$1"; else echo "$1"; fi; } # what does not exist may be a hub name
+
+options=(--model "$(absolute_or_name "$MODEL_NAME_OR_PATH")" --output "$(absolute "$OUTPUT_DIR")")
+if [ -n "${DATA_PATH:-}" ]; then options+=(--data "$(absolute "$DATA_PATH")"); fi
+if [ -n "${CORPUS:-}" ]; then options+=(--corpus "$(absolute "$CORPUS")"); fi
+if [ "$AUDIO_TOKENIZER_PATH" != embedded ]; then
+    options+=(--audio-tokenizer-path "$(absolute_or_name "$AUDIO_TOKENIZER_PATH")")
+fi
+if [ -n "${AUDIO_DECODER_PATH:-}" ]; then
+    options+=(--audio-decoder-path "$(absolute_or_name "$AUDIO_DECODER_PATH")")
+fi
+if [ -n "${AUDIO_MODEL_NAME_OR_PATH:-}" ]; then
+    options+=(--audio-model-path "$(absolute_or_name "$AUDIO_MODEL_NAME_OR_PATH")")
+fi
 if [ -n "${MODES:-}" ]; then read -r -a modes <<< "$MODES" && options+=(--modes "${modes[@]}"); fi
 if [ -n "${JUDGES:-}" ]; then read -r -a judges <<< "$JUDGES" && options+=(--judge "${judges[@]}"); fi
 read -r -a extra <<< "${EXTRA_ARGS:-}"
+previous=
+for word in "$@" "${extra[@]}"; do
+    if [ "$previous" = --against ]; then word=$(absolute "$word"); fi
+    options+=("$word")
+    previous=$word
+done
 
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec torchrun "${torchrun_options[@]}" -m evaluation.run \
-    --suite "${suites[@]}" \
-    --model "$MODEL_NAME_OR_PATH" \
-    --output "$OUTPUT_DIR" \
-    ${DATA_PATH:+--data "$DATA_PATH"} \
-    ${CORPUS:+--corpus "$CORPUS"} \
-    --audio-tokenizer-type "${AUDIO_TOKENIZER_TYPE:-glm4voice}" \
-    ${AUDIO_DECODER_PATH:+--audio-decoder-path "$AUDIO_DECODER_PATH"} \
-    ${AUDIO_MODEL_NAME_OR_PATH:+--audio-model-path "$AUDIO_MODEL_NAME_OR_PATH"} \
-    "${options[@]}" "$@" "${extra[@]}"
+cd "$root"
+exec torchrun "${torchrun_options[@]}" -m evaluation.run --suite "${suites[@]}" \
+    --audio-tokenizer-type "${AUDIO_TOKENIZER_TYPE:-glm4voice}" "${options[@]}"

@@ -1,4 +1,4 @@
-"""What every registered audio tokenizer promises."""
+"""The interface that every registered audio tokenizer must provide."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ def noise(seconds, rate):
 
 
 def num_codes(tokenizer, seconds):
-    """Codes of so many seconds, in whole groups."""
+    """Return the number of codes of a wave of this duration, in whole groups."""
     return math.ceil(seconds * tokenizer.frame_rate / tokenizer.codes_per_group) * tokenizer.codes_per_group
 
 
@@ -157,9 +157,9 @@ def test_voices_are_made_or_refused(tokenizer):
 
 def test_every_type_can_be_compared(tokenizer, tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(0.7, 16_000).numpy(), 16_000)
-    figures = evaluate_corpus(read_corpus(tmp_path), tokenizer, None, [], tmp_path / "decoded")
-    assert 0 < figures["codes_used"] <= figures["codebook_size"] and figures["mel_distance"] > 0
-    assert figures["bits_per_second_used"] <= figures["bits_per_second"]
+    metrics = evaluate_corpus(read_corpus(tmp_path), tokenizer, tmp_path / "decoded")
+    assert 0 < metrics["codes_used"] <= metrics["codebook_size"] and metrics["mel_distance"] > 0
+    assert metrics["bits_per_second_used"] <= metrics["bits_per_second"]
     made = soundfile.info(tmp_path / "decoded" / "a.wav")
     assert made.samplerate == tokenizer.output_rate and made.duration == pytest.approx(0.7, abs=0.1)
 

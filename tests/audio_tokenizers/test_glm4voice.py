@@ -59,7 +59,7 @@ def test_features_and_hidden_states_match_reference(tokenizer, name):
     torch.testing.assert_close(hidden, TENSORS[f"{name}.pre_vq_hidden"], atol=5e-4, rtol=0)
 
 
-def test_codes_do_not_depend_on_company(tokenizer):
+def test_codes_do_not_depend_on_the_other_items_in_the_batch(tokenizer):
     speech, rate = read("speech_short.wav")
     waves = [
         speech[:, start : start + length] for start, length in ((0, 5000), (7000, 40000), (300, 1279), (100, 2560))
@@ -96,7 +96,7 @@ def test_saved_folder_loads_as_float32(tokenizer, tmp_path, dtype):
     assert loaded.encode(wave, rate) == CASES["speech_short"]["tokens"][0]
 
 
-def test_fingerprint_follows_what_decides_the_codes(tokenizer, tmp_path):
+def test_fingerprint_depends_on_everything_that_decides_the_codes(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     assert get_audio_tokenizer("glm4voice", tmp_path).fingerprint == tokenizer.fingerprint
     weights = load_file(tmp_path / "model.safetensors")
@@ -105,7 +105,7 @@ def test_fingerprint_follows_what_decides_the_codes(tokenizer, tmp_path):
     assert get_audio_tokenizer("glm4voice", tmp_path).fingerprint != tokenizer.fingerprint
 
 
-def test_stream_does_not_depend_on_how_codes_come(folders):
+def test_stream_does_not_depend_on_how_codes_are_pushed(folders):
     tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], num_steps=2, stream_chunks=(6, 12))
     codes = [code * 7 % tokenizer.vocab_size for code in range(33)]
     one_by_one, at_once = tokenizer.stream(), tokenizer.stream()
@@ -175,7 +175,7 @@ def test_missing_and_damaged_files_are_named(folders, tmp_path, name, content, m
         get_audio_tokenizer("glm4voice", tmp_path / "copy")
 
 
-def test_folder_that_is_not_there(tmp_path):
+def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path}/nowhere"):
         get_audio_tokenizer("glm4voice", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="somebody/glm-4-voice-tokenizer is not a local folder .*offline"):
@@ -195,7 +195,7 @@ def test_many_files_of_any_rate_and_length_equal_single_ones(tokenizer):
     ]
 
 
-def test_voice_prompt_is_heard_but_not_repeated(folders):
+def test_voice_prompt_changes_the_wave_and_is_not_part_of_it(folders):
     tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], num_steps=1, stream_chunks=(10,))
     codes, sample = list(range(20)), torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     voice = tokenizer.make_voice(sample, 16_000)

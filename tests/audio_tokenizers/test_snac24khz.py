@@ -68,7 +68,7 @@ def test_wave_is_that_of_the_package_given_its_noise(tokenizer):
     torch.testing.assert_close(tokenizer.synthesize(levels, noises), expected)
 
 
-def test_noise_is_heard_and_follows_the_seed_alone(folders):
+def test_noise_changes_the_wave_and_depends_on_the_seed_alone(folders):
     codes, before = list(range(70)), torch.get_rng_state()
     waves = [get_audio_tokenizer("snac24khz", folders["snac24khz"][0], seed=seed).decode(codes) for seed in (1, 1, 2)]
     assert torch.equal(waves[0], waves[1]) and not torch.allclose(waves[0], waves[2])
@@ -90,12 +90,12 @@ def test_streams_give_the_wave_of_the_whole(folders, stream_chunks):
     parts = [stream.push(codes[start : start + 5]) for start in range(0, len(codes), 5)]
     wave = torch.cat([*parts, stream.flush()])
     torch.testing.assert_close(wave, tokenizer.decode(codes), atol=1e-5, rtol=0)
-    heard = next(number for number, part in enumerate(parts, start=1) if len(part)) * 5
-    assert heard <= stream_chunks[0] + 6 + tokenizer.context_groups * 7 + 4
+    first = next(number for number, part in enumerate(parts, start=1) if len(part)) * 5
+    assert first <= stream_chunks[0] + 6 + tokenizer.context_groups * 7 + 4
 
 
-def test_less_context_would_be_heard(tokenizer, monkeypatch):
-    """The bound on what a sample depends on is not far from the truth."""
+def test_less_context_changes_the_wave(tokenizer, monkeypatch):
+    """The bound on the context of a sample is tight to within two groups."""
     codes = tokenizer.encode(sound(30 * 2048), 24_000)
     whole = tokenizer.decode(codes)
     monkeypatch.setattr(tokenizer, "context_groups", tokenizer.context_groups - 2)

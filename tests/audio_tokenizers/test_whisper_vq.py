@@ -11,10 +11,10 @@ from torch import nn
 from vita_audio.audio_tokenizers.whisper_vq import (
     WhisperVQConfig,
     WhisperVQEncoder,
-    block_causal_mask,
     nearest_codewords,
 )
 
+TINY = dict(d_model=8, encoder_layers=1, encoder_attention_heads=2, pooling_position=1, quantize_position=1)
 VARIANTS = ("vq_feat", "vq_feat_variant_causalattn", "vq_feat_variant_tail")
 
 
@@ -81,7 +81,8 @@ def test_released_names_and_sizes():
 
 
 def test_block_causal_mask_shows_whole_blocks_and_no_padding():
-    visible = block_causal_mask(torch.tensor([[True, True, True, True, False]]), 2, torch.float32)[0, 0] == 0
+    encoder = WhisperVQEncoder(WhisperVQConfig(**TINY, quantize_causal_block_size=2))
+    visible = encoder._attention_mask(torch.tensor([[True] * 4 + [False]]), 1, 1, torch.float32)[0, 0] == 0
     expected = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
     assert visible.int().tolist() == expected
 
@@ -123,9 +124,7 @@ def test_impossible_configuration_is_refused(fields, message):
 
 
 def test_fresh_encoder_has_sinusoidal_positions_and_fixed_codebook():
-    encoder = WhisperVQEncoder(
-        WhisperVQConfig(d_model=8, encoder_layers=1, encoder_attention_heads=2, pooling_position=1, quantize_position=1)
-    )
+    encoder = WhisperVQEncoder(WhisperVQConfig(**TINY))
     assert not encoder.codebook.weight.requires_grad and not encoder.embed_positions.weight.requires_grad
     assert isinstance(encoder.embed_positions2, nn.Embedding)
     torch.testing.assert_close(encoder.embed_positions2.weight[0], torch.tensor([0.0] * 4 + [1.0] * 4))

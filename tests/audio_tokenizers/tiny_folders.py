@@ -11,13 +11,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
 from vita_audio.audio_tokenizers.sparktts import SparkTTSVoice
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
-from vita_audio.speech_decoder.config import (
-    DecoderConfig,
-    EncoderConfig,
-    EstimatorConfig,
-    FlowConfig,
-    HiFTConfig,
-)
+from vita_audio.speech_decoder.config import DecoderConfig, EncoderConfig, EstimatorConfig, FlowConfig, HiFTConfig
 from vita_audio.speech_decoder.cosyvoice2.decoder import read_sizes
 from vita_audio.speech_decoder.cosyvoice2.flow import CosyVoice2Flow
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
@@ -105,23 +99,13 @@ def make_sparktts_folders(folder: Path) -> tuple[Path, None]:
     bicodec = {
         "mel_params": mel | {"num_mels": 32},
         "encoder": backbone | {"input_channels": width, "out_channels": width},
-        "decoder": {
-            "input_channel": width,
-            "channels": 32,
-            "rates": [8, 5, 4, 2],
-            "kernel_sizes": [16, 11, 8, 4],
-        },
+        "decoder": {"input_channel": width, "channels": 32, "rates": [8, 5, 4, 2], "kernel_sizes": [16, 11, 8, 4]},
         "quantizer": {"input_dim": width, "codebook_size": 8192, "codebook_dim": 8, "commitment": 0.25},
         "speaker_encoder": {"input_dim": 32, "out_dim": width, "latent_dim": 16, "token_num": 32},
         "prenet": backbone | {"input_channels": width, "out_channels": width, "condition_dim": width},
         "postnet": backbone | {"input_channels": width, "out_channels": width},
     }
-    settings = {
-        "sample_rate": 16_000,
-        "volume_normalize": True,
-        "ref_segment_duration": 6,
-        "latent_hop_length": 320,
-    }
+    settings = {"sample_rate": 16_000, "volume_normalize": True, "ref_segment_duration": 6, "latent_hop_length": 320}
     speech = Wav2Vec2Config(
         hidden_size=width,
         num_hidden_layers=17,

@@ -17,9 +17,7 @@ def tokenizer():
 
 @pytest.fixture
 def store(tmp_path):
-    store = AudioCodeStore(tmp_path / "codes", ToyCodec.fingerprint)
-    yield store
-    store.close()
+    return AudioCodeStore(tmp_path / "codes", ToyCodec.fingerprint)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_flac_written_to_a_pipe_is_an_error(tmp_path):
     content[22:26] = bytes(4)
     (tmp_path / "a.flac").write_bytes(content)
     for read in (lambda path: load_audio(path, RATE), stated_seconds):
-        with pytest.raises(AudioError, match="a.flac: its header does not say how long it is"):
+        with pytest.raises(AudioError, match="a.flac: its header does not state the length"):
             read(tmp_path / "a.flac")
 
 

@@ -10,14 +10,7 @@ import soundfile
 import torch
 from toy_corpus import LengthJudge
 
-from evaluation.evaluate_codec import (
-    code_metrics,
-    judged_metrics,
-    main,
-    mel_distance,
-    parse_arguments,
-    read_corpus,
-)
+from evaluation.evaluate_codec import code_metrics, judged_metrics, main, mel_distance, parse_arguments, read_corpus
 from evaluation.judges import JUDGES
 from evaluation.reporting.plots import draw_codecs
 
@@ -186,7 +179,7 @@ def test_wrong_requests_are_named(folder, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--max-clips 0", "--max-clips must be at least 1, got 0"),
+        ("--max-clips 0", "--max-clips: must be at least 1, got 0"),
         ("--corpus y=b --compare glm4voice", "--compare needs a single --corpus, got 2"),
         ("--codes store", "--codes and --codes-of belong together"),
     ],

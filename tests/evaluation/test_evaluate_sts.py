@@ -16,10 +16,10 @@ SCRIPT = ROOT / "scripts" / "deepspeed" / "evaluate_sts.sh"
 NEEDED = {"MODEL_NAME_OR_PATH": "model", "AUDIO_TOKENIZER_PATH": "embedded", "OUTPUT_DIR": "out", "DATA_PATH": "data"}
 
 
-def call(*flags: str, **variables: str) -> subprocess.CompletedProcess:
+def call(*flags: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
     kept = {name: os.environ[name] for name in ("HOME", "PATH", "LANG") if name in os.environ}
     command = ["bash", str(SCRIPT), *flags]
-    return subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=kept | variables, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("variable", NEEDED)
@@ -30,24 +30,29 @@ def test_a_variable_that_is_not_set_is_one_clear_line(variable):
 
 
 def test_variables_become_flags_that_the_program_accepts(tmp_path):
-    """With a torchrun that only writes down what it is called with."""
+    """With a torchrun that only records its arguments; relative paths count from the current folder."""
     from evaluation.run import parse_arguments
 
     torchrun = tmp_path / "torchrun"
-    torchrun.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" > {tmp_path}/call\n')
+    torchrun.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$PWD" "$@" > {tmp_path}/call\n')
     torchrun.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     more = {"SUITE": "demo asr", "CORPUS": "a corpus", "MODES": "vanilla boost", "JUDGES": "en=pocketsphinx"}
-    result = call("--limit", "3", PATH=path, NPROC_PER_NODE="2", EXTRA_ARGS="--seed 7", **NEEDED, **more)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "settings.json").write_text("{}")
+    flags = ["--limit", "3", "--against", "other"]
+    result = call(*flags, cwd=tmp_path, PATH=path, NPROC_PER_NODE="2", EXTRA_ARGS="--seed 7", **NEEDED, **more)
     assert result.returncode == 0, result.stderr
-    words = shlex.split((tmp_path / "call").read_text())
+    folder, *words = shlex.split((tmp_path / "call").read_text())
+    assert folder == str(ROOT)
     program = words.index("evaluation.run")
     assert words[:program] == ["--standalone", "--nproc_per_node", "2", "-m"]
     options = parse_arguments(words[program + 1 :])
     assert (options.suite, options.modes) == (["demo", "asr"], ["vanilla", "boost"])
-    assert (options.model, options.output, options.data) == ("model", Path("out"), Path("data"))
-    assert (options.corpus, options.judge["en"]) == (Path("a corpus"), "pocketsphinx")
-    assert (options.limit, options.seed, options.audio_tokenizer_path) == (3, 7, None)
+    assert (options.model, options.output, options.data) == ("model", tmp_path / "out", tmp_path / "data")
+    assert (options.corpus, options.judge["en"]) == (tmp_path / "a corpus", "pocketsphinx")
+    assert options.against == tmp_path / "other"
+    assert (options.limit, options.seed, options.audio_tokenizer_path) == ({"every": 3}, 7, None)
 
 
 @pytest.mark.slow

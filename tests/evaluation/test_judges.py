@@ -10,13 +10,7 @@ import torch
 from tiny_whisper import save_tiny_whisper
 from toy_corpus import LengthJudge
 
-from evaluation.judges import (
-    JUDGES,
-    JudgeUnavailableError,
-    TransformersWhisperJudge,
-    WhisperJudge,
-    get_judge,
-)
+from evaluation.judges import JUDGES, JudgeUnavailableError, TransformersWhisperJudge, WhisperJudge, get_judge
 from evaluation.metrics.ours import corrected_error_rate
 from vita_audio.optional import MissingPackageError
 
@@ -115,11 +109,11 @@ def test_a_judge_that_is_nowhere_is_named(monkeypatch):
 
 
 def test_a_judge_that_does_not_know_the_language_is_refused(tiny_whisper):
-    with pytest.raises(JudgeUnavailableError, match="hears en, zh, got 'fr'"):
+    with pytest.raises(JudgeUnavailableError, match="transcribes en, zh, got 'fr'"):
         get_judge(str(tiny_whisper), language="fr")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
-        with pytest.raises(ValueError, match="the judge length hears en, got 'zh'; choose another"):
+        with pytest.raises(ValueError, match="the judge length transcribes en, got 'zh'; choose another"):
             get_judge("length", language="zh")
 
 

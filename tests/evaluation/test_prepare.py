@@ -85,7 +85,7 @@ DOWNLOADS = {
 }
 
 
-@pytest.mark.parametrize("name", prepare.PREPARE)
+@pytest.mark.parametrize("name", prepare.NAMES)
 def test_a_download_becomes_a_benchmark(name, tmp_path):
     make, expected = DOWNLOADS[name]
     make(tmp_path / "download")
@@ -99,7 +99,7 @@ def test_a_download_becomes_a_benchmark(name, tmp_path):
         assert BENCHMARKS[name].items(tmp_path / "data")[0].references == ("Paris", "City of Light")
 
 
-@pytest.mark.parametrize("name", prepare.PREPARE)
+@pytest.mark.parametrize("name", prepare.NAMES)
 def test_a_folder_without_the_download_is_one_clear_error(name, tmp_path):
     with pytest.raises((ValueError, OSError), match="no samples|nothing of|No such file"):
         prepare.main([name, "--from", str(tmp_path), "--data", str(tmp_path / "data")])

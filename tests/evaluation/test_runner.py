@@ -16,7 +16,7 @@ from toy_speech_lm import load_toy
 from evaluation import runner
 from evaluation.results import BROKEN, DONE, ORIGINAL, UNFINISHED, collect
 from evaluation.run_folder import RowFile, keep_items, keep_settings
-from evaluation.runner import Runner, Shard
+from evaluation.runner import Runner
 from evaluation.suites import DEMO
 from vita_audio.inference.pipeline import SpeechLM
 
@@ -48,12 +48,12 @@ def texts(folder: Path) -> dict[str, str]:
 
 def test_parts_add_up_to_the_whole(make_runner, corpus, tmp_path):
     items = RECOGNITION.items(corpus)
-    make_runner(shard=Shard(1, 2)).run(RECOGNITION, items, "boost")
+    make_runner(rank=1, size=2).run(RECOGNITION, items, "boost")
     folder = tmp_path / "boost" / RECOGNITION.name
     assert list(texts(folder)) == ["asr-1"]
     outcome = collect(tmp_path, RECOGNITION, items, "boost")
-    assert (outcome.status, outcome.note) == (UNFINISHED, "1 of 3 samples are there; start it again")
-    make_runner(shard=Shard(0, 2)).run(RECOGNITION, items, "boost")
+    assert (outcome.status, outcome.note) == (UNFINISHED, "1 of 3 samples are done; run the command again")
+    make_runner(rank=0, size=2).run(RECOGNITION, items, "boost")
     assert {path.name for path in folder.glob("*.jsonl")} == {"answers-0.jsonl", "answers-1.jsonl"}
     together = texts(folder)
     alone = make_runner(output=tmp_path / "alone")
@@ -232,7 +232,7 @@ def test_speech_that_cannot_be_measured_is_heard_as_nothing(make_runner, corpus,
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
     assert (outcome.status, outcome.note) == (
         BROKEN,
-        "3 of 3 recordings cannot be heard, the first: ValueError: no voice",
+        "3 of 3 recordings cannot be transcribed, the first: ValueError: no voice",
     )
 
 
@@ -243,7 +243,7 @@ def test_a_judge_that_lacks_a_recording_has_no_error_of_its_own(make_runner, cor
     make_runner().run(SYNTHESIS, items, ORIGINAL)
     outcome = collect(tmp_path, SYNTHESIS, items, ORIGINAL)
     assert (outcome.status, outcome.metrics) == (BROKEN, {})
-    assert outcome.note.startswith("1 of 3 recordings cannot be heard, the first: ")
+    assert outcome.note.startswith("1 of 3 recordings cannot be transcribed, the first: ")
     shutil.copy(first.recording, items[0].recording)
     make_runner().run(SYNTHESIS, items, ORIGINAL)
     assert collect(tmp_path, SYNTHESIS, items, ORIGINAL).status == BROKEN

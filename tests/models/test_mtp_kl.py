@@ -7,8 +7,8 @@ import torch
 from toy_models import make_model, make_plus_model
 
 from vita_audio.constants import IGNORE_INDEX
-from vita_audio.models import mtp_loss
-from vita_audio.models.mtp_loss import score_targets
+from vita_audio.models import head_loss
+from vita_audio.models.mtp_loss import MTPLoss
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
 
 WEIGHT = 0.7
@@ -72,9 +72,10 @@ def test_a_known_case():
     head = torch.nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         head.weight[:] = torch.tensor([[1.0], [0.0]])
-    teacher = torch.full((1, 1, 1), 3.0).log()
-    score = score_targets(head, torch.zeros(1, 1, 1), torch.tensor([[0]]), teacher_states=teacher)
-    assert score.divergence.item() == pytest.approx(0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5), rel=1e-6)
+    backbone = torch.tensor([0.0, log(3), 0.0]).view(1, 3, 1)  # place 1 teaches place 0 of the module
+    states, labels = [backbone, torch.zeros(1, 3, 1)], torch.tensor([[IGNORE_INDEX, IGNORE_INDEX, 0]])
+    output = MTPLoss()(states, labels, torch.arange(3)[None], head=head, kl_weight=1.0)
+    assert output["mtp_kl"].item() == pytest.approx(0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5), rel=1e-6)
 
 
 def test_packed_equals_separate(ids):
@@ -144,9 +145,10 @@ def test_learning_from_the_backbone_brings_modules_closer_to_it(ids):
 
 def test_a_module_that_predicts_as_the_backbone_has_none(ids):
     model = make_model(0)
-    states = model.model(input_ids=ids).last_hidden_state
-    score = score_targets(model.lm_head, states, ids, teacher_states=states)
-    assert score.divergence.abs() < 1e-4 * score.loss and score.num_targets == ids.numel()
+    backbone = model.model(input_ids=ids).last_hidden_state
+    states, positions = [backbone, backbone.roll(-1, dims=1)], torch.arange(ids.shape[1])[None]
+    output = MTPLoss()(states, ids, positions, head=model.lm_head, kl_weight=1.0)
+    assert output["mtp_kl"].abs() < 1e-4 * output["mtp_losses"] and output["num_targets"][1] == ids.numel() - 4
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -158,7 +160,7 @@ def test_in_chunks_equals_the_plain_one(ids, monkeypatch, frozen):
         return output.mtp_kl, [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
 
     plain = gradients()
-    monkeypatch.setattr(mtp_loss, "LOSS_CHUNK_VOCABULARY", 15)  # 7 chunks
+    monkeypatch.setattr(head_loss, "MIN_CHUNK_LOGITS", 101)  # 8 rows in a chunk
     torch.testing.assert_close(gradients(), plain)
 
 

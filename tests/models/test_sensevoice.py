@@ -15,7 +15,6 @@ from vita_audio.speech_features import (
     SenseVoiceFrontEnd,
     fbank,
     num_encoder_rows,
-    num_feature_rows,
     stack_frames,
 )
 
@@ -43,8 +42,7 @@ def test_features_match_the_reference(case, front_end):
     features = front_end(wave)
     torch.testing.assert_close(fbank(wave), FEATURES[f"{case['index']}.fbank"], atol=2e-3, rtol=0)
     torch.testing.assert_close(features, FEATURES[f"{case['index']}.features"], atol=1e-3, rtol=0)
-    assert len(features) == num_feature_rows(len(wave)) == case["lfr_frames"]
-    assert num_encoder_rows(len(wave)) == case["lfr_frames"] + 4
+    assert len(features) == case["lfr_frames"] and num_encoder_rows(len(wave)) == case["lfr_frames"] + 4
 
 
 @pytest.mark.parametrize("num_frames, table", CASE["lfr_index_table"].items())
@@ -55,18 +53,8 @@ def test_frames_are_stacked_as_in_the_reference(num_frames, table):
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 40, 399, 400, 401, 559, 560, 1519, 1520, 16000])
 def test_rows_are_known_from_the_number_of_samples(num_samples, front_end):
     features = front_end(torch.linspace(-0.5, 0.5, num_samples))
-    assert features.shape == (num_feature_rows(num_samples), FEATURE_SIZE)
+    assert features.shape == (num_encoder_rows(num_samples) - 4, FEATURE_SIZE)
     assert features.isfinite().all()
-
-
-def test_dither_is_off_unless_asked_for(front_end):
-    wave = read_mean("clip0.wav")
-    assert torch.equal(front_end(wave), front_end(wave))
-    noisy = SenseVoiceFrontEnd(front_end.shift, front_end.scale, dither=1.0)
-    change = (noisy(wave) - front_end(wave)).abs()
-    expected = CASE["cases"][0]
-    assert 0.5 < change.mean() / expected["mean_feature_change_with_dither_1"] < 2  # another draw of the same noise
-    assert not torch.equal(noisy(wave), noisy(wave))
 
 
 def test_normalisation_file_round_trip(tmp_path, front_end):
@@ -120,12 +108,6 @@ def test_encoder_matches_the_reference(golden, model):
     plain = model.encoder(golden["speech"], golden["lengths"])
     for row, length in enumerate(golden["lengths"]):
         torch.testing.assert_close(plain[row, :length], golden["encoder_out"][row, :length], **CLOSE)
-
-
-def test_other_queries_match_the_reference(golden, model):
-    """Chinese, with inverse text normalisation."""
-    (encoded,) = model(audios_of(golden)[:1], queries=(3, 1, 2, 14))
-    torch.testing.assert_close(encoded, golden["single_zh_withitn_out"][0], **CLOSE)
 
 
 def test_an_audio_is_encoded_the_same_in_any_company(golden, model):

@@ -1,4 +1,4 @@
-"""What must pass before a change lands: every part runs, and the quick start begins anew."""
+"""What must pass before a change lands: every part runs, and the quick start starts from scratch."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_all_parts_run_and_nothing_is_taken_as_done(tmp_path):
-    """In a checkout whose scripts, and a ruff beside them, only write down what they are called with."""
+    """In a checkout whose scripts, and a ruff in its environment, only record their arguments."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     program = f'#!/usr/bin/env bash\necho "$(basename "$0") $*" >> {tmp_path}/calls\n'
@@ -25,5 +25,5 @@ def test_all_parts_run_and_nothing_is_taken_as_done(tmp_path):
         "ruff check .",
         "ruff format --check .",
         "quickstart.sh --ci --fresh",
-        "test.sh",
+        "test.sh --numprocesses 2 --dist loadfile",
     ]

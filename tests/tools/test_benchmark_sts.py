@@ -8,7 +8,6 @@ import torch
 from toy_speech_lm import TINY_TOKENIZER, load_toy
 
 from tools import benchmark_sts
-from vita_audio.inference.benchmark import LayoutForcing
 from vita_audio.inference.tasks import text_conversation
 from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
 
@@ -55,7 +54,7 @@ def test_answers_have_the_layout_of_training(toy_folders, name, num_new):
     speech_lm, plan = load_toy(toy_folders), InterleavePlan.parse(name)
     tokenizer, conversation = speech_lm.tokenizer, text_conversation("Hello")
     num_prompt = len(speech_lm.prompt_ids(conversation))
-    forcing = LayoutForcing(plan, tokenizer, num_prompt=num_prompt, num_new=num_new)
+    forcing = benchmark_sts.layout_forcing(plan, tokenizer, num_prompt=num_prompt, num_new=num_new)
     response = speech_lm.respond(
         conversation, plan, max_new_tokens=num_new, logits_processor=[forcing], decode_audio=False
     )

@@ -225,7 +225,7 @@ def test_weights_that_do_not_fit_are_named(check, toy_folders, tmp_path):
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights in"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
-            "is of no known kind, it holds",
+            "is not a known kind of checkpoint; it holds",
         ),
     ],
     ids=["pointer", "cut off", "no weights", "another kind"],

@@ -92,20 +92,17 @@ def test_audio_is_on_disk_while_it_comes(toy_folders, tmp_path):
     path = tmp_path / "answer.wav"
     seen = []
 
-    class Watched:
-        """Looks at the file whenever the tool asks for the next chunk."""
+    def watched(chunks):
+        """Look at the file whenever the tool asks for the next chunk."""
+        num_samples = 0
+        for chunk in chunks:
+            yield chunk
+            num_samples += len(chunk.wave)
+            if num_samples:
+                seen.append(soundfile.info(path).frames == num_samples)
 
-        audio_tokenizer = load_toy(toy_folders).audio_tokenizer
-
-        def stream(self, conversation, **options):
-            num_samples = 0
-            for chunk in load_toy(toy_folders).stream(conversation, **options):
-                yield chunk
-                num_samples += len(chunk.wave)
-                if num_samples:
-                    seen.append(soundfile.info(path).frames == num_samples)
-
-    inference_sts.stream_answer(Watched(), make_conversation("tts", text="Hello"), path, max_new_tokens=40)
+    chunks = load_toy(toy_folders).stream(make_conversation("tts", text="Hello"), max_new_tokens=40)
+    inference_sts.write_answer(watched(chunks), path, RATE)
     assert seen and all(seen)
 
 
@@ -133,7 +130,7 @@ def test_voice_of_the_decoder(run, capsys, question, tmp_path, monkeypatch):
     assert len(waves[0]) == len(waves[1]) and not np.array_equal(waves[0], waves[2])
     assert not np.array_equal(waves[1], waves[3])
     monkeypatch.setattr(GLM4VoiceTokenizer, "needs_voice", True)
-    message = "inference_sts: glm4voice codes hold no voice; give a recording as --voice"
+    message = "inference_sts: glm4voice codes do not contain a voice; give a recording as --voice"
     assert message in refused(run, capsys, "--task", "tts", "--text", "Hello")
     run("--task", "text", "--text", "Hello", output=None)  # nothing to speak
 
@@ -174,7 +171,7 @@ def write_audio(folder, name):
         ("empty", "empty.wav: file has no samples"),
         ("nothing", "nothing.wav: file is empty"),
         ("text", "text.wav: not readable as audio"),
-        ("truncated", "truncated.wav: truncated, its header promises 1.00 s"),
+        ("truncated", "truncated.wav: truncated, its header states 1.00 s"),
         ("nan", "nan.wav: 1000 of 1000 samples are NaN"),
         ("raw", "not readable as audio (samplerate must be specified)"),
         ("long", "too long, the model reads at most 41 s, got 600 s"),

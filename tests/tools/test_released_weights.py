@@ -19,7 +19,7 @@ import torch
 import yaml
 from files.released_folders import as_shards, as_the_public_code_saves
 from safetensors.torch import load_file
-from speech_decoder.test_config_file import UNUSED_IN_THE_RELEASED_FILE
+from speech_decoder.test_released_files import UNUSED_IN_THE_RELEASED_FILE
 from toy_speech_lm import make_toy_folders
 from transformers import AutoModelForCausalLM
 

@@ -8,8 +8,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from vita_audio.interleave import InterleavePlan
-from vita_audio.training.arguments import argument_values, parse_arguments
-from vita_audio.training.trainer_flags import trainer_flags
+from vita_audio.training.arguments import argument_values, parse_arguments, trainer_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,11 +78,13 @@ def test_changed_values_are_those_that_were_given(flags):
         ({"dataset_name": "missing.yaml"}, "missing.yaml"),
         ({"output_dir": None}, "--output_dir"),
         ({"text_audio_interval_ratio": "1 10 4"}, "even number"),
+        ({"audio_input": "user"}, "audio input must be pairs such as user=continuous, got 'user'"),
         ({"text_audio_interval_ratio": "8192 0"}, "at least 3"),
         ({"model_max_length": 1}, "--model_max_length must be at least 2, got 1"),
         ({"mtp_loss_weight": -1}, "--mtp_loss_weight must be 0 or more"),
         ({"mtp_kl_weight": -1}, "--mtp_kl_weight must be 0 or more"),
         ({"mtp_model_lr_mult": 0}, "--mtp_model_lr_mult must be positive"),
+        ({"log_main_loss": 0}, "--log_main_loss must be at least 1"),
         ({"user_audio_loss_weight": -0.5}, "--user_audio_loss_weight must be 0 or more"),
     ],
 )

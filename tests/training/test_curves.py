@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from vita_audio.training.curves import depth_names, draw_curves, summarise
+from vita_audio.training.curves import depth_names, draw_run, summarise
 
 HISTORY = [
     {
@@ -36,14 +36,14 @@ def test_depths_are_listed_in_order():
 
 
 def test_curves_are_drawn_and_depend_on_the_values(tmp_path):
-    draw_curves(HISTORY, tmp_path / "a.png", title="toy")
-    other = [{**entry, "mtp_1_accuracy": 0.9} for entry in HISTORY]
-    draw_curves(other, tmp_path / "b.png", title="toy")
-    first, second = (Image.open(tmp_path / name).convert("RGB") for name in ("a.png", "b.png"))
+    draw_run(tmp_path, HISTORY)
+    first = Image.open(tmp_path / "curves.png").convert("RGB")
+    draw_run(tmp_path, [{**entry, "mtp_1_accuracy": 0.9} for entry in HISTORY])
+    second = Image.open(tmp_path / "curves.png").convert("RGB")
     assert first.size == second.size and first.size[0] > 1000
     assert first.tobytes() != second.tobytes()
 
 
 def test_a_log_without_losses_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no training losses"):
-        draw_curves([{"train_loss": 3.0, "step": 2}], tmp_path / "a.png")
+        draw_run(tmp_path, [{"train_loss": 3.0, "step": 2}])

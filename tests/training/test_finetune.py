@@ -132,7 +132,7 @@ def test_a_run_without_matplotlib_ends_before_the_training(toy_run, tmp_path, ca
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SystemExit):
         train(toy_run.flags(tmp_path / "run"))
-    assert re.search(r"plots need matplotlib .*vita-audio\[plots\]", capsys.readouterr().err)
+    assert re.search(r"a plot needs the package matplotlib .*vita-audio\[plots\]", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 

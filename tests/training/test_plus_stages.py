@@ -114,7 +114,7 @@ def test_a_stage_hears_what_is_said(stages, plus_flags, toy_run, tmp_path):
     [
         ({"audio_model_name_or_path": None}, "normalisation am.mvn is not in .*text_model; give the folder of a Sense"),
         ({"config_name": "plain"}, "user is continuous input, but the model .qwen2_mtp. has no speech encoder; set"),
-        ({"audio_tokenizer_type": "glm4voice"}, "has a speech encoder, but audio of no role is continuous input; set"),
+        ({"audio_tokenizer_type": "glm4voice"}, "has a speech encoder, but no role has continuous input; set"),
         ({"audio_input": "user"}, "audio input must be pairs such as user=continuous, got 'user'"),
         ({"audio_input": "user=loud"}, "must say discrete, continuous or both for system, user, assistant, got"),
         ({"audio_input": "assistant=both"}, "audio of the assistant must be discrete"),

@@ -1,3 +1,5 @@
+"""Settings of a stage: made once from its flags, and frozen."""
+
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -40,8 +42,3 @@ def test_bfloat16_weights_need_deepspeed(toy_run, tmp_path):
     assert stage_settings(model, data, training).dtype is torch.float32
     training.deepspeed = "ds_config.json"
     assert stage_settings(model, data, training).dtype is torch.bfloat16
-
-
-def test_audio_input_must_be_pairs(toy_run, tmp_path):
-    with pytest.raises(ValueError, match="audio input must be pairs such as user=continuous, got 'user'"):
-        settings(toy_run, tmp_path, audio_input="user")

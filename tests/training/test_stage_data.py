@@ -12,13 +12,17 @@ SEED = 7  # with another seed a ratio below 1 chooses other rows
 
 @pytest.fixture
 def settings(toy_run, tmp_path):
-    """Make settings for half of the toy data, without codes so far, in folders whose names need quotes."""
+    """Make the settings for half of the toy data, without codes so far, in folders whose names need quotes."""
     data = tmp_path / "half of it.yaml"
     data.write_text(f"dataset:\n  toy: {{ratio: 0.5, data_paths: [{toy_run.data.with_suffix('.jsonl')}]}}\n")
 
     def make(**changes):
-        folders = {"audio_code_dir": tmp_path / "the codes", "pack_cache_dir": tmp_path / "packs"}
-        return toy_run.settings(dataset_name=data, seed=SEED, **folders, **changes)
+        values = {
+            "dataset_name": str(data),
+            "audio_code_dir": tmp_path / "the codes",
+            "pack_cache_dir": tmp_path / "packs",
+        }
+        return toy_run.settings(**values | {"seed": SEED} | changes)
 
     return make
 

@@ -7,8 +7,8 @@ from models.toy_models import make_model
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
-from vita_audio.training.trainer import SpeechTrainer, depth_name
-from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+from vita_audio.training.curves import summarise, training_entries
+from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments, depth_name
 
 NUM_MODULES = 2
 
@@ -124,6 +124,37 @@ def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs)
     batches = [packs.select(range(start, start + 2)) for start in range(0, 8, 2)]
     assert entry["num_tokens"] >= sum(len(pack["input_ids"]) for batch in batches for pack in batch)
     assert entry["tokens_per_second"] > 0 and entry["minutes"] > 0
+
+
+def test_a_frozen_backbone_is_scored_at_times(make_trainer):
+    histories = []
+    for log_main_loss in (1, 3):
+        model = make_model(NUM_MODULES)
+        set_trainable(model, mtp_parameter_patterns(model.config))
+        trainer = make_trainer(model, max_steps=6, log_main_loss=log_main_loss)
+        trainer.train()
+        histories.append(trainer.state.log_history)
+    entries, some = (training_entries(history) for history in histories)
+    assert [entry["step"] for entry in some if "main_loss" in entry] == [1, 4, 6]
+    for entry, expected in zip(some, entries, strict=True):
+        names = entry.keys() if "main_loss" in entry else expected.keys() - {"main_loss", "main_accuracy"}
+        assert entry.keys() == names
+        for name in names - {"minutes", "tokens_per_second"}:
+            assert entry[name] == pytest.approx(expected[name], rel=1e-6), name
+    assert summarise(histories[1])["final_losses"] == pytest.approx(summarise(histories[0])["final_losses"])
+
+
+def test_a_backbone_that_trains_is_scored_in_every_step(make_trainer):
+    trainer = make_trainer(make_model(NUM_MODULES), max_steps=3)
+    trainer.train()
+    assert all("main_loss" in entry for entry in training_entries(trainer.state.log_history))
+
+
+def test_a_summary_has_the_last_known_loss_of_the_backbone():
+    values = {"loss": 1.0, "num_tokens": 8, "minutes": 1.0, "mtp_0_loss": 2.0, "mtp_0_accuracy": 0.5}
+    entries = [values | {"step": 1, "main_loss": 3.0, "main_accuracy": 0.25}, values | {"step": 2}]
+    assert summarise(entries)["final_losses"] == {"main": 3.0, "mtp_0": 2.0}
+    assert summarise(entries)["final_accuracies"] == {"main": 0.25, "mtp_0": 0.5}
 
 
 def test_one_process_with_several_gpus_is_refused(make_trainer, monkeypatch):

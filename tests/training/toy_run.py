@@ -62,8 +62,8 @@ class ToyRun:
         return folder / "config.json"
 
     def settings(self, **changes) -> StageSettings:
-        """Return the settings of a run like that of `flags`."""
-        settings = {
+        """Return the settings of a stage like that of `flags`."""
+        values = {
             "dataset_name": str(self.data),
             "audio_code_dir": self.folder / "codes",
             "pack_cache_dir": self.folder / "packs",
@@ -72,7 +72,7 @@ class ToyRun:
             "audio_tokenizer_path": str(self.audio_tokenizer),
             "model_max_length": 128,
         }
-        return StageSettings(**settings | changes)
+        return StageSettings(**values | changes)
 
     def flags(self, output_dir: Path, **changes) -> list[str]:
         """Return the flags of tools/finetune_sts.py for a run of a few steps on the CPU."""

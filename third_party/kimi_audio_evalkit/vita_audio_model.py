@@ -1,8 +1,8 @@
 """VITA-Audio models in Kimi-Audio-Evalkit: copy this file to its folder almeval/models, see the README next to it.
 
 The toolkit finds subclasses of `BaseModel` in that folder by their NAME and creates them without arguments, so settings
-come from the environment. It excludes samples from the score whose answer is None or "null", or whose audio is too long
-or too short; this model answers every sample, and one that fails counts as wrong.
+come from the environment. It excludes a sample from the score if the answer is None or "null", or if the audio is too
+long or too short; this model answers every sample, and one that fails counts as wrong.
 """
 
 import os
@@ -29,10 +29,7 @@ class VITAAudio(BaseModel):
     NAME = "VITA-Audio"
 
     def __init__(self, model_path: str | None = None, **kwargs):
-        """Load the model; `kwargs` take precedence over the environment.
-
-        Raises: ValueError if no model is named.
-        """
+        """Load the model; `kwargs` take precedence over the environment. Raises: ValueError if no model is named."""
         model_path = model_path or os.environ.get("VITA_AUDIO_MODEL")
         if not model_path:
             raise ValueError("set VITA_AUDIO_MODEL to the folder or hub name of a VITA-Audio model")

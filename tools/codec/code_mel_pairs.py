@@ -1,13 +1,12 @@
-"""Training pairs for the flow of a speech decoder: audio codes, and the mel of the decoder's voice for them.
+"""Training pairs for the flow of a speech decoder: audio codes and the matching mel in the decoder's voice.
 
-The codes come from that voice, from its disguised speech, and from other voices speaking the same texts, so that the
-flow turns the codes of any voice into the decoder's.
+The codes come from that voice, from modified versions of its speech, and from other voices speaking the same texts, so
+that the flow converts the codes of any voice to the decoder's voice.
 """
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ SMOOTHED_FRAMES = 5
 
 
 def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Return a wave as another speaker would say it at the same speed: Praat moves formants and pitch."""
+    """Return the wave in the voice of another, random speaker at the same speed: Praat moves formants and pitch."""
     import parselmouth
 
     formants, pitch, melody = rng.uniform(0.88, 1.22), rng.uniform(85, 230), rng.uniform(0.7, 1.4)
@@ -38,15 +37,10 @@ def mel_of(wave: np.ndarray) -> np.ndarray:
     return mel_spectrogram(torch.from_numpy(wave)[None])[0].numpy()
 
 
-def at_the_times_of(mel: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Stretch a mel to the timing of another mel of the same text.
+def stretch_to(mel: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Stretch a mel, (bands, frames), to the timing of another mel of the same text, both of two frames or more.
 
-    Uses dynamic time warping over cepstra that are normalised over their recording, which removes most of the voice.
-
-    Args:
-        mel: (bands, frames), at least two frames.
-        other: (bands, other frames), at least two frames.
-    Returns: (bands, other frames).
+    Uses dynamic time warping on cepstra normalised per recording, which removes most of the voice.
     """
     import librosa
 
@@ -82,25 +76,28 @@ class CodeMelPairs:
         Args:
             utterances: Utterances of the decoder's voice.
             num_frames_of: Maps a number of codes to a number of mel frames.
-            others: Utterances of other voices; only texts that the decoder's voice speaks too are used.
+            others: Utterances of other voices, used if `utterances` include their text.
             joined: Number of pieces of two to four utterances.
             disguised: Number of pieces of one or two utterances in a changed voice.
         """
-        said = {utterance.text: utterance for utterance in utterances}
+        own = {utterance.text: utterance for utterance in utterances}
         groups = [[utterance] for utterance in utterances]
         groups += [rng.choices(utterances, k=rng.randint(2, 4)) for _ in range(joined)]
-        waves = map(joined_wave, groups)
         changed = [rng.choices(utterances, k=rng.randint(1, 2)) for _ in range(disguised)]
-        followed = [(other, said[other.text]) for other in others if other.text in said]
-        pairs = chain(
-            ((wave, mel_of(wave)) for wave in waves),
-            ((disguise(wave, rng), mel_of(wave)) for wave in map(joined_wave, changed)),
-            (follow(joined_wave([other]), joined_wave([own])) for other, own in followed),
-        )
-        num_pairs = len(groups) + len(changed) + len(followed)
+        parallel = [([other], [own[other.text]]) for other in others if other.text in own]
+
+        def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for wave in map(joined_wave, groups):
+                yield wave, mel_of(wave)
+            for wave in map(joined_wave, changed):
+                yield disguise(wave, rng), mel_of(wave)
+            for wave, own_wave in (map(joined_wave, pair) for pair in parallel):
+                yield wave, stretch_to(mel_of(own_wave), mel_of(wave))
+
         self.items = []
-        for heard, mel in tqdm(pairs, total=num_pairs, desc="encoding", unit="piece"):
-            codes = tokenizer.encode(torch.from_numpy(heard), SAMPLE_RATE)
+        num_pairs = len(groups) + len(changed) + len(parallel)
+        for wave, mel in tqdm(pairs(), total=num_pairs, desc="encoding", unit="piece"):
+            codes = tokenizer.encode(torch.from_numpy(wave), SAMPLE_RATE)
             num_frames = num_frames_of(len(codes))
             missing = max(0, num_frames - mel.shape[1])
             mel = np.pad(mel, ((0, 0), (0, missing)), constant_values=math.log(MIN_MAGNITUDE))[:, :num_frames]
@@ -108,7 +105,7 @@ class CodeMelPairs:
         self.items.sort(key=lambda item: len(item[0]))
 
     def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
-        """Return pairs of similar length from a random place, with about `frames_per_batch` mel frames in total."""
+        """Return random pairs of similar length, with about `frames_per_batch` mel frames in total."""
         start = rng.randrange(len(self.items))
         rows, total = [], 0
         while total < frames_per_batch and start + len(rows) < len(self.items):
@@ -122,13 +119,8 @@ def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
     return np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in utterances])
 
 
-def follow(wave: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the wave of another voice, and the mel of the decoder's own wave of that text, stretched to its timing."""
-    return wave, at_the_times_of(mel_of(own), mel_of(wave))
-
-
 def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Pad codes and mels, (codes,) int64 and (frames, bands), to a batch in float32 with their lengths."""
+    """Pad pairs of codes, (codes,), and mels, (frames, bands), to a batch with their lengths."""
     codes, mels = zip(*rows, strict=True)
     return {
         "codes": pad_sequence(codes, batch_first=True),

@@ -43,6 +43,10 @@ class Utterance:
     voice: str
     symbols: list[str]
 
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / self.rate
+
     def float_wave(self, rate: int) -> np.ndarray:
         """Return the wave as float32 in [-1, 1], resampled to `rate` Hz."""
         wave = self.wave.astype(np.float32) / FULL_SCALE
@@ -72,26 +76,17 @@ def read_utterance(folder: Path, row: Any) -> Utterance:
 
 
 def recognition_row(sample: Any, folder: Path) -> dict[str, str]:
-    """Return the manifest row of a recognition sample, whose text is the answer.
-
-    Args:
-        folder: Folder of the file that contains the sample.
-    Raises: SampleError for any other sample.
-    """
+    """Return a recognition sample from a file in `folder` as a manifest row. Raises: SampleError for another sample."""
     conversation = Conversation.parse(sample)
     audios, answer = conversation.audios, conversation.turns[-1]
     if conversation.audio_roles != ["user"] or not isinstance(audios[0], str) or answer.role != "assistant":
-        raise SampleError(
-            f"a recognition sample needs one audio file, the user's, and a last turn of text, got {sample}"
-        )
+        raise SampleError(f"a recognition sample needs one audio file of the user and a text answer, got {sample}")
     return {"audio": str(resolve(audios[0], folder).absolute()), "text": answer.content, "voice": "anyone"}
 
 
 def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
-    """Read a corpus folder; unusable rows are named and skipped.
+    """Read the utterances of one voice, or of all, from a corpus folder; unusable rows are reported and skipped.
 
-    Args:
-        voice: Keep only this voice; None keeps all.
     Raises: FileNotFoundError without a manifest, ValueError if no utterance is left.
     """
     manifest = folder / MANIFEST
@@ -99,47 +94,47 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
         raise FileNotFoundError(f"no {manifest}; make one with python -m tools.codec.make_corpus or write your own")
 
     def read(row: Any) -> Utterance | None:
-        if voice is not None and isinstance(row, dict) and row.get("voice") != voice:
-            return None
-        return read_utterance(folder, row)
+        is_other = voice is not None and isinstance(row, dict) and row.get("voice") != voice
+        return None if is_other else read_utterance(folder, row)
 
     return _read_rows(manifest, read, f"voice {voice or 'any'}")
 
 
 def load_recognition(path: Path) -> list[Utterance]:
-    """Read the recognition samples of a data file, in a fixed random order; unusable rows are named and skipped.
+    """Read the recognition samples of a data file, in a fixed random order; unusable rows are reported and skipped.
 
     Raises: FileNotFoundError, ValueError if no utterance is left.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; give a .jsonl file of recognition samples")
+    folder = path.parent
     utterances = _read_rows(
-        path, lambda row: read_utterance(path.parent, recognition_row(row, path.parent)), "speech with its text"
+        path, lambda row: read_utterance(folder, recognition_row(row, folder)), "transcribed speech"
     )
     return [utterances[place] for place in shuffled(len(utterances), seed=0)]
 
 
-def _read_rows(path: Path, read: Callable[[Any], Utterance | None], what: str) -> list[Utterance]:
+def _read_rows(path: Path, read: Callable[[Any], Utterance | None], kind: str) -> list[Utterance]:
     problems: list[Problem] = []
     utterances = []
     for number, text in tqdm(list(read_samples(path, problems)), desc="reading speech", unit="clip"):
         try:
-            utterances.append(read(json.loads(text)))
+            if utterance := read(json.loads(text)):
+                utterances.append(utterance)
         except (ValueError, OSError, soundfile.LibsndfileError) as error:
             problems.append(Problem(str(path), number, "unusable", str(error)))
-    utterances = [utterance for utterance in utterances if utterance is not None]
     for problem in problems[:PROBLEMS_SHOWN]:
         print("skipped", problem)
-    print(f"{len(utterances)} utterances read, {len(problems)} skipped, {what}")
+    print(f"{len(utterances)} utterances read, {len(problems)} skipped, {kind}")
     if not utterances:
-        raise ValueError(f"{path} gives no usable utterance of {what}")
+        raise ValueError(f"{path} gives no usable utterance of {kind}")
     return utterances
 
 
 def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:
     """Split into (training, held out); the last `count` utterances are held out.
 
-    Raises: ValueError if nothing is held out, or more is held out than left for training.
+    Raises: ValueError if `count` is below 1 or more than half of the utterances.
     """
     if count < 1:
         raise ValueError(f"--held-out must be 1 or more, got {count}")

@@ -1,4 +1,4 @@
-"""Training of a small speech decoder in one voice: its vocoder (HiFT), its flow (flow matching), and their export."""
+"""Training and export of a small speech decoder in one voice: vocoder (HiFT) and flow (flow matching)."""
 
 import argparse
 import random
@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from tools.codec.code_mel_pairs import CodeMelPairs, collate
 from tools.codec.corpus import Utterance, hold_out, load_corpus
-from tools.common.training_loop import TrainingLoop, use_device
+from tools.common.training_loop import TrainingLoop
 from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.config import (
     DecoderConfig,
     EncoderConfig,
@@ -31,7 +33,7 @@ from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogr
 SMALL_FLOW = FlowConfig(
     input_size=192,
     vocab_size=512,
-    # Without noise the flow gives the most likely mel, which is the clearest for a flow this small.
+    # Without noise the flow gives the most likely mel, the clearest for a flow this small.
     cfm=FlowMatchingConfig(inference_cfg_rate=1.5, inference_temperature=0.0),
     # Eight smoothing convolutions cover a whole code (7 frames) and its neighbours; four do not.
     sampling_ratios=(1,) * 8,
@@ -48,11 +50,11 @@ SMALL_HIFT = HiFTConfig(
 )
 STFT_SIZES = (256, 512, 1024, 2048)
 PROMPT_PROBABILITY = 0.2  # a single voice needs few examples of continuing a prompt
-F0_SCALE = 100.0  # Hz; scales the error of the fundamental to the size of the spectral losses
+F0_SCALE = 100.0  # Hz; brings the loss of the fundamental to the size of the spectral losses
 
 
 def fundamental(wave: np.ndarray, num_frames: int) -> np.ndarray:
-    """Return the fundamental by Praat's autocorrelation: Hz per mel frame, 0 if unvoiced, (num_frames,) float32."""
+    """Return the fundamental frequency of each mel frame by Praat's autocorrelation, (num_frames,); Hz, 0: unvoiced."""
     import parselmouth
 
     pitch = parselmouth.Sound(wave, SAMPLE_RATE).to_pitch(time_step=0.005, pitch_floor=60, pitch_ceiling=400)
@@ -62,7 +64,7 @@ def fundamental(wave: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 class VocoderTraining(nn.Module):
-    """HiFT with spectral and fundamental losses."""
+    """HiFT with losses on the spectrum and the fundamental frequency."""
 
     def __init__(self, config: HiFTConfig):
         super().__init__()
@@ -78,25 +80,21 @@ class VocoderTraining(nn.Module):
 
 
 def stft_loss(wave: Tensor, target: Tensor) -> Tensor:
-    """Return spectral convergence plus log-magnitude L1 (Parallel WaveGAN), averaged over resolutions.
+    """Return spectral convergence plus log-magnitude L1 of waves (batch, samples), averaged over resolutions.
 
-    Args:
-        wave: (batch, samples), float32.
-        target: (batch, samples), float32.
+    Source: Parallel WaveGAN (arXiv 1910.11480).
     """
     total = wave.new_zeros(())
     for size in STFT_SIZES:
         window = torch.hann_window(size, device=wave.device)
-        made, true = (
-            torch.stft(x, size, size // 4, window=window, return_complex=True).abs().clamp(min=1e-5)
-            for x in (wave, target)
-        )
+        spectra = [torch.stft(x, size, size // 4, window=window, return_complex=True) for x in (wave, target)]
+        made, true = (spectrum.abs().clamp(min=1e-5) for spectrum in spectra)
         total = total + (made - true).norm() / true.norm() + (made.log() - true.log()).abs().mean()
     return total / len(STFT_SIZES)
 
 
 class SegmentSampler:
-    """Draws random segments of recordings, with their mel and fundamental, for the vocoder."""
+    """Draws random segments of recordings, with their mel and fundamental frequency, for the vocoder."""
 
     def __init__(self, utterances: list[Utterance], frames: int, batch_size: int, rng: random.Random):
         self.frames, self.batch_size, self.rng = frames, batch_size, rng
@@ -118,16 +116,12 @@ class SegmentSampler:
             start = self.rng.randrange(mel.shape[1] - self.frames)
             stop = start + self.frames
             rows.append((wave[start * HOP_LENGTH : stop * HOP_LENGTH], mel[:, start:stop], f0[start:stop]))
-        waves, mels, f0s = (torch.stack(parts) for parts in zip(*rows, strict=True))
-        return {"wave": waves, "mel": mels, "f0": f0s}
+        return dict(zip(("wave", "mel", "f0"), map(torch.stack, zip(*rows, strict=True)), strict=True))
 
 
 def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up data and vocoder; return a function that trains it.
-
-    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
-    """
-    use_device(args)
+    """Return a function that trains a vocoder. Raises: FileNotFoundError, ValueError."""
+    args.device = resolve_device(args.device)
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
     rng = random.Random(args.seed)
@@ -136,18 +130,16 @@ def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
     sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
     loop = TrainingLoop(VocoderTraining(SMALL_HIFT), args)
 
-    def validate() -> dict[str, float]:
-        losses = loop.averaged(to_device(held_out, args.device))
-        return {f"held_out_{name}": value for name, value in losses.items()}
-
-    return lambda: loop.run(lambda: to_device(sampler.batch(), args.device), validate)
+    return lambda: loop.run(
+        lambda: to_device(sampler.batch(), args.device), lambda: held_out_losses(loop.averaged, held_out, args.device)
+    )
 
 
 class FlowTraining(nn.Module):
-    """The flow with its own loss, and an L1 loss that makes the prior resemble the mel.
+    """The flow with its own loss and an L1 loss between prior and mel.
 
     Attributes:
-        only_prior: Skip the UNet, which is nearly all of the work; the prior alone trains ten times faster.
+        only_prior: Train the prior without the UNet, which is ten times faster.
     """
 
     def __init__(self, config: FlowConfig, seed: int):
@@ -166,11 +158,8 @@ class FlowTraining(nn.Module):
 
 
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up the flow and encode its data; return a function that trains it.
-
-    Raises: FileNotFoundError, ValueError for a corpus, tokenizer or settings that cannot be used.
-    """
-    use_device(args)
+    """Encode the data and return a function that trains a flow. Raises: FileNotFoundError, ValueError."""
+    args.device = resolve_device(args.device)
     everyone = load_corpus(args.corpus)
     utterances = [utterance for utterance in everyone if utterance.voice == args.voice]
     others = [utterance for utterance in everyone if utterance.voice != args.voice]
@@ -186,8 +175,7 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
 
     def validate() -> dict[str, float]:
         loop.averaged.module.generator.manual_seed(args.seed)
-        losses = loop.averaged(to_device(collate(held_out.items), args.device))
-        return {f"held_out_{name}": value for name, value in losses.items()}
+        return held_out_losses(loop.averaged, collate(held_out.items), args.device)
 
     def choose_part(step: int) -> None:
         loop.model.only_prior = step < args.prior_steps
@@ -201,24 +189,19 @@ def to_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def averaged_state(run: Path) -> dict[str, Tensor]:
-    return torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"]
-
-
-def trained_weights(run: Path, module: nn.Module) -> nn.Module:
-    """Load the averaged weights of a run folder into `module`."""
-    state = averaged_state(run)
-    module.load_state_dict(
-        {name.removeprefix("module."): value for name, value in state.items() if name != "n_averaged"}
-    )
-    return module
+def held_out_losses(model: nn.Module, batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {f"held_out_{name}": value for name, value in model(to_device(batch, device)).items()}
 
 
 def export(vocoder_run: Path, flow_run: Path, output: Path) -> None:
-    """Write config.yaml, flow.safetensors and hift.safetensors in half precision."""
-    vocab_size = len(averaged_state(flow_run)["module.flow.input_embedding.weight"])
-    config = replace(SMALL_FLOW, vocab_size=vocab_size)
-    flow = trained_weights(flow_run, FlowTraining(config, 0)).flow.eval()
-    hift = trained_weights(vocoder_run, VocoderTraining(SMALL_HIFT)).hift.eval()
-    SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow, hift).save_pretrained(output, torch.float16)
+    """Write the averaged weights of both runs as config.yaml, flow.safetensors and hift.safetensors, in float16."""
+    runs = (vocoder_run, flow_run)
+    states = [torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"] for run in runs]
+    config = replace(SMALL_FLOW, vocab_size=len(states[1]["module.flow.input_embedding.weight"]))
+    models = [AveragedModel(VocoderTraining(SMALL_HIFT)), AveragedModel(FlowTraining(config, 0))]
+    for model, state in zip(models, states, strict=True):
+        model.load_state_dict(state)
+    vocoder, flow = (model.module.eval() for model in models)
+    decoder = SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow.flow, vocoder.hift)
+    decoder.save_pretrained(output, torch.float16)
     print(f"decoder written to {output}")

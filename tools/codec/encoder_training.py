@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus, load_recognition
 from tools.codec.heads import ctc_loss, greedy_symbols
-from tools.common.training_loop import TrainingLoop, use_device
+from tools.common.training_loop import TrainingLoop
 from vita_audio.files.checkpoint import read_json
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.resample import resample
 from vita_audio.speech_features import FEATURE_SIZE, QUERIES, SenseVoiceFrontEnd
@@ -24,21 +25,8 @@ STATISTICS_UTTERANCES = 500  # number of utterances that the normalisation is me
 MAX_BLANKED_ROWS = 5  # per span that augmentation blanks
 
 
-class BatchMaker:
-    """Turns utterances into features and CTC targets."""
-
-    def __init__(self, front_end: SenseVoiceFrontEnd, tokenizer: TextTokenizer, device: str):
-        self.front_end, self.tokenizer, self.device = front_end, tokenizer, device
-
-    def __call__(self, utterances: list[Utterance], rng: random.Random | None) -> dict:
-        """Return a batch for `EncoderTraining`; without `rng` there is no augmentation."""
-        features = [features_of(utterance, self.front_end, rng).to(self.device) for utterance in utterances]
-        symbols = [[token_id + 1 for token_id in self.tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
-        return {"features": features, "symbols": symbols}
-
-
 def features_of(utterance: Utterance, front_end: SenseVoiceFrontEnd, rng: random.Random | None) -> Tensor:
-    """Return the features of an utterance, (rows, 560); `rng` adds a change of speed, noise and blanked spans."""
+    """Return the features of an utterance, (rows, 560), with random speed, noise and blanks if `rng` is given."""
     wave = torch.from_numpy(utterance.wave.astype(np.float32) / FULL_SCALE)
     speed = rng.uniform(0.9, 1.1) if rng else 1.0
     wave = resample(wave, round(utterance.rate * speed / 100) * 100, front_end.sample_rate)
@@ -60,7 +48,7 @@ def measure_normalisation(utterances: list[Utterance]) -> SenseVoiceFrontEnd:
 
 
 class EncoderTraining(nn.Module):
-    """Encoder with its CTC head; `forward` gives the loss of one batch."""
+    """Encoder with its CTC head and its loss."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
@@ -76,31 +64,30 @@ class EncoderTraining(nn.Module):
 
 
 @torch.no_grad()
-def validate(training: EncoderTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict[str, float]:
+def validate(
+    training: EncoderTraining, make_batch: Callable[[list[Utterance]], dict], utterances: list[Utterance]
+) -> dict[str, float]:
     """Return the token error rate on held-out utterances."""
     errors = count = 0
     for start in range(0, len(utterances), 12):
-        batch = maker(utterances[start : start + 12], None)
+        batch = make_batch(utterances[start : start + 12])
         for path, truth in zip(greedy_symbols(*training.logits(batch["features"])), batch["symbols"], strict=True):
             errors, count = errors + Levenshtein.distance(path, truth), count + len(truth)
     return {"token_error": errors / max(count, 1)}
 
 
 def draw_batch(utterances: list[Utterance], seconds: float, rng: random.Random) -> list[Utterance]:
-    """Draw utterances of about `seconds` in all."""
+    """Draw utterances with a total length of at least `seconds`."""
     batch, total = [], 0.0
     while total < seconds:
         batch.append(rng.choice(utterances))
-        total += len(batch[-1].wave) / batch[-1].rate
+        total += batch[-1].seconds
     return batch
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up data and model; return a function that trains and writes the encoder.
-
-    Raises: FileNotFoundError, ValueError for speech or settings that cannot be used.
-    """
-    use_device(args)
+    """Return a function that trains an encoder and writes its folder. Raises: FileNotFoundError, ValueError."""
+    args.device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     sizes = read_json(args.config).get("audio_config")
     if not isinstance(sizes, dict):
@@ -114,14 +101,18 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     utterances = load_corpus(args.corpus) if args.corpus else load_recognition(args.data)
     train_set, validation_set = hold_out(utterances, args.held_out)
     front_end = measure_normalisation(train_set[:: max(1, len(train_set) // STATISTICS_UTTERANCES)])
-    maker = BatchMaker(front_end, tokenizer, args.device)
     loop = TrainingLoop(EncoderTraining(config), args)
     rng = random.Random(args.seed + loop.step)
 
+    def make_batch(utterances: list[Utterance], rng: random.Random | None = None) -> dict:
+        features = [features_of(utterance, front_end, rng).to(args.device) for utterance in utterances]
+        symbols = [[token_id + 1 for token_id in tokenizer.encode(u.text)] for u in utterances]  # 0 is the blank
+        return {"features": features, "symbols": symbols}
+
     def train() -> None:
         loop.run(
-            next_batch=lambda: maker(draw_batch(train_set, args.batch_seconds, rng), rng),
-            validate=lambda: validate(loop.averaged.module, maker, validation_set),
+            next_batch=lambda: make_batch(draw_batch(train_set, args.batch_seconds, rng), rng),
+            validate=lambda: validate(loop.averaged.module, make_batch, validation_set),
         )
         folder = args.output / "encoder"
         folder.mkdir(exist_ok=True)

@@ -31,7 +31,7 @@ class CodeReader(nn.Module):
     upsampled codewords preserves the words, and mel regression preserves timing and intonation.
     """
 
-    def __init__(self, code_width: int, num_symbols: int, width: int = 192, num_bands: int = NUM_BANDS):
+    def __init__(self, code_width: int, num_symbols: int, width: int = 192):
         super().__init__()
         self.frame_ctc = nn.Linear(code_width, num_symbols)
         self.input = nn.Linear(code_width, width)
@@ -40,16 +40,16 @@ class CodeReader(nn.Module):
         self.fast = nn.Sequential(*(ConvBlock(width) for _ in range(2)))
         self.code_ctc = nn.Linear(width, num_symbols)
         self.mel_blocks = nn.Sequential(*(ConvBlock(width) for _ in range(2)))
-        self.mel = nn.Linear(width, num_bands)
+        self.mel = nn.Linear(width, NUM_BANDS)
 
     def forward(self, codewords: Tensor, token_mask: Tensor) -> Tensor:
-        """(batch, codes, code width), (batch, codes) bool -> features at 50 Hz, (batch, 4 * codes, width)."""
+        """Map codewords, (batch, codes, code width), to features at 50 Hz, (batch, 4 * codes, width)."""
         hidden = self.slow(self.input(codewords) * token_mask[..., None])
         hidden = self.upsample(hidden).unflatten(-1, (UPSAMPLING, -1)).flatten(1, 2)
         return self.fast(hidden * token_mask.repeat_interleave(UPSAMPLING, 1)[..., None])
 
     def read_mel(self, features: Tensor, num_frames: int) -> Tensor:
-        """Features at 50 Hz -> (batch, num_frames, bands); `num_frames` covers the same time span."""
+        """Map features to the mel, (batch, num_frames, bands), of the same time span."""
         stretched = F.interpolate(features.transpose(1, 2), size=num_frames, mode="linear").transpose(1, 2)
         return self.mel(self.mel_blocks(stretched))
 
@@ -59,8 +59,8 @@ def ctc_loss(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> Tenso
 
     Args:
         logits: (batch, time, symbols); symbol 0 is the blank.
-        lengths: Valid frames, (batch,).
-        symbols: Target ids of each row, from 1.
+        lengths: Numbers of valid frames, (batch,).
+        symbols: Target ids of each row.
     """
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)
     targets = torch.tensor([symbol for row in symbols for symbol in row])

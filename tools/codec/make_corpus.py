@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -31,26 +31,17 @@ from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 
 PEAK = 0.7
+SETTINGS = {"length_scale": (0.85, 1.2), "noise_scale": (0.5, 0.8), "noise_w_scale": (0.6, 0.9)}  # ranges for Piper
 MAIN_VOICE = "joe"
 OTHER_VOICES = (
-    "flite:slt",
-    "flite:awb",
-    "flite:rms",
-    "flite:kal16",
-    "espeak:en-us",
-    "espeak:en-us+f3",
-    "espeak:en-gb+m3",
+    *("flite:slt", "flite:awb", "flite:rms", "flite:kal16"),
+    *("espeak:en-us", "espeak:en-us+f3", "espeak:en-gb+m3"),
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """One utterance to speak.
-
-    Attributes:
-        seed: Seed for speed, pitch and noise.
-        path: File to write.
-    """
+    """One utterance to speak; `seed` draws speed, pitch and noise."""
 
     voice: str
     text: str
@@ -61,7 +52,7 @@ class Job:
 class Speaker:
     """Makes the audio files and manifest rows of one process.
 
-    The noise in Piper's speech is determined by `rank` and by the texts that the process has spoken before.
+    The noise in Piper's speech is determined by `rank` and by the texts that the process has synthesised before.
     """
 
     def __init__(self, rank: int):
@@ -74,8 +65,11 @@ class Speaker:
         """Write the audio file of an utterance unless it exists; return its manifest row."""
         if not job.path.exists():
             rng = random.Random(job.seed)
-            speak = self.speak_piper if job.voice == MAIN_VOICE else partial(speak_command, job.voice, self.rate)
-            wave = trim_silence(speak(job.text, rng), self.rate)
+            if job.voice == MAIN_VOICE:
+                wave = synthesise(self.piper, job.text, **{name: rng.uniform(*span) for name, span in SETTINGS.items()})
+            else:
+                wave = speak_command(job.voice, self.rate, job.text, rng)
+            wave = trim_silence(wave, self.rate)
             write_flac(job.path, wave * (PEAK / np.abs(wave).max()), self.rate)
         return {
             "audio": job.path.name,
@@ -84,16 +78,6 @@ class Speaker:
             "voice": job.voice,
             "seconds": round(soundfile.info(job.path).duration, 3),
         }
-
-    def speak_piper(self, text: str, rng: random.Random) -> np.ndarray:
-        """Return a text spoken at a random speed with random noise, (samples,) float32 at the rate of the voice."""
-        return synthesise(
-            self.piper,
-            text,
-            length_scale=rng.uniform(0.85, 1.2),
-            noise_scale=rng.uniform(0.5, 0.8),
-            noise_w_scale=rng.uniform(0.6, 0.9),
-        )
 
 
 def speak_command(voice: str, rate: int, text: str, rng: random.Random) -> np.ndarray:
@@ -112,20 +96,18 @@ def speak_command(voice: str, rate: int, text: str, rng: random.Random) -> np.nd
     return soxr.resample(wave, own_rate * factor, rate).astype(np.float32)
 
 
-def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
+def choose_utterances(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Return (voice, text) of every utterance."""
     texts = corpus_texts(args.main_count + args.other_count, args.seed)
     main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
     voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
     if not voices and (other_texts or args.parallel):
         print(f"neither flite nor espeak-ng is installed; using only the voice {MAIN_VOICE}")
+    more_texts = frequent_texts(args.frequent_count, args.seed) if args.frequent_count else []
+    more_texts += domain_texts(args.seed) if args.domain else []
     spoken = [(MAIN_VOICE, text) for text in main_texts]
-    spoken += [(voices[index % len(voices)], text) for index, text in enumerate(other_texts) if voices]
-    spoken += [(voices[index % len(voices)], text) for index, text in enumerate(main_texts[: args.parallel]) if voices]
-    if args.frequent_count:
-        spoken += [(MAIN_VOICE, text) for text in frequent_texts(args.frequent_count, args.seed)]
-    if args.domain:
-        spoken += [(MAIN_VOICE, text) for text in domain_texts(args.seed)]
+    spoken += [*zip(cycle(voices), other_texts), *zip(cycle(voices), main_texts[: args.parallel])]
+    spoken += [(MAIN_VOICE, text) for text in more_texts]
     if args.texts:
         lines = args.texts.read_text(encoding="utf-8").splitlines()
         spoken += [(args.voice, line.strip()) for line in lines if line.strip()] * args.renderings
@@ -133,9 +115,9 @@ def what_to_speak(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def plan_jobs(args: argparse.Namespace) -> list[Job]:
-    """Decide on every utterance and its file, in an order that mixes the voices."""
+    """Return every utterance and its file, in an order that mixes the voices."""
     jobs, renderings = [], Counter()
-    for voice, text in what_to_speak(args):
+    for voice, text in choose_utterances(args):
         count = renderings[voice, text]  # of this text by this voice so far
         renderings[voice, text] += 1
         again = f" {count}" if count else ""
@@ -152,7 +134,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--main-count", type=count, default=0, help="generated utterances of the decoder's voice")
     parser.add_argument("--other-count", type=count, default=0, help="generated utterances shared by the other voices")
     parser.add_argument(
-        "--parallel", type=count, default=0, help="texts of the decoder's voice that another voice speaks too"
+        "--parallel", type=count, default=0, help="texts of the decoder's voice that another voice repeats"
     )
     parser.add_argument("--frequent-count", type=count, default=0, help="rows of frequent words; needs wordfreq")
     parser.add_argument("--domain", action="store_true", help="add the demo's training texts in the decoder's voice")

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -15,10 +16,11 @@ from transformers import WhisperFeatureExtractor
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus
 from tools.codec.heads import FEATURE_RATE, CodeReader, ctc_loss, greedy_symbols
 from tools.codec.vector_quantizer import VectorQuantizer
-from tools.common.training_loop import TrainingLoop, use_device
+from tools.common.training_loop import TrainingLoop
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.constants import INPUT_RATE
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
 from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
 
@@ -28,48 +30,43 @@ CODEBOOK_START_BATCHES = 40  # number of batches that the codebook is initialise
 
 
 class PieceSampler:
-    """Draws training pieces: single utterances, and sequences of utterances of one voice of up to 29 s.
-
-    The encoder has absolute positions, so training needs long pieces too.
-    """
+    """Draws pieces of one voice: single utterances and, because positions are absolute, joined ones of up to 29 s."""
 
     def __init__(self, utterances: list[Utterance], seconds_per_batch: float, rng: random.Random):
-        self.by_voice: dict[str, list[Utterance]] = {}
-        for utterance in utterances:
-            self.by_voice.setdefault(utterance.voice, []).append(utterance)
-        self.voices = sorted(self.by_voice)
+        self.voices = sorted({u.voice for u in utterances})
+        self.by_voice = {voice: [u for u in utterances if u.voice == voice] for voice in self.voices}
         self.weights = [len(self.by_voice[voice]) for voice in self.voices]
         self.seconds_per_batch = seconds_per_batch
         self.rng = rng
 
     def batch(self) -> list[list[Utterance]]:
-        """Return pieces with a total length of about `seconds_per_batch`."""
+        """Return pieces with a total length of at least `seconds_per_batch`."""
         rng = self.rng
         goal = rng.choices((0.0, 6.0, 12.0, MAX_PIECE_SECONDS), (0.55, 0.2, 0.15, 0.1))[0]
         pieces, total = [], 0.0
         while total < self.seconds_per_batch:
             pool = self.by_voice[rng.choices(self.voices, self.weights)[0]]
-            piece, seconds = [rng.choice(pool)], 0.0
-            seconds = len(piece[0].wave) / piece[0].rate
+            piece = [rng.choice(pool)]
+            seconds = piece[0].seconds
             while seconds < goal:
                 following = rng.choice(pool)
-                seconds += len(following.wave) / following.rate
-                if seconds > MAX_PIECE_SECONDS:
+                if seconds + following.seconds > MAX_PIECE_SECONDS:
                     break
                 piece.append(following)
+                seconds += following.seconds
             pieces.append(piece)
-            total += sum(len(u.wave) / u.rate for u in piece)
+            total += seconds
         return pieces
 
 
 class BatchMaker:
-    """Turns pieces into tensors: encoder features with light augmentation, phone targets, mels of the main voice."""
+    """Turns pieces into encoder features, phone targets and mels of the main voice."""
 
     def __init__(self, extractor: WhisperFeatureExtractor, symbol_ids: dict[str, int], voice: str, device: str):
         self.extractor, self.symbol_ids, self.voice, self.device = extractor, symbol_ids, voice, device
 
     def __call__(self, pieces: list[list[Utterance]], rng: random.Random | None) -> dict:
-        """Return a batch for `TokenizerTraining`; without `rng` there is no augmentation."""
+        """Return a batch for `TokenizerTraining`, augmented if `rng` is given."""
         waves, symbols, mels = [], [], []
         for piece in pieces:
             wave = np.concatenate([u.wave for u in piece]).astype(np.float32) / FULL_SCALE
@@ -102,12 +99,12 @@ def spec_augment(features: Tensor, rng: random.Random) -> Tensor:
 
 
 class TokenizerTraining(nn.Module):
-    """Encoder, quantiser statistics and heads; `forward` gives the losses of one batch."""
+    """Encoder with the quantiser, heads and losses of its training."""
 
     def __init__(self, config: WhisperVQConfig, num_symbols: int):
         super().__init__()
         self.encoder = WhisperVQEncoder(config)
-        self.quantizer = VectorQuantizer.from_encoder(self.encoder)
+        self.quantizer = VectorQuantizer(self.encoder.codebook, config)
         self.reader = CodeReader(config.d_model, num_symbols)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
@@ -146,21 +143,20 @@ class TokenizerTraining(nn.Module):
         self.quantizer.initialize(torch.cat(vectors))
 
 
-def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict:
-    """Return the codebook perplexity, and the phone error rates of the code CTC for the main voice and the others."""
-    errors, counts = {}, {}
+def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Utterance]) -> dict[str, float]:
+    """Return the codebook perplexity and the phone error rates of the code CTC for the main voice and the others."""
+    errors, counts = Counter(), Counter()
     for start in range(0, len(utterances), 12):
         group = utterances[start : start + 12]
         batch = maker([[u] for u in group], None)
         output = training.encoder(batch["features"], batch["mask"])
         hidden = training.quantizer(output.pre_vq_hidden, output.token_mask).quantized
         logits = training.reader.code_ctc(training.reader(hidden, output.token_mask))
-        for u, path, truth in zip(
-            group, greedy_symbols(logits, output.frame_mask.sum(1)), batch["symbols"], strict=True
-        ):
+        paths = greedy_symbols(logits, output.frame_mask.sum(1))
+        for u, path, truth in zip(group, paths, batch["symbols"], strict=True):
             key = "main" if u.voice == maker.voice else "other"
-            errors[key] = errors.get(key, 0) + Levenshtein.distance(path, truth)
-            counts[key] = counts.get(key, 0) + len(truth)
+            errors[key] += Levenshtein.distance(path, truth)
+            counts[key] += len(truth)
     rates = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
     return {"perplexity": training.quantizer.perplexity(), **rates}
 
@@ -168,19 +164,15 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
 def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
     """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others."""
     train_set, held_out = hold_out([u for u in utterances if u.voice == voice], count)
-    others = [u for u in utterances if u.voice != voice]
-    if others:
+    if others := [u for u in utterances if u.voice != voice]:
         more, more_held_out = hold_out(others, count)
-        train_set, held_out = train_set + more, held_out + more_held_out
+        return train_set + more, held_out + more_held_out
     return train_set, held_out
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up data and model; return a function that trains and writes the tokenizer folder.
-
-    Raises: FileNotFoundError, ValueError for a corpus or settings that cannot be used.
-    """
-    use_device(args)
+    """Return a function that trains a tokenizer and writes its folder. Raises: FileNotFoundError, ValueError."""
+    args.device = resolve_device(args.device)
     torch.manual_seed(args.seed)
     train_set, validation_set = split_corpus(load_corpus(args.corpus), args.voice, args.held_out)
     symbols = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
@@ -191,7 +183,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     loop = TrainingLoop(training, args, ema_decay=None)  # an averaged encoder would not fit the codebook
     if not training.quantizer.initialized and max(loop.step, args.quantize_from) >= args.steps:
         raise ValueError(
-            f"--quantize-from {args.quantize_from} must leave steps to train the codebook in, got --steps {args.steps} "
+            f"--quantize-from {args.quantize_from} must leave steps to train the codebook, got --steps {args.steps} "
             f"and a run at step {loop.step}"
         )
     rng = random.Random(args.seed + loop.step)
@@ -216,7 +208,8 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
-    """Return a config with the sizes in the options; the decoder of Whisper, which is not used, stays minimal."""
+    """Return a config with the sizes in the options; Whisper's decoder, which is not used, stays minimal."""
+    special_tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     return WhisperVQConfig(
         d_model=args.width,
         encoder_layers=args.layers + 1,
@@ -229,8 +222,5 @@ def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
         dropout=0.0,
         decoder_layers=0,
         vocab_size=8,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-        decoder_start_token_id=0,
+        **dict.fromkeys(special_tokens, 0),
     )

@@ -1,8 +1,8 @@
 """Train a small GLM-4-Voice style speech tokenizer (WhisperVQEncoder, 12.5 codes per second) on a corpus folder.
 
-The encoder learns from two CTC losses on phones (or letters, if the manifest has no phones) over all voices, and from
-an L1 loss on the mel of one voice, the one the decoder will speak in. An interrupted run is resumed. Writes a folder
-like the released glm-4-voice-tokenizer.
+The encoder learns from two CTC losses on phones (or letters, if the manifest has no phones) of all voices, and from an
+L1 loss on the mel of the decoder's voice. An interrupted run is resumed. Writes a folder like the released
+glm-4-voice-tokenizer.
 
     python -m tools.codec.train_tokenizer --corpus DIR --voice joe --output RUN
 """

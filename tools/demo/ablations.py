@@ -3,10 +3,10 @@
     python -m tools.demo.ablations          # after scripts/quickstart.sh: all runs start from its first stage
     python -m tools.demo.ablations --ci     # a few training steps each, only to test that every step runs
 
-One setting changes at a time: first the number of modules, with and without --mtp_kl_weight, on the plan of the quick
-start, then the plan, with all modules. Each run repeats stages 2 to 4 of the quick start (runs that do not differ yet
-share stage 2) on data interleaved by its plan, and decodes by the same plan. The same command resumes an interrupted
-run. Writes ablations.md, ablations.json, ablations.png and a folder for each run with its answers.
+One setting changes at a time: first the number of modules, with and without --mtp_kl_weight, with the plan of the quick
+start, then the plan, with all modules. Each run repeats stages 2 to 4 of the quick start with its own plan for training
+and decoding; runs that differ only in the number of modules share stage 2. The same command resumes an interrupted run.
+Writes ablations.md, ablations.json, ablations.png and a folder for each run with its answers.
 """
 
 import argparse
@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Form, Run, Stage, Variant, stage_step
-from tools.demo.steps import ROOT, Progress, Step, open_folder, read_path, run_to_the_end, seen_from_root
+from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Run, Stage, stage_step
+from tools.demo.steps import ROOT, Progress, Step, flags_of, open_folder, read_path, run_steps, seen_from_root
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
 from vita_audio.interleave import MODES
 
-PLAN_FILE = "plan.json"
 CENTRE_SCHEDULE = "boost"  # the quick start's
 MODULES = {"quick": (1, 2, 5, 10), "ci": (1, 2)}  # by form of the quick start
 SCHEDULES = {"quick": ("boost", "balance", "turbo"), "ci": ("boost",)}
@@ -34,12 +33,7 @@ SCHEDULES = {"quick": ("boost", "balance", "turbo"), "ci": ("boost",)}
 
 @dataclass(frozen=True)
 class Ablation:
-    """A model to train.
-
-    Attributes:
-        schedule: Name of the interleave plan of its data and answers.
-        kl_weight: Value of --mtp_kl_weight.
-    """
+    """A model to train; `schedule` names the interleave plan of its data and answers."""
 
     num_modules: int
     schedule: str
@@ -47,7 +41,7 @@ class Ablation:
 
     @property
     def family(self) -> str:
-        """Name shared by the models that are trained alike until modules are added."""
+        """Name shared by the models whose training is the same until modules are added."""
         return self.schedule + ("_kl" if self.kl_weight else "")
 
     @property
@@ -57,39 +51,33 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs share.
+    """The settings that all runs share.
 
     Attributes:
-        base: Folder of a quick start, whose stage 1, corpus and codes are used.
-        variant: Variant of that quick start.
-        form: Size of the later stages.
+        base: Quick start whose stage 1, corpus and codes are used; its form gives the size of the later stages.
         modules: Numbers of MTP modules to train with.
         extra_args: More flags of all training stages, separated by spaces.
     """
 
-    base: Path
+    base: Run
     output: Path
-    variant: Variant
-    form: Form
     modules: tuple[int, ...]
     schedules: tuple[str, ...]
     kl_weight: float
-    tokenizer_path: str | None
-    decoder_path: str | None
     extra_args: str
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Stages 2 to 4."""
-        return self.variant.stages[1:]
+        return self.base.variant.stages[1:]
 
     @property
-    def audio_tokenizer_type(self) -> str:
-        return self.variant.audio_tokenizer_type
+    def first_stage(self) -> Path:
+        return self.base.folder / self.base.variant.stages[0].name
 
 
 def ablations(setting: Setting) -> list[Ablation]:
-    """List all runs; the others are compared with the first one, which has all modules and no KL divergence."""
+    """List all runs, the reference first, which has all modules and no KL divergence."""
     modules = sorted(set(setting.modules), reverse=True)
     found = [Ablation(number, CENTRE_SCHEDULE, weight) for weight in (0.0, setting.kl_weight) for number in modules]
     schedules = [name for name in dict.fromkeys(setting.schedules) if name != CENTRE_SCHEDULE]
@@ -107,7 +95,7 @@ def _run_steps(setting: Setting, run: Ablation) -> Iterator[Step]:
     first, second, third = setting.stages
     shared, folder = setting.output / f"1_{run.family}_{first.name}", setting.output / run.name
     single = Ablation(1, run.schedule, run.kl_weight)
-    yield _training_step(setting, single, first, setting.base / "stage1", shared)
+    yield _training_step(setting, single, first, setting.first_stage, shared)
     yield _training_step(setting, run, second, shared, folder / second.name)
     yield _training_step(setting, run, third, folder / second.name, folder / third.name)
     yield _evaluation_step(setting, run, folder / third.name, folder / "evaluation")
@@ -115,9 +103,8 @@ def _run_steps(setting: Setting, run: Ablation) -> Iterator[Step]:
 
 def _training_step(setting: Setting, run: Ablation, stage: Stage, start: Path, output: Path) -> Step:
     step = stage_step(
-        Run(setting.variant, setting.form, setting.base, setting.tokenizer_path, setting.decoder_path),
+        setting.base,
         stage,
-        num_steps=setting.form.steps[setting.variant.stages.index(stage)],
         start=start,
         output=output,
         config=config_path(setting, run.num_modules),
@@ -135,19 +122,16 @@ def _training_step(setting: Setting, run: Ablation, stage: Stage, start: Path, o
 
 def _evaluation_step(setting: Setting, run: Ablation, model: Path, output: Path) -> Step:
     is_first = run == ablations(setting)[0]
-    options: dict[str, Sequence[Any]] = {
-        "suite": ["demo"],
-        "model": [model],
-        "corpus": [setting.base / "corpus"],
-        "output": [output],
+    flags = {
+        "suite": "demo",
+        "model": model,
+        "corpus": setting.base.corpus,
+        "output": output,
         "modes": [run.schedule, *(["vanilla"] if is_first else [])],
-        "limit": [setting.form.num_heldout["qa"]],
-        "audio-tokenizer-type": [setting.audio_tokenizer_type],
+        "limit": setting.base.form.num_heldout["qa"],
+        "audio-tokenizer-type": setting.base.variant.audio_tokenizer_type,
     }
-    paths = {"audio-tokenizer-path": setting.tokenizer_path, "audio-decoder-path": setting.decoder_path}
-    options |= {name: [path] for name, path in paths.items() if path}
-    command = ["python", "-m", "evaluation.run"]
-    command += [part for name, values in options.items() for part in (f"--{name}", *map(str, values))]
+    command = ["python", "-m", "evaluation.run", *flags_of(flags), *setting.base.audio_flags()]
     return Step(f"{run.name}_evaluation", f"evaluate {run.name}", output / "results.json", command)
 
 
@@ -157,20 +141,12 @@ def config_path(setting: Setting, num_modules: int) -> Path:
 
 def write_configs(setting: Setting, runs: Sequence[Ablation]) -> None:
     """Write one copy of the first stage's model config for each number of modules."""
-    values = json.loads((setting.base / "stage1" / "config.json").read_text(encoding="utf-8"))
+    values = json.loads((setting.first_stage / "config.json").read_text(encoding="utf-8"))
     values.pop("layer_types", None)  # one entry per layer of the first stage
     num_layers = values["num_hidden_layers"] - values["num_nextn_predict_layers"]
     for number in {1, *(run.num_modules for run in runs)}:
         changed = values | {"num_hidden_layers": num_layers + number, "num_nextn_predict_layers": number}
         write_json(config_path(setting, number), changed)
-
-
-def write_plan(setting: Setting, runs: Sequence[Ablation]) -> None:
-    """Write the list of runs for the report."""
-    last = setting.stages[-1].name
-    folders = [{"evaluation": f"{run.name}/evaluation", "training": f"{run.name}/{last}"} for run in runs]
-    rows = [asdict(run) | {"name": run.name} | paths for run, paths in zip(runs, folders, strict=True)]
-    write_json(setting.output / PLAN_FILE, {"runs": rows})
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -179,7 +155,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, help="folder (default: outputs/ablations, with --ci _ci appended)")
     parser.add_argument("--variant", choices=VARIANTS, default="glm4voice", help="variant of the quick start")
     parser.add_argument(
-        "--kl-weight", type=in_range(float, above=0), default=1.0, help="--mtp_kl_weight of the runs with it"
+        "--kl-weight", type=in_range(float, above=0), default=1.0, help="--mtp_kl_weight of the runs that use it"
     )
     parser.add_argument(
         "--modules", type=in_range(int, minimum=1), nargs="+", help="numbers of MTP modules (default: 1 2 5 10)"
@@ -199,45 +175,49 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def make_setting(options: argparse.Namespace) -> Setting:
-    """Return the setting that the options describe; paths in it are as seen from the repository."""
+    """Return the setting that the options describe, with paths relative to the repository."""
     variant = VARIANTS[options.variant]
     default = Path("outputs/ablations" + ("_ci" if options.form == "ci" else ""))
+    folder = seen_from_root(options.base) if options.base else Path(variant.forms["quick"].folder)
+    paths = map(read_path, (options.audio_tokenizer_path, options.audio_decoder_path))
     return Setting(
-        base=seen_from_root(options.base) if options.base else Path(variant.forms["quick"].folder),
+        base=Run(variant, variant.forms[options.form], folder, *paths),
         output=seen_from_root(options.output) if options.output else default,
-        variant=variant,
-        form=variant.forms[options.form],
         modules=tuple(options.modules or MODULES[options.form]),
         schedules=tuple(options.schedules or SCHEDULES[options.form]),
         kl_weight=options.kl_weight,
-        tokenizer_path=read_path(options.audio_tokenizer_path),
-        decoder_path=read_path(options.audio_decoder_path),
         extra_args=options.extra_args,
     )
 
 
 def recorded(setting: Setting) -> dict[str, Any]:
     """Return everything that affects the metrics; the common start is identified by a hash of its weights."""
-    weights = (setting.base / "stage1" / "model.safetensors").read_bytes()
-    values = asdict(setting) | {"weights": hashlib.blake2b(weights, digest_size=8).hexdigest()}
-    del values["variant"]
-    values |= {"stages": list(map(asdict, setting.stages)), "audio_tokenizer_type": setting.audio_tokenizer_type}
-    for name in ("folder", *WITHOUT_EFFECT):
-        values["form"].pop(name)
+    base, weights = setting.base, (setting.first_stage / "model.safetensors").read_bytes()
+    values = asdict(setting) | {
+        "base": base.folder,
+        "form": {name: value for name, value in asdict(base.form).items() if name not in ("folder", *WITHOUT_EFFECT)},
+        "stages": list(map(asdict, setting.stages)),
+        "audio_tokenizer_type": base.variant.audio_tokenizer_type,
+        "tokenizer_path": base.tokenizer_path,
+        "decoder_path": base.decoder_path,
+        "weights": hashlib.blake2b(weights, digest_size=8).hexdigest(),
+    }
     return json.loads(json.dumps(values, default=str))
 
 
 def prepare(setting: Setting, fresh: bool) -> list[Step]:
-    """Open the output folder, write the input files of the steps, and return the steps.
+    """Open the output folder, write the input files of the steps and return the steps.
 
     Raises: FileNotFoundError if there is no quick start; ValueError as in `open_folder`.
     """
-    if not (setting.base / "stage1" / "model.safetensors").exists():
-        raise FileNotFoundError(f"no model in {setting.base / 'stage1'}; run scripts/quickstart.sh, or give --base")
+    if not (setting.first_stage / "model.safetensors").exists():
+        raise FileNotFoundError(f"no model in {setting.first_stage}; run scripts/quickstart.sh, or give --base")
     open_folder(setting.output, recorded(setting), fresh)
     runs = ablations(setting)
     write_configs(setting, runs)
-    write_plan(setting, runs)
+    folders = {"evaluation": "evaluation", "training": setting.stages[-1].name}
+    rows = [asdict(run) | {"name": run.name} | {key: f"{run.name}/{folders[key]}" for key in folders} for run in runs]
+    write_json(setting.output / "plan.json", {"runs": rows})  # for the report
     return plan_steps(setting, runs)
 
 
@@ -247,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     with one_line_errors("ablations"):
         steps = prepare(setting, options.fresh)
-    outlook = {step.name: setting.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
-    if code := run_to_the_end("ablations", steps, Progress(setting.output / "done"), outlook):
+    usual_minutes = {step.name: setting.base.form.minutes.get(step.name.split("_")[-1], 0) for step in steps}
+    if code := run_steps("ablations", steps, Progress(setting.output / "done"), usual_minutes):
         return code
     print((setting.output / "ablations.md").read_text(encoding="utf-8"))
     return 0

@@ -1,4 +1,4 @@
-"""Train the text tokenizer of the tiny models on the demo domain: byte-level BPE as in Qwen2, with a small vocabulary.
+"""Train the text tokenizer of the tiny models on the demo's texts: byte-level BPE as in Qwen2, with a small vocabulary.
 
     python -m tools.demo.make_tokenizer --out vita_audio/assets/tiny_text_lm
 
@@ -42,17 +42,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         raise ValueError(f"vocab_size must be at least {256 + len(special)}, got {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size - len(special), initial_alphabet=byte_level.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(special)

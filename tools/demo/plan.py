@@ -1,10 +1,12 @@
-"""The plan of the quick start: variants of the model, sizes, and the steps that follow from them."""
+"""The plan of the quick start: variants of the model, sizes of a run, and the steps of a run."""
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import yaml
 
 from tools.demo.steps import ROOT, Step, flags_of
 from vita_audio.interleave import MODES
@@ -16,41 +18,19 @@ EMBEDDED = "embedded"  # as a path: the speech tokenizer or decoder in ASSETS
 NUM_CORES = len(os.sched_getaffinity(0))  # available to this process
 MOST_EVALUATORS = 4  # processes, each with a model and a judge
 LOG_ENTRIES = 75  # per stage, for its curves
+WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
 ENCODER_FLAGS = "--batch-seconds 20 --lr 2e-3 --warmup 200 --no-bf16"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: a script in `STAGE_SCRIPTS`, and the flags in which the tiny model differs from the 7B one.
-
-    Attributes:
-        num_modules: MTP modules.
-        data: Mixture of the demo corpus.
-    """
+    """One training stage: a script in `STAGE_SCRIPTS`, a mixture of the demo corpus, and flags for the tiny model."""
 
     name: str
     script: str
     num_modules: int
     data: str
     flags: str
-
-
-def four_stages(audio_tokenizer_type: str, first_flags: str) -> tuple[Stage, ...]:
-    """Return the stages whose scripts are named after an audio tokenizer type.
-
-    Args:
-        first_flags: Flags of the first stage, which learns to hear and to speak.
-    """
-    scripts = f"finetune_{audio_tokenizer_type}"
-    return (
-        Stage("stage1", f"{scripts}_stage1.sh", 0, "stage1.yaml", first_flags),
-        Stage("stage2", f"{scripts}_mtp1_stage1.sh", 1, "mtp.yaml", "--learning_rate 2e-3 --audio_code_noise 0.1"),
-        Stage("stage3", f"{scripts}_mtp10_stage1.sh", 10, "mtp.yaml", "--learning_rate 2e-3 --audio_code_noise 0.1"),
-        Stage("stage4", f"{scripts}_mtp10_stage2.sh", 10, "stage4.yaml", "--learning_rate 2e-4 --audio_code_noise 0.1"),
-    )
-
-
-WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
 
 
 @dataclass(frozen=True)
@@ -62,15 +42,15 @@ class Form:
         steps: Training steps of the four stages.
         batch_size: Packs of `seq_length` tokens per step.
         num_heldout: Items to evaluate for each task and mode, and clips for the codec's round trip.
-        minutes: Usual minutes of each step on two cores, for the outlook only.
+        minutes: Usual minutes of each step on two cores, for messages only.
         attention: Attention implementation in training.
         note: First paragraph of the report.
-        encoder_steps: Training steps of the speech encoder; None for a model without one, which hears codes.
+        encoder_steps: Training steps of the speech encoder; None for a model whose input is audio codes.
     """
 
     folder: str
     corpus_size: str
-    steps: tuple[int, int, int, int]
+    steps: Sequence[int]
     batch_size: int
     seq_length: int
     num_heldout: Mapping[str, int]
@@ -80,72 +60,9 @@ class Form:
     encoder_steps: int | None = None
 
 
-FORMS = {
-    "quick": Form(
-        folder="outputs/quickstart",
-        corpus_size="quick",
-        steps=(4500, 2400, 520, 360),
-        batch_size=12,
-        seq_length=128,
-        attention="eager",  # the fastest for packs this short on a CPU
-        num_heldout={"asr": 60, "tts": 30, "qa": 60, "roundtrip": 40},
-        minutes=dict(corpus=3, codes=0.5, stage1=7, stage2=2.5, stage3=3, stage4=3, evaluation=2.5, codec=0.5),
-    ),
-    "long": Form(
-        folder="outputs/quickstart_long",
-        corpus_size="long",
-        steps=(10000, 3000, 2000, 1500),
-        batch_size=4,
-        seq_length=512,
-        num_heldout={"asr": 180, "tts": 120, "qa": 126, "roundtrip": 120},
-        minutes=dict(corpus=17, codes=2, stage1=28, stage2=5, stage3=18, stage4=17, evaluation=11, codec=1),
-    ),
-    "ci": Form(
-        folder="outputs/quickstart_ci",
-        corpus_size="ci",
-        steps=(4, 2, 2, 2),
-        batch_size=1,
-        seq_length=512,
-        num_heldout={"asr": 2, "tts": 2, "qa": 2, "roundtrip": 2},
-        minutes=dict(corpus=0.3, codes=0.3, stage1=1.2, stage2=0.2, stage3=0.3, stage4=0.3, evaluation=0.3, codec=0.2),
-        note="Only a few training steps: this shows that every step runs and says nothing about quality.",
-    ),
-}
-
-
-PLUS_FORMS = {
-    "quick": replace(
-        FORMS["quick"],
-        folder="outputs/quickstart_plus",
-        steps=(3800, 1500, 400, 260),
-        batch_size=3,
-        seq_length=512,
-        attention="auto",
-        encoder_steps=1500,
-        minutes=FORMS["quick"].minutes | {"encoder": 4, "stage1": 13, "stage2": 4, "stage3": 3.5, "stage4": 3},
-    ),
-    "long": replace(
-        FORMS["long"],
-        folder="outputs/quickstart_plus_long",
-        encoder_steps=12000,
-        minutes=FORMS["long"].minutes | {"encoder": 24, "stage1": 76, "stage2": 7, "stage3": 18, "stage4": 16},
-    ),
-    "ci": replace(
-        FORMS["ci"],
-        folder="outputs/quickstart_plus_ci",
-        encoder_steps=4,
-        minutes=FORMS["ci"].minutes | {"encoder": 0.2},
-    ),
-}
-
-
 @dataclass(frozen=True)
 class Variant:
-    """A kind of model: how it hears, its stages and the sizes of its runs.
-
-    Attributes:
-        model_config: Name of the model config without the number of modules.
-    """
+    """A kind of model, its stages and the sizes of its runs; the number of modules completes `model_config`."""
 
     audio_tokenizer_type: str
     model_config: str
@@ -153,22 +70,24 @@ class Variant:
     forms: Mapping[str, Form]
 
 
-CODES, FEATURES = "glm4voice", "sensevoice_glm4voice"  # audio tokenizer types: what the model hears
-VARIANTS = {
-    # A model this small learns to understand codes much faster if it also predicts the user's speech.
-    "glm4voice": Variant(
-        audio_tokenizer_type=CODES,
-        model_config="tiny_mtp",
-        stages=four_stages(CODES, "--learning_rate 1.2e-3 --user_audio_loss_weight 0.3 --audio_code_noise 0.2"),
-        forms=FORMS,
-    ),
-    "plus": Variant(
-        audio_tokenizer_type=FEATURES,
-        model_config="tiny_sensevoice_mtp",
-        stages=four_stages(FEATURES, "--learning_rate 1.2e-3 --audio_code_noise 0.1"),
-        forms=PLUS_FORMS,
-    ),
-}
+def read_variants() -> dict[str, Variant]:
+    """Return the variants in variants.yaml; the scripts of their stages are named after the audio tokenizer type."""
+    variants = {}
+    for name, values in yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text(encoding="utf-8")).items():
+        script = f"finetune_{values['audio_tokenizer_type']}"
+        noise = "--audio_code_noise 0.1"
+        stages = (
+            Stage("stage1", f"{script}_stage1.sh", 0, "stage1.yaml", values["first_flags"]),
+            Stage("stage2", f"{script}_mtp1_stage1.sh", 1, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
+            Stage("stage3", f"{script}_mtp10_stage1.sh", 10, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
+            Stage("stage4", f"{script}_mtp10_stage2.sh", 10, "stage4.yaml", f"--learning_rate 2e-4 {noise}"),
+        )
+        forms = {size: Form(**form) for size, form in values["forms"].items()}
+        variants[name] = Variant(values["audio_tokenizer_type"], values["model_config"], stages, forms)
+    return variants
+
+
+VARIANTS = read_variants()
 
 
 @dataclass(frozen=True)
@@ -195,34 +114,32 @@ class Run:
 
     @property
     def speech_encoder(self) -> Path:
-        """Folder in the layout of SenseVoiceSmall, for a variant that hears through a speech encoder."""
+        """Folder in the layout of SenseVoiceSmall, for a variant with a speech encoder."""
         return self.folder / "speech_encoder" / "encoder"
 
     def audio_flags(self, *, decoder: bool = True) -> list[str]:
         """Return the flags that select another speech tokenizer and decoder."""
-        flags = ["--audio-tokenizer-path", self.tokenizer_path] if self.tokenizer_path else []
-        return flags + (["--audio-decoder-path", self.decoder_path] if decoder and self.decoder_path else [])
+        paths = {"audio-tokenizer-path": self.tokenizer_path}
+        paths |= {"audio-decoder-path": self.decoder_path} if decoder else {}
+        return flags_of({name: path for name, path in paths.items() if path})
 
 
 def plan_steps(run: Run) -> list[Step]:
     """List the steps in order."""
     encoder = [_encoder_step(run)] if run.form.encoder_steps else []
-    training = _training_steps(run)
-    evaluation = [_evaluation_step(run), _codec_step(run), _report_step(run)]
-    return [_corpus_step(run), _codes_step(run), *encoder, *training, *evaluation]
+    return [*_corpus_steps(run), *encoder, *_training_steps(run), *_report_steps(run)]
 
 
-def _corpus_step(run: Run) -> Step:
-    command = ["python", "-m", "tools.demo.make_corpus", "--out", str(run.corpus), "--size", run.form.corpus_size]
-    return Step("corpus", "make the demo corpus", run.corpus / run.variant.stages[-1].data, command)
-
-
-def _codes_step(run: Run) -> Step:
-    mixtures = [str(run.corpus / data) for data in dict.fromkeys(stage.data for stage in run.variant.stages)]
-    command = ["python", "tools/extract_audio_codes.py", "--data", *mixtures, "--codes", str(run.codes)]
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type]
-    command += ["--processes", str(NUM_CORES), *run.audio_flags(decoder=False)]
-    return Step("codes", "encode its speech to audio codes", run.codes, command)
+def _corpus_steps(run: Run) -> list[Step]:
+    corpus = ["python", "-m", "tools.demo.make_corpus"]
+    corpus += flags_of({"out": run.corpus, "size": run.form.corpus_size})
+    mixtures = [run.corpus / data for data in dict.fromkeys(stage.data for stage in run.variant.stages)]
+    flags = {"data": mixtures, "codes": run.codes, "audio-tokenizer-type": run.variant.audio_tokenizer_type}
+    codes = ["python", "tools/extract_audio_codes.py", *flags_of(flags | {"processes": NUM_CORES})]
+    return [
+        Step("corpus", "make the demo corpus", mixtures[-1], corpus),
+        Step("codes", "encode its speech to audio codes", run.codes, [*codes, *run.audio_flags(decoder=False)]),
+    ]
 
 
 def _encoder_step(run: Run) -> Step:
@@ -245,22 +162,20 @@ def _config(variant: Variant, num_modules: int) -> str:
 
 def _training_steps(run: Run) -> list[Step]:
     steps, start = [], TEXT_MODEL
-    for number, stage in enumerate(run.variant.stages):
-        is_first, output = number == 0, run.folder / stage.name
-        needs_encoder = is_first and run.form.encoder_steps
+    for stage in run.variant.stages:
+        needs_encoder = not steps and run.form.encoder_steps
         step = stage_step(
             run,
             stage,
-            num_steps=run.form.steps[number],
             start=start,
-            output=output,
+            output=run.folder / stage.name,
             config=_config(run.variant, stage.num_modules),
             flags={"save_steps": 0.1},
             environment={"AUDIO_MODEL_NAME_OR_PATH": str(run.speech_encoder)} if needs_encoder else {},
         )
-        note = ", after building DeepSpeed's extension" if is_first else ""
+        note = "" if steps else ", after building DeepSpeed's extension"
         steps.append(replace(step, title=f"train {stage.name}{note}"))
-        start = output
+        start = run.folder / stage.name
     return steps
 
 
@@ -268,7 +183,6 @@ def stage_step(
     run: Run,
     stage: Stage,
     *,
-    num_steps: int,
     start: Path,
     output: Path,
     config: str | Path,
@@ -284,6 +198,7 @@ def stage_step(
         environment: More variables; they override those set here.
     """
     script = (STAGE_SCRIPTS / stage.script).relative_to(ROOT)
+    num_steps = run.form.steps[run.variant.stages.index(stage)]
     common = {
         "output_dir": output,
         "max_steps": num_steps,
@@ -301,38 +216,43 @@ def stage_step(
         "AUDIO_CODE_DIR": str(run.codes),
         "AUDIO_TOKENIZER_PATH": run.tokenizer_path or EMBEDDED,
     }
-    name, product = output.name, output / "train_results.json"
+    command += flags_of({**common, **flags})
     return Step(
-        name, f"train {name}", product, [*command, *flags_of({**common, **flags})], {**variables, **environment}
+        output.name, f"train {output.name}", output / "train_results.json", command, {**variables, **environment}
     )
 
 
-def _evaluation_step(run: Run) -> Step:
-    output = run.folder / "evaluation"
+def _report_steps(run: Run) -> list[Step]:
+    """Evaluate the model and the codec, and write the report."""
+    evaluation, codec, num_heldout = run.folder / "evaluation", run.folder / "codec", run.form.num_heldout
+    audio_flags = ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
     num_processes = min(NUM_CORES, MOST_EVALUATORS)
-    limits = [f"demo-{task}={run.form.num_heldout[task]}" for task in ("asr", "tts", "qa")]
+    limits = {f"demo-{task}": num_heldout[task] for task in ("asr", "tts", "qa")}
+    flags = {
+        "suite": list(limits),
+        "model": run.model,
+        "corpus": run.corpus,
+        "output": evaluation,
+        "modes": list(MODES),
+        "limit": [f"{name}={count}" for name, count in limits.items()],
+        "batch-size": 20,
+        "dtype": "float32",
+        "time-alone": "demo-qa=8",
+        "skip-recordings": [],  # the codec's round trip shows the judge's own error
+    }
     command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.run"]
-    command += ["--suite", "demo", "--model", str(run.model), "--corpus", str(run.corpus), "--output", str(output)]
-    command += ["--modes", *MODES, "--limit", *limits, f"demo-qa-text={run.form.num_heldout['qa']}"]
-    command += ["--batch-size", "20", "--dtype", "float32", "--time-alone", "demo-qa=8"]
-    command += ["--skip-recordings"]  # the codec's round trip tells the judge's own error
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
+    command += [*flags_of(flags), *audio_flags]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(NUM_CORES // num_processes))}
-    return Step("evaluation", "evaluate on held-out speech", output / "results.json", command, threads)
-
-
-def _codec_step(run: Run) -> Step:
-    output, heldout = run.folder / "codec", run.corpus / "heldout_asr.jsonl"
-    command = ["python", "-m", "evaluation.evaluate_codec", "--corpus", f"heldout={heldout}", "--output", str(output)]
-    command += ["--max-clips", str(run.form.num_heldout["roundtrip"])]
-    command += ["--codes", str(run.codes), "--codes-of", str(run.corpus / run.variant.stages[0].data)]
-    command += ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
-    return Step("codec", "evaluate the codec", output / "codec.json", command)
-
-
-def _report_step(run: Run) -> Step:
-    stages = [str(run.folder / stage.name) for stage in run.variant.stages]
-    command = ["python", "-m", "tools.demo.report", "--evaluation", str(run.folder / "evaluation")]
-    command += ["--codec", str(run.folder / "codec"), "--stages", *stages, "--output", str(run.folder)]
-    command += ["--note", run.form.note] if run.form.note else []
-    return Step("report", "write the report", run.folder / "report.json", command)
+    flags = {"corpus": f"heldout={run.corpus / 'heldout_asr.jsonl'}", "output": codec}
+    flags |= {"max-clips": num_heldout["roundtrip"]}
+    flags |= {"codes": run.codes, "codes-of": run.corpus / run.variant.stages[0].data}
+    codec_command = ["python", "-m", "evaluation.evaluate_codec", *flags_of(flags), *audio_flags]
+    stages = [run.folder / stage.name for stage in run.variant.stages]
+    flags = {"evaluation": evaluation, "codec": codec, "stages": stages, "output": run.folder}
+    flags |= {"note": run.form.note} if run.form.note else {}
+    report = ["python", "-m", "tools.demo.report", *flags_of(flags)]
+    return [
+        Step("evaluation", "evaluate on held-out speech", evaluation / "results.json", command, threads),
+        Step("codec", "evaluate the codec", codec / "codec.json", codec_command),
+        Step("report", "write the report", run.folder / "report.json", report),
+    ]

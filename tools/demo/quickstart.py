@@ -3,11 +3,11 @@
     bash scripts/quickstart.sh            # installs the requirements, then runs this program
     bash scripts/quickstart.sh --long     # hours, for better metrics
     bash scripts/quickstart.sh --fresh    # start over
-    bash scripts/quickstart.sh --variant plus   # a model that hears through a speech encoder, also trained here
+    bash scripts/quickstart.sh --variant plus   # a model with a speech encoder, which is trained too
 
-Each step is a command, printed before it runs. A finished step leaves a mark, so the same command resumes an
-interrupted run; a finished run exits immediately. The folder is outputs/quickstart, with _plus, _long or _ci appended
-for the other variant and sizes.
+Each step is a command, printed before it runs. Finished steps are marked, so the same command resumes an interrupted
+run; a finished run exits immediately. The folder is outputs/quickstart, with _plus, _long or _ci appended for the other
+variant and sizes.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tools.demo.plan import ASSETS, EMBEDDED, TEXT_MODEL, VARIANTS, WITHOUT_EFFECT, Run, plan_steps
-from tools.demo.steps import ROOT, Progress, open_folder, read_path, run_to_the_end, seen_from_root
+from tools.demo.steps import ROOT, Progress, open_folder, read_path, run_steps, seen_from_root
 from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 
 
 def fingerprints(run: Run) -> dict[str, str]:
-    """Return a hash of each set of weights that the run starts from, or the name of weights without a local folder."""
+    """Return a hash of each set of weights that the run starts from, or its name if there is no local folder."""
     parts = {"speech_tokenizer": run.tokenizer_path, "speech_decoder": run.decoder_path}
     parts = {name: ASSETS / name if path in (None, EMBEDDED) else path for name, path in parts.items()}
     parts["text_model"] = TEXT_MODEL
@@ -43,7 +43,7 @@ def _hash_folder(folder: Path) -> str:
 
 
 def print_result(run: Run, caller: Path) -> None:
-    """Print the sample answer and where everything is, for a user whose working directory is `caller`."""
+    """Print the sample answer and the paths of all results, for a user whose working directory is `caller`."""
     answer = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))["answer"]
     flags = ["--model", str(run.model), "--task", "sts", "--audio", answer["question_wav"], *run.audio_flags()]
     rows = {
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         open_folder(run.folder, json.loads(json.dumps(settings)), options.fresh)
     steps, progress = plan_steps(run), Progress(run.folder / "done")
     was_done = all(map(progress.is_done, steps))
-    if code := run_to_the_end("quickstart", steps, progress, form.minutes):
+    if code := run_steps("quickstart", steps, progress, form.minutes):
         return code
     print_result(run, caller)
     minutes = progress.minutes(steps)

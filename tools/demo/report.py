@@ -1,4 +1,4 @@
-"""Report on a quick start, from its evaluations and training stages: report.json, report.md and plots.
+"""Write the report of a quick start from its evaluations and training stages: report.json, report.md and plots.
 
     python -m tools.demo.report --evaluation outputs/quickstart/evaluation --codec outputs/quickstart/codec \\
         --stages outputs/quickstart/stage1 outputs/quickstart/stage2 ... --output outputs/quickstart
@@ -11,7 +11,6 @@ evaluation, usually relative to the repository's root.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,21 +25,21 @@ from evaluation.results import RESULTS, Answer, Outcome, pooled, read_outcomes
 from evaluation.run_folder import read_settings
 from evaluation.suites import BENCHMARKS, read_rows
 from evaluation.tasks import KEYWORD_LEEWAY, PASSES_PER_TOKEN, SPEED_ALONE, TEXT, TRANSCRIPT
+from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path, write_json, write_text
+from vita_audio.files.checkpoint import read_json
 from vita_audio.interleave import MODES, InterleavePlan
 
 TASKS = ("asr", "tts", "qa")  # of the benchmarks demo-asr, ...
 HELDOUT = "heldout"  # corpus of the codec's round trip
-MODE_FIELDS = (
-    *("asr_wer", "tts_wer", "qa_text_accuracy", "qa_speech_accuracy"),
-    *("backbone_passes_per_token", "tokens_per_second"),
-)
+RATES = ("asr_wer", "tts_wer", "qa_text_accuracy", "qa_speech_accuracy")
+MODE_FIELDS = (*RATES, "backbone_passes_per_token", "tokens_per_second")
 ANSWER_FIELDS = ("question_wav", "wav", "text", "transcript")
 STAGE_FIELDS = ("steps", "minutes", "final_loss", "final_losses")
-SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # the file that stands for answers without speech
+SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # audio file for answers without speech
 MODE_HEADER = ("mode", "ASR WER", "TTS WER", "QA text", "QA speech", "passes/token", "tokens/s", "no audio")
-QUESTION_HEADER = ("mode", "QA text, heard phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER")
+QUESTION_HEADER = ("mode", "QA text, known phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER")
 ROUND_TRIP_HEADER = ("WER of the originals", "WER after the codec", "codebook perplexity")
 STAGE_HEADER = ("stage", "steps", "minutes", "loss", "backbone", "MTP modules")
 TEMPLATE = """# Report
@@ -52,7 +51,7 @@ Per mode {counts[0]} clips to transcribe, {counts[1]} texts to speak, {counts[2]
 
 {modes}
 
-\\* decoded with a ratio other than that of the training data; only the backbone alone (vanilla) follows any.
+\\* decoded with a ratio that differs from the training data; the backbone alone (vanilla) supports any ratio.
 
 WER: errors per word after normalisation; each digit of a number counts as a word.
 QA: the answer ends with its keyword (at most {leeway} more word may follow).
@@ -91,8 +90,8 @@ class Mode:
 
     Attributes:
         outcomes: Outcomes by task.
-        questions: Rows of the corpus by id, with the `reference` sentence and `unseen`, what is new about the question.
-        foreign_ratio: Whether the mode's ratio differs from that of the training data; vanilla follows any.
+        questions: Rows of the corpus by id, with the `reference` answer and the novelty of the question, `unseen`.
+        foreign_ratio: Whether the mode's ratio differs from the training data; never for vanilla.
     """
 
     outcomes: Mapping[str, Outcome]
@@ -100,7 +99,7 @@ class Mode:
     foreign_ratio: bool
 
     def spoken(self) -> Iterator[tuple[str, Answer, str]]:
-        """Yield spoken answers: task, sample, and the text that was to be said."""
+        """Yield the task, the sample and the expected text of each spoken answer."""
         for sample in self.outcomes["tts"].samples:
             yield "tts", sample, sample.item.references[0]
         for sample in self.outcomes["qa"].samples:
@@ -126,7 +125,7 @@ class Mode:
         }
 
     def text_accuracy(self, unseen: str) -> float | None:
-        """Return the share of right answers in text to questions with something unseen, or None if there are none."""
+        """Return the share of right text answers to the questions of one novelty, or None if there are none."""
         score = self.outcomes["qa"].scores["accuracy_text"]
         answers = zip(score.ids, score.numerators, strict=True)
         kept = [right for name, right in answers if self.questions[name]["unseen"] == unseen]
@@ -138,9 +137,8 @@ def read_modes(evaluation: Path) -> tuple[dict[str, Mode], InterleavePlan]:
 
     Raises: FileNotFoundError without an evaluation; ValueError if it is not finished or lacks a mode or the speed.
     """
-    if not (evaluation / RESULTS).is_file():
-        raise FileNotFoundError(f"no {evaluation / RESULTS}; run python -m evaluation.run --output {evaluation}")
-    trained = InterleavePlan.parse(json.loads((evaluation / RESULTS).read_text(encoding="utf-8"))["trained_mode"])
+    results = _read_results(evaluation / RESULTS, f"evaluation.run --output {evaluation}")
+    trained = InterleavePlan.parse(results["trained_mode"])
     corpus = Path(read_settings(evaluation)["corpus"])
     questions = {row["id"]: row for _, row in read_rows(corpus / BENCHMARKS["demo-qa"].path)}
     modes = {}
@@ -155,8 +153,14 @@ def read_modes(evaluation: Path) -> tuple[dict[str, Mode], InterleavePlan]:
     return modes, trained
 
 
+def _read_results(path: Path, program: str) -> Part:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run python -m {program}")
+    return read_json(path)
+
+
 def pick_answer(mode: Mode, name: str, silence: Path) -> Part:
-    """Return the answer to listen to: to the first question in a phrasing that training lacked, or to the first."""
+    """Return the answer to show: to the first question in a held-out phrasing, or else to the first question."""
     samples = mode.outcomes["qa"].samples
     chosen = next((one for one in samples if mode.questions[one.item.id]["unseen"] == "phrasing"), samples[0])
     return {
@@ -171,26 +175,26 @@ def pick_answer(mode: Mode, name: str, silence: Path) -> Part:
 
 
 def read_codec(folder: Path) -> tuple[Part, list[Part]]:
-    """Return the metrics of the codec's round trip, and what the judge heard before and after it.
+    """Return the metrics of the codec's round trip, and the clips before and after it with their transcripts.
 
-    The use of the codebook is that in the training data. Raises: FileNotFoundError.
+    Error rates are measured on held-out speech, the use of the codebook on the training data.
+
+    Raises: FileNotFoundError.
     """
-    path = folder / evaluate_codec.RESULTS
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; run python -m evaluation.evaluate_codec --output {folder}")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = _read_results(folder / evaluate_codec.RESULTS, f"evaluation.evaluate_codec --output {folder}")
     heldout, training = results[HELDOUT], results[evaluate_codec.TRAINING]
     round_trip = {field: heldout[field] for field in ("wer", "wer_original")}
     round_trip |= {field: training[field] for field in ("codebook_perplexity", "codebook_size")}
-    originals = [("original", row["original_wav"], row, row["original"]) for row in heldout["generated"]]
-    decoded = [("roundtrip", folder / HELDOUT / row["wav"], row, row["transcript"]) for row in heldout["generated"]]
-    clips = [_generated(task, None, wav, row["reference_text"], heard) for task, wav, row, heard in originals + decoded]
+    rows, wavs = heldout["generated"], folder / HELDOUT
+    clips = [_generated("original", None, row["original_wav"], row["reference_text"], row["original"]) for row in rows]
+    clips += [
+        _generated("roundtrip", None, wavs / row["wav"], row["reference_text"], row["transcript"]) for row in rows
+    ]
     return round_trip, clips
 
 
 def _generated(task: str, mode: str | None, wav: str | Path, reference: str, transcript: str) -> Part:
-    texts = {"reference_text": reference, "transcript": transcript}
-    return {"task": task, "mode": mode, "wav": str(wav)} | texts
+    return {"task": task, "mode": mode, "wav": str(wav), "reference_text": reference, "transcript": transcript}
 
 
 def build_report(
@@ -217,8 +221,9 @@ def build_report(
 
 
 def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, trained: InterleavePlan, note: str) -> str:
-    """Return the content of report.md; `note` stands at its head."""
-    first = next(iter(modes.values())).outcomes
+    """Return the content of report.md, which begins with `note`."""
+    first, codec = next(iter(modes.values())).outcomes, report["roundtrip"]
+    use = f"{codec['codebook_perplexity']:.0f} of {codec['codebook_size']}"
     return TEMPLATE.format(
         note=f"{note}\n\n" if note else "",
         judge=first["tts"].judge,
@@ -227,7 +232,7 @@ def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, traine
         leeway=KEYWORD_LEEWAY,
         modes=_table(MODE_HEADER, [_mode_row(name, mode) for name, mode in modes.items()]),
         questions=_table(QUESTION_HEADER, [_question_row(name, mode) for name, mode in modes.items()]),
-        round_trip=_table(ROUND_TRIP_HEADER, [_round_trip_row(report["roundtrip"])]),
+        round_trip=_table(ROUND_TRIP_HEADER, [[_percent(codec["wer_original"]), _percent(codec["wer"]), use]]),
         stages=_table(STAGE_HEADER, [_stage_row(name, stage) for name, stage in report["stages"].items()]),
         answer=answer,
     )
@@ -245,7 +250,7 @@ def _mode_row(name: str, mode: Mode) -> list[str]:
     scores, mark = mode.scores, " \\*" if mode.foreign_ratio else ""
     return [
         f"{name} ({' '.join(map(str, MODES[name]))}){mark}",
-        *(_percent(scores[field]) for field in MODE_FIELDS[:4]),
+        *(_percent(scores[field]) for field in RATES),
         f"{scores['backbone_passes_per_token']:.3f}",
         f"{scores['tokens_per_second']:.0f}",
         str(scores["without_audio"]),
@@ -258,32 +263,21 @@ def _question_row(name: str, mode: Mode) -> list[str]:
     return [name, *map(_percent, [*shares, scores["qa_text_exact"], scores["qa_speech_wer"]])]
 
 
-def _round_trip_row(metrics: Part) -> list[str]:
-    use = f"{metrics['codebook_perplexity']:.0f} of {metrics['codebook_size']}"
-    return [_percent(metrics["wer_original"]), _percent(metrics["wer"]), use]
-
-
 def _stage_row(name: str, stage: Part) -> list[str]:
     losses = stage["final_losses"]
     modules = [loss for depth, loss in losses.items() if depth != "main"]
     span = f"{min(modules):.3f} to {max(modules):.3f}" if modules else "-"
-    return [
-        name,
-        str(stage["steps"]),
-        f"{stage['minutes']:.1f}",
-        f"{stage['final_loss']:.3f}",
-        f"{losses['main']:.3f}",
-        span,
-    ]
+    training = [str(stage["steps"]), f"{stage['minutes']:.1f}", f"{stage['final_loss']:.3f}"]
+    return [name, *training, f"{losses['main']:.3f}", span]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser("tools.demo.report", __doc__)
     parser.add_argument("--evaluation", required=True, type=Path, help="output folder of evaluation.run")
     parser.add_argument("--codec", required=True, type=Path, help="output folder of evaluation.evaluate_codec")
     parser.add_argument("--stages", required=True, nargs="+", type=Path, help="folders of the training stages")
     parser.add_argument("--output", required=True, type=Path, help="folder for report.json, report.md and the plots")
-    parser.add_argument("--note", default="", help="a sentence at the head of report.md")
+    parser.add_argument("--note", default="", help="first paragraph of report.md")
     return parser.parse_args(arguments)
 
 
@@ -295,18 +289,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     modes, trained = read_modes(options.evaluation)
     codec = read_codec(options.codec)
-    stages = {folder.name: json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")) for folder in options.stages}
-    states = {folder.name: json.loads((folder / STATE_FILE).read_text(encoding="utf-8")) for folder in options.stages}
+    stages = {folder.name: read_json(folder / RESULTS_FILE) for folder in options.stages}
+    logs = {folder.name: read_json(folder / STATE_FILE)["log_history"] for folder in options.stages}
     silence = write_silence(options.output / "no_audio.wav")
     name = str(trained) if str(trained) in modes else next(iter(modes))
     answer = pick_answer(modes[name], name, silence)
     report = build_report(modes, codec, answer, stages, silence)
-    draw_losses({name: state["log_history"] for name, state in states.items()}, options.output / "losses.png")
+    draw_losses(logs, options.output / "losses.png")
     draw_modes(report["modes"], options.output / "modes.png")
-    sounds = {
-        "question": (Path(answer["question_wav"]), answer["question_text"]),
-        "answer": (Path(answer["wav"]), answer["text"]),
-    }
+    question, spoken = Path(answer["question_wav"]), Path(answer["wav"])
+    sounds = {"question": (question, answer["question_text"]), "answer": (spoken, answer["text"])}
     draw_spectrograms(sounds, options.output / "answer.png")
     markdown = as_markdown(report, modes, answer, trained=trained, note=options.note)
     write_text(options.output / "report.md", markdown)

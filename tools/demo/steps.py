@@ -1,4 +1,4 @@
-"""Steps of a long run: each is one command, and finished steps leave a mark, so that the run can be continued."""
+"""Steps of a long run: each is one command, and finished steps are marked, so that an interrupted run can resume."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from vita_audio.files.atomic import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-MARK = "quickstart.json"  # in a folder that we made, with the settings it was made with
+MARK = "quickstart.json"  # identifies a folder as ours and records its settings
 STOPPED_BY_USER = 130
 
 
@@ -35,7 +35,7 @@ class Step:
 
 
 class Progress:
-    """Marks of finished steps, one file each, with the minutes that the step took."""
+    """Marks of finished steps: a file for each, with the minutes that the step took."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -54,28 +54,26 @@ class Progress:
 
 
 def flags_of(values: Mapping[str, object]) -> list[str]:
-    """Return `--name value` for each entry, `--name value value ...` for a tuple."""
-    flags = []
-    for name, value in values.items():
-        flags += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return flags
+    """Return `--name value` for each entry, `--name value value ...` for a list or tuple."""
+    lists = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in values.items()}
+    return [part for name, parts in lists.items() for part in (f"--{name}", *map(str, parts))]
 
 
 def seen_from_root(path: str | Path) -> Path:
-    """Return a path, relative to the working directory, as one relative to the repository, where all commands run."""
+    """Return a path relative to the working directory as one relative to the repository, where all commands run."""
     path = Path(path).absolute()
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def read_path(value: str | None) -> str | None:
-    """Return an existing path as seen from the repository; anything else may be a name that the programs know."""
+    """Return an existing path as seen from the repository, and anything else, which may be a known name, unchanged."""
     return str(seen_from_root(value)) if value and Path(value).exists() else value or None
 
 
 def open_folder(folder: Path, settings: Mapping, fresh: bool) -> None:
     """Create the folder, or check that it was made with the same settings; `fresh` deletes it first.
 
-    Raises: NotADirectoryError; ValueError if the folder is not ours, or its settings differ.
+    Raises: NotADirectoryError; ValueError if the folder holds other files or was made with other settings.
     """
     mark = folder / MARK
     if folder.exists() and not folder.is_dir():
@@ -94,37 +92,32 @@ def open_folder(folder: Path, settings: Mapping, fresh: bool) -> None:
     write_json(mark, settings)
 
 
-def run_steps(steps: Sequence[Step], progress: Progress, outlook: Mapping[str, float]) -> None:
-    """Run the steps that are not done yet.
+def run_steps(program: str, steps: Sequence[Step], progress: Progress, usual_minutes: Mapping[str, float]) -> int:
+    """Run the steps that are not done yet, and stop at the first that fails.
 
     Args:
-        outlook: Usual minutes of each step, by name.
-    Raises: CalledProcessError, KeyboardInterrupt.
+        program: Name for messages.
+        usual_minutes: By step name, for messages.
+    Returns: 0, or, after a line on stderr, the exit code of the failed step or `STOPPED_BY_USER`.
     """
     for number, step in enumerate(steps, start=1):
         if progress.is_done(step):
             continue
-        left = sum(outlook.get(later.name, 0) for later in steps[number - 1 :] if not progress.is_done(later))
-        own = outlook.get(step.name, 0)
+        left = sum(usual_minutes.get(later.name, 0) for later in steps[number - 1 :] if not progress.is_done(later))
+        own = usual_minutes.get(step.name, 0)
         print(f"\n== Step {number} of {len(steps)}: {step.title}; about {own:g} of {left:g} minutes left", flush=True)
         settings = [f"{name}={shlex.quote(value)}" for name, value in step.environment.items()]
         print("$", *settings, shlex.join(step.command), flush=True)
         start = time.monotonic()
-        subprocess.run(step.command, check=True, env=os.environ | dict(step.environment), cwd=ROOT)
+        try:
+            code = subprocess.run(step.command, env=os.environ | dict(step.environment), cwd=ROOT).returncode
+        except KeyboardInterrupt:
+            print(f"\n{program}: stopped; run the same command again to continue", file=sys.stderr)
+            return STOPPED_BY_USER
+        if code:
+            print(
+                f"\n{program}: a step failed, see above; fix it and run the same command to continue", file=sys.stderr
+            )
+            return max(code, 1)
         progress.mark(step, (time.monotonic() - start) / 60)
-
-
-def run_to_the_end(program: str, steps: Sequence[Step], progress: Progress, outlook: Mapping[str, float]) -> int:
-    """Run the steps that are not done yet, as `run_steps` does.
-
-    Returns: 0, or, after a line on stderr, the exit code of the failed step or `STOPPED_BY_USER`.
-    """
-    try:
-        run_steps(steps, progress, outlook)
-    except KeyboardInterrupt:
-        print(f"\n{program}: stopped; run the same command again to continue", file=sys.stderr)
-        return STOPPED_BY_USER
-    except subprocess.CalledProcessError as error:
-        print(f"\n{program}: a step failed, see above; fix it and run the same command to continue", file=sys.stderr)
-        return error.returncode if error.returncode > 0 else 1
     return 0

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from tools.common.training_loop import TrainingLoop, use_device
+from tools.common.training_loop import TrainingLoop
 from tools.demo.domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.chat import encode_conversation
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
 
@@ -50,14 +52,14 @@ class ChatSource:
         return repeat(_training_text(make, rng))
 
     def _repeat_words(self, rng: random.Random) -> Chat:
-        """Words in any order: copying must not depend on what usually follows."""
+        """Repeat words in random order, so that copying does not rely on common sequences."""
         return repeat(" ".join(rng.choices(self._words, k=rng.randint(1, 8))))
 
     def _answer(self, rng: random.Random) -> Chat:
         return rng.choice(self._asked)
 
     def _transcribe(self, rng: random.Random) -> Chat:
-        """A transcript without its speech, to learn what transcripts of the domain look like."""
+        """Transcribe without speech, to learn the form of transcripts."""
         make = rng.choice((digit_string, date, sentence, None))
         text = _training_text(make, rng) if make else rng.choice(rng.choice(self._asked))
         return f"{ASR_PROMPT}\n", text
@@ -68,12 +70,12 @@ def _training_text(make: Callable[[random.Random], str], rng: random.Random) -> 
 
 
 def repeat(text: str) -> Chat:
-    """The text side of speech synthesis."""
+    """Return the chat of speech synthesis with text in place of speech."""
     return TTS_PROMPT + text, text
 
 
 def evaluation_chats() -> dict[str, list[Chat]]:
-    """Return chats that training never sees, and, under "answers", the questions that it does see."""
+    """Return chats that are not in the training data, except the questions under "answers"."""
     kinds = ("repeat_digits", "repeat_dates", "repeat_sentences")
     texts = heldout_sentences("long")
     chats = {name: [repeat(text) for text in texts[index :: len(kinds)]] for index, name in enumerate(kinds)}
@@ -95,14 +97,12 @@ def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tenso
         for chat in chats
     ]
     encoded = [encode_conversation(sample, tokenizer, _no_audio, InterleavePlan.parse("boost")) for sample in samples]
-    length = max(len(chat.input_ids) for chat in encoded)
-    ids = [chat.input_ids + [tokenizer.pad_id] * (length - len(chat.input_ids)) for chat in encoded]
-    labels = [chat.labels + [IGNORE_INDEX] * (length - len(chat.labels)) for chat in encoded]
-    return torch.tensor(ids), torch.tensor(labels)
+    ids, labels = ([torch.tensor(getattr(chat, name)) for chat in encoded] for name in ("input_ids", "labels"))
+    return pad_sequence(ids, True, tokenizer.pad_id), pad_sequence(labels, True, IGNORE_INDEX)
 
 
 class ChatBatches:
-    """Training batches by number; each group of batches is drawn together and sorted by length, to save padding."""
+    """Training batches by step; each group of batches is drawn together and sorted by length, to save padding."""
 
     def __init__(self, tokenizer: TextTokenizer, batch_size: int, seed: int):
         self._source, self._tokenizer, self._batch_size, self._seed = ChatSource(), tokenizer, batch_size, seed
@@ -121,7 +121,7 @@ class ChatBatches:
 
 
 class TextLoss(nn.Module):
-    """Adapts the language model to the training loop: a batch of `encode_chats` -> losses."""
+    """Adapts the language model to `TrainingLoop`; takes the batches of `encode_chats`."""
 
     def __init__(self, language_model: Qwen2ForCausalLM):
         super().__init__()
@@ -135,10 +135,7 @@ class TextLoss(nn.Module):
 
 @torch.no_grad()
 def exact_share(language_model: Qwen2ForCausalLM, chats: Sequence[Chat], tokenizer: TextTokenizer) -> float:
-    """Return the share of chats that greedy decoding answers exactly.
-
-    It does when each token of the answer is the most likely one after the tokens before it.
-    """
+    """Return the share of chats that greedy decoding answers exactly, that is, with every token the most likely one."""
     ids, labels = (part.to(language_model.device) for part in encode_chats(chats, tokenizer))
     predicted = language_model(ids, use_cache=False).logits[:, :-1].argmax(dim=-1)
     wrong = (predicted != labels[:, 1:]) & (labels[:, 1:] != IGNORE_INDEX)
@@ -159,18 +156,9 @@ def build_model(config_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int
     return Qwen2ForCausalLM(config)
 
 
-def export(language_model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write config, bfloat16 weights and tokenizer files, ready for `from_pretrained`."""
-    language_model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def prepare(args: argparse.Namespace) -> Callable[[], None]:
-    """Set up model and data; return a function that trains and exports.
-
-    Raises: FileNotFoundError, ValueError for a tokenizer or config that cannot be used.
-    """
-    use_device(args)
+    """Return a function that trains a model and exports it. Raises: FileNotFoundError, ValueError."""
+    args.device = resolve_device(args.device)
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
     plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # `tokenizer` also has audio tokens
     loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)
@@ -182,6 +170,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
     def train() -> None:
         loop.run(next_batch=lambda: batches[loop.step], validate=evaluate)
-        export(loop.averaged.module.language_model, plain_tokenizer, args.export)
+        loop.averaged.module.language_model.to(torch.bfloat16).save_pretrained(args.export)
+        plain_tokenizer.save_pretrained(args.export)
 
     return train

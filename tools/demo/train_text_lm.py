@@ -4,9 +4,9 @@
     python -m tools.demo.train_text_lm --tokenizer vita_audio/assets/tiny_text_lm --output runs/tiny_text_lm \\
         --export vita_audio/assets/tiny_text_lm
 
-A plain Qwen2 with a few million weights learns from generated chats of the demo domain: to repeat the texts that it
-will speak, to answer the questions, and what transcripts look like. No held-out text is generated. Takes minutes on one
-core; an interrupted run is resumed.
+A plain Qwen2 with a few million weights learns from generated chats of the demo domain to repeat texts, answer the
+questions and write transcripts. No held-out text is generated. Takes minutes on one core; an interrupted run is
+resumed.
 """
 
 import argparse

@@ -16,22 +16,17 @@ def is_continuous(audio_tokenizer_type: str) -> bool:
 
 
 def get_audio_tokenizer(
-    name: str,
-    path: str | Path | None = None,
-    decoder_path: str | Path | None = None,
-    *,
-    device: str = "cpu",
-    **options,
+    name: str, path: str | Path | None = None, decoder_path: str | Path | None = None, *, device: str = "cpu", **options
 ) -> AudioTokenizer:
     """Load an audio tokenizer.
 
     Args:
         name: One of `AUDIO_TOKENIZER_TYPES`. How audio enters the model (`TextTokenizer.audio_input`) makes no
             difference here.
-        path: Folder of the weights that make codes; None or "embedded": the small ones in this package.
-        decoder_path: Folder of the weights that make waves. None: the embedded ones with the embedded tokenizer,
-            otherwise none, and only `encode` works.
-        options: Of the class's `from_pretrained`.
+        path: Folder of the weights that make codes. None or "embedded": the small weights of this package.
+        decoder_path: Folder of the weights that make waves. None: the embedded decoder for the embedded tokenizer;
+            with other tokenizers only `encode` works.
+        options: Arguments of the class's `from_pretrained`.
     Raises: ValueError for an unknown name or weights that do not fit; FileNotFoundError.
     """
     name = name.removeprefix(CONTINUOUS_PREFIX)

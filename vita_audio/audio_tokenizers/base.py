@@ -1,10 +1,9 @@
-"""The contract of all audio tokenizers: waves to codes, and codes to waves, at once or as a stream."""
+"""Interface of all audio tokenizers: waves to codes, and codes to waves, at once or as a stream."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from math import log2
 from pathlib import Path
 from typing import Any, Literal
@@ -12,48 +11,58 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from vita_audio.files.checkpoint import find_checkpoint
+from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.inputs import check_codes
+from vita_audio.speech_decoder.streaming import Voice, check_codes
 
 
-class Voice:
-    """Who speaks, as `decode` and `stream` of one codec take it; opaque to everybody else. Made by `make_voice`."""
+class AudioStream:
+    """Decodes one stream of codes as they arrive. The wave does not depend on how the codes are pushed."""
 
+    def __init__(
+        self, decode_chunk: Callable[[list[int], bool], Tensor], vocab_size: int, chunk_sizes: Sequence[int] = ()
+    ):
+        """Begin a stream.
 
-@dataclass(frozen=True)
-class FlowVoice(Voice):
-    """The voice of codecs with a flow decoder.
+        Args:
+            decode_chunk: Function of the next codes, and of whether they are the last, that returns the finished
+                samples, (samples,), float32; it keeps the state of the decoder.
+            vocab_size: Codes are 0..vocab_size - 1.
+            chunk_sizes: Codes in the first, second, ... chunk; the last size repeats. Empty: `decode_chunk` forms its
+                own chunks from codes of any number.
+        """
+        self._decode_chunk, self._vocab_size = decode_chunk, vocab_size
+        self._sizes, self._pending = list(chunk_sizes), []
+        self._is_finished = False
 
-    Attributes:
-        codes: Codes of a recording of the speaker; given together with `mel`.
-        mel: Log-mel of the same recording, (bands, frames).
-        embedding: Speaker embedding, (size,).
-    """
-
-    codes: Sequence[int] | None = None
-    mel: Tensor | None = None
-    embedding: Tensor | None = None
-
-    def as_prompt(self) -> dict[str, Any]:
-        """Return the arguments for a decoder's `start` and `decode`."""
-        return {"prompt_codes": self.codes, "prompt_mel": self.mel, "embedding": self.embedding}
-
-
-class AudioStream(ABC):
-    """Decodes one stream of codes as they arrive; holds all of the stream's state."""
-
-    @abstractmethod
     def push(self, codes: Sequence[int]) -> Tensor:
         """Take the next codes, any number of them, and return the finished samples, (samples,), float32; may be none.
 
         Raises: ValueError for a code outside the vocabulary, or after `flush`.
         """
+        if self._is_finished:
+            raise ValueError("this stream was flushed; begin another one with stream()")
+        self._pending += check_codes(codes, self._vocab_size)
+        waves = [torch.zeros(0)]
+        while self._pending and len(self._pending) >= (size := self._sizes[0] if self._sizes else len(self._pending)):
+            waves.append(self._decode_chunk(self._pending[:size], False))
+            self._pending, self._sizes = self._pending[size:], self._sizes[1:] or self._sizes
+        return torch.cat(waves)
 
-    @abstractmethod
     def flush(self) -> Tensor:
         """End the stream and return the remaining samples, (samples,), float32."""
+        self._is_finished = True
+        codes, self._pending = self._pending, []
+        return self._decode_chunk(codes, True)
+
+
+def check_chunk_sizes(stream_chunks: Sequence[int]) -> tuple[int, ...]:
+    """Return the chunk sizes of a stream as a tuple. Raises: ValueError if there are none or one is not positive."""
+    if not stream_chunks or min(stream_chunks) < 1:
+        raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
+    return tuple(stream_chunks)
 
 
 class AudioTokenizer(ABC):
@@ -101,11 +110,11 @@ class AudioTokenizer(ABC):
 
         Args:
             path: Folder or hub name of the weights that make codes.
-            decoder_path: Folder or hub name of the weights that make waves. None: only `encode` works, unless the codec
+            decoder_path: The same for the weights that make waves. None: only `encode` works, unless the codec
                 `has_one_folder`.
             offline: Use only files that were downloaded earlier.
             options: Arguments of the class.
-        Raises: FileNotFoundError, ValueError that name what is missing or wrong; MissingPackageError.
+        Raises: FileNotFoundError, ValueError naming the missing or wrong file or option; MissingPackageError.
         """
         if path is None:
             raise ValueError(f"{cls.name} has no weights in this package; give the folder of {cls.released_as} as path")
@@ -132,9 +141,13 @@ class AudioTokenizer(ABC):
     def fingerprint(self) -> str:
         """Name and hash of everything that decides which codes a wave gets; identifies stores of codes."""
 
-    @abstractmethod
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         """Encode waves, (samples,) float32 at `sample_rate`, none of them empty."""
+        return [self._encode_one(wave) for wave in waves]
+
+    def _encode_one(self, wave: Tensor) -> list[int]:
+        """Encode one wave; codecs that encode several waves at once define `_encode` in its place."""
+        raise NotImplementedError
 
     @abstractmethod
     def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
@@ -166,7 +179,7 @@ class AudioTokenizer(ABC):
         """Return the wave of codes: (samples,), float32 in [-1, 1], at `output_rate`; no codes give no samples.
 
         Args:
-            voice: From `make_voice`. None: the voice that the tokenizer was loaded with, or that of the weights.
+            voice: From `make_voice`. None: the voice that the tokenizer was loaded with, or the default one.
         Raises: ValueError for a code outside the vocabulary, for a voice of another codec, or without a decoder.
         """
         codes = check_codes(codes, self.vocab_size)
@@ -179,9 +192,9 @@ class AudioTokenizer(ABC):
         return self._stream(voice)
 
     def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Voice:
-        """Return a voice like that of the wave, for `decode` and `stream` of this tokenizer.
+        """Return the voice of a wave for `decode` and `stream`; arguments and errors as in `encode`.
 
-        Arguments as in `encode`. Raises: ValueError where `encode` does, and if this codec has no voices.
+        Raises: ValueError also if this codec has no voices.
         """
         self._need_voices()
         return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
@@ -196,7 +209,7 @@ class AudioTokenizer(ABC):
 
     def _need_voices(self) -> None:
         if self.voice_class is None:
-            raise ValueError(f"{self.name} has no voices, its codes determine how they sound; decode without a voice")
+            raise ValueError(f"{self.name} has no voices because its codes determine the voice; decode without one")
 
     def _need_decoder(self) -> Any:
         if self.decoder is None:
@@ -207,12 +220,11 @@ class AudioTokenizer(ABC):
 def prepare_wave(
     wave: Tensor | np.ndarray, sample_rate: int, target_rate: int, *, channel: Literal["first", "mean"] = "first"
 ) -> Tensor:
-    """Check a wave and bring one channel to `target_rate`: (samples,), float32, on the CPU, never empty.
+    """Check a wave and resample one channel, or the mean of all, to `target_rate`.
 
-    Other arguments and errors are those of `AudioTokenizer.encode`.
+    Other arguments and errors as in `AudioTokenizer.encode`.
 
-    Args:
-        channel: "first" takes the first channel, "mean" averages the channels.
+    Returns: (samples,), float32, on the CPU, never empty.
     """
     wave = wave.detach().cpu() if isinstance(wave, Tensor) else torch.as_tensor(wave)
     if not wave.is_floating_point():
@@ -229,6 +241,21 @@ def prepare_wave(
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")
     return resample(wave, sample_rate, target_rate)
+
+
+def load_model(kind: type[PreTrainedModel], folder: Path, *, ignored: Sequence[str] = ()) -> PreTrainedModel:
+    """Load a transformers model in float32.
+
+    Args:
+        ignored: Entries of transformers' loading report that are no errors.
+    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
+    """
+    read_json(folder / "config.json")
+    check_weights(folder)
+    model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if problems := {key: sorted(map(str, names)) for key, names in report.items() if names and key not in ignored}:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
+    return model
 
 
 def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:

@@ -1,9 +1,8 @@
 """CosyVoice 2: S3 codes at 25 per second, flow and vocoder to 24 kHz.
 
-The public `s3tokenizer` package makes the codes with the weights of `speech_tokenizer_v2.onnx`; flow and vocoder are in
-`speech_decoder.cosyvoice2`. All files are those of `CosyVoice2-0.5B`. The public VITA-Audio tokenizer averages the
-channels and returns no codes where anything fails, such as for more than 30 s. Here the first channel is used, and the
-package encodes longer audio in overlapping windows of 30 s.
+The public `s3tokenizer` package makes the codes with the weights of `speech_tokenizer_v2.onnx`, longer audio in
+overlapping windows of 30 s; flow and vocoder are in `speech_decoder.cosyvoice2`. All files are those of
+`CosyVoice2-0.5B`.
 """
 
 from __future__ import annotations
@@ -16,22 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from vita_audio.files.checkpoint import check_whole
-from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.files.tensors import fill_module, find_file, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder, CosyVoice2State
+from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
+from vita_audio.speech_decoder.streaming import FlowVoice
 
-from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
+from .base import AudioStream, AudioTokenizer, fingerprint
 
 NAME = "cosyvoice2"
-TOKENIZER_FILE = "speech_tokenizer_v2"  # .safetensors, .pt or, as released, .onnx
+TOKENIZER_FILES = [f"speech_tokenizer_v2{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]  # released: .onnx
 SPEAKER_FILE = "campplus.onnx"
 SAMPLES_PER_CODE = 640
 HEAD_SIZE = 64
 HUB_FILES = (  # the repository also has a language model, and the same weights in other formats
-    *(f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")),
+    *TOKENIZER_FILES,
     *(f"{part}{suffix}" for part in ("flow", "hift") for suffix in (".safetensors", ".pt")),
     CONFIG_NAME,
     SPEAKER_FILE,
@@ -43,21 +43,6 @@ _require = partial(
     install=f"'vita-audio[{NAME}]'",
     unused=["torchaudio"],  # s3tokenizer reads audio files with it; we read them ourselves
 )
-
-
-class CosyVoice2Stream(AudioStream):
-    """Decodes chunks of 25 codes, each once the three codes after it have arrived."""
-
-    def __init__(self, decoder: CosyVoice2Decoder, state: CosyVoice2State):
-        self._decoder, self._state = decoder, state
-
-    def push(self, codes: Sequence[int]) -> Tensor:
-        if self._state.is_finished:
-            raise ValueError("this stream was flushed; begin another one with stream()")
-        return self._decoder.decode_chunk(self._state, codes)
-
-    def flush(self) -> Tensor:
-        return self._decoder.decode_chunk(self._state, [], final=True)
 
 
 class SpeakerEncoder:
@@ -85,7 +70,7 @@ class SpeakerEncoder:
 
 
 class CosyVoice2Tokenizer(AudioTokenizer):
-    """S3 speech tokenizer and CosyVoice 2 decoder."""
+    """S3 speech tokenizer and the decoder of CosyVoice 2."""
 
     name = NAME
     released_as = "FunAudioLLM/CosyVoice2-0.5B"
@@ -108,7 +93,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         """Combine speech tokenizer and decoder.
 
         Args:
-            decoder: None if no waves are needed.
+            decoder: None: only `encode` works.
             speaker_encoder: None: voices have no speaker embedding.
             num_steps: Euler steps of the flow.
             seed: Seed for the vocoder's noise; the flow's noise is the released one.
@@ -121,8 +106,7 @@ class CosyVoice2Tokenizer(AudioTokenizer):
         self.vocab_size = speech_tokenizer.config.n_codebook_size
         if decoder is not None and decoder.vocab_size != self.vocab_size:
             raise ValueError(
-                f"the decoder must know the tokenizer's {self.vocab_size} codes, got one of {decoder.vocab_size}; take "
-                "both from one folder"
+                f"the decoder must have {self.vocab_size} codes, got {decoder.vocab_size}; load both from one folder"
             )
         self.decoder, self.speaker_encoder = decoder, speaker_encoder
         self.num_steps, self.seed = num_steps, seed
@@ -140,23 +124,18 @@ class CosyVoice2Tokenizer(AudioTokenizer):
     def fingerprint(self) -> str:
         return fingerprint(self.name, [RESAMPLING_RULE], self.speech_tokenizer.state_dict())
 
-    def _stream(self, voice: FlowVoice | None) -> CosyVoice2Stream:
+    def _stream(self, voice: FlowVoice | None) -> AudioStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
-        return CosyVoice2Stream(decoder, state)
+        state = decoder.start(voice, num_steps=self.num_steps, seed=self.seed)
+        return AudioStream(partial(decoder.decode_chunk, state), self.vocab_size)
 
     def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
-        return self._need_decoder().decode(
-            codes, num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt()
-        )
+        return self._need_decoder().decode(codes, voice, num_steps=self.num_steps, seed=self.seed)
 
     def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None], MEL)[0]
         embedding = None if self.speaker_encoder is None else self.speaker_encoder(wave)
         return FlowVoice(codes=self._encode([wave])[0], mel=mel, embedding=embedding)
-
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        return [self._encode_one(wave) for wave in waves]
 
     @torch.inference_mode()
     def _encode_one(self, wave: Tensor) -> list[int]:
@@ -174,12 +153,7 @@ def _load_speech_tokenizer(folder: Path) -> nn.Module:
     Raises: FileNotFoundError; ValueError for a damaged file or other weights.
     """
     model_v2 = _require("s3tokenizer.model_v2")
-    paths = [folder / f"{TOKENIZER_FILE}{suffix}" for suffix in (".safetensors", ".pt", ".onnx")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(
-            f"no {paths[-1]}; hf download FunAudioLLM/CosyVoice2-0.5B --local-dir DIR, and give that folder"
-        )
+    path = find_file(folder, *TOKENIZER_FILES)
     check_whole(path)
     weights = model_v2.onnx2torch(str(path)) if path.suffix == ".onnx" else read_tensors(path)
     if "encoder.conv1.weight" not in weights:
@@ -192,6 +166,6 @@ def _load_speech_tokenizer(folder: Path) -> nn.Module:
         n_audio_layer=sum(name.endswith("attn_ln.weight") for name in weights),
     )
     with torch.random.fork_rng(devices=[]):
-        model = model_v2.S3TokenizerV2(f"{TOKENIZER_FILE}_25hz", config)
+        model = model_v2.S3TokenizerV2("speech_tokenizer_v2_25hz", config)
     fill_module(model, weights, path, "an S3 tokenizer of its sizes")
     return model

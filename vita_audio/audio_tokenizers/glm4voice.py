@@ -1,13 +1,13 @@
 """GLM-4-Voice: WhisperVQ codes at 12.5 per second, flow-matching decoder to 22,050 Hz.
 
 Encoding follows the public `extract_speech_token` of GLM-4-Voice: first channel, 16 kHz, independent pieces of 30 s,
-and one code for every 1280 samples or part of them. One thing differs: each piece is padded to its own multiple of 1280
-samples before features are computed, not to the longest piece of the call, so codes do not depend on the other waves
-in the batch.
+and one code for every 1280 samples or part of them. Each piece is padded to its own multiple of 1280 samples, not to
+the longest piece of the call, so codes do not depend on the other waves in the batch.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from vita_audio.files.checkpoint import check_weights, read_json
+from vita_audio.files.checkpoint import read_json
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
-from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder, SpeechDecoderState
-from vita_audio.speech_decoder.inputs import check_codes
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
+from vita_audio.speech_decoder.streaming import FlowVoice
 
-from .base import AudioStream, AudioTokenizer, FlowVoice, fingerprint
+from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint, load_model
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -67,47 +67,8 @@ def piece_features(
     return features, first_samples < torch.tensor([len(piece) for piece in pieces])[:, None]
 
 
-class GLM4VoiceStream(AudioStream):
-    """Decodes in chunks of fixed sizes, so that the wave does not depend on how the codes are pushed."""
-
-    def __init__(
-        self,
-        decoder: SpeechDecoder,
-        state: SpeechDecoderState,
-        chunk_sizes: Sequence[int],
-        chunk_steps: Sequence[int],
-    ):
-        """Begin a stream.
-
-        Args:
-            chunk_sizes: Codes in the first, second, ... chunk; the last size repeats.
-            chunk_steps: Euler steps for the first, second, ... chunk; the last number repeats.
-        """
-        self._decoder, self._state = decoder, state
-        self._sizes, self._steps = list(chunk_sizes), list(chunk_steps)
-        self._pending: list[int] = []
-
-    def push(self, codes: Sequence[int]) -> Tensor:
-        if self._state.is_finished:
-            raise ValueError("this stream was flushed; begin another one with stream()")
-        self._pending += check_codes(codes, self._decoder.vocab_size)
-        waves = [torch.zeros(0)]
-        while len(self._pending) >= self._sizes[0]:
-            size, self._state.num_steps = self._sizes[0], self._steps[0]
-            waves.append(self._decoder.decode_chunk(self._state, self._pending[:size]))
-            self._pending = self._pending[size:]
-            self._sizes, self._steps = self._sizes[1:] or self._sizes, self._steps[1:] or self._steps
-        return torch.cat(waves)
-
-    def flush(self) -> Tensor:
-        self._state.num_steps = self._steps[0]
-        wave = self._decoder.decode_chunk(self._state, self._pending, final=True)
-        self._pending = []
-        return wave
-
-
 class GLM4VoiceTokenizer(AudioTokenizer):
-    """WhisperVQ encoder and speech decoder; float32 on any device."""
+    """WhisperVQ encoder and speech decoder, in float32."""
 
     name = "glm4voice"
     released_as = "THUDM/glm-4-voice-tokenizer"
@@ -129,7 +90,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         """Combine encoder, features and decoder.
 
         Args:
-            decoder: None if no waves are needed.
+            decoder: None: only `encode` works.
             num_steps: Euler steps of the flow, `option_steps` in the release.
             seed: Seed for the noise of flow and vocoder; the same codes always give the same wave.
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
@@ -149,15 +110,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
                 f"the speech decoder must know the tokenizer's {config.quantize_vocab_size} codes, got a decoder of "
                 f"{decoder.vocab_size}; take tokenizer and decoder of one release"
             )
-        if not stream_chunks or min(stream_chunks) < 1:
-            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         if min((num_steps, *(stream_steps or ()))) < 1:
             raise ValueError(f"num_steps and stream_steps must be at least 1, got {num_steps} and {stream_steps}")
         self.encoder = encoder.eval().requires_grad_(False)
         self.feature_extractor = feature_extractor
         self.decoder = decoder
         self.num_steps, self.seed, self.released_noise = num_steps, seed, released_noise
-        self.stream_chunks, self.stream_steps = tuple(stream_chunks), tuple(stream_steps or (num_steps,))
+        self.stream_chunks, self.stream_steps = check_chunk_sizes(stream_chunks), tuple(stream_steps or (num_steps,))
         self.sample_rate = feature_extractor.sampling_rate
         self.samples_per_code = feature_extractor.hop_length * config.frames_per_code
         self.samples_per_piece = min(
@@ -186,9 +145,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":
-        encoder, feature_extractor = _load_encoder(folder)
+        read_json(folder / "preprocessor_config.json")
+        encoder, feature_extractor = (
+            load_model(WhisperVQEncoder, folder),
+            WhisperFeatureExtractor.from_pretrained(folder),
+        )
         decoder = None if decoder_folder is None else SpeechDecoder.from_pretrained(decoder_folder, device)
-        return cls(encoder.to(device), feature_extractor, decoder, **options)
+        return cls(encoder, feature_extractor, decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `model.safetensors` with weights as `dtype`, and `preprocessor_config.json`."""
@@ -203,19 +166,20 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
-    def _stream(self, voice: FlowVoice | None) -> GLM4VoiceStream:
+    def _stream(self, voice: FlowVoice | None) -> AudioStream:
         decoder = self._need_decoder()
-        state = decoder.start(num_steps=self.num_steps, seed=self.seed, **(voice or FlowVoice()).as_prompt())
-        return GLM4VoiceStream(decoder, state, self.stream_chunks, self.stream_steps)
+        state = decoder.start(voice, seed=self.seed)
+        steps = chain(self.stream_steps, repeat(self.stream_steps[-1]))
+
+        def decode_chunk(codes: list[int], final: bool) -> Tensor:
+            state.num_steps = next(steps)
+            return decoder.decode_chunk(state, codes, final)
+
+        return AudioStream(decode_chunk, self.vocab_size, self.stream_chunks)
 
     def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:
-        return self._need_decoder().decode(
-            codes,
-            num_steps=self.num_steps,
-            seed=self.seed,
-            released_noise=self.released_noise,
-            **(voice or FlowVoice()).as_prompt(),
-        )
+        options = {"num_steps": self.num_steps, "seed": self.seed, "released_noise": self.released_noise}
+        return self._need_decoder().decode(codes, voice, **options)
 
     def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]
@@ -237,17 +201,3 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         output = self.encoder(features.to(self.encoder.device), mask.to(self.encoder.device))
         rows = zip(output.quantized_token_ids, output.token_mask, strict=True)
         return [ids[kept].tolist() for ids, kept in rows]
-
-
-def _load_encoder(folder: Path) -> tuple[WhisperVQEncoder, WhisperFeatureExtractor]:
-    """Load the encoder in float32 and its feature extractor.
-
-    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
-    """
-    for name in ("config.json", "preprocessor_config.json"):
-        read_json(folder / name)
-    check_weights(folder)
-    encoder, report = WhisperVQEncoder.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if problems := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
-    return encoder, WhisperFeatureExtractor.from_pretrained(folder)

@@ -1,19 +1,19 @@
 """SNAC at 24 kHz: three codebooks at 12, 23 and 47 Hz, flattened to 82 codes per second.
 
-The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). This module adds:
-
-* The order of the codes, as in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes,
-  and the codes of slot s begin at 4096 * s. The public vocabulary ends after slot 3; this one has all seven slots.
-* Encoding and decoding of waves of any length in pieces. Each piece reads as much of its surroundings as the
-  convolutions reach, so that pieces, streams and whole waves agree up to rounding.
-* Noise addressed by position: the decoder's noise comes from generators of its own, not from the global one.
+The model is the public one (arXiv 2410.14411, package `snac`, weights `hubertsiuzdak/snac_24khz`). Codes are ordered as
+in the public VITA-Audio tokenizer: a group has one coarse, two medium and four fine codes, and the codes of slot s
+begin at 4096 * s. Waves of any length are encoded and decoded in pieces that include as much context as the
+convolutions reach, and the decoder's noise is addressed by position, so pieces, streams and whole waves agree up to
+rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
@@ -23,10 +23,10 @@ from vita_audio.files.checkpoint import read_json
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
-from vita_audio.speech_decoder.noise import FrameNoise
+from vita_audio.speech_decoder.streaming import FrameNoise
 
-from .base import AudioTokenizer, fingerprint
-from .windowed_stream import WindowedDecoder, WindowedStream
+from .base import check_chunk_sizes, fingerprint
+from .windowed import WindowedTokenizer
 
 NAME = "snac24khz"
 CODEBOOK_SIZE = 4096
@@ -58,7 +58,7 @@ def unflatten(codes: Sequence[int]) -> list[Tensor]:
     return [level.reshape(1, -1) for level in slots.split(LEVEL_SIZES, dim=1)]
 
 
-class SNAC24kHzTokenizer(AudioTokenizer):
+class SNAC24kHzTokenizer(WindowedTokenizer):
     """A `snac.SNAC` model with three codebooks, in evaluation mode."""
 
     name = NAME
@@ -66,6 +66,7 @@ class SNAC24kHzTokenizer(AudioTokenizer):
     has_one_folder = True
     vocab_size = GROUP_SIZE * CODEBOOK_SIZE
     codes_per_group = GROUP_SIZE
+    codes_per_piece = GROUPS_PER_PIECE * GROUP_SIZE
 
     def __init__(self, model: nn.Module, *, seed: int = 42, stream_chunks: Sequence[int] = STREAM_CHUNKS):
         """Wrap a model.
@@ -78,10 +79,8 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         kind = {"codebook_size": CODEBOOK_SIZE, "vq_strides": list(VQ_STRIDES), "attn_window_size": None}
         if unlike := {key: getattr(model, key) for key, value in kind.items() if getattr(model, key) != value}:
             raise ValueError(f"{NAME} must be a SNAC with {kind}, got {unlike}; take {self.released_as}")
-        if not stream_chunks or min(stream_chunks) < 1:
-            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         self.model = model.eval().requires_grad_(False)
-        self.seed, self.stream_chunks = seed, tuple(stream_chunks)
+        self.seed, self.stream_chunks = seed, check_chunk_sizes(stream_chunks)
         self.sample_rate = self.output_rate = model.sampling_rate
         self.samples_per_group = int(model.hop_length) * VQ_STRIDES[0]
         self.frame_rate = GROUP_SIZE * self.sample_rate / self.samples_per_group
@@ -101,14 +100,6 @@ class SNAC24kHzTokenizer(AudioTokenizer):
         weights = {key: value for key, value in self.model.state_dict().items() if not key.startswith("decoder.")}
         return fingerprint(self.name, [RESAMPLING_RULE, self.model.encoder_rates], weights)
 
-    def start_noise(self) -> list[FrameNoise]:
-        """Return the noise of each decoder stage, coarsest first, addressed by group."""
-        sizes, size = [], VQ_STRIDES[0]
-        for rate in self.model.decoder_rates:
-            size *= rate
-            sizes.append(size)
-        return [FrameNoise(size, torch.Generator().manual_seed(self.seed + stage)) for stage, size in enumerate(sizes)]
-
     @torch.inference_mode()
     def synthesize(self, levels: Sequence[Tensor], noises: Sequence[Tensor]) -> Tensor:
         """Decode the output of `unflatten` with noise (groups, values) for each stage: (samples,), on the CPU."""
@@ -122,24 +113,18 @@ class SNAC24kHzTokenizer(AudioTokenizer):
                 hidden = layer(hidden)
         return hidden[0, 0].clamp(-1, 1).cpu()
 
-    def _stream(self, voice: None) -> WindowedStream:
-        return WindowedStream(self._windowed_decoder(), self.stream_chunks)
-
-    def _decode(self, codes: list[int], voice: None) -> Tensor:
-        stream = WindowedStream(self._windowed_decoder(), [GROUPS_PER_PIECE * GROUP_SIZE])
-        return torch.cat([stream.push(codes), stream.flush()])
-
-    def _windowed_decoder(self) -> WindowedDecoder:
-        noises = self.start_noise()
+    def _window_decoder(self, voice: None) -> Callable[[list[int], int], Tensor]:
+        rates = accumulate(self.model.decoder_rates, operator.mul, initial=VQ_STRIDES[0])
+        noises = [  # of each decoder stage, coarsest first, addressed by group
+            FrameNoise(size, torch.Generator().manual_seed(self.seed + stage))
+            for stage, size in enumerate(islice(rates, 1, None))
+        ]
 
         def decode(codes: list[int], first: int) -> Tensor:
             levels = unflatten(codes)
             return self.synthesize(levels, [noise.read(first, first + levels[0].shape[1]) for noise in noises])
 
-        return WindowedDecoder(decode, self.vocab_size, GROUP_SIZE, self.samples_per_group, self.context_groups)
-
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        return [self._encode_one(wave) for wave in waves]
+        return decode
 
     @torch.inference_mode()
     def _encode_one(self, wave: Tensor) -> list[int]:

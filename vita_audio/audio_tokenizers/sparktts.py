@@ -1,15 +1,14 @@
 """BiCodec of Spark-TTS: 50 semantic codes per second carry the words, 32 global codes the speaker.
 
 The model is from the package `spark-tts-lib` (arXiv 2503.01710); the weights are those of `SparkAudio/Spark-TTS-0.5B`,
-with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model. The
-public VITA-Audio tokenizer discards the global codes and decodes with 32 zeros; here they form a voice, which decoding
-requires.
+with `BiCodec` and `wav2vec2-large-xlsr-53` in one folder. Only semantic codes become tokens of a language model; the
+global codes form a voice, which decoding requires.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,20 +18,20 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vita_audio.files.checkpoint import check_weights, read_json, read_yaml
+from vita_audio.files.checkpoint import read_yaml
 from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
-from vita_audio.speech_decoder.inputs import check_codes
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
+from vita_audio.speech_decoder.streaming import check_codes
 
-from .base import AudioTokenizer, Voice, fingerprint
-from .windowed_stream import WindowedDecoder, WindowedStream
+from .base import Voice, check_chunk_sizes, fingerprint, load_model
+from .windowed import WindowedTokenizer
 
 NAME = "sparktts"
 PACKAGE = "spark_tts_lib"
 SPEECH_MODEL = "wav2vec2-large-xlsr-53"
-SPEECH_LAYERS = (11, 14, 16)  # whose hidden states are averaged
+SPEECH_LAYERS = (11, 14, 16)  # their hidden states are averaged
 VOICE_SIZE = 32  # global codes
 VOICE_VOCAB_SIZE = 4096
 MIN_SAMPLES = 400  # samples that the speech model needs for its first code
@@ -111,13 +110,14 @@ class _Mel(nn.Module):
         return mel_filters(self.settings).to(wave.device) @ spectrum.abs()
 
 
-class SparkTTSTokenizer(AudioTokenizer):
+class SparkTTSTokenizer(WindowedTokenizer):
     """A wav2vec 2.0 model followed by BiCodec, in evaluation mode."""
 
     name = NAME
     released_as = "SparkAudio/Spark-TTS-0.5B"
     has_one_folder = True
     voice_class = SparkTTSVoice
+    codes_per_piece = CODES_PER_PIECE
 
     def __init__(
         self,
@@ -140,18 +140,16 @@ class SparkTTSTokenizer(AudioTokenizer):
             stream_chunks: Codes in the first, second, ... chunk of a stream; the last size repeats.
         Raises: ValueError for a voice of another codec, or chunks that are not positive.
         """
-        if not stream_chunks or min(stream_chunks) < 1:
-            raise ValueError(f"stream_chunks must be positive numbers of codes, got {stream_chunks}")
         self.bicodec = bicodec.eval().requires_grad_(False)
         self.speech_model = speech_model.eval().requires_grad_(False)
         self.feature_extractor, self.config = feature_extractor, config
         self.check_voice(voice)
         self.voice = voice
         self.needs_voice = voice is None
-        self.stream_chunks = tuple(stream_chunks)
+        self.stream_chunks = check_chunk_sizes(stream_chunks)
         self.sample_rate = self.output_rate = config["sample_rate"]
-        self.samples_per_code = config["latent_hop_length"]
-        self.frame_rate = self.sample_rate / self.samples_per_code
+        self.samples_per_group = config["latent_hop_length"]
+        self.frame_rate = self.sample_rate / self.samples_per_group
         self.vocab_size = bicodec.quantizer.codebook_size
 
     @classmethod
@@ -160,7 +158,8 @@ class SparkTTSTokenizer(AudioTokenizer):
             bicodec = make_bicodec(read_yaml(folder / "BiCodec" / "config.yaml")["audio_tokenizer"])
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
-            speech_model = _load_speech_model(folder / SPEECH_MODEL)
+            # The checkpoint may have additional weights, such as the heads of its training.
+            speech_model = load_model(Wav2Vec2Model, folder / SPEECH_MODEL, ignored=["unexpected_keys"])
         return cls(
             bicodec.to(device),
             speech_model.to(device),
@@ -177,7 +176,7 @@ class SparkTTSTokenizer(AudioTokenizer):
         return fingerprint(self.name, settings, used | speech)
 
     @cached_property
-    def context_codes(self) -> int:
+    def context_groups(self) -> int:
         """Upper bound of the number of codes on either side that influence a sample.
 
         Convolutions are 7 wide, with dilations 1, 3 and 9 in the residual units of the wave generator.
@@ -196,19 +195,12 @@ class SparkTTSTokenizer(AudioTokenizer):
                 reach += 3 * (1 + 3 + 9) / rate
         return math.ceil(reach)
 
-    def _stream(self, voice: SparkTTSVoice | None) -> WindowedStream:
-        return WindowedStream(self._windowed_decoder(voice), self.stream_chunks)
-
-    def _decode(self, codes: list[int], voice: SparkTTSVoice | None) -> Tensor:
-        stream = WindowedStream(self._windowed_decoder(voice), [CODES_PER_PIECE])
-        return torch.cat([stream.push(codes), stream.flush()])
-
-    def _windowed_decoder(self, voice: SparkTTSVoice | None) -> WindowedDecoder:
+    def _window_decoder(self, voice: SparkTTSVoice | None) -> Callable[[list[int], int], Tensor]:
         voice = voice or self.voice
         if voice is None:
             raise ValueError(
-                f"{NAME} codes do not say who speaks; give a voice, made with make_voice from a recording, or load the "
-                "tokenizer with one"
+                f"{NAME} codes do not determine the speaker; give a voice, made with make_voice from a recording, or "
+                "load the tokenizer with one"
             )
         device = self.speech_model.device
         voice_codes = torch.tensor(voice.codes, device=device)[None, None]  # (1, 1, 32)
@@ -217,11 +209,11 @@ class SparkTTSTokenizer(AudioTokenizer):
         def decode(codes: list[int], first: int) -> Tensor:
             return self.bicodec.detokenize(torch.tensor([codes], device=device), voice_codes)[0, 0].cpu()
 
-        return WindowedDecoder(decode, self.vocab_size, 1, self.samples_per_code, self.context_codes)
+        return decode
 
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        size = SECONDS_PER_PIECE * self.sample_rate
-        return [sum((self._encode_piece(piece) for piece in self._level(wave).split(size)), []) for wave in waves]
+    def _encode_one(self, wave: Tensor) -> list[int]:
+        pieces = self._level(wave).split(SECONDS_PER_PIECE * self.sample_rate)
+        return [code for piece in pieces for code in self._encode_piece(piece)]
 
     @torch.inference_mode()
     def _encode_piece(self, wave: Tensor) -> list[int]:
@@ -233,9 +225,9 @@ class SparkTTSTokenizer(AudioTokenizer):
 
     @torch.inference_mode()
     def _make_voice(self, wave: Tensor) -> SparkTTSVoice:
-        """Take the global codes of the first seconds of a wave, which is repeated if it is shorter."""
+        """Make a voice from the first seconds of a wave, which is repeated if it is shorter."""
         size = int(self.sample_rate * self.config["ref_segment_duration"])
-        size = size // self.samples_per_code * self.samples_per_code
+        size = size // self.samples_per_group * self.samples_per_group
         wave = self._level(wave)
         wave = wave.repeat(size // len(wave) + 1)[:size]
         mel = self.bicodec.mel_transformer(wave[None].to(self.speech_model.device))  # (1, bands, frames)
@@ -247,16 +239,3 @@ class SparkTTSTokenizer(AudioTokenizer):
             return wave
         audio = _require(f"{PACKAGE}.utils.audio")
         return torch.from_numpy(audio.audio_volume_normalize(wave.numpy())).float()
-
-
-def _load_speech_model(folder: Path) -> Wav2Vec2Model:
-    """Load wav2vec 2.0 from a checkpoint, which may have additional weights such as the heads of its training.
-
-    Raises: FileNotFoundError; ValueError naming the damaged file or the missing weights.
-    """
-    read_json(folder / "config.json")
-    check_weights(folder)
-    model, report = Wav2Vec2Model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"the weights in {folder} lack {', '.join(missing[:5])} ({len(missing)} in all); get it again")
-    return model

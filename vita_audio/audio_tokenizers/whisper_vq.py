@@ -15,6 +15,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer, WhisperPreTrainedModel, sinusoids
 
+from vita_audio.speech_decoder.layers import CausalConv1d, block_causal_mask
+
 CONV_STRIDE = 2  # mel frames (100 Hz) per encoder position (50 Hz)
 
 
@@ -76,27 +78,6 @@ class WhisperVQOutput(ModelOutput):
     frame_mask: Tensor | None = None
     pre_vq_hidden: Tensor | None = None
     last_hidden_state: Tensor | None = None
-
-
-class CausalConv1d(nn.Conv1d):
-    """Causal convolution: pads `kernel_size - 1` zeros in front."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
-
-
-def block_causal_mask(valid: Tensor, block_size: int | None, dtype: torch.dtype) -> Tensor:
-    """Return an additive attention mask by which a position sees valid positions up to the end of its own block.
-
-    Args:
-        valid: (batch, time), bool.
-        block_size: Positions per block; 1 is causal attention, None is attention to everything valid.
-    Returns: (batch, 1, time, time): 0 or the lowest finite value, which gives no NaN in rows without valid positions.
-    """
-    time = valid.shape[1]
-    block = torch.arange(time, device=valid.device) // (block_size or time)
-    visible = (block[None, :] <= block[:, None]) & valid[:, None, None, :]  # (batch, 1, time, time)
-    return torch.zeros(visible.shape, dtype=dtype, device=valid.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def nearest_codewords(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +153,13 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
             attention_mask: (batch, frames), non-zero where a frame is valid; padding must be at the end.
         Raises: ValueError for a wrong number of frames.
         """
-        self._check_frames(input_features)
+        frames, stride = input_features.shape[2], self.config.frames_per_code
+        longest = self.config.max_source_positions * CONV_STRIDE
+        if frames == 0 or frames % stride or frames > longest:
+            raise ValueError(
+                f"the number of mel frames must be a multiple of {stride}, at most {longest} and not 0, got {frames}; "
+                "pad the features or split the audio"
+            )
         if attention_mask is None:
             attention_mask = input_features.new_ones(input_features.shape[0], input_features.shape[2])
         valid = attention_mask[:, ::CONV_STRIDE].bool()  # (batch, positions)
@@ -198,25 +185,20 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
         output.last_hidden_state = hidden if config.quantize_encoder_only else self.layer_norm(hidden)
         return output
 
-    def _check_frames(self, input_features: Tensor):
-        frames, stride = input_features.shape[2], self.config.frames_per_code
-        longest = self.config.max_source_positions * CONV_STRIDE
-        if frames == 0 or frames % stride or frames > longest:
-            raise ValueError(
-                f"the number of mel frames must be a multiple of {stride}, at most {longest} and not 0, got {frames}; "
-                "pad the features or split the audio"
-            )
-
     def _attention_mask(self, valid: Tensor, depth: int, kernel: int, dtype: torch.dtype) -> Tensor:
-        """Return the mask for layer `depth` (from 1), each of whose positions pools `kernel` 50 Hz positions."""
-        config = self.config
-        causal = config.encoder_causal_attention or (
-            config.quantize_causal_encoder and depth <= config.quantize_position
-        )
-        if causal:  # padding is at the end, where no valid position sees it
-            return block_causal_mask(torch.ones_like(valid), 1, dtype)
-        block_size = config.quantize_causal_block_size
-        return block_causal_mask(valid, block_size // kernel if block_size else None, dtype)
+        """Return the additive mask for layer `depth` (from 1), each of whose positions pools `kernel` 50 Hz positions.
+
+        A position sees valid positions up to the end of its own block. The mask is (batch, 1, time, time): 0 or the
+        lowest finite value, which gives no NaN in rows without valid positions.
+        """
+        config, block_size = self.config, self.config.quantize_causal_block_size
+        if config.encoder_causal_attention or (config.quantize_causal_encoder and depth <= config.quantize_position):
+            valid, size = torch.ones_like(valid), 1  # padding is at the end, where no valid position sees it
+        else:
+            size = block_size // kernel if block_size else valid.shape[1]
+        visible = block_causal_mask(valid.shape[1], size, valid.device) & valid[:, None, None, :]
+        mask = torch.zeros(visible.shape, dtype=dtype, device=valid.device)
+        return mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
     def _pool(self, hidden: Tensor) -> Tensor:
         """Pool along time; as in the released tokenizer, padded frames of an incomplete last code are included."""

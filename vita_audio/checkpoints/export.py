@@ -1,8 +1,8 @@
 """Export a checkpoint for the public VITA-Audio code, which uses transformers 4.48.
 
-Names and values of weights are the same, so weight files are linked or copied unchanged; configurations are written in
-the older format. The public code loads a model through the Python files that `auto_map` in config.json names. They are
-not part of this project, so they come from a folder of the caller or from a released repository on the hub.
+Weights have the same names and values, so their files are linked or copied; configurations are written in the older
+format. The public code loads a model through the Python files that `auto_map` in config.json names, which come from a
+folder of the caller or from a released repository on the hub.
 """
 
 from __future__ import annotations
@@ -31,14 +31,10 @@ from vita_audio.text import TextTokenizer, chat_template
 
 CODE_FILES = ("configuration_qwen2", "modeling_qwen2")  # Python modules of the public classes
 
-# model_type -> names of the public classes, and a repository with their code
-PUBLIC_CLASSES = {
-    "qwen2_mtp": ("Qwen2MTPConfig", "Qwen2MTPForCausalLM", "VITA-MLLM/VITA-Audio-Boost"),
-    "qwen2_mtp_sensevoice": (
-        "Qwen2MTPSenseVoiceConfig",
-        "Qwen2MTPSenseVoiceForCausalLM",
-        "VITA-MLLM/VITA-Audio-Plus-Boost",
-    ),
+# model_type -> repository with the code of the public classes, which have the names of ours
+REPOSITORIES = {
+    "qwen2_mtp": "VITA-MLLM/VITA-Audio-Boost",
+    "qwen2_mtp_sensevoice": "VITA-MLLM/VITA-Audio-Plus-Boost",
 }
 # Fields of the public config.json. All are written, because its defaults differ from ours.
 PUBLIC_FIELDS = (
@@ -58,10 +54,10 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
     Args:
         folder: Checkpoint of a speech model.
         output: New or empty folder. Weights are hard links if the file system supports them, else copies.
-        code: Folder with the Python files of the public model class, which are copied. None: the public code downloads
-            them from a released repository when it loads the model.
+        code: Folder with the Python files of the public model class to copy. None: the public code downloads them from
+            a released repository.
         audio_model: Folder of a SenseVoiceSmall, for a Plus model whose folder lacks `ENCODER_FILES`.
-    Raises: FileNotFoundError, ValueError for a folder that does not load, FileExistsError for an output in use.
+    Raises: FileNotFoundError or ValueError for a folder that does not load; FileExistsError if `output` is in use.
     """
     weights = check_weights(folder)
     config = read_config(folder, SPEECH_CONFIGS)
@@ -73,8 +69,9 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
     if isinstance(config, Qwen2MTPSenseVoiceConfig):
         sources += _encoder_files(audio_model or folder)
     output.mkdir(parents=True, exist_ok=True)
-    index = [folder / f"{name}.index.json" for name in WEIGHT_NAMES if (folder / f"{name}.index.json").exists()]
-    for path in [*weights, *index] if len(weights) > 1 else weights:
+    if weights[0].name not in WEIGHT_NAMES:  # shards
+        weights += [path for name in WEIGHT_NAMES if (path := folder / f"{name}.index.json").exists()]
+    for path in weights:
         _link(path, output / path.name)
     for path in sources:
         shutil.copyfile(path, output / path.name)
@@ -90,13 +87,14 @@ def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
 
     Raises: ValueError for features that the public classes lack: position scaling, another speech encoder.
     """
-    config_class, model_class, repository = PUBLIC_CLASSES[config.model_type]
+    config_class = type(config).__name__
+    model_class = f"{config_class.removesuffix('Config')}ForCausalLM"
     rope = dict(config.rope_parameters)
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"only plain rotary positions can be exported, got rope_parameters {rope}")
     if isinstance(config, Qwen2MTPSenseVoiceConfig) and config.audio_config:
         raise ValueError(f"the public code has no speech encoder but SenseVoiceSmall, got {config.audio_config}")
-    place = f"{repository}--" if from_hub else ""
+    place = f"{REPOSITORIES[config.model_type]}--" if from_hub else ""
     values = {name: getattr(config, name, None) for name in PUBLIC_FIELDS}
     values |= {
         "architectures": [model_class],
@@ -133,7 +131,7 @@ def public_tokenizer_config(tokenizer: TextTokenizer) -> dict[str, Any]:
             str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in added
         },
         "additional_special_tokens": special,
-        "audio_input": tokenizer.audio_input,  # ours; carried along
+        "audio_input": tokenizer.audio_input,  # our own field
         "bos_token": None,
         "chat_template": chat_template(),
         "clean_up_tokenization_spaces": False,
@@ -157,8 +155,7 @@ def _code_files(code: Path) -> list[Path]:
 def _encoder_files(folder: Path) -> list[Path]:
     files = []
     for pattern in ENCODER_FILES:
-        found = sorted(folder.glob(pattern))
-        if not found:
+        if not (found := sorted(folder.glob(pattern))):
             raise FileNotFoundError(
                 f"{folder / pattern} is missing, which the public class of Plus models reads from the checkpoint's "
                 "folder; give the folder of a SenseVoiceSmall as audio model"

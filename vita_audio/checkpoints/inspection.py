@@ -1,4 +1,4 @@
-"""Inspect a checkpoint folder: what it is, and whether our classes would load its files and weights.
+"""Inspect a checkpoint folder: its kind, and whether our classes would load its files and weights.
 
 Weights are compared by name and shape, and modules run on tensors without values. Only codecs whose modules come from
 third-party packages are loaded.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -39,9 +39,9 @@ from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoice
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import mtp_parameter_patterns
-from vita_audio.speech_decoder.config_file import read_config as read_decoder_config
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
+from vita_audio.speech_decoder.released_files import read_config as read_decoder_config
 from vita_audio.speech_features import CMVN_FILE, SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer, tokenizer_files
 
@@ -51,12 +51,12 @@ CHECKED_SUFFIXES = (".json", ".safetensors", ".txt", ".yaml", ".mvn", *TORCH_SUF
 
 @dataclass
 class Part:
-    """A set of weights compared with the module that it is for.
+    """A set of weights compared with its module.
 
     Attributes:
         files: File name -> bytes.
         parameters: dtype in the files -> number of parameters of the module.
-        missing: Tensors of the module that the files lack; initialised at random or as `initialised` says.
+        missing: Tensors of the module that the files lack.
         unexpected: Tensors in the files that the module lacks.
         misshapen: Name -> shape in the files and in the module.
         initialised: Tensors in `missing` that a training stage initialises -> how.
@@ -76,13 +76,7 @@ class Part:
 
 @dataclass
 class Report:
-    """Contents of a folder.
-
-    Attributes:
-        kind: A key of `KINDS`, or "unknown".
-        parts: Weights of each module.
-        problems: Reasons why the folder does not load.
-    """
+    """Contents of a folder: its kind (a key of `KINDS`, or "unknown"), weights, and reasons why it does not load."""
 
     folder: str
     kind: str
@@ -101,15 +95,15 @@ class Report:
 
 
 def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
-    """Report what a folder is and whether it loads.
+    """Report the kind of a folder and whether it loads.
 
     Args:
         config: For a language model, the configuration of a training stage that would start from it; weights that the
-            stage initialises are then no problem.
+            stage initialises may then be missing.
     Raises: NotADirectoryError.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder; give the folder of a checkpoint")
+        raise NotADirectoryError(f"{folder} is not a folder; give the folder of a checkpoint")
     kind = identify(folder)
     report = Report(str(folder), kind, KINDS[kind][0] if kind in KINDS else "no checkpoint of a known kind")
     for path in sorted(folder.iterdir()):
@@ -118,8 +112,10 @@ def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
     if kind not in KINDS:
         names = sorted(path.name for path in folder.iterdir())
         inside = [path.parent.name for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))]
-        hint = f"; look into {', '.join(inside[:3])}" if inside else f"; known are {', '.join(KINDS)}"
-        report.problems.append(f"{folder} is of no known kind, it holds {', '.join(names[:8]) or 'nothing'}{hint}")
+        hint = f"; look into {', '.join(inside[:3])}" if inside else f"; known kinds are {', '.join(KINDS)}"
+        report.problems.append(
+            f"{folder} is not a known kind of checkpoint; it holds {', '.join(names[:8]) or 'nothing'}{hint}"
+        )
     elif not report.problems:
         _try(report, KINDS[kind][1], folder, report, *([config] if kind in LANGUAGE_MODELS else []))
     return report
@@ -140,7 +136,8 @@ def identify(folder: Path) -> str:
         return "snac24khz"
     if codec := next((name for name, mark in CODEC_MARKS.items() if (folder / mark).exists()), None):
         return codec
-    text = _read_text(folder / DECODER_CONFIG)
+    path = folder / DECODER_CONFIG
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if re.search(r"^flow:", text, re.MULTILINE) and re.search(r"^hift:", text, re.MULTILINE):
         return "glm-4-voice-decoder"
     if "SenseVoiceEncoderSmall" in text or (folder / CMVN_FILE).exists() and not values:
@@ -159,11 +156,8 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
     files = check_weights(folder)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        part = _compare("model", files, model, report)
+        part = _compare("model", files, model, report, None if config is own else config)
         part.dry_run = _run_language_model(model)
-    if config is not own:
-        part.initialised = _stage_initialisation(config, part.missing)
-    _judge(part, report)
     _inspect_text(folder, own, report)
     _inspect_generation(folder, report)
     if isinstance(config, Qwen2MTPConfig):
@@ -172,7 +166,8 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
         report.facts["audio codes of"] = own.audio_tokenizer["fingerprint"]
 
 
-def _stage_initialisation(config: Qwen2MTPConfig, missing: Iterable[str]) -> dict[str, str]:
+def _stage_initialisation(config: Qwen2MTPConfig, missing: list[str]) -> dict[str, str]:
+    """Return how a training stage initialises each of the missing tensors that it initialises."""
     patterns = mtp_parameter_patterns(config)
     ways = {}
     for name in missing:
@@ -209,8 +204,7 @@ def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> Non
     if num_tokens > config.vocab_size:
         report.problems.append(f"the text tokenizer in {folder} has more tokens than the model: {report.facts['text']}")
     if tokenizer.num_audio_codes:
-        codes = f", {tokenizer.num_audio_codes:,} audio codes from id {tokenizer.first_audio_id:,}"
-        report.facts["text"] += codes
+        report.facts["text"] += f", {tokenizer.num_audio_codes:,} audio codes from id {tokenizer.first_audio_id:,}"
     elif isinstance(config, Qwen2MTPConfig):
         report.problems.append(
             f"the text tokenizer in {folder} has no audio codes; use the one saved with the trained model"
@@ -240,7 +234,6 @@ def _inspect_glm_tokenizer(folder: Path, report: Report) -> None:
         part = _compare("encoder", files, encoder, report)
         mel = torch.zeros(1, config.num_mel_bins, 10 * config.frames_per_code)
         part.dry_run = f"{mel.shape[2]} mel frames to {encoder(mel).quantized_token_ids.shape[1]} codes"
-    _judge(part, report)
     features = read_json(folder / "preprocessor_config.json")
     if features.get("feature_size") != config.num_mel_bins:
         report.problems.append(
@@ -260,8 +253,6 @@ def _inspect_glm_decoder(folder: Path, report: Report) -> None:
         mel = flow.decoder.solve(mel, mel, flow.speaker(None), mel, num_steps=1)
         parts[0].dry_run = f"one step of the flow for {mel.shape[2]} mel frames"
         parts[1].dry_run = f"{mel.shape[2]} mel frames to {hift.predict_f0(mel).shape[1]} of pitch"
-    for part in parts:
-        _judge(part, report)
     report.facts["codes"] = f"{config.flow.vocab_size:,}"
 
 
@@ -275,7 +266,6 @@ def _inspect_sensevoice(folder: Path, report: Report) -> None:
         part = _compare("encoder", [file], module, report)
         features = torch.zeros(10, module.embed.embedding_dim)
         part.dry_run = f"{len(features)} rows of features to {len(module([features])[0])} rows"
-    _judge(part, report)
     SenseVoiceFrontEnd.from_pretrained(folder)
 
 
@@ -285,7 +275,7 @@ def _inspect_text_tokenizer(folder: Path, report: Report) -> None:
 
 
 def _inspect_codec(name: str, folder: Path, report: Report) -> None:
-    """Load a codec whose modules come from an optional package; its errors say what does not fit."""
+    """Load a codec whose modules come from an optional package, which raises an error if they do not fit."""
     try:
         tokenizer = get_audio_tokenizer(name, folder, folder)
     except ImportError as error:
@@ -299,9 +289,9 @@ LANGUAGE_MODELS = {
     "qwen2_mtp": "VITA-Audio speech model",
     "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, with a SenseVoice encoder for its input",
 }
-CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "codec of Spark-TTS"}
-CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # file or folder that identifies the codec
-KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and the function that completes a report
+CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "Spark-TTS codec"}
+CODEC_MARKS = {"cosyvoice2": "cosyvoice2.yaml", "sparktts": "BiCodec"}  # codec -> file or folder that identifies it
+KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # kind -> title, and the function that completes a report
     **{name: (title, _inspect_language_model) for name, title in LANGUAGE_MODELS.items()},
     "glm-4-voice-tokenizer": ("GLM-4-Voice speech tokenizer", _inspect_glm_tokenizer),
     "glm-4-voice-decoder": ("GLM-4-Voice speech decoder", _inspect_glm_decoder),
@@ -311,48 +301,49 @@ KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # title, and the function
 }
 
 
-def _compare(name: str, files: list[Path], module: nn.Module, report: Report) -> Part:
-    """Compare weight files with a module, by names and shapes."""
+def _compare(
+    name: str, files: list[Path], module: nn.Module, report: Report, stage: Qwen2MTPConfig | None = None
+) -> Part:
+    """Compare weight files with a module, by names and shapes, and report the result.
+
+    Args:
+        stage: Configuration of a training stage that would start from the weights.
+    """
     stored: dict[str, StoredTensor] = {}
     for path in files:
         stored |= _read_heads(path)
     expected = module.state_dict(keep_vars=True)
     shapes = {key: tuple(value.shape) for key, value in expected.items()}
-    present = {
-        id(value) for key, value in expected.items() if key in stored
-    }  # a tied tensor needs only one of its names
-    common = shapes.keys() & stored.keys()
+    present = {id(value) for key, value in expected.items() if key in stored}  # tied tensors need one of their names
+    common = sorted(shapes.keys() & stored.keys())
     parameters = Counter()
     for key in common:
         parameters[stored[key].dtype] += expected[key].numel()
+    missing = sorted(key for key, value in expected.items() if id(value) not in present)
     part = Part(
         name,
         {path.name: path.stat().st_size for path in files},
         num_tensors=len(stored),
         parameters=dict(parameters),
-        missing=sorted(key for key, value in expected.items() if id(value) not in present),
+        missing=missing,
         unexpected=sorted(stored.keys() - shapes.keys()),
-        misshapen={key: (stored[key].shape, shapes[key]) for key in sorted(common) if stored[key].shape != shapes[key]},
+        misshapen={key: (stored[key].shape, shapes[key]) for key in common if stored[key].shape != shapes[key]},
+        initialised=_stage_initialisation(stage, missing) if stage else {},
     )
     report.parts.append(part)
-    return part
-
-
-def _judge(part: Part, report: Report) -> None:
-    random = [key for key in part.missing if key not in part.initialised]
     shapes = [f"{key} {found} instead of {wanted}" for key, (found, wanted) in part.misshapen.items()]
-    for keys, what in (
-        (random, "are missing and would start at random"),
+    for keys, fault in (
+        ([key for key in missing if key not in part.initialised], "are missing and would start at random"),
         (part.unexpected, "have no place in the module"),
         (shapes, "have another shape"),
     ):
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            report.problems.append(f"{part.name}: {len(keys)} tensors {what}: {', '.join(keys[:5])}{more}")
+            report.problems.append(f"{name}: {len(keys)} tensors {fault}: {', '.join(keys[:5])}{more}")
+    return part
 
 
 def _read_heads(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a weight file without reading their values."""
     if path.suffix == ".safetensors":
         check_whole(path)
         return read_header(path)
@@ -362,12 +353,8 @@ def _read_heads(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def _read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
 def _try(report: Report, action: Callable[..., Any], *arguments: Any) -> None:
-    """Run a step and add its error, if any, to the problems."""
+    """Run a step and report its error, if any."""
     try:
         action(*arguments)
     except (ValueError, OSError, RuntimeError) as error:

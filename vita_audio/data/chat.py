@@ -1,8 +1,8 @@
 """Encode conversations as token ids and labels: ChatML turns, audio in place of its tags, interleaved answers.
 
 A sample is a dict with `messages` (or `conversations`), a list of `{"role", "content"}`, and `audios`, one entry for
-each `<|audio|>` tag in reading order. Only the caller's `audio_ids` interprets the entries (paths, waves): it returns
-the ids between the audio markers, which are codes or placeholders for continuous features.
+each `<|audio|>` tag in reading order. The caller's `audio_ids` converts an entry (path or wave) to the ids between the
+audio markers: codes, or placeholders for continuous features.
 """
 
 from __future__ import annotations
@@ -43,11 +43,7 @@ class Conversation:
 
     @classmethod
     def parse(cls, sample: Mapping[str, Any]) -> Conversation:
-        """Check a sample and normalise its form.
-
-        Raises: SampleError for missing keys, an unknown role, content that is not text, or numbers of audio tags and
-            audios that differ.
-        """
+        """Check a sample. Raises: SampleError."""
         if not isinstance(sample, Mapping):
             raise SampleError(f"a sample must be a JSON object, got {type(sample).__name__}")
         messages = next((sample[key] for key in MESSAGE_KEYS if sample.get(key)), None)
@@ -67,7 +63,7 @@ class Conversation:
 
     @property
     def audio_roles(self) -> list[str]:
-        """Role of the speaker in each of `audios`."""
+        """Role of the speaker of each of `audios`."""
         return [turn.role for turn in self.turns for _ in range(turn.content.count(AUDIO_TAG))]
 
 
@@ -88,13 +84,11 @@ def _parse_turn(message: Any) -> Turn:
 
 @dataclass(frozen=True)
 class AudioSpan:
-    """Position of an audio in the ids of a conversation.
+    """An audio in the ids of a conversation: markers included, it is at `start:stop`.
 
     Attributes:
-        start: Position of the first marker.
-        stop: Position after the last marker.
         num_ids: Number of ids between the markers.
-        num_rows: Number of these ids, from the first on, that are placeholders of continuous input.
+        num_rows: Number of these ids, the first ones, that are placeholders for continuous input.
     """
 
     audio: Any
@@ -107,7 +101,7 @@ class AudioSpan:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """One document; `labels` are IGNORE_INDEX where nothing is learnt, `loss_weights` are None if all are 1."""
+    """One document; `labels` are IGNORE_INDEX where nothing is learnt; `loss_weights` is None if all are 1."""
 
     input_ids: list[int]
     labels: list[int]
@@ -127,7 +121,6 @@ def encode_conversation(
 
     Args:
         audio_ids: Returns the ids of an entry of `audios`.
-        plan: How text and audio of an answer alternate.
         user_audio_loss_weight: If positive, the audio codes of user turns are learnt too, with this loss weight.
     Raises: SampleError, and the exceptions of `audio_ids`.
     """
@@ -136,7 +129,7 @@ def encode_conversation(
     weights: list[float] = []
     spans: list[AudioSpan] = []
     for turn, header, body, turn_spans in _encode_turns(Conversation.parse(sample), tokenizer, audio_ids, plan):
-        spans += _moved(turn_spans, len(input_ids) + len(header))
+        spans += turn_spans
         if turn.role == "assistant":
             body_labels, body_weights = body, [1.0] * len(body)
         else:
@@ -154,8 +147,6 @@ def encode_prompt(
 ) -> tuple[list[int], list[AudioSpan]]:
     """Encode a conversation that expects an answer: its turns and the header of the next assistant turn.
 
-    Arguments as in `encode_conversation`; `plan` is the layout of earlier answers with text and audio.
-
     Returns: Ids, and the positions of the audios.
     Raises: SampleError, also if the last turn is the assistant's.
     """
@@ -165,7 +156,7 @@ def encode_prompt(
     ids: list[int] = []
     spans: list[AudioSpan] = []
     for _, header, body, turn_spans in _encode_turns(conversation, tokenizer, audio_ids, plan):
-        spans += _moved(turn_spans, len(ids) + len(header))
+        spans += turn_spans
         ids += header + body
     return ids + tokenizer.header("assistant"), spans
 
@@ -173,17 +164,16 @@ def encode_prompt(
 def _encode_turns(
     conversation: Conversation, tokenizer: TextTokenizer, audio_ids: AudioIds, plan: InterleavePlan
 ) -> Iterator[tuple[Turn, list[int], list[int], list[AudioSpan]]]:
-    """Yield each turn with its header ids, content and footer ids, and audio spans relative to the content."""
-    audios = iter(conversation.audios)
+    """Yield each turn with its header ids, content and footer ids, and audio spans."""
+    audios, length = iter(conversation.audios), 0
     for turn in _with_spoken_text(conversation.turns):
         content, spans = _content_ids(turn, audios, tokenizer, audio_ids)
         if turn.role == "assistant":
             content, spans = _lay_out_answer(content, spans, tokenizer, plan)
-        yield turn, tokenizer.header(turn.role), content + tokenizer.footer(), spans
-
-
-def _moved(spans: list[AudioSpan], offset: int) -> list[AudioSpan]:
-    return [replace(span, start=offset + span.start, stop=offset + span.stop) for span in spans]
+        header, body = tokenizer.header(turn.role), content + tokenizer.footer()
+        offset = length + len(header)
+        yield turn, header, body, [replace(span, start=offset + span.start, stop=offset + span.stop) for span in spans]
+        length = offset + len(body)
 
 
 def _with_spoken_text(turns: Iterable[Turn]) -> Iterator[Turn]:

@@ -1,7 +1,7 @@
-"""Audio codes on disk: one database per audio tokenizer, in a folder of your choice and never next to the audio.
+"""Audio codes on disk, one database per audio tokenizer.
 
-Codes are stored under a hash of the audio file's bytes, so that copies share them and a changed file loses them. Path,
-size and modification time of each file are stored too, which saves reading it again.
+Codes are stored under a hash of the audio file's bytes, so copies share them and a changed file loses them. Files whose
+path, size and modification time are stored are not read again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from vita_audio.data.audio import AudioError, load_audio
 from vita_audio.data.parallel import map_ordered
 
-_COMMIT_EVERY = 64  # files between two writes of an extraction, the most that an interrupted run loses
+_COMMIT_EVERY = 64  # files between two writes: the most that an interrupted extraction loses
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS codes (digest BLOB PRIMARY KEY, codes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS files (
@@ -45,8 +45,8 @@ class FileState:
 
     @classmethod
     def of(cls, path: str | Path) -> FileState:
-        """Return the state of a file. Raises: FileNotFoundError if there is no such file, whatever its name."""
-        if not os.path.isfile(path):  # unlike the method, also takes names that are too long or contain NUL
+        """Return the state of a file. Raises: FileNotFoundError."""
+        if not os.path.isfile(path):  # unlike Path.is_file, also accepts names that are too long or contain NUL
             name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
             raise FileNotFoundError(f"{name}: no such audio file")
         resolved = Path(path).resolve()
@@ -56,7 +56,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Result for one file: codes, only a digest if a copy has codes already, or the reason why there are none."""
+    """Result for one file: digest and codes, only the digest if its codes are stored already, or an error."""
 
     state: FileState
     digest: bytes | None = None
@@ -71,11 +71,10 @@ class AudioCodeStore:
         """Open the database, or create it.
 
         Args:
-            folder: Folder of the database; created if missing.
-            tokenizer_id: Name and fingerprint of the audio tokenizer (`AudioTokenizer.fingerprint`). Tokenizers with
-                other weights make other codes, so they never share a database.
+            tokenizer_id: `AudioTokenizer.fingerprint`; tokenizers with other weights make other codes, so each has its
+                own database.
             read_only: Open an existing database without changing it.
-        Raises: FileNotFoundError if there is no database to read; ValueError for an impossible `tokenizer_id`.
+        Raises: FileNotFoundError if there is no database to read; ValueError for an invalid `tokenizer_id`.
         """
         if not re.fullmatch(r"[\w.-]+", tokenizer_id):
             raise ValueError(f"tokenizer_id may hold letters, digits, '.', '_' and '-', got {tokenizer_id!r}")
@@ -90,21 +89,13 @@ class AudioCodeStore:
             self._database = sqlite3.connect(self.path, timeout=60)
             self._database.executescript(_SCHEMA)
 
-    def __getstate__(self) -> tuple[Path, str, bool]:
-        return self.folder, self.tokenizer_id, self.read_only
-
-    def __setstate__(self, state: tuple[Path, str, bool]) -> None:
-        folder, tokenizer_id, read_only = state
-        self.__init__(folder, tokenizer_id, read_only=read_only)
-
-    def close(self) -> None:
-        self._database.close()
+    def __reduce__(self) -> tuple[Callable[..., AudioCodeStore], tuple[Path, str]]:
+        return partial(AudioCodeStore, read_only=self.read_only), (self.folder, self.tokenizer_id)
 
     def codes(self, path: str | Path) -> list[int]:
         """Return the codes of an audio file.
 
-        Raises: FileNotFoundError if there is no such file, AudioError if its extraction failed, MissingCodesError if
-            it was not extracted.
+        Raises: FileNotFoundError; AudioError if its extraction failed; MissingCodesError if it was not extracted.
         """
         state = FileState.of(path)
         digest, error = self._known(state)
@@ -116,7 +107,7 @@ class AudioCodeStore:
         return codes
 
     def has(self, state: FileState) -> bool:
-        """Return whether the codes of a file are stored, judging by its path, size and modification time."""
+        """Return whether the codes of a file are stored, according to its path, size and modification time."""
         digest, _ = self._known(state)
         return digest is not None and self.has_digest(digest)
 
@@ -128,12 +119,16 @@ class AudioCodeStore:
 
     @property
     def revision(self) -> int:
-        """Number that increases with every write, for cache keys."""
+        """Number that every write increases, for cache keys."""
         return self._database.execute("PRAGMA user_version").fetchone()[0]
 
     def add(self, extractions: Iterable[Extraction]) -> None:
-        """Write all extractions or none, in one transaction; results that are stored already change nothing."""
-        new = [item for item in extractions if item.codes is not None or not self._knows(item)]
+        """Write extractions in one transaction; those that are stored already change nothing."""
+        new = [
+            item
+            for item in extractions
+            if item.codes is not None or self._known(item.state) != (item.digest, item.error)
+        ]
         if not new:
             return
         with self._database as database:
@@ -147,9 +142,6 @@ class AudioCodeStore:
                     (state.path, state.size, state.mtime, item.digest, item.error),
                 )
             database.execute(f"PRAGMA user_version = {self.revision + 1}")
-
-    def _knows(self, item: Extraction) -> bool:
-        return self._known(item.state) == (item.digest, item.error)
 
     def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
         row = self._database.execute(
@@ -172,14 +164,6 @@ class ExtractionReport:
     num_encoded: int = 0
     failures: dict[str, str] = field(default_factory=dict)
 
-    def count(self, result: Extraction) -> None:
-        if result.error:
-            self.failures[result.state.path] = result.error
-        elif result.codes is None:
-            self.num_present += 1
-        else:
-            self.num_encoded += 1
-
     def summary(self) -> str:
         lines = [
             f"{self.num_files} audio files: {self.num_present} had codes, {self.num_encoded} encoded, "
@@ -197,12 +181,11 @@ def extract_codes(
     num_workers: int = 0,
     progress: bool = False,
 ) -> ExtractionReport:
-    """Encode the audio files that have no codes yet; files that cannot be read are counted and named.
+    """Encode the audio files that have no codes yet, and report those that cannot be read.
 
-    Codes are written every few files, so that an interrupted run can be continued.
+    Codes are written every few files, so an interrupted run can be continued.
 
     Args:
-        paths: Audio files; duplicates are ignored.
         make_tokenizer: Makes the audio tokenizer, given `device`; called once per worker, so it must be picklable.
         devices: Devices assigned to the workers in turn.
         num_workers: Number of processes; 0 encodes in the calling process.
@@ -225,13 +208,17 @@ def extract_codes(
     try:
         for result in tqdm(results, total=len(pending), desc="audio codes", unit="file", disable=not progress):
             waiting.append(result)
-            report.count(result)
+            if result.error:
+                report.failures[result.state.path] = result.error
+            elif result.codes is None:
+                report.num_present += 1
+            else:
+                report.num_encoded += 1
             if len(waiting) >= _COMMIT_EVERY:
                 store.add(waiting)
                 waiting.clear()
     finally:
-        if waiting:
-            store.add(waiting)
+        store.add(waiting)
     return report
 
 

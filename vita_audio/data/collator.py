@@ -1,10 +1,8 @@
 """Collate packs into a batch.
 
 transformers separates the documents of a row in every attention back end if `position_ids` restart, no `attention_mask`
-is given and `use_cache` is false; with a mask of ones it silently lets them attend to each other. A batch therefore
-never has a mask, and padding is a document of its own.
-
-Audio of continuous input is read here, in the processes of the data loader: packs hold only paths and positions.
+is given and `use_cache` is false; with a mask of ones it lets them attend to each other. A batch therefore never has a
+mask, and padding is a document of its own. Audio of continuous input is read here, in the data loader's processes.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ class PackCollator:
     """Stacks packs, padded on the right to the longest of the batch.
 
     Attributes:
-        pad_id: Token id of the padding.
         front_end: Computes the features of continuous input.
         code_noise: Fraction of the input audio codes that are replaced by random codes, with torch's global generator;
             labels are unchanged. Keeps a small model from memorising recordings.
@@ -46,14 +43,12 @@ class PackCollator:
 
         Packs with continuous input also give `audios` and `audio_indices`, arguments of the Plus models.
 
-        Raises: ValueError if a pack has an `attention_mask` or the packs differ in their columns; FileNotFoundError,
-            AudioError for audio that has changed since the packs were made.
+        Raises: ValueError for an `attention_mask`; FileNotFoundError or AudioError for audio that has changed since the
+            packs were made.
         """
         names = set(packs[0])
-        if any(set(pack) != names for pack in packs):
-            raise ValueError(f"packs of a batch must have the same columns, got {[sorted(pack) for pack in packs]}")
         if "attention_mask" in names:
-            raise ValueError("packs must not carry an attention_mask: with one, their documents see each other")
+            raise ValueError("packs must not have an attention_mask: with one, documents attend to each other")
         length = max(len(pack["input_ids"]) for pack in packs)
         batch: dict[str, Any] = {name: self._stack(packs, name, length) for name in _COLUMNS if name in names}
         if self.code_noise:

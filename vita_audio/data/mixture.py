@@ -1,4 +1,4 @@
-"""Read a data yaml: which files, how many of their rows, and in which order.
+"""Read a data yaml, which names files and how many of their rows to use, and shuffle the rows.
 
 dataset:
   spoken_qa: {ratio: 1.0, num: 100000, data_paths: [qa.jsonl, folder_of_jsonl]}
@@ -35,7 +35,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """A sample that is left out and the reason. `kind` groups similar problems in a report."""
+    """A sample that is left out, and the reason; `kind` groups similar problems in a report."""
 
     file: str
     line: int
@@ -81,8 +81,7 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
     Each file contributes the first `min(int(rows * ratio), num)` rows of its shuffled order; the rows of all files are
     then shuffled together. A line that is not JSON is left out and listed in `problems`.
 
-    Raises: FileNotFoundError for a missing file or folder, ValueError for a malformed yaml, a JSON list that cannot be
-        parsed, or no rows.
+    Raises: FileNotFoundError; ValueError for a malformed yaml or JSON list, or if there are no rows.
     """
     parts: list[Dataset] = []
     sources: list[Source] = []
@@ -91,10 +90,8 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
     first = 0
     for entry in read_entries(path):
         for file in entry.files:
-            lines, texts = [], []
-            for line, text in read_samples(file, problems):
-                lines.append(line)
-                texts.append(text)
+            samples = list(read_samples(file, problems))
+            lines, texts = ([sample[column] for sample in samples] for column in (0, 1))
             columns = {"sample": texts, "line": lines, "source": [len(sources)] * len(texts)}
             parts.append(Dataset.from_dict(columns, features=_FEATURES))
             num_used = min(int(len(texts) * entry.ratio), entry.num)
@@ -111,11 +108,7 @@ def load_mixture(path: str | Path, seed: int = 42) -> Mixture:
 
 
 def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Path]:
-    """Return the audio files named in the rows of a mixture, each once; malformed rows are skipped.
-
-    Args:
-        roles: Roles whose audio is included.
-    """
+    """Return the audio files of some roles in the rows of a mixture, each once; malformed rows are skipped."""
     paths: dict[Path, None] = {}
     for row in mixture.rows:
         try:
@@ -130,15 +123,13 @@ def referenced_audio(mixture: Mixture, roles: Container[str] = ROLES) -> list[Pa
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """Return the order of VITA-Audio's data: the permutation for `seed`, applied twice."""
+    """Return the order of VITA-Audio's data: the permutation drawn with `seed`, applied twice."""
     permutation = np.random.default_rng(seed).permutation(count)
     return permutation[permutation]
 
 
 def read_entries(path: str | Path) -> list[Entry]:
     """Parse a data yaml; entries with ratio 0 or num 0 are left out, and their files need not exist.
-
-    Relative data paths are resolved against the folder of the yaml, or else the current folder.
 
     Raises: FileNotFoundError for a missing file or folder; ValueError for a malformed yaml.
     """
@@ -193,13 +184,13 @@ def _data_files(yaml_path: Path, where: str, data_path: str) -> list[Path]:
 def resolve(path: str | Path, folder: Path) -> Path:
     """Return `path` relative to `folder` if it exists there, else unchanged (absolute, or from the current folder)."""
     inside = folder / path
-    return inside if os.path.exists(inside) else Path(path)  # unlike the method, also takes names that are too long
+    return inside if os.path.exists(inside) else Path(path)  # unlike Path.exists, also accepts names that are too long
 
 
 def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
-    """Yield line number and JSON text of each sample of a JSON list or of JSON lines; blank lines are skipped.
+    """Yield the line (for a JSON list: the position) and JSON text of each sample in a file.
 
-    Broken lines are appended to `problems`. For a JSON list the number is the index of the sample, from 1.
+    Lines and positions count from 1. Blank lines are skipped, and broken lines are appended to `problems`.
 
     Raises: ValueError for a JSON list that cannot be parsed.
     """
@@ -229,10 +220,7 @@ def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str
 
 
 def _parse_json(content: bytes) -> Any:
-    """Parse JSON in UTF-8; `json.loads` would also accept other encodings.
-
-    Raises: ValueError for broken JSON, another encoding, or brackets nested deeper than Python can parse.
-    """
+    """Parse JSON in UTF-8; `json.loads` would also accept other encodings. Raises: ValueError."""
     text = content.decode("utf-8-sig")
     try:
         return json.loads(text)

@@ -1,7 +1,7 @@
 """Pack a data mixture before training: documents are concatenated to rows of at most `max_length` tokens.
 
-`position_ids` restart at 0 with each document, which is enough to separate documents in attention, so packs have no
-attention mask. Nothing is dropped silently: the report names every unusable sample by file and line.
+`position_ids` restart at 0 with each document, which separates documents in attention, so packs have no attention mask.
+The report names every sample that is left out by file and line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from vita_audio.interleave import InterleavePlan
 from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
-NUM_OPEN_PACKS = 256  # open packs; more of them fill better but deviate further from the mixture's order
+NUM_OPEN_PACKS = 256  # with more open packs, packs are fuller but deviate further from the mixture's order
 _LAYOUT = 1  # part of the cache key; increment it when the same inputs give other packs
 _PACKS_PER_WRITE = 64
-_PROBLEMS_SHOWN = 10  # number shown for each kind in a summary
+_PROBLEMS_SHOWN = 10  # of each kind, in a summary
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PackedAudio:
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded sample: int32 ids and labels of the same length, float32 loss weights or None if all are 1."""
+    """One encoded sample: int32 ids and labels of the same length; float32 loss weights, None if all are 1."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -62,7 +63,7 @@ class Document:
 
 @dataclass
 class PackReport:
-    """Statistics of the packs, and the samples that were left out (`problems`, one for each distinct sample)."""
+    """Statistics of the packs, and `problems`: the samples that were left out, each listed once."""
 
     max_length: int
     sources: list[Source]
@@ -76,11 +77,6 @@ class PackReport:
     def fill(self) -> float:
         """Fraction of the packs' length that holds tokens."""
         return self.num_tokens / (self.num_packs * self.max_length) if self.num_packs else 0.0
-
-    def count(self, document: Document) -> None:
-        self.num_documents += 1
-        self.num_tokens += len(document)
-        self.num_targets += int((document.labels != IGNORE_INDEX).sum())
 
     def summary(self) -> str:
         lines = [
@@ -108,7 +104,7 @@ class PackReport:
 
 @dataclass(frozen=True)
 class PackRecipe:
-    """All inputs that determine the packs; fields as in `build_packs`."""
+    """All inputs that determine the packs, see `build_packs`."""
 
     mixture: Path
     tokenizer: TextTokenizer
@@ -120,10 +116,6 @@ class PackRecipe:
 
     def __post_init__(self):
         self.plan.check_data()
-        if self.max_length < 1:
-            raise ValueError(f"max_length must be 1 or more, got {self.max_length}")
-        if self.user_audio_loss_weight < 0:
-            raise ValueError(f"user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
 
     def encode(self, sources: Sequence[Source], row: Mapping[str, Any]) -> Document | Problem:
         """Encode a row of the mixture as a document, or return the reason why it is left out.
@@ -131,13 +123,11 @@ class PackRecipe:
         Raises: MissingCodesError if an audio file has not been extracted.
         """
         file = sources[row["source"]].file
-        folder = Path(file).parent
         problem = partial(Problem, file, row["line"])
-        audio_ids = partial(stored_audio_ids, tokenizer=self.tokenizer, store=self.store, folder=folder)
         weight = self.user_audio_loss_weight
         try:
-            encoded = encode_conversation(
-                json.loads(row["sample"]), self.tokenizer, audio_ids, self.plan, user_audio_loss_weight=weight
+            encoded = encode_row(
+                row, file, self.tokenizer, store=self.store, plan=self.plan, user_audio_loss_weight=weight
             )
         except SampleError as error:
             return problem("malformed", str(error))
@@ -150,35 +140,41 @@ class PackRecipe:
         if (labels == IGNORE_INDEX).all():
             return problem("nothing to learn", "no token has a label; a sample needs an assistant turn")
         weights = np.asarray(encoded.loss_weights, dtype=np.float32) if weight else None
-        return Document(input_ids, labels, weights, tuple(_continuous_audio(encoded, folder)))
+        audios = tuple(
+            PackedAudio(str(resolve(span.audio, Path(file).parent).absolute()), span.start + 1, span.num_rows)
+            for span in encoded.audio_spans
+            if span.num_rows
+        )
+        return Document(input_ids, labels, weights, audios)
+
+    def encoder(self, sources: Sequence[Source], rank: int) -> Callable[[Mapping[str, Any]], Document | Problem]:
+        return partial(self.encode, sources)
 
     def encode_all(self, mixture: Mixture, report: PackReport, num_workers: int, progress: bool) -> Iterator[Document]:
         """Yield the documents of a mixture in its order and fill `report`."""
         left_out = {(problem.file, problem.line) for problem in report.problems}
-        make_encoder = partial(_encoder_of_rank, self, mixture.sources)
-        results = map_ordered(make_encoder, mixture.rows, num_workers, chunk_size=64)
+        results = map_ordered(partial(self.encoder, mixture.sources), mixture.rows, num_workers, chunk_size=64)
         for result in tqdm(results, total=len(mixture.rows), desc="packing", unit="sample", disable=not progress):
             if isinstance(result, Document):
-                report.count(result)
+                report.num_documents += 1
+                report.num_tokens += len(result)
+                report.num_targets += int((result.labels != IGNORE_INDEX).sum())
                 yield result
             elif (result.file, result.line) not in left_out:
                 left_out.add((result.file, result.line))
                 report.problems.append(result)
 
     def write(self, sink: pa.NativeFile | str, num_workers: int, progress: bool) -> PackReport:
-        """Write the packs to a file or buffer, as an Arrow stream.
-
-        Raises: ValueError if no sample is usable.
-        """
+        """Write the packs to a file or buffer, as an Arrow stream. Raises: ValueError if no sample is usable."""
         mixture = load_mixture(self.mixture, self.seed)
         report = PackReport(self.max_length, mixture.sources, list(mixture.problems))
-        documents = self.encode_all(mixture, report, num_workers, progress)
+        packs = pack_documents(self.encode_all(mixture, report, num_workers, progress), self.max_length)
         with_audio = bool(self.tokenizer.continuous_roles)
         schema = _schema(with_weights=self.user_audio_loss_weight > 0, with_audio=with_audio)
         with pa.ipc.new_stream(sink, schema) as writer:
-            for packs in _batches(pack_documents(documents, self.max_length), _PACKS_PER_WRITE):
-                report.num_packs += len(packs)
-                rows = [_join(members, with_audio) for members in packs]
+            while batch := list(islice(packs, _PACKS_PER_WRITE)):
+                report.num_packs += len(batch)
+                rows = [_join(members, with_audio) for members in batch]
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
         if not report.num_packs:
             raise ValueError(f"{self.mixture}: no usable sample\n{report.summary()}")
@@ -196,48 +192,45 @@ class PackRecipe:
         return hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
 
 
-def _encoder_of_rank(
-    recipe: PackRecipe, sources: Sequence[Source], rank: int
-) -> Callable[[Mapping[str, Any]], Document | Problem]:
-    return partial(recipe.encode, sources)
+def encode_row(
+    row: Mapping[str, Any],
+    file: str,
+    tokenizer: TextTokenizer,
+    *,
+    store: AudioCodeStore,
+    plan: InterleavePlan,
+    user_audio_loss_weight: float,
+) -> EncodedConversation:
+    """Encode a row of a mixture that comes from a data file.
 
+    Continuous input gets one placeholder for each row of the speech encoder's output; the audio is read to count them,
+    because headers may be wrong.
 
-def stored_audio_ids(
-    audio: str, role: str, *, tokenizer: TextTokenizer, store: AudioCodeStore, folder: Path
-) -> list[int]:
-    """Return the token ids of an audio file named in a data file.
-
-    For continuous input these are placeholders, one for each row of the speech encoder's output. The file is read to
-    count them, because headers may be wrong.
-
-    Args:
-        role: Role of the speaker, which decides how the audio enters the model.
-        folder: Folder of the data file.
     Raises: SampleError, AudioError, FileNotFoundError, MissingCodesError.
     """
-    if not isinstance(audio, str) or "\0" in audio:
-        raise SampleError(f"audios must hold file names, got {audio!r}")
-    path, how, ids = resolve(audio, folder), tokenizer.audio_input[role], []
-    if how != DISCRETE:
-        num_rows = num_encoder_rows(len(load_audio(path, INPUT_RATE, channel="mean")))
-        ids += [tokenizer.context_of_audio_id] * num_rows
-    if how != CONTINUOUS:
-        ids += tokenizer.audio_ids(store.codes(path))
-    return ids
 
+    def audio_ids(audio: str, role: str) -> list[int]:
+        if not isinstance(audio, str) or "\0" in audio:
+            raise SampleError(f"audios must hold file names, got {audio!r}")
+        path, how, ids = resolve(audio, Path(file).parent), tokenizer.audio_input[role], []
+        if how != DISCRETE:
+            num_rows = num_encoder_rows(len(load_audio(path, INPUT_RATE, channel="mean")))
+            ids += [tokenizer.context_of_audio_id] * num_rows
+        if how != CONTINUOUS:
+            ids += tokenizer.audio_ids(store.codes(path))
+        return ids
 
-def _continuous_audio(encoded: EncodedConversation, folder: Path) -> Iterator[PackedAudio]:
-    for span in encoded.audio_spans:
-        if span.num_rows:
-            yield PackedAudio(str(resolve(span.audio, folder).absolute()), span.start + 1, span.num_rows)
+    return encode_conversation(
+        json.loads(row["sample"]), tokenizer, audio_ids, plan, user_audio_loss_weight=user_audio_loss_weight
+    )
 
 
 def pack_documents(
     documents: Iterable[Document], max_length: int, num_open: int = NUM_OPEN_PACKS
 ) -> Iterator[list[Document]]:
-    """Group documents into packs by best fit, with at most `num_open` unfinished packs; no document is split.
+    """Group documents, none longer than `max_length`, into packs by best fit with at most `num_open` unfinished packs.
 
-    No document is longer than `max_length`. The result depends on the order of the documents.
+    No document is split. The result depends on the order of the documents.
     """
     unfinished: list[tuple[int, int, list[Document]]] = []  # (free tokens, number of the pack, members), sorted
     for number, document in enumerate(documents):
@@ -258,13 +251,9 @@ def pack_documents(
 
 
 def _join(members: list[Document], with_audio: bool) -> dict[str, Any]:
-    pack = {
-        "input_ids": np.concatenate([member.input_ids for member in members]),
-        "labels": np.concatenate([member.labels for member in members]),
-        "position_ids": np.concatenate([np.arange(len(member), dtype=np.int32) for member in members]),
-    }
-    if members[0].loss_weights is not None:
-        pack["loss_weights"] = np.concatenate([member.loss_weights for member in members])
+    names = ["input_ids", "labels"] + ["loss_weights"] * (members[0].loss_weights is not None)
+    pack = {name: np.concatenate([getattr(member, name) for member in members]) for name in names}
+    pack["position_ids"] = np.concatenate([np.arange(len(member), dtype=np.int32) for member in members])
     if with_audio:
         offsets = np.cumsum([0] + [len(member) for member in members[:-1]]).tolist()
         audios = [(offset, audio) for offset, member in zip(offsets, members, strict=True) for audio in member.audios]
@@ -284,17 +273,6 @@ def _schema(with_weights: bool, with_audio: bool) -> pa.Schema:
     return pa.schema(columns)
 
 
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def build_packs(
     mixture: str | Path,
     tokenizer: TextTokenizer,
@@ -311,17 +289,15 @@ def build_packs(
     """Encode and pack a data yaml; the result depends on its contents and the arguments, not on `num_workers`.
 
     Args:
-        store: Codes of the audio files whose role has codes as input; fill it with tools/extract_audio_codes.py.
-        plan: How text and audio of an answer alternate.
+        store: Codes of the audio that enters the model as codes, made by tools/extract_audio_codes.py.
         max_length: Maximum number of tokens in a pack; longer samples are left out and reported.
-        cache_dir: Folder that keeps the packs as Arrow files, which are reused for the same inputs; None keeps them in
-            memory.
+        cache_dir: Folder that caches packs as Arrow files for the same inputs; None: keep them in memory.
         user_audio_loss_weight: If positive, packs have `loss_weights`, and user audio is learnt with this weight.
         seed: Seed for the order of the rows.
         num_workers: Number of encoding processes; 0 encodes in the calling process.
     Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report. With
         continuous input they also have `audio_paths`, `audio_starts` (position of the first placeholder in the pack)
-        and `audio_rows` (number of placeholders); the collator computes the features.
+        and `audio_rows` (number of placeholders).
     Raises: FileNotFoundError or ValueError for the yaml and its files, MissingCodesError for audio without codes,
         ValueError if no sample is usable.
     """

@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _CHUNKS_PER_WORKER = 4  # chunks in flight, so that no worker waits for the reader
 
@@ -20,19 +17,15 @@ _worker_function: Callable[[Any], Any]  # set once when a worker process starts
 
 
 def map_ordered(
-    make_function: Callable[[int], Callable[[Item], Result]],
-    items: Iterable[Item],
-    num_workers: int,
-    *,
-    chunk_size: int = 8,
-) -> Iterator[Result]:
+    make_function: Callable[[int], Callable[[Any], Any]], items: Iterable[Any], num_workers: int, *, chunk_size: int = 8
+) -> Iterator[Any]:
     """Yield `function(item)` in the order of `items`; results do not depend on `num_workers`.
 
     Args:
-        make_function: Called once in each worker with its rank (from 0), so that set-up may be expensive; picklable.
+        make_function: Picklable; each worker calls it once, with its rank (from 0), to make the function.
         num_workers: Number of processes; 0 works in the calling process.
         chunk_size: Number of items sent to a worker at a time.
-    Raises: Exceptions of the workers; BrokenProcessPool if one dies.
+    Raises: Exceptions of the workers; BrokenProcessPool if a worker dies.
     """
     if num_workers == 0:
         yield from map(make_function(0), items)

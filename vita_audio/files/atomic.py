@@ -1,4 +1,4 @@
-"""Write files and folders atomically, so that whatever exists is complete."""
+"""Write files and folders atomically, so that those that exist are complete."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from uuid import uuid4
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path` to write to, and move it to `path` when the block succeeds.
 
-    The folder is created if needed. If the block raises, `path` is left as it was and the temporary file is removed.
-    The temporary name carries the process id, so that several processes may write the same file.
+    The folder is created if needed. If the block raises, the temporary file is removed and `path` does not change.
+    Several processes may write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -1,7 +1,7 @@
 """Find the files of a checkpoint by folder or hub name, and check that they are complete before anything is loaded.
 
-Knows the layouts of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and torch (`.pt`).
-Of weight files only the headers are read here.
+Supports the layouts of transformers (`model.safetensors`, shards with an index, `pytorch_model.bin`) and torch (`.pt`).
+Only the headers of weight files are read.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
-_POINTER = b"version https://git-lfs"  # how the text starts that replaces a file in a clone without Git LFS
-_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # of the safetensors format -> of torch
+_POINTER = b"version https://git-lfs"  # start of the text in place of a file in a clone without Git LFS
+_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # safetensors -> torch
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ class StoredTensor:
 
 
 def find_checkpoint(
-    name_or_path: str | Path,
-    *,
-    offline: bool = False,
-    revision: str | None = None,
-    files: Sequence[str] | None = None,
+    name_or_path: str | Path, *, offline: bool = False, revision: str | None = None, files: Sequence[str] | None = None
 ) -> Path:
     """Return the folder of a checkpoint: the given folder, or the local copy of a repository on the hub.
 
@@ -50,10 +47,10 @@ def find_checkpoint(
 
     Args:
         name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
-        offline: Use only files that were downloaded earlier, as with the environment variable HF_HUB_OFFLINE=1.
+        offline: Use only files that were downloaded earlier, like the environment variable HF_HUB_OFFLINE=1.
         revision: Branch, tag or commit on the hub.
         files: Names of the files to download; names that the repository lacks are ignored.
-    Raises: FileNotFoundError, NotADirectoryError with a message that says what to do.
+    Raises: FileNotFoundError or NotADirectoryError, with the remedy.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -72,7 +69,7 @@ def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
-        if offline:  # whoever reads the files checks that they are there
+        if offline:  # callers check that the files exist
             return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
         if files is not None:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
@@ -89,38 +86,26 @@ def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises: FileNotFoundError; ValueError naming the file and the fault.
-    """
-    values = _parse_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}; get the file again")
-    return values
-
-
-def _parse_json(path: Path) -> Any:
-    _check_head(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it may be cut off, get it again") from error
+    """Read a JSON object. Raises: FileNotFoundError; ValueError naming the file and the fault."""
+    return _parse(path, json.loads, "JSON", holds="a JSON object")
 
 
 def read_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
-    """Read a YAML file of settings.
+    """Read a YAML file of settings with a loader that knows its tags.
 
-    Args:
-        loader: Loader that knows the tags in the file.
     Raises: FileNotFoundError; ValueError naming the file and the fault.
     """
+    return _parse(path, partial(yaml.load, Loader=loader), "YAML", holds="settings")
+
+
+def _parse(path: Path, parse: Callable[[str], Any], kind: str, *, holds: str | None = None) -> Any:
     _check_head(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML ({error}); it may be cut off, get it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold settings, got a {type(values).__name__}; get it again")
+        values = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not {kind} ({error}); it may be cut off, get it again") from error
+    if holds and not isinstance(values, dict):
+        raise ValueError(f"{path} must hold {holds}, got a {type(values).__name__}; get it again")
     return values
 
 
@@ -131,7 +116,7 @@ def check_whole(path: Path) -> None:
     """
     head = _check_head(path)
     if path.suffix == ".json":
-        _parse_json(path)  # some are lists, such as SenseVoiceSmall's tokens.json
+        _parse(path, json.loads, "JSON")  # some are lists, such as SenseVoiceSmall's tokens.json
     elif path.suffix == ".safetensors":
         read_header(path)
     elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -197,7 +182,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path) -> list[Path]:
-    """List the weight files as `weight_files` does, after checking that they are complete and match their index.
+    """List the weight files like `weight_files`, after checking that they are complete and match their index.
 
     Raises: FileNotFoundError; ValueError naming the file and the fault.
     """

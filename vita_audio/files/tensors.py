@@ -1,4 +1,4 @@
-"""Read weight files of any library without executing anything in them, and load them into modules."""
+"""Read weight files of several libraries without executing code from them, and load them into modules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from vita_audio.files.checkpoint import check_whole
 
 
 def find_file(folder: Path, *names: str) -> Path:
-    """Return the first of these files that exists in a folder.
-
-    Raises: FileNotFoundError naming all of them.
-    """
+    """Return the first of these files that exists in a folder. Raises: FileNotFoundError."""
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"no {' or '.join(names)} in {folder}; get the folder again, or give the right one")
@@ -27,7 +24,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Read a `.safetensors` file, or a pickled state dict, possibly under the key `state_dict`.
 
     Args:
-        device: Device of the tensors; "meta" for shapes and dtypes alone.
+        device: Device of the tensors; "meta" for only shapes and dtypes.
     Raises: FileNotFoundError; ValueError naming the file and the fault.
     """
     check_whole(path)
@@ -47,18 +44,15 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fi
     """Fill a module, which may be on the meta device, with weights; floating-point weights become float32.
 
     Args:
-        path: File that the weights come from, for the error message.
-        fits: What the weights must fit, for the error message.
+        path: File of the weights, for the error message.
+        fits: Name of the module, for the error message.
     Raises: ValueError naming the file and its missing, unexpected and misshapen weights.
     """
     expected = module.state_dict()
-    common = expected.keys() & weights.keys()
-    misshapen = sorted(name for name in common if expected[name].shape != weights[name].shape)
-    floats = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in weights.items()
-        if name not in misshapen
-    }
+    floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    misshapen = sorted(name for name in expected.keys() & floats.keys() if expected[name].shape != floats[name].shape)
+    for name in misshapen:
+        del floats[name]
     report = module.load_state_dict(floats, strict=False, assign=True)
     problems = {
         "missing": sorted(set(report.missing_keys) - set(misshapen)),
@@ -66,5 +60,5 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fi
         "of another shape": misshapen,
     }
     if any(problems.values()):
-        found = "; ".join(f"{what}: {', '.join(names[:5])} ({len(names)})" for what, names in problems.items() if names)
+        found = "; ".join(f"{kind}: {', '.join(names[:5])} ({len(names)})" for kind, names in problems.items() if names)
         raise ValueError(f"{path} does not fit {fits}: {found}")

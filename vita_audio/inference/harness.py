@@ -1,17 +1,16 @@
-"""A model for evaluation harnesses: takes their requests in batches and answers in text.
+"""A model for evaluation harnesses: answers batches of their requests with text.
 
     model = HarnessModel.from_pretrained("DIR")
     model.generate_until([("What is said?", {"until": ["\\n"], "max_gen_toks": 64}, {"audio": ["question.wav"]})])
     model.respond("Convert the speech to text.", ["question.wav"]).text
 
-Requests have the form of EleutherAI's lm-evaluation-harness: `generate_until`, with its generation arguments and its
-audio dictionaries. A harness needs only this package, and this module needs no harness.
+Requests have the form of EleutherAI's lm-evaluation-harness (`generate_until`). No harness is imported.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.inference.pipeline import GREEDY, MAX_NEW_TOKENS, Plan, Response, SpeechLM, resolve_device
-from vita_audio.inference.tasks import SYSTEMS, Audio, Sample
+from vita_audio.inference.tasks import Audio, Sample, one_turn
 
 PLACEHOLDER = "<audio>"  # for an audio in the text of a request
 _LENGTHS = ("max_gen_toks", "max_new_tokens")
@@ -33,10 +32,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation to answer, and how to generate the answer.
+    """A conversation to answer.
 
     Attributes:
-        conversation: The conversation.
         until: The answer ends before the first of these strings.
         generation: Arguments of `generate`.
     """
@@ -47,17 +45,16 @@ class Request:
 
 
 class HarnessModel:
-    """Answers requests of evaluation harnesses; greedily, unless a request asks to sample."""
+    """Answers requests of evaluation harnesses; greedily, unless a request asks to sample.
+
+    Args:
+        plan: Interleave plan to decode with; None: the checkpoint's.
+        system: System message of all requests, or the name of one in `SYSTEMS`.
+    """
 
     def __init__(
         self, speech_lm: SpeechLM, plan: Plan | None = None, *, system: str | None = None, batch_size: int = 8
     ):
-        """Wrap a model.
-
-        Args:
-            plan: Interleave plan to decode by; None: the checkpoint's.
-            system: System message of all requests, or the name of one in `SYSTEMS`.
-        """
         self.speech_lm = speech_lm
         self.plan = plan
         self.system = system
@@ -73,16 +70,15 @@ class HarnessModel:
         audio_decoder_path: str | None = None,
         audio_model: str | None = None,
         device: str = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         **options,
     ) -> HarnessModel:
-        """Load a checkpoint; arguments as in `get_audio_tokenizer`, `SpeechLM.from_pretrained` and of the class."""
+        """Load a checkpoint; arguments as in `get_audio_tokenizer`, `SpeechLM.from_pretrained` and the class."""
         audio_tokenizer = get_audio_tokenizer(
             audio_tokenizer_type, audio_tokenizer_path, audio_decoder_path, device=resolve_device(device)
         )
-        return cls(
-            SpeechLM.from_pretrained(name_or_path, audio_tokenizer, device, dtype, audio_model=audio_model), **options
-        )
+        speech_lm = SpeechLM.from_pretrained(name_or_path, audio_tokenizer, device, dtype, audio_model=audio_model)
+        return cls(speech_lm, **options)
 
     def respond(
         self, text: str, audios: Sequence[Audio | Mapping[str, Any]] = (), *, system: str | None = None, **generation
@@ -97,56 +93,46 @@ class HarnessModel:
         """Return the text of the answer to each request.
 
         Args:
-            requests: Tuples, or objects with such a tuple as `args`: the text, in which `<audio>` stands for an audio
-                (without any, audios follow the text); arguments of generation: `until` (a string or several),
-                `max_gen_toks`, `do_sample`, `temperature`, ...; and for audio a dictionary `{"audio": [...]}` of files,
-                of pairs (wave, rate), or of dictionaries with `array` and `sampling_rate`.
+            requests: Tuples, or objects with such a tuple as `args`, of: text, where `<audio>` stands for an audio
+                (without it, audios follow the text); generation arguments, such as `until` (a string or several),
+                `max_gen_toks`, `do_sample` and `temperature`; and optionally `{"audio": [...]}` with files, pairs
+                (wave, rate), or dictionaries with `array` and `sampling_rate`.
             system: System message in place of the model's own.
-            skip_errors: Answer a request that fails with "", which no harness counts as right, and log the error.
-        Raises: ValueError for unknown arguments, or audios that do not fit their text; without `skip_errors` also the
+            skip_errors: Answer a request that fails with "", which no harness counts as correct, and log the error.
+        Raises: ValueError for unknown arguments, or audios that do not match the text; without `skip_errors` also the
             errors of `SpeechLM.respond_batch`.
         """
         parsed = [make_request(*getattr(one, "args", one), system=system or self.system) for one in requests]
+        groups: dict[str, list[int]] = {}  # requests with the same generation arguments share batches
+        for place, request in enumerate(parsed):
+            groups.setdefault(repr(sorted(request.generation.items())), []).append(place)
         answers = [""] * len(parsed)
-        for places in self._batches(parsed):
-            for place, text in zip(
-                places, self._answered([parsed[place] for place in places], skip_errors), strict=True
-            ):
-                answers[place] = text
+        for group in groups.values():
+            for start in range(0, len(group), self.batch_size):
+                batch = group[start : start + self.batch_size]
+                texts = self._answered([parsed[place] for place in batch], skip_errors)
+                for place, text in zip(batch, texts, strict=True):
+                    answers[place] = text
         return answers
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Yield the places of requests with the same generation arguments, one batch at a time."""
-        groups: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            groups.setdefault(repr(sorted(request.generation.items())), []).append(place)
-        for places in groups.values():
-            yield from (places[start : start + self.batch_size] for start in range(0, len(places), self.batch_size))
-
     def _answered(self, requests: Sequence[Request], skip_errors: bool) -> list[str]:
+        """Return the texts of the answers; with `skip_errors`, a batch that fails is answered one by one."""
+        conversations = [request.conversation for request in requests]
         try:
-            return self._answer(requests)
+            responses = self.speech_lm.respond_batch(
+                conversations, self.plan, decode_audio=False, **requests[0].generation
+            )
         except Exception as error:
             if not skip_errors:
                 raise
-            # Keep only the text: the traceback holds the tensors of the batch.
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"  # text only: the traceback holds the tensors of the batch
+        else:
+            pairs = zip(responses, requests, strict=True)
+            return [cut_before(response.text.strip(), request.until) for response, request in pairs]
         if len(requests) > 1:
             return [text for request in requests for text in self._answered([request], skip_errors)]
         logger.warning("a request counts as not answered: %s", reason)
         return [""]
-
-    def _answer(self, requests: Sequence[Request]) -> list[str]:
-        responses = self.speech_lm.respond_batch(
-            [request.conversation for request in requests],
-            self.plan,
-            decode_audio=False,
-            **requests[0].generation,
-        )
-        return [
-            cut_before(response.text.strip(), request.until)
-            for response, request in zip(responses, requests, strict=True)
-        ]
 
 
 def make_request(
@@ -156,10 +142,9 @@ def make_request(
     *,
     system: str | None = None,
 ) -> Request:
-    """Make a request from a harness's arguments, which are those of `HarnessModel.generate_until`."""
+    """Make a request from the arguments of a harness, see `HarnessModel.generate_until`."""
     options = dict(generation or {})
     until = options.pop("until", None) or ()
-    until = (until,) if isinstance(until, str) else tuple(until)
     audios = list(audios["audio"] if isinstance(audios, Mapping) else audios)
     content = text.replace(PLACEHOLDER, AUDIO_TAG)
     if AUDIO_TAG not in content:
@@ -168,10 +153,8 @@ def make_request(
         raise ValueError(
             f"a request must have an audio for each {PLACEHOLDER}, got {len(audios)} for {content.count(AUDIO_TAG)}"
         )
-    messages = [{"role": "user", "content": content}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": SYSTEMS.get(system, system)})
-    return Request({"messages": messages, "audios": [_audio(one) for one in audios]}, until, _generation(options))
+    conversation = one_turn(content, [_audio(one) for one in audios], system=system)
+    return Request(conversation, (until,) if isinstance(until, str) else tuple(until), _generation(options))
 
 
 def _audio(audio: Any) -> Audio:
@@ -183,7 +166,7 @@ def _audio(audio: Any) -> Audio:
 
 
 def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of `generate`; without a temperature, or with 0, decoding is greedy unless `do_sample` is set.
+    """Return arguments of `generate`; decoding is greedy unless `do_sample` or a temperature other than 0 is given.
 
     Raises: ValueError for unknown ones.
     """
@@ -195,13 +178,11 @@ def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
     do_sample = options.get("do_sample")
     if do_sample is None:
         do_sample = bool(options.get("temperature"))
-    sampling = (
-        {name: options[name] for name in _SAMPLING if name in options} | {"do_sample": True} if do_sample else GREEDY
-    )
-    return {"max_new_tokens": int(length), **sampling}
+    chosen = {name: options[name] for name in _SAMPLING if name in options}
+    return {"max_new_tokens": int(length)} | (chosen | {"do_sample": True} if do_sample else GREEDY)
 
 
 def cut_before(text: str, until: Sequence[str]) -> str:
-    """Return the text up to the first of some strings that occurs in it."""
+    """Return the text up to the first occurrence of any of some strings."""
     ends = [text.find(stop) for stop in until if stop and stop in text]
-    return text[: min(ends)] if ends else text
+    return text[: min(ends, default=None)]

@@ -79,7 +79,7 @@ class SpeechLM:
         name_or_path: str | Path,
         audio_tokenizer: AudioTokenizer,
         device: str = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         *,
         audio_model: str | Path | None = None,
         offline: bool = False,

@@ -1,10 +1,11 @@
-"""Encode conversations for `generate`: token ids, and features where audio is continuous input."""
+"""Encode conversations for `generate`: token ids, and features of audio that is continuous input."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Prompt:
     Attributes:
         ids: Token ids.
         features: Features of each audio that is continuous input, (rows, 560), in reading order.
-        starts: Place of the first placeholder of each of these audios.
+        starts: Position of the first placeholder of each of these audios.
     """
 
     ids: list[int]
@@ -43,7 +44,7 @@ class Prompt:
     def keys(self) -> list[int | bytes]:
         """The ids, with a digest of an audio's features in place of its first placeholder.
 
-        Prompts with equal keys up to some place are the same input up to there.
+        Prompts whose keys are equal up to some position are equal input up to that position.
         """
         keys: list[int | bytes] = list(self.ids)
         for features, start in zip(self.features, self.starts, strict=True):
@@ -56,8 +57,8 @@ class ChatState:
     """The tokens and cache of one conversation, so that each turn reads only its new tokens.
 
     The caller creates an empty state and passes it to every turn, with the whole conversation so far. Answers are the
-    same as without a state. It belongs to one call at a time and remains usable after a stream was closed early. If the
-    conversation differs from the one that was read, their common prefix is kept and the rest is read again.
+    same as without a state. Only one call at a time may use it; it remains usable after a stream was closed early. If
+    the conversation differs from the one that was read, their common prefix is kept and the rest is read again.
 
     Attributes:
         keys: Keys of the latest prompt.
@@ -68,14 +69,13 @@ class ChatState:
     decoding: DecodeState = field(default_factory=DecodeState)
 
     def resume(self, model: MTPModel, prompt: Prompt) -> int:
-        """Keep what a prompt shares with the conversation so far.
+        """Keep the prefix that a prompt shares with the conversation so far.
 
-        Returns: How many of the prompt's first positions the backbone does not have to read again.
+        Returns: The number of the prompt's positions that the backbone does not have to read again.
         """
         known = self.keys + self.decoding.tokens.flatten()[len(self.keys) :].tolist()
         self.keys = prompt.keys
-        pairs = zip(known, self.keys, strict=False)
-        num_shared = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(known), len(self.keys)))
+        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, self.keys, strict=False)))
         return self.decoding.rewind(model, min(num_shared, len(prompt) - 1))
 
 
@@ -84,10 +84,9 @@ class PromptEncoder:
     """Encodes conversations.
 
     Attributes:
-        tokenizer: Text tokenizer.
         audio_tokenizer: Makes the codes of discrete input.
-        front_end: Makes the features of continuous input; None where there is none.
-        num_positions: Tokens the model can read.
+        front_end: Computes the features of continuous input; None without continuous input.
+        num_positions: Maximum number of tokens the model can read.
     """
 
     tokenizer: TextTokenizer
@@ -98,11 +97,11 @@ class PromptEncoder:
     def encode(self, conversation: Mapping[str, Any], plan: InterleavePlan) -> Prompt:
         """Encode a conversation and the header of the answer to come.
 
-        An earlier answer with `ids` is read exactly as generated: these ids, without the token that ended them, and the
+        An earlier answer with `ids` is read exactly as generated: these ids without their end token, then the
         `<|im_end|>` and newline that end every turn.
 
         Args:
-            plan: Layout of the other earlier answers that are spoken.
+            plan: Layout of earlier spoken answers without `ids`.
         Raises: SampleError (a ValueError), AudioError, FileNotFoundError; ValueError if the audio alone is too long.
         """
         features: list[Tensor] = []
@@ -140,17 +139,15 @@ class PromptEncoder:
         return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate, channel="mean"))
 
     def _load(
-        self, audio: Audio, rate: int, places_per_second: float, *, channel: Channel = "first"
+        self, audio: Audio, rate: int, positions_per_second: float, *, channel: Channel = "first"
     ) -> tuple[Tensor, int]:
-        """Return the samples of an audio and their rate; a file whose header states too long a duration is not read."""
-        max_seconds = self.num_positions / places_per_second
+        """Return the samples of an audio and their rate; an overlong file is refused before it is read."""
+        max_seconds = self.num_positions / positions_per_second
 
         def check(name: object, seconds: float) -> None:
             if seconds > max_seconds:
-                raise ValueError(
-                    f"{name}: too long, the model reads at most {max_seconds:.0f} s, got {seconds:.0f} s; cut it into "
-                    "parts"
-                )
+                limit = f"the model reads at most {max_seconds:.0f} s, got {seconds:.0f} s"
+                raise ValueError(f"{name}: too long, {limit}; cut it into parts")
 
         if isinstance(audio, tuple):
             wave, rate = audio
@@ -163,18 +160,15 @@ class PromptEncoder:
 
 
 def _split_at_exact_answers(sample: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[int] | None]]:
-    """Yield the parts of a conversation before, between and after the answers given as ids, each with those ids."""
+    """Yield the parts of a conversation before, between and after the answers with `ids`, each with the next ids."""
     conversation = Conversation.parse(sample)
     messages = next(sample[key] for key in MESSAGE_KEYS if sample.get(key))
-    if all(message.get("ids") is None for message in messages):
-        yield sample, None
-        return
     audios, part = iter(conversation.audios), {"messages": [], "audios": []}
     for turn, message in zip(conversation.turns, messages, strict=True):
         turn_audios = [next(audios) for _ in range(turn.content.count(AUDIO_TAG))]
         ids = message.get("ids")
         if ids is None:
-            part["messages"].append({"role": turn.role, "content": turn.content})
+            part["messages"].append(message)
             part["audios"] += turn_audios
             continue
         if turn.role != "assistant" or not all(isinstance(token_id, int) for token_id in ids):
@@ -188,11 +182,11 @@ def generate_inputs(prompts: Sequence[Prompt], device: torch.device, *, num_read
     """Return the arguments of `generate` for a batch of prompts, padded on the left.
 
     Args:
-        num_read: First positions of a single prompt that are not read again; audio that lies in them is left out.
+        num_read: Number of positions of a single prompt that are not read again; their audio is omitted.
     """
     length = max(map(len, prompts))
     padding = [length - len(prompt) for prompt in prompts]
-    # a repetition penalty counts padding too, so it repeats a token that the prompt has anyway
+    # a repetition penalty also counts padding, so the padding is a token that the prompt has anyway
     ids = [prompt.ids[:1] * pad + prompt.ids for prompt, pad in zip(prompts, padding, strict=True)]
     mask = [[0] * pad + [1] * len(prompt) for prompt, pad in zip(prompts, padding, strict=True)]
     inputs: dict[str, Any] = {

@@ -1,53 +1,35 @@
-"""Checks the arguments of generation for values without meaning, which transformers partly accepts in silence."""
+"""Check the arguments of `generate` for meaningless values, some of which transformers silently accepts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-Rule = tuple[str, Callable[[Any], bool]]
-
-
-def _number(kind: type, text: str, holds: Callable[[Any], bool]) -> Rule:
-    return text, lambda value: isinstance(value, kind) and not isinstance(value, bool) and holds(value)
-
-
-_POSITIVE = _number(Real, "a finite number above 0", lambda value: 0 < value < math.inf)
-_SHARE = _number(Real, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
-_CUTOFF = _number(Real, "a number from 0 to below 1", lambda value: 0 <= value < 1)
-_COUNT = _number(Integral, "an integer of at least 0", lambda value: value >= 0)
-_LENGTH = _number(Integral, "an integer of at least 1", lambda value: value >= 1)
-
-RULES: dict[str, Rule] = {
-    "do_sample": ("true or false", lambda value: isinstance(value, bool)),
-    "temperature": _POSITIVE,
-    "repetition_penalty": _POSITIVE,
-    "encoder_repetition_penalty": _POSITIVE,
-    "max_time": _POSITIVE,
-    "top_p": _SHARE,
-    "typical_p": _SHARE,
-    "top_h": _SHARE,
-    "min_p": _number(Real, "a number from 0 to 1", lambda value: 0 <= value <= 1),
-    "epsilon_cutoff": _CUTOFF,
-    "eta_cutoff": _CUTOFF,
-    "top_k": _number(Integral, "an integer of at least 0, where 0 is off", lambda value: value >= 0),
-    "no_repeat_ngram_size": _COUNT,
-    "min_length": _COUNT,
-    "min_new_tokens": _COUNT,
-    "max_length": _LENGTH,
-    "max_new_tokens": _LENGTH,
-    "num_return_sequences": _number(Integral, "1; give a conversation several times", lambda value: value == 1),
-}
+POSITIVE = ("temperature", "repetition_penalty", "encoder_repetition_penalty", "max_time")
+RULES = (  # arguments, type, rule for the error message, test
+    (("do_sample",), bool, "true or false", lambda value: True),
+    (POSITIVE, Real, "a finite number above 0", lambda value: 0 < value < math.inf),
+    (("top_p", "typical_p", "top_h"), Real, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    (("min_p",), Real, "a number from 0 to 1", lambda value: 0 <= value <= 1),
+    (("epsilon_cutoff", "eta_cutoff"), Real, "a number from 0 to below 1", lambda value: 0 <= value < 1),
+    (("top_k",), Integral, "an integer of at least 0, where 0 is off", lambda value: value >= 0),
+    (("no_repeat_ngram_size",), Integral, "an integer of at least 0", lambda value: value >= 0),
+    (("min_length", "min_new_tokens"), Integral, "an integer of at least 0", lambda value: value >= 0),
+    (("max_length", "max_new_tokens"), Integral, "an integer of at least 1", lambda value: value >= 1),
+    (("num_return_sequences",), Integral, "1; give a conversation several times", lambda value: value == 1),
+)
 
 
 def check_generation(options: Mapping[str, Any]) -> None:
     """Check arguments of `generate`; None always passes, and arguments without a rule are left to transformers.
 
-    Raises: ValueError for a value without meaning.
+    Raises: ValueError for a meaningless value.
     """
-    for name, (rule, holds) in RULES.items():
-        value = options.get(name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{name} must be {rule}, got {value!r}")
+    for names, kind, rule, holds in RULES:
+        for name in names:
+            value = options.get(name)
+            is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if value is not None and not (is_kind and holds(value)):
+                raise ValueError(f"{name} must be {rule}, got {value!r}")

@@ -6,26 +6,15 @@ A checkpoint may name its own classes (`auto_map` in config.json) and contain th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, Qwen2Config
 from transformers.utils import logging as transformers_logging
 
-from vita_audio.files.checkpoint import (
-    CONFIG_FILE,
-    GENERATION_FILE,
-    check_weights,
-    check_whole,
-    read_header,
-    read_json,
-    weight_files,
-)
+from vita_audio.files.checkpoint import CONFIG_FILE, GENERATION_FILE, check_weights, read_header, read_json
 from vita_audio.files.tensors import read_tensors
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -36,12 +25,12 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> PretrainedConfig:
-    """Read a model configuration; that of a checkpoint with a trained head says untied, see `keep_trained_head`.
+    """Read a model configuration, untied if the checkpoint has an output head that differs from the embeddings.
 
     Args:
         path: Folder of a checkpoint, or a JSON file.
-        kinds: Configuration classes that are allowed.
-    Raises: FileNotFoundError; ValueError if it is damaged, has another `model_type`, or impossible values.
+        kinds: Allowed configuration classes.
+    Raises: FileNotFoundError; ValueError for a damaged file, another `model_type` or impossible values.
     """
     path = Path(path)
     file = path / CONFIG_FILE if path.is_dir() else path
@@ -55,82 +44,61 @@ def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> Pr
     values.pop("auto_map", None)
     try:
         config = by_type[model_type].from_dict(values)
-    except Exception as error:  # the strict configurations of transformers raise kinds of their own
+    except Exception as error:  # the strict configurations of transformers raise their own exception types
         raise ValueError(f"{file}: {error}") from error
-    if path.is_dir() and isinstance(config, Qwen2Config) and config.tie_word_embeddings:
-        keep_trained_head(config, path)
-    return config
-
-
-def keep_trained_head(config: Qwen2Config, folder: Path) -> None:
-    """Untie a configuration whose weight files hold an output head that differs from the embeddings.
-
-    Merging an adapter of a tied model leaves such files, and tying on the way to a new checkpoint would lose the head.
-    """
-    try:
-        files = weight_files(folder)
-    except FileNotFoundError:  # a configuration alone
-        return
-    head = _find_tensor(files, HEAD)
-    if head is None:
-        return
-    embeddings = _find_tensor(files, EMBEDDINGS)
-    if embeddings is not None and not torch.equal(head, embeddings.to(head.dtype)):
+    if path.is_dir() and isinstance(config, Qwen2Config) and config.tie_word_embeddings and _has_trained_head(path):
         logger.warning(
             "%s says tie_word_embeddings, but the weights hold an %s that differs from the embeddings; it is kept, and "
             "the model is loaded untied",
-            folder / CONFIG_FILE,
+            file,
             HEAD,
         )
         config.tie_word_embeddings = False
+    return config
 
 
-def _find_tensor(files: Iterable[Path], name: str) -> Tensor | None:
-    """Read one tensor from the weight files of a checkpoint; None if no file holds it."""
+def _has_trained_head(folder: Path) -> bool:
+    """Return whether the weight files hold an output head that differs from the embeddings.
+
+    Merging an adapter into a tied model leaves such files.
+    """
+    try:
+        files = check_weights(folder)
+    except FileNotFoundError:  # a configuration alone
+        return False
+    places = {}
     for path in files:
-        check_whole(path)
-        if path.suffix == ".safetensors":
-            if name in read_header(path):
-                with safe_open(path, "pt") as file:
-                    return file.get_tensor(name)
-        elif name in read_tensors(path, "meta"):
-            return read_tensors(path)[name]
-    return None
+        names = read_header(path) if path.suffix == ".safetensors" else read_tensors(path, "meta")
+        places |= dict.fromkeys(names, path)
+    if not {HEAD, EMBEDDINGS} <= places.keys():
+        return False
+    head, embeddings = (read_tensors(places[name])[name] for name in (HEAD, EMBEDDINGS))
+    return not torch.equal(head, embeddings.to(head.dtype))
 
 
 def load_weights(
-    model_class: type[Model],
-    folder: str | Path,
-    config: PretrainedConfig,
-    *,
-    dtype: torch.dtype | None = None,
-    device_map: str | dict[str, Any] | None = None,
-    **options,
+    model_class: type[Model], folder: str | Path, config: PretrainedConfig, **options: Any
 ) -> tuple[Model, list[str]]:
     """Load the weights of a folder, after checking that its files are complete.
 
     Args:
         config: Configuration of the model, which may have parameters that the folder lacks.
-        dtype: dtype of the loaded weights.
-        device_map: Placement of the weights as in transformers: "auto" spreads them over GPUs and main memory.
-        options: More arguments for `from_pretrained`, such as `attn_implementation`.
-    Returns: The model, and the names of parameters that the folder lacks, which are initialised at random.
-    Raises: FileNotFoundError, ValueError naming the file that is missing or damaged, or the weights that do not fit.
+        options: More arguments of `from_pretrained`, such as `dtype`, `device_map` and `attn_implementation`.
+    Returns: The model, and the names of the parameters that the folder lacks, which are initialised randomly.
+    Raises: FileNotFoundError, ValueError naming the missing or damaged file, or the weights that do not fit.
     """
     folder = Path(folder)
     check_weights(folder)
     if (folder / GENERATION_FILE).exists():  # transformers would silently ignore a damaged one
         read_json(folder / GENERATION_FILE)
-    with quiet_loading():
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of missing weights: our callers check them
+    try:
         model, report = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map=device_map,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     problems = {
         "weights the model lacks": sorted(report["unexpected_keys"]),
         "of another shape": [
@@ -143,14 +111,3 @@ def load_weights(
         found = "; ".join(f"{what}: {', '.join(keys[:5])} ({len(keys)})" for what, keys in problems.items() if keys)
         raise ValueError(f"the weights in {folder} do not fit its {CONFIG_FILE}: {found}")
     return model, sorted(report["missing_keys"])
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Suppress transformers' report of missing weights, which our callers check."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

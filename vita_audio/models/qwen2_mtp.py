@@ -8,7 +8,6 @@ decoder layer `num_backbone_layers + k - 1`; it shares the final norm and the he
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from vita_audio.models.mtp_generation import MTPGenerationMixin
-from vita_audio.models.mtp_loss import MTPOutput, mtp_losses
+from vita_audio.models.mtp_loss import MTPLoss, MTPOutput
 from vita_audio.models.packed_rows import is_packed
 
 Masks = dict[str, Tensor | None]  # attention type -> mask in the form its attention back end wants
@@ -191,6 +190,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         self.mtp_hidden_norms = nn.ModuleList(
             Qwen2RMSNorm(hidden_size, config.rms_norm_eps) for _ in range(num_modules)
         )
+        self.mtp_loss = MTPLoss()
         self.post_init()
 
     def mtp_step(
@@ -272,6 +272,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         logits_to_keep: int | Tensor = 0,
         loss_weights: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        score_backbone: bool = True,
         **kwargs,
     ) -> MTPOutput:
         """Run the backbone and, given labels, all depths; arguments as in `Qwen2ForCausalLM` except:
@@ -286,9 +287,11 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
             num_items_in_batch: Divisor of every summed loss; None means the number of targets (the sum of their
                 weights) of each depth.
+            score_backbone: Also report the loss of a frozen backbone.
         Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
         """
-        train_backbone = labels is None or self.lm_head.weight.requires_grad
+        # Reading lm_head.weight here would make ZeRO-3 hold the whole head during the whole step.
+        train_backbone = labels is None or all(parameter.requires_grad for parameter in self.lm_head.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_backbone):
             token_embeds = inputs_embeds if input_ids is None else self.model.embed_tokens(input_ids)
             outputs = self.model(
@@ -308,15 +311,16 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         if labels is not None:
             if position_ids is None:
                 position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
-            losses = mtp_losses(
-                self.lm_head,
-                chain([hidden_states], self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)),
+            losses = self.mtp_loss(
+                [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
                 labels,
                 position_ids,
+                head=self.lm_head,
                 mtp_weight=self.config.mtp_loss_weight,
                 kl_weight=self.config.mtp_kl_weight,
                 loss_weights=loss_weights,
                 num_items_in_batch=num_items_in_batch,
+                score_backbone=score_backbone,
             )
         return MTPOutput(
             **losses,

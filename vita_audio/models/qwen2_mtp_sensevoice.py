@@ -1,12 +1,13 @@
-"""The Plus models: Qwen2 with MTP modules that hears speech as continuous features (SenseVoice encoder and projector).
+"""The Plus models: Qwen2 with MTP modules and continuous speech input (SenseVoice encoder and projector).
 
-A prompt holds one placeholder token for each row that the encoder makes of an audio; in the backbone the projected rows
-stand in place of the placeholders' embeddings. MTP modules read the placeholders, and audio reaches them through hidden
-states only. As in the released class, their inputs carry no gradients, also where the backbone trains.
+A prompt holds one placeholder token for each row of an encoded audio. In the backbone the projected rows replace the
+embeddings of the placeholders. MTP modules read the placeholders, so audio reaches them through the hidden states only.
+As in the released class, their inputs are detached, even where the backbone trains.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -24,8 +25,7 @@ class Qwen2MTPSenseVoiceConfig(Qwen2MTPConfig):
     """Qwen2MTPConfig with the sizes of a speech encoder.
 
     Args:
-        audio_config: Arguments of `SenseVoiceConfig` that differ from SenseVoiceSmall's. The released configurations
-            have none.
+        audio_config: Arguments of `SenseVoiceConfig` that differ from the defaults; the released models have none.
     """
 
     model_type = "qwen2_mtp_sensevoice"
@@ -52,28 +52,20 @@ class AudioModel(nn.Module):
         self.model = SenseVoiceSmall(config)
 
     def forward(self, audios: Sequence[Tensor]) -> list[Tensor]:
-        """Encode features, (rows, 560) each, to (queries + rows, encoder width); called, so that hooks see it."""
+        """Encode features, (rows, 560) each, to (queries + rows, encoder width) each."""
         return self.model(audios)
 
 
-class AudioProjection(nn.Module):
-    """Projects from the encoder's width to the width of the language model."""
-
-    def __init__(self, input_size: int, output_size: int):
-        super().__init__()
-        self.pre_proj_layernorm = nn.LayerNorm(input_size)
-        self.mlp = nn.Sequential(
-            nn.Linear(input_size, output_size, bias=False),
-            nn.GELU(),
-            nn.Linear(output_size, output_size, bias=False),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.pre_proj_layernorm(x))
+def audio_projection(input_size: int, output_size: int) -> nn.Sequential:
+    """Make the projection of encoded audio to the width of the language model."""
+    mlp = nn.Sequential(
+        nn.Linear(input_size, output_size, bias=False), nn.GELU(), nn.Linear(output_size, output_size, bias=False)
+    )
+    return nn.Sequential(OrderedDict(pre_proj_layernorm=nn.LayerNorm(input_size), mlp=mlp))
 
 
 class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
-    """Qwen2MTPModel that puts encoded audio in place of embeddings."""
+    """Qwen2MTPModel that replaces placeholder embeddings by encoded audio."""
 
     config_class = Qwen2MTPSenseVoiceConfig
 
@@ -81,7 +73,7 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
         super().__init__(config)
         encoder = config.sensevoice
         self.audio_model = AudioModel(encoder)
-        self.audio_projection = AudioProjection(encoder.output_size, config.hidden_size)
+        self.audio_projection = audio_projection(encoder.output_size, config.hidden_size)
         self.post_init()
 
     def encode_audio(self, audios: Sequence[Tensor]) -> list[Tensor]:
@@ -94,11 +86,11 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
     ) -> Tensor:
         """Replace embeddings by encoded audio; arguments as in `forward`.
 
-        Without audio a training step encodes one row of zeros and adds 0 times the result, so that all processes of a
+        A training step without audio encodes one row of zeros and adds 0 times the result, so that all processes of a
         run call the same modules and every trainable parameter has a gradient.
 
         Returns: (batch, time, hidden).
-        Raises: ValueError if the audios do not fill their places.
+        Raises: ValueError if the number of encoded rows differs from the number of places.
         """
         if not audios:
             if audio_indices:
@@ -127,8 +119,7 @@ class Qwen2MTPSenseVoiceModel(Qwen2MTPModel):
 
         Args:
             audios: Features of each audio, (rows, 560), without padding.
-            audio_indices: Places of each audio, (2, 1, queries + rows), int64: the rows of the batch over the positions
-                in them.
+            audio_indices: Places of each audio, (2, 1, queries + rows), int64: batch rows, then positions in them.
         """
         if inputs_embeds is None and input_ids is not None:
             input_ids, inputs_embeds = None, self.embed_tokens(input_ids)
@@ -155,9 +146,9 @@ class Qwen2MTPSenseVoiceForCausalLM(Qwen2MTPForCausalLM):
         audio_indices: Sequence[Tensor] | None = None,
         **kwargs,
     ):
-        """Generate as `MTPGenerationMixin` does; `audios` and `audio_indices` of the prompt as in `forward`.
+        """Generate as `MTPGenerationMixin` does; `audios` and `audio_indices` of the prompt are as in `forward`.
 
-        With a `decode_state`, audio in the part of the prompt that is not read again may be left out.
+        With a `decode_state`, audio in the part of the prompt that the state already holds may be omitted.
         """
         if audios or audio_indices:
             if kwargs.get("inputs_embeds") is not None:

@@ -1,16 +1,17 @@
 """SenseVoice: the speech encoder of the Plus models. Its features are computed by `vita_audio.speech_features`.
 
-The encoder is FunASR's SenseVoiceSmall (arXiv 2407.04051): self-attention whose values also pass a depth-wise
-convolution over time, the FSMN memory. Module names are those of its `model.pt`. Two things differ from that code on
-purpose: positions are computed in float32 whatever the weights are (in bfloat16 those above 256 coincide), and there is
-no dropout, because the stages keep the encoder frozen.
+The encoder is FunASR's SenseVoiceSmall (arXiv 2407.04051): self-attention whose values also pass through a depth-wise
+convolution over time, the FSMN memory. Modules are named as in its `model.pt`. Two deliberate differences: positions
+are computed in float32 for any dtype of the weights (in bfloat16, positions above 256 coincide), and there is no
+dropout, because the training stages keep the encoder frozen.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ WEIGHT_FILES = ("model.safetensors", "model.pt")
 
 @dataclass(frozen=True)
 class SenseVoiceConfig:
-    """Sizes of the encoder; defaults are those of SenseVoiceSmall, names those of its `config.yaml`.
+    """Sizes of the encoder, named as in SenseVoiceSmall's `config.yaml`, with its values as defaults.
 
     Attributes:
         input_size: Width of the features.
@@ -48,8 +49,7 @@ class SenseVoiceConfig:
     vocab_size: int = 25055
 
     def __post_init__(self):
-        wrong = {field.name: getattr(self, field.name) for field in fields(self)}
-        wrong = {name: value for name, value in wrong.items() if not isinstance(value, int) or value < 1}
+        wrong = {name: value for name, value in asdict(self).items() if not isinstance(value, int) or value < 1}
         if wrong:
             raise ValueError(f"sizes of the speech encoder must be positive integers, got {wrong}")
         if self.output_size % self.attention_heads or self.kernel_size % 2 == 0 or self.num_queries <= max(QUERIES):
@@ -60,7 +60,7 @@ class SenseVoiceConfig:
 
 
 class SANMAttention(nn.Module):
-    """Self-attention plus an FSMN memory: the values and a depth-wise convolution of them."""
+    """Self-attention plus an FSMN memory: the values plus their depth-wise convolution."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
@@ -80,28 +80,19 @@ class SANMAttention(nn.Module):
         return self.linear_out(context.transpose(1, 2).flatten(2)) + memory
 
 
-class FeedForward(nn.Module):
-    """Linear, ReLU, linear."""
-
-    def __init__(self, config: SenseVoiceConfig):
-        super().__init__()
-        self.w_1 = nn.Linear(config.output_size, config.linear_units)
-        self.w_2 = nn.Linear(config.linear_units, config.output_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(self.w_1(x).relu())
-
-
 class SenseVoiceLayer(nn.Module):
     """Pre-norm attention and feed-forward; a layer that changes the width has no residual around its attention."""
 
     def __init__(self, input_size: int, config: SenseVoiceConfig):
         super().__init__()
+        size, hidden_size = config.output_size, config.linear_units
         self.self_attn = SANMAttention(input_size, config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = nn.Sequential(
+            OrderedDict(w_1=nn.Linear(size, hidden_size), relu=nn.ReLU(), w_2=nn.Linear(hidden_size, size))
+        )
         self.norm1 = nn.LayerNorm(input_size)
-        self.norm2 = nn.LayerNorm(config.output_size)
-        self.has_residual = input_size == config.output_size
+        self.norm2 = nn.LayerNorm(size)
+        self.has_residual = input_size == size
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         attended = self.self_attn(self.norm1(x), mask)
@@ -128,7 +119,7 @@ class SenseVoiceEncoder(nn.Module):
         Args:
             x: (batch, time, input), padded on the right.
             lengths: Number of rows of each item, (batch,).
-        Returns: (batch, time, output); rows beyond the lengths are meaningless.
+        Returns: (batch, time, output); rows beyond an item's length are undefined.
         """
         mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (batch, time)
         positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(x.device)
@@ -148,34 +139,25 @@ def sinusoidal_positions(length: int, size: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class CTCHead(nn.Module):
-    """SenseVoice's output layer, which is part of the released weights and unused here."""
-
-    def __init__(self, config: SenseVoiceConfig):
-        super().__init__()
-        self.ctc_lo = nn.Linear(config.output_size, config.vocab_size)
-
-
 class SenseVoiceSmall(nn.Module):
-    """Encoder, query table and CTC head, with the parameter names of the released `model.pt`."""
+    """Encoder, query table and CTC head (unused by the language model), with the released parameter names."""
 
     def __init__(self, config: SenseVoiceConfig):
         super().__init__()
         self.encoder = SenseVoiceEncoder(config)
-        self.ctc = CTCHead(config)
+        self.ctc = nn.ModuleDict({"ctc_lo": nn.Linear(config.output_size, config.vocab_size)})
         self.embed = nn.Embedding(config.num_queries, config.input_size)
 
-    def forward(self, features: Sequence[Tensor], queries: Sequence[int] = QUERIES) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Encode several audios at once; results do not depend on the other items in the batch.
 
         Args:
             features: Features of each audio, (rows, input).
-            queries: Rows of the query table that precede the features.
         Returns: Encoded rows of each audio, (queries + rows, output).
         """
         table = self.embed.weight  # on the meta device if accelerate loads weights for each call
         device = features[0].device if table.is_meta else table.device
-        prefix = self.embed(torch.tensor(list(queries), device=device))  # (queries, input)
+        prefix = self.embed(torch.tensor(QUERIES, device=device))  # (queries, input)
         rows = [torch.cat([prefix, audio.to(prefix)]) for audio in features]
         lengths = torch.tensor([len(row) for row in rows], device=prefix.device)
         encoded = self.encoder(pad_sequence(rows, batch_first=True), lengths)

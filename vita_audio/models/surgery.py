@@ -21,9 +21,7 @@ MODULE_PARTS = ("mtp_projs", "mtp_embed_norms", "mtp_hidden_norms")
 def mtp_parameter_patterns(config: Qwen2MTPConfig) -> list[str]:
     """List the patterns (for `set_trainable`) of all parameters that belong to MTP modules."""
     layers = range(config.num_backbone_layers, config.num_hidden_layers)
-    if not layers:
-        return []
-    return [f"model.layers.{layer}.*" for layer in layers] + [f"{part}.*" for part in MODULE_PARTS]
+    return [f"model.layers.{layer}.*" for layer in layers] + [f"{part}.*" for part in MODULE_PARTS if layers]
 
 
 def match_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -61,9 +59,8 @@ def set_trainable(model: nn.Module, patterns: Sequence[str], *, frozen: Sequence
 def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) -> list[str]:
     """Initialise MTP modules that a checkpoint lacks, each from the one before it.
 
-    A layer is copied from the layer before (the last backbone layer for module 0), a projection and its norms from
-    module k - 1. Module 0 has none before it: its projection is drawn from normal(0, initializer_range), its norms are
-    one.
+    The layer of module k is copied from the layer before it (for module 0, the last backbone layer), its projection and
+    norms from module k - 1. The projection of module 0 is drawn from normal(0, initializer_range); its norms are 1.
 
     Args:
         missing_keys: Names reported by `from_pretrained(..., output_loading_info=True)`.
@@ -80,21 +77,22 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
             f"({len(foreign)} in all); check that it fits the model config"
         )
     for module in range(model.config.num_nextn_predict_layers):
-        for target, source in _sources(model, module):
-            if target not in missing:
+        for name, source in _sources(model, module):
+            if name not in missing:
                 continue
-            with gathered([parameters[target]] + ([parameters[source]] if source else [])):
+            target = parameters[name]
+            with gathered([target] + ([parameters[source]] if source else [])):
                 if source:
-                    parameters[target].copy_(parameters[source])
-                elif parameters[target].ndim == 1:
-                    parameters[target].fill_(1.0)
+                    target.copy_(parameters[source])
+                elif target.ndim == 1:
+                    target.fill_(1.0)
                 else:
-                    parameters[target].normal_(0.0, model.config.initializer_range)
+                    target.normal_(0.0, model.config.initializer_range)
     return sorted(missing)
 
 
 def _sources(model: Qwen2MTPForCausalLM, module: int) -> Iterator[tuple[str, str | None]]:
-    """Yield the parameters of one module, each with the one it is copied from."""
+    """Yield the names of the parameters of one module, each with the parameter it is copied from."""
     layer = model.config.num_backbone_layers + module
     for name, _ in model.model.layers[layer].named_parameters():
         yield f"model.layers.{layer}.{name}", f"model.layers.{layer - 1}.{name}"
@@ -124,7 +122,7 @@ def load_speech_encoder(model: Qwen2MTPSenseVoiceForCausalLM, folder: str | Path
 
 @contextlib.contextmanager
 def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Make parameters whole while they are changed, where DeepSpeed ZeRO-3 has split them over the ranks."""
+    """Gather parameters that DeepSpeed ZeRO-3 has partitioned over the ranks, so that they can be modified."""
     if not is_deepspeed_zero3_enabled():
         yield
         return

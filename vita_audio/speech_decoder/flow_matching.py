@@ -3,22 +3,19 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import EstimatorConfig, FlowMatchingConfig
-from .masking import masked_mean
-from .unet import ConditionalDecoder
+from .config import FlowMatchingConfig
+from .layers import masked_mean
 
 
 class ConditionalCFM(nn.Module):
     """Straight paths from noise to mel, with classifier-free guidance over prior, speaker and prompt."""
 
-    estimator_class: type[nn.Module] = ConditionalDecoder
-
-    def __init__(self, config: FlowMatchingConfig, estimator: EstimatorConfig):
+    def __init__(self, config: FlowMatchingConfig, estimator: nn.Module):
         super().__init__()
-        self.config = config
-        self.estimator = self.estimator_class(estimator)
+        self.config, self.estimator = config, estimator
 
     def schedule(self, t: Tensor) -> Tensor:
         """Warp uniform times in [0, 1]; the cosine schedule moves more of them towards the noise."""
@@ -58,14 +55,7 @@ class ConditionalCFM(nn.Module):
         return (1 + rate) * conditioned - rate * unconditioned
 
     def loss(
-        self,
-        mel: Tensor,
-        mask: Tensor | None,
-        mu: Tensor,
-        spks: Tensor,
-        cond: Tensor,
-        *,
-        generator: torch.Generator,
+        self, mel: Tensor, mask: Tensor | None, mu: Tensor, spks: Tensor, cond: Tensor, *, generator: torch.Generator
     ) -> Tensor:
         """Return the mean squared error of the velocity at a random time of each row's path, over valid frames.
 
@@ -89,3 +79,37 @@ class ConditionalCFM(nn.Module):
             point, mask, mu * keep[:, None, None], t, spks * keep[:, None], cond * keep[:, None, None]
         )
         return masked_mean((velocity.float() - (mel - shrink * noise)).square(), mask)
+
+
+class Flow(nn.Module):
+    """Base of the flows from codes to mel, which have an encoder for the prior."""
+
+    def __init__(self, vocab_size: int, input_size: int, speaker_size: int, num_bands: int):
+        super().__init__()
+        self.input_embedding = nn.Embedding(vocab_size, input_size)
+        self.spk_embed_affine_layer = nn.Linear(speaker_size, num_bands)
+
+    def speaker(self, embedding: Tensor | None, batch_size: int = 1) -> Tensor:
+        """Project a speaker embedding (batch, spk_embed_dim), None for the default voice, to (batch, bands)."""
+        affine = self.spk_embed_affine_layer
+        if embedding is None:
+            embedding = affine.weight.new_zeros(batch_size, affine.in_features)
+        return affine(F.normalize(embedding, dim=1))
+
+    def sample(
+        self,
+        noise: Tensor,
+        mu: Tensor,
+        *,
+        prompt_mel: Tensor | None,
+        embedding: Tensor | None,
+        num_steps: int,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Follow the flow from noise to the mel after the prompt, (1, bands, frames after the prompt)."""
+        cond, num_prompt_frames = torch.zeros_like(mu), 0
+        if prompt_mel is not None:
+            num_prompt_frames = prompt_mel.shape[2]
+            cond[:, :, :num_prompt_frames] = prompt_mel
+        mel = self.decoder.solve(noise, mu, self.speaker(embedding), cond, num_steps=num_steps, mask=mask)
+        return mel[:, :, num_prompt_frames:]

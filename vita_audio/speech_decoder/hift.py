@@ -174,7 +174,7 @@ class HarmonicSource(nn.Module):
 
 
 class HiFTGenerator(nn.Module):
-    """The vocoder: `forward` for training, `predict_f0`, `make_source` and `synthesize` as its separate steps."""
+    """The vocoder: `forward` for training; `predict_f0`, `make_source` and `synthesize` are its steps."""
 
     def __init__(self, config: HiFTConfig):
         super().__init__()
@@ -206,11 +206,7 @@ class HiFTGenerator(nn.Module):
         self.f0_predictor = F0Predictor(config.in_channels, config.f0_channels)
 
     def forward(
-        self,
-        mel: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        source_f0: Tensor | None = None,
+        self, mel: Tensor, *, generator: torch.Generator | None = None, source_f0: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the wave of a mel and the predicted fundamental.
 

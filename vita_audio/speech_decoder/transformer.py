@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EncoderConfig
+from .layers import block_causal_mask, named
 
 
 def relative_positions(num_positions: int, size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -19,13 +20,6 @@ def relative_positions(num_positions: int, size: int, device: torch.device | str
     rate = torch.exp(torch.arange(0, size, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / size))
     angle = distance[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
-
-
-def block_causal_mask(num_positions: int, block_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return (time, time) bool, true where query i sees key j: j is not later than i, or in the same block."""
-    index = torch.arange(num_positions, device=device)
-    block = index // block_size
-    return block[None, :] <= block[:, None]
 
 
 def _shift_relative(scores: Tensor) -> Tensor:
@@ -78,26 +72,18 @@ class RelativeAttention(nn.Module):
         return self.linear_out(attended.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    """Linear, SiLU, dropout, linear."""
-
-    def __init__(self, config: EncoderConfig):
-        super().__init__()
-        self.w_1 = nn.Linear(config.output_size, config.linear_units)
-        self.w_2 = nn.Linear(config.linear_units, config.output_size)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(self.dropout(F.silu(self.w_1(x))))
-
-
 class EncoderLayer(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.self_attn = RelativeAttention(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = named(
+            w_1=nn.Linear(config.output_size, config.linear_units),
+            activation=nn.SiLU(),
+            dropout=nn.Dropout(config.dropout_rate),
+            w_2=nn.Linear(config.linear_units, config.output_size),
+        )
         self.norm_mha = nn.LayerNorm(config.output_size)
         self.norm_ff = nn.LayerNorm(config.output_size)
         self.dropout = nn.Dropout(config.dropout_rate)
@@ -107,19 +93,33 @@ class EncoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.norm_ff(x)))
 
 
-class InputProjection(nn.Module):
-    """Linear, LayerNorm, dropout."""
+def input_projection(config: EncoderConfig) -> nn.Sequential:
+    """Return the layers that bring the input of an encoder to its size."""
+    linear, norm = nn.Linear(config.input_size, config.output_size), nn.LayerNorm(config.output_size)
+    return named(out=nn.Sequential(linear, norm, nn.Dropout(config.dropout_rate)))
 
-    def __init__(self, config: EncoderConfig):
-        super().__init__()
-        self.out = nn.Sequential(
-            nn.Linear(config.input_size, config.output_size),
-            nn.LayerNorm(config.output_size),
-            nn.Dropout(config.dropout_rate),
-        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(x)
+def run_layers(
+    layers: nn.ModuleList,
+    x: Tensor,
+    block_size: int,
+    mask: Tensor | None = None,
+    dropout: nn.Module | None = None,
+) -> Tensor:
+    """Run encoder layers over (batch, time, size), whose queries see all earlier positions and their own block.
+
+    Args:
+        mask: (batch, 1, time) bool, true where valid; None when nothing is padded.
+        dropout: Applied to the relative positions.
+    """
+    num_positions = x.shape[1]
+    positions = relative_positions(num_positions, x.shape[2], x.device)
+    positions = positions if dropout is None else dropout(positions)
+    visible = block_causal_mask(num_positions, block_size, x.device)[None, None]
+    visible = visible if mask is None else visible & mask[:, None]
+    for layer in layers:
+        x = layer(x, positions, visible)
+    return x
 
 
 class BlockConformerEncoder(nn.Module):
@@ -128,20 +128,12 @@ class BlockConformerEncoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.embed = InputProjection(config)
+        self.embed = input_projection(config)
         self.encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_blocks))
         self.after_norm = nn.LayerNorm(config.output_size)
         self.positional_dropout = nn.Dropout(config.positional_dropout_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode (batch, time, input_size) to (batch, time, output_size); `mask` (batch, 1, time), true where valid."""
-        num_positions = x.shape[1]
         x = self.positional_dropout(self.embed(x) * math.sqrt(self.config.output_size))
-        positions = relative_positions(num_positions, self.config.output_size, x.device)
-        positions = self.positional_dropout(positions)
-        visible = block_causal_mask(num_positions, self.config.block_size, x.device)[None, None]
-        if mask is not None:
-            visible = visible & mask[:, None]
-        for layer in self.encoders:
-            x = layer(x, positions, visible)
-        return self.after_norm(x)
+        return self.after_norm(run_layers(self.encoders, x, self.config.block_size, mask, self.positional_dropout))

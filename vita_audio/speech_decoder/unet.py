@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import EstimatorConfig
-from .masking import MaskedGroupNorm, apply_mask
+from .layers import MaskedGroupNorm, apply_mask, named
 
 
 def time_sinusoids(t: Tensor, size: int) -> Tensor:
@@ -21,18 +21,6 @@ def time_sinusoids(t: Tensor, size: int) -> Tensor:
     rate = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
     angle = 1000.0 * t.float()[:, None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
-class TimeEmbedding(nn.Module):
-    """Linear, SiLU, linear."""
-
-    def __init__(self, in_channels: int, size: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(in_channels, size)
-        self.linear_2 = nn.Linear(size, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class ConvBlock(nn.Module):
@@ -85,28 +73,6 @@ class Attention(nn.Module):
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
 
-class GELUProjection(nn.Module):
-    """Linear, GELU."""
-
-    def __init__(self, in_size: int, out_size: int):
-        super().__init__()
-        self.proj = nn.Linear(in_size, out_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
-
-
-class FeedForward(nn.Module):
-    """GELU feed-forward, four times as wide inside."""
-
-    def __init__(self, size: int, dropout: float):
-        super().__init__()
-        self.net = nn.Sequential(GELUProjection(size, 4 * size), nn.Dropout(dropout), nn.Linear(4 * size, size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
     """Pre-norm attention and feed-forward over (batch, time, size)."""
 
@@ -115,55 +81,12 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(size)
         self.attn1 = Attention(size, config.num_heads, config.attention_head_dim, config.dropout)
         self.norm3 = nn.LayerNorm(size)
-        self.ff = FeedForward(size, config.dropout)
+        widen = named(proj=nn.Linear(size, 4 * size), activation=nn.GELU())
+        self.ff = named(net=nn.Sequential(widen, nn.Dropout(config.dropout), nn.Linear(4 * size, size)))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn1(self.norm1(x), mask)
         return x + self.ff(self.norm3(x))
-
-
-class Downsample(nn.Module):
-    """Halve the length: T -> ceil(T / 2)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv1d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Double the length."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.ConvTranspose1d(channels, channels, 4, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-def run_block(
-    resnet: ResnetBlock,
-    transformers: nn.ModuleList,
-    x: Tensor,
-    time: Tensor,
-    *,
-    mask: Tensor | None = None,
-    visible: Tensor | None = None,
-) -> Tensor:
-    """Run one block of the UNet over (batch, channels, time).
-
-    Args:
-        time: Embedded flow time, (batch, time_size).
-        mask: (batch, 1, time) bool, true where valid; None when nothing is padded.
-        visible: Attention mask, (batch or 1, time, time) bool, that takes the place of `mask` in the attention.
-    """
-    x = resnet(x, mask, time).transpose(1, 2)  # (batch, time, channels)
-    for block in transformers:
-        x = block(x, mask if visible is None else visible)
-    return x.transpose(1, 2)
 
 
 class ConditionalDecoder(nn.Module):
@@ -174,19 +97,22 @@ class ConditionalDecoder(nn.Module):
         self.config = config
         channels = config.channels
         time_size = 4 * channels[0]
-        self.time_mlp = TimeEmbedding(config.in_channels, time_size)
+        self.time_mlp = named(
+            linear_1=nn.Linear(config.in_channels, time_size),
+            activation=nn.SiLU(),
+            linear_2=nn.Linear(time_size, time_size),
+        )
 
         def blocks(in_channels: int, out_channels: int) -> list[nn.Module]:
             transformers = nn.ModuleList(TransformerBlock(out_channels, config) for _ in range(config.n_blocks))
             return [ResnetBlock(in_channels, out_channels, time_size), transformers]
 
-        def plain(size: int) -> nn.Module:
-            return nn.Conv1d(size, size, 3, padding=1)
-
         self.down_blocks = nn.ModuleList()
         for index, size in enumerate(channels):
             in_channels = config.in_channels if index == 0 else channels[index - 1]
-            resample = plain(size) if index == len(channels) - 1 else Downsample(size)
+            is_last = index == len(channels) - 1  # otherwise the length is halved: T -> ceil(T / 2)
+            convolution = nn.Conv1d(size, size, 3, stride=1 if is_last else 2, padding=1)
+            resample = convolution if is_last else named(conv=convolution)
             self.down_blocks.append(nn.ModuleList([*blocks(in_channels, size), resample]))
         self.mid_blocks = nn.ModuleList(
             nn.ModuleList(blocks(channels[-1], channels[-1])) for _ in range(config.num_mid_blocks)
@@ -194,7 +120,10 @@ class ConditionalDecoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for index, size in reversed(list(enumerate(channels))):
             out_channels = channels[max(index - 1, 0)]
-            resample = plain(out_channels) if index == 0 else Upsample(out_channels)
+            if index == 0:
+                resample = nn.Conv1d(out_channels, out_channels, 3, padding=1)
+            else:
+                resample = named(conv=nn.ConvTranspose1d(out_channels, out_channels, 4, stride=2, padding=1))
             self.up_blocks.append(nn.ModuleList([*blocks(2 * size, out_channels), resample]))
         self.final_block = ConvBlock(channels[0], channels[0])
         self.final_proj = nn.Conv1d(channels[0], config.out_channels, 1)
@@ -207,6 +136,7 @@ class ConditionalDecoder(nn.Module):
         t: Tensor,
         spks: Tensor,
         cond: Tensor,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity at `x`.
 
@@ -217,23 +147,32 @@ class ConditionalDecoder(nn.Module):
             t: Flow time in [0, 1], (batch,).
             spks: Speaker vector, (batch, bands).
             cond: Mel of the prompt in its frames and zero elsewhere, like `x`.
+            visible: Attention mask, (1, frames, frames) bool, used by the attention in place of `mask`; only for a UNet
+                of one scale.
         Returns: (batch, bands, frames), zero where padded.
         """
         time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
         hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
+
+        def run(resnet: ResnetBlock, transformers: nn.ModuleList, x: Tensor, mask: Tensor | None) -> Tensor:
+            x = resnet(x, mask, time).transpose(1, 2)  # (batch, frames, channels)
+            for block in transformers:
+                x = block(x, mask if visible is None else visible)
+            return x.transpose(1, 2)
+
         masks, skips = [mask], []
         for resnet, transformers, resample in self.down_blocks:
-            hidden = run_block(resnet, transformers, hidden, time, mask=masks[-1])
+            hidden = run(resnet, transformers, hidden, masks[-1])
             skips.append(hidden)
             hidden = resample(apply_mask(hidden, masks[-1]))
-            halved = isinstance(resample, Downsample) and masks[-1] is not None
+            halved = not isinstance(resample, nn.Conv1d) and masks[-1] is not None
             masks.append(masks[-1][..., ::2] if halved else masks[-1])
         masks.pop()
         for resnet, transformers in self.mid_blocks:
-            hidden = run_block(resnet, transformers, hidden, time, mask=masks[-1])
+            hidden = run(resnet, transformers, hidden, masks[-1])
         for resnet, transformers, resample in self.up_blocks:
             mask_up, skip = masks.pop(), skips.pop()
             hidden = torch.cat([hidden[..., : skip.shape[-1]], skip], dim=1)
-            hidden = run_block(resnet, transformers, hidden, time, mask=mask_up)
+            hidden = run(resnet, transformers, hidden, mask_up)
             hidden = resample(apply_mask(hidden, mask_up))
         return apply_mask(self.final_proj(self.final_block(hidden, mask)), mask)

@@ -1,14 +1,16 @@
-"""The flags of the training program. Names follow VITA-Audio and transformers where these have the flag.
+"""The flags of the training program, with the names of VITA-Audio and transformers where these have the flag.
 
-Importing this module is fast; `parse_arguments` imports torch only after the flags have passed a first check.
+This module imports quickly; `parse_arguments` imports torch only after the flags have passed a first check.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,10 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from transformers import HfArgumentParser
 
 from vita_audio.interleave import MODES, InterleavePlan
-from vita_audio.training.trainer_flags import trainer_flags
+from vita_audio.text import parse_audio_input
 
 if TYPE_CHECKING:
-    from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+    from vita_audio.training.trainer import SpeechTrainingArguments
+
+_TYPES = {"int": int, "float": float, "str": str}
 
 
 def option(help: str, default: object = None) -> object:
@@ -39,16 +43,16 @@ class ModelArguments:
     config_name: str | None = option("Model configuration, a JSON file or folder (default: the checkpoint's)")
     tokenizer_name: str | None = option("Text tokenizer (default: the checkpoint's)")
     audio_tokenizer_type: str = option(
-        "Name of the audio tokenizer; the prefix sensevoice_ makes the audio of user and system continuous input",
+        "Name of the audio tokenizer; the prefix sensevoice_ makes the audio of user and system turns continuous input",
         "glm4voice",
     )
     audio_tokenizer_path: str | None = option("Weights of the audio tokenizer (default: those embedded in the package)")
     audio_input: list[str] | None = option(
-        "How the audio of a role enters the model, such as user=both: discrete, continuous or both (default: as in the "
-        "checkpoint's tokenizer, otherwise as the type of the audio tokenizer says)"
+        "How the audio of a role enters the model, such as user=both: discrete, continuous or both (default: as stored "
+        "with the checkpoint's tokenizer, otherwise according to the type of the audio tokenizer)"
     )
     audio_model_name_or_path: str | None = option(
-        "Folder of a SenseVoiceSmall whose speech encoder the model takes (default: the checkpoint's encoder)"
+        "Folder of a SenseVoiceSmall whose speech encoder to use (default: the checkpoint's encoder)"
     )
     audio_model_freeze: bool = option("Freeze the speech encoder", False)
     text_audio_interval_ratio: list[int] = option(
@@ -74,6 +78,7 @@ class ModelArguments:
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"--{name} must be 0 or more, got {value}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
+        self.input_by_role = parse_audio_input(self.audio_input or ())
 
 
 @dataclass
@@ -88,7 +93,7 @@ class DataArguments:
     extract_codes: bool = option("Encode audio without codes before training", False)
     preprocessing_num_workers: int = option("Worker processes that pack the data; 0: none", 0)
     user_audio_loss_weight: float = option("Also learn the codes of user speech, with this loss weight", 0.0)
-    audio_code_noise: float = option("Share of input audio codes replaced by random ones, a regularisation", 0.0)
+    audio_code_noise: float = option("Fraction of input audio codes to replace by random ones, as regularisation", 0.0)
 
     def __post_init__(self):
         if self.dataset_name is None:
@@ -105,26 +110,29 @@ class DataArguments:
 class SpeechOptions:
     """Flags that speech training adds to TrainingArguments, and fields of it with another default."""
 
-    output_dir: str | None = option("Folder of the result; a run continues from the last checkpoint in it")
+    output_dir: str | None = option("Folder for the result; a run continues from the last checkpoint in it")
     overwrite_output_dir: bool = option(
         "Start again in a used folder; checkpoints of earlier runs in it are deleted", False
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
-    remove_unused_columns: bool = option("Drop columns of the packs that the model does not take", False)
-    report_to: str = option("Where else to send the log (tensorboard, ...)", "none")
+    log_main_loss: int = option("Steps from one measurement of a frozen backbone's loss to the next", 10)
+    remove_unused_columns: bool = option("Drop columns of the packs that the model does not accept", False)
+    report_to: str = option("Integrations that also receive the log (tensorboard, ...)", "none")
     eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation.run, such as demo")
     eval_corpus: str | None = option("Folder made by tools.demo.make_corpus, for the demo suite")
     eval_data: str | None = option("Folder made by evaluation.prepare, for the public sets")
-    eval_limit: int = option("Samples of each benchmark", 20)
-    eval_minutes: float = option("Time limit of one evaluation; an evaluation that exceeds it has failed", 60.0)
-    eval_options: list[str] | None = option("More options of evaluation.run as NAME=VALUE, such as modes=vanilla")
-    ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data", 6 * 3600)
+    eval_limit: int = option("Number of samples per benchmark", 20)
+    eval_minutes: float = option("Time limit of one evaluation in minutes; one that exceeds it fails", 60.0)
+    eval_options: list[str] | None = option("Further options of evaluation.run as NAME=VALUE, such as modes=vanilla")
+    ddp_timeout: int = option("Seconds that processes wait for the one that prepares the data or evaluates", 6 * 3600)
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is missing")
         if self.mtp_model_lr_mult <= 0:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
+        if self.log_main_loss < 1:
+            raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
         if self.eval_suite and not 0 < 60 * self.eval_minutes < self.ddp_timeout:
             raise ValueError(
                 "--eval_minutes must be above 0 and shorter than --ddp_timeout, for which other processes wait "
@@ -134,11 +142,58 @@ class SpeechOptions:
             raise ValueError(f"--eval_options must be NAME=VALUE, got {' '.join(wrong)}")
 
 
+def trainer_flags(*, without: Container[str] = ()) -> type:
+    """Return a dataclass with the fields of TrainingArguments, read from its source because importing it takes seconds.
+
+    Names, help texts and the types of booleans and numbers are those of the original. Values of other types stay
+    strings or lists of strings; defaults that are not literals become None.
+
+    Args:
+        without: Names of fields to leave out.
+    """
+    path = Path(find_spec("transformers").submodule_search_locations[0], "training_args.py")
+    fields = [item for item in _read_fields(path) if item[0] not in without]
+    return make_dataclass("TrainerFlags", fields)
+
+
+def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name, type and dataclass field of every flag in a source file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"]
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and node.value and not node.target.id.startswith("_"):
+            keywords = getattr(node.value, "keywords", [])  # of field()
+            options = {keyword.arg: keyword.value for keyword in keywords} or {"default": node.value}
+            default = _literal(options.get("default"))
+            metadata = options.get("metadata", ast.Dict([], []))
+            known = {key.value: _literal(value) for key, value in zip(metadata.keys, metadata.values, strict=True)}
+            known = {"help": ""} | {key: value for key, value in known.items() if value is not None}
+            kind = _simplify(ast.unparse(node.annotation), default)
+            yield node.target.id, kind, field(default=default, metadata=known)
+
+
+def _simplify(annotation: str, default: Any) -> Any:
+    """Return the type as a boolean, number, string or list of strings, which HfArgumentParser parses alike."""
+    if "bool" in annotation and "dict" not in annotation:
+        return bool | None if default is None else bool
+    if "list" in annotation:
+        return list[str]
+    return _TYPES.get(annotation.removesuffix(" | None"), str)
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """Evaluate a constant expression; return None for any other."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
 Arguments = tuple[ModelArguments, DataArguments, "SpeechTrainingArguments"]
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser without abbreviations that reports a mistake in one line, without the usage of 150 flags."""
+    """HfArgumentParser without abbreviations that reports an error in one line, without the usage of 150 flags."""
 
     def __init__(self, *classes: type):
         super().__init__(classes, allow_abbrev=False)
@@ -161,10 +216,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    ours = frozenset(item.name for item in fields(SpeechOptions))
-    # Answers --help and most mistakes without the seconds that the import of TrainingArguments takes.
+    ours = {item.name for item in fields(SpeechOptions)}
+    # answers --help and reports most mistakes before the slow import of TrainingArguments
     _Parser(ModelArguments, DataArguments, SpeechOptions, trainer_flags(without=ours)).parse(argv)
-    from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+    from vita_audio.training.trainer import SpeechTrainingArguments
 
     return _Parser(ModelArguments, DataArguments, SpeechTrainingArguments).parse(argv)
 

@@ -1,16 +1,15 @@
 """Evaluation of the checkpoints of a training run, by `evaluation.run` in a separate process.
 
-The main process waits for the evaluation, the other processes wait for the main process. An evaluation that fails costs
-its metrics and nothing else: the failure is logged and counted, and training continues. Files in the run folder:
+The main process waits for the evaluation, and the other processes wait for the main process. A failed evaluation is
+logged and counted, and training continues. Files in the run folder:
 
-    evaluation/step-N/     answers, results.json, results.html, and log.txt of the evaluation of checkpoint-N
-    quality.json           the metrics of all checkpoints, and the failures
+    evaluation/step-N/     answers, results.json, results.html and log.txt of the evaluation of checkpoint-N
+    quality.json           metrics of all checkpoints, and the failures
     curves.png             gets a panel with these metrics
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 from transformers.trainer_callback import TrainerCallback
 
 from vita_audio.files.atomic import write_json
+from vita_audio.files.checkpoint import read_json
 from vita_audio.training.arguments import SpeechOptions
 from vita_audio.training.curves import draw_run
 from vita_audio.training.run_folder import EVALUATIONS, QUALITY_FILE
@@ -80,24 +80,19 @@ def check_evaluation(command: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
-    """Run a program of the repository that is not a process of the training."""
+    """Run a program of the repository as a process of its own, without the launcher's environment variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
     return subprocess.run(command, cwd=ROOT, env=environment, **options)
 
 
 def last_line(text: str) -> str:
-    """Return the last line with text, stripped."""
+    """Return the last line that is not blank."""
     return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "nothing printed")
 
 
 def evaluate_checkpoint(command: Sequence[str], checkpoint: Path, output: Path, minutes: float) -> None:
-    """Evaluate a checkpoint; everything printed goes to a file in `output`.
+    """Evaluate a checkpoint with the result of `evaluation_command`; its output is logged to a file in `output`.
 
-    Args:
-        command: Result of `evaluation_command`.
-        checkpoint: Folder of the checkpoint.
-        output: Folder for the results.
-        minutes: Time limit.
     Raises: EvaluationError with the last printed line if the evaluation fails or exceeds the limit; OSError.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -105,26 +100,24 @@ def evaluate_checkpoint(command: Sequence[str], checkpoint: Path, output: Path, 
     with (output / LOG).open("w", encoding="utf-8") as log:
         try:
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            done = _run(command, timeout=60 * minutes, **streams)
+            exit_code = _run(command, timeout=60 * minutes, **streams).returncode
         except subprocess.TimeoutExpired as error:
             raise EvaluationError(f"not done after {minutes:g} minutes, see {output / LOG}") from error
     if not (output / RESULTS).exists():
-        said = (output / LOG).read_text(encoding="utf-8", errors="replace")
-        raise EvaluationError(f"exit code {done.returncode}: {last_line(said)}")
+        printed = (output / LOG).read_text(encoding="utf-8", errors="replace")
+        raise EvaluationError(f"exit code {exit_code}: {last_line(printed)}")
     try:
         results = read_json(output / RESULTS)["results"]
     except ValueError as error:
         (output / RESULTS).unlink()
-        raise EvaluationError(f"{RESULTS} is damaged: {error}") from error
+        raise EvaluationError(f"{RESULTS} is damaged, see {output / LOG}") from error
     if failed := [row for row in results if row["status"] not in ("done", "missing")]:
         raise EvaluationError("; ".join(f"{row['benchmark']} {row['status']}: {row['note']}" for row in failed))
 
 
 def read_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the metrics of an evaluation that are shares, without those computed by public rules.
+    """Return the metrics in the content of results.json that are shares, without those computed by public rules.
 
-    Args:
-        results: Content of results.json.
     Returns: `value`, `low` and `high` of each metric; keys are benchmark and metric, and the mode if there are several.
     """
     rows = [row for row in results["results"] if row["mode"] != "original"]
@@ -150,20 +143,11 @@ def collect_quality(folder: Path) -> dict[str, Any]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 class CheckpointEvaluation(TrainerCallback):
-    """Evaluates every checkpoint when it is saved; a resumed run first evaluates its checkpoint if that was missed."""
+    """Evaluates every checkpoint when it is saved; a resumed run first evaluates its checkpoint if this was missed."""
 
     def __init__(self, command: Sequence[str], minutes: float):
-        """Make a callback.
-
-        Args:
-            command: Result of `evaluation_command`.
-            minutes: Time limit of one evaluation.
-        """
+        """Make a callback; arguments as in `evaluate_checkpoint`."""
         self._command = list(command)
         self._minutes = minutes
 

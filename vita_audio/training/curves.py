@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vita_audio.files.checkpoint import read_json
 from vita_audio.plots import new_figure
 from vita_audio.training.run_folder import QUALITY_FILE
 from vita_audio.training.trainer import depth_name
 
 
-def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
-    """Draw curves.png in a run folder, with the metrics of the checkpoints evaluated so far."""
-    folder = Path(folder).absolute()
-    title = f"{folder.parent.name}/{folder.name}"
-    draw_curves(log_history, folder / "curves.png", title, quality=read_quality(folder).get("metrics", ()))
-
-
 def read_quality(folder: str | Path) -> dict[str, Any]:
-    """Return the content of quality.json; {} if no checkpoint was evaluated."""
+    """Return the content of quality.json, empty if no checkpoint was evaluated."""
     path = Path(folder) / QUALITY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
-def draw_curves(
-    log_history: Sequence[dict[str, Any]], path: str | Path, title: str = "", *, quality: Sequence[dict[str, Any]] = ()
-) -> None:
-    """Draw loss and accuracy of every depth and the learning rates over the steps, as a PNG file.
+def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
+    """Draw curves.png in a run folder: loss and accuracy of every depth, learning rates, and metrics of checkpoints.
 
-    Args:
-        log_history: Log entries of the Trainer.
-        path: File to write.
-        title: Title of the plot.
-        quality: Metrics of checkpoints for one more panel. A row holds the `step`, and for each metric a dictionary of
-            the fractions `value`, `low` and `high`.
     Raises: ValueError if the log has no training losses; MissingPackageError without matplotlib.
     """
+    folder = Path(folder).absolute()
+    quality = read_quality(folder).get("metrics")
     entries = training_entries(log_history)
     num_panels = 4 if quality else 3
     figure = new_figure(5 * num_panels, 4.5)
+    from matplotlib import colormaps  # new_figure has checked that matplotlib is installed
+
     axes = figure.subplots(1, num_panels)
     loss_axis, accuracy_axis, rate_axis = axes[:3]
     names = depth_names(entries)
-    for name, colour in zip(names, _colours(len(names)), strict=True):
+    num_modules = len(names) - 1
+    colours = ["black", *(colormaps["viridis"](index / num_modules) for index in range(num_modules))]
+    for name, colour in zip(names, colours, strict=True):
         _plot(loss_axis, entries, f"{name}_loss", label=name, color=colour)
         _plot(accuracy_axis, entries, f"{name}_accuracy", label=name, color=colour)
     for name in ("learning_rate", "mtp_learning_rate"):
@@ -56,13 +47,13 @@ def draw_curves(
     accuracy_axis.set_ylim(0, 1)
     if quality:
         _plot_quality(axes[3], quality)
-    figure.suptitle(title)
+    figure.suptitle(f"{folder.parent.name}/{folder.name}")
     figure.subplots_adjust(left=0.05, right=0.98, wspace=0.18)
-    figure.savefig(path, dpi=100)
+    figure.savefig(folder / "curves.png", dpi=100)
 
 
 def summarise(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return steps, minutes, tokens, tokens per second, and the losses and accuracies of the last log entry."""
+    """Return steps, minutes, tokens, tokens per second, and the losses and accuracies in the last log entry."""
     entries = training_entries(log_history)
     num_tokens = sum(entry["num_tokens"] for entry in entries)
     minutes = entries[-1]["minutes"]
@@ -73,16 +64,13 @@ def summarise(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "tokens_per_second": num_tokens / (60 * minutes),
         "final_loss": entries[-1]["loss"],
-        "final_losses": {name: entries[-1][f"{name}_loss"] for name in names},
-        "final_accuracies": {name: entries[-1][f"{name}_accuracy"] for name in names},
+        "final_losses": {name: _last(entries, f"{name}_loss") for name in names},
+        "final_accuracies": {name: _last(entries, f"{name}_accuracy") for name in names},
     }
 
 
 def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries with training losses, in order.
-
-    Raises: ValueError if there are none.
-    """
+    """Return the entries with training losses, in order. Raises: ValueError if there are none."""
     entries = [entry for entry in log_history if "loss" in entry]
     if not entries:
         raise ValueError("the log has no training losses")
@@ -92,9 +80,13 @@ def training_entries(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
 def depth_names(entries: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the depths in a log, the backbone first."""
     names = []
-    while f"{depth_name(len(names))}_loss" in entries[-1]:
+    while any(f"{depth_name(len(names))}_loss" in entry for entry in entries):
         names.append(depth_name(len(names)))
     return names
+
+
+def _last(entries: Sequence[dict[str, Any]], key: str) -> float:
+    return next(entry[key] for entry in reversed(entries) if key in entry)
 
 
 def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) -> None:
@@ -116,10 +108,3 @@ def _plot_quality(axis: Any, quality: Sequence[dict[str, Any]]) -> None:
     axis.set(title="quality of checkpoints, %", xlabel="step", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-
-
-def _colours(count: int) -> list[Any]:
-    """Return one colour for each depth: black for the backbone, then from dark to light."""
-    from matplotlib import colormaps
-
-    return ["black", *(colormaps["viridis"](index / max(count - 1, 1)) for index in range(count - 1))]

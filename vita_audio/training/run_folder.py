@@ -1,4 +1,4 @@
-"""The folder of a training run: which run it belongs to, where to resume, whether the run is finished."""
+"""The folder of a training run: whether the run is finished, where it resumes, and with which arguments it began."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vita_audio.training.arguments import DataArguments, ModelArguments
 
@@ -21,8 +20,8 @@ QUALITY_FILE = "quality.json"  # their summary
 
 NUM_PROCESSES = "num_processes"  # in the arguments file, next to the arguments
 
-# Arguments that decide what a run learns: these and all of model and data, except those in _FREE, which say only where
-# files are kept and how results are computed.
+# These and all model and data arguments decide what a run learns; those in _FREE only decide where files are stored and
+# how results are computed.
 _LEARNING = frozenset(
     ("max_steps", "num_train_epochs", "learning_rate", "mtp_model_lr_mult", "lr_scheduler_type", "lr_scheduler_kwargs")
     + ("warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
@@ -34,30 +33,26 @@ _FREE = frozenset(
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
-
-class RunState(Enum):
-    NEW = "new"
-    STARTED = "started"
-    FINISHED = "finished"
+RunState = Literal["new", "started", "finished"]
 
 
 def inspect_run_folder(folder: str | Path) -> RunState:
     """Return the state of the run in a folder.
 
-    Raises: FileExistsError if the folder holds something else; NotADirectoryError if it is a file.
+    Raises: FileExistsError if the folder holds other files; NotADirectoryError if it is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--output_dir must be a folder, got the file {folder}")
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if not names:
-        return RunState.NEW
+        return "new"
     if ARGUMENTS_FILE not in names:
         raise FileExistsError(
             f"--output_dir {folder} holds files that are not from a training run ({', '.join(names[:5])}); "
             "choose another folder, or pass --overwrite_output_dir to write into this one"
         )
-    return RunState.FINISHED if RESULTS_FILE in names else RunState.STARTED
+    return "finished" if RESULTS_FILE in names else "started"
 
 
 def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunState) -> None:
@@ -66,9 +61,7 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
     A run that is not finished may get more `max_steps`, and another batch size on another number of processes.
 
     Args:
-        folder: Folder of the run.
-        values: Arguments by name and `NUM_PROCESSES`, as in `ARGUMENTS_FILE`.
-        state: State of the run.
+        values: Content for `ARGUMENTS_FILE`: arguments by name, and `NUM_PROCESSES`.
     Raises: FileExistsError that names the differences.
     """
     advice = "choose another folder, or pass --overwrite_output_dir true to start again in this one"
@@ -79,7 +72,7 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
     compared = {item.name for part in (ModelArguments, DataArguments) for item in fields(part)} - _FREE | _LEARNING
     if stored.get(NUM_PROCESSES) == values[NUM_PROCESSES]:
         compared |= _BATCH
-    if state is RunState.STARTED and 0 < stored.get("max_steps", 0) < values["max_steps"]:
+    if state == "started" and 0 < stored.get("max_steps", 0) < values["max_steps"]:
         compared -= {"max_steps"}
     differences = [
         f"{name} {stored[name]!r}, now {values[name]!r}"
@@ -88,7 +81,7 @@ def check_arguments(folder: str | Path, values: Mapping[str, Any], state: RunSta
     ]
     if differences:
         raise FileExistsError(
-            f"--output_dir {folder} holds a {state.value} run with other arguments ({'; '.join(differences)}); {advice}"
+            f"--output_dir {folder} holds a {state} run with other arguments ({'; '.join(differences)}); {advice}"
         )
 
 
@@ -103,7 +96,6 @@ def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
     """Return the newest complete checkpoint to resume from.
 
     Args:
-        folder: Folder of the run.
         max_steps: Steps of the run, -1 if unknown. The checkpoint of the last step is left out, because the Trainer
             would take one more step from it.
     """
@@ -113,10 +105,8 @@ def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
 
 def clear_run(folder: str | Path) -> None:
     """Delete the checkpoints, evaluations and marker files of an earlier run; other files stay."""
-    for _, checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint)
-    for evaluation in (Path(folder) / EVALUATIONS).glob("step-*"):
-        shutil.rmtree(evaluation)
+    for path in [*(path for _, path in _checkpoints(folder)), *Path(folder, EVALUATIONS).glob("step-*")]:
+        shutil.rmtree(path)
     for name in (ARGUMENTS_FILE, RESULTS_FILE, QUALITY_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
 

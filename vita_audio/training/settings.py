@@ -1,4 +1,4 @@
-"""The values from which a training stage makes its data and its model."""
+"""The settings from which a training stage makes its data and its model."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ import torch
 from transformers import TrainingArguments
 
 from vita_audio.interleave import MODES, InterleavePlan
-from vita_audio.text import parse_audio_input
 from vita_audio.training.arguments import DataArguments, ModelArguments
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Everything that decides which packs a stage reads and which model it trains.
+    """Settings that determine the packs a stage reads and the model it trains.
 
-    Fields that are named like a flag hold its value, see `arguments`; these are resolved:
+    Fields with the name of a flag hold its value, see `arguments`; these are resolved:
 
     Attributes:
         audio_code_dir: Folder of the audio codes.
         pack_cache_dir: Folder that caches packed data.
         tokenizer_name: Folder or hub name of the text tokenizer.
-        audio_input: How the audio of some roles enters the model, see `TextTokenizer`.
+        audio_input: How the audio of each role enters the model, see `TextTokenizer`.
         plan: Layout of text and audio in answers.
-        dtype: Type in which the weights are loaded.
+        dtype: Type of the weights.
     """
 
     dataset_name: str
@@ -54,20 +53,20 @@ class StageSettings:
 
 
 def stage_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> StageSettings:
-    """Make the settings of a stage from its flags.
-
-    Weights are bfloat16 only for a bfloat16 run under DeepSpeed, which keeps a float32 copy of them.
-
-    Raises: ValueError if `audio_input` holds anything but pairs such as `user=both`.
-    """
+    """Make the settings of a stage from its flags."""
     output_dir = Path(training.output_dir)
     resolved = {
         "audio_code_dir": Path(data.audio_code_dir or output_dir / "audio_codes"),
         "pack_cache_dir": Path(data.pack_cache_dir or output_dir / "packs"),
         "tokenizer_name": model.tokenizer_name or model.model_name_or_path,
-        "audio_input": parse_audio_input(model.audio_input or ()),
-        "dtype": torch.bfloat16 if training.bf16 and training.deepspeed else torch.float32,
+        "audio_input": model.input_by_role,
+        "dtype": weight_dtype(training),
         "seed": training.seed,
     }
     values = vars(model) | vars(data) | resolved
     return StageSettings(**{item.name: values[item.name] for item in fields(StageSettings)})
+
+
+def weight_dtype(training: TrainingArguments) -> torch.dtype:
+    """Return the type of the weights: bfloat16 only for a bfloat16 run under DeepSpeed, which keeps a float32 copy."""
+    return torch.bfloat16 if training.bf16 and training.deepspeed else torch.float32

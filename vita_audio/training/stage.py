@@ -1,4 +1,4 @@
-"""A training stage from parsed flags to the files of its result."""
+"""A training stage: preparation from parsed flags, and the files of its result."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ from vita_audio.training.run_folder import (
     NUM_PROCESSES,
     QUALITY_FILE,
     RESULTS_FILE,
-    RunState,
     check_arguments,
     clear_run,
     inspect_run_folder,
     last_checkpoint,
 )
-from vita_audio.training.settings import StageSettings, stage_settings
-from vita_audio.training.stage_data import StageData, load_stage_data
+from vita_audio.training.settings import stage_settings
+from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
-from vita_audio.training.trainer import SpeechTrainer
-from vita_audio.training.trainer_arguments import SpeechTrainingArguments
+from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +37,34 @@ logger = logging.getLogger(__name__)
 def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     """Do everything that comes before training.
 
-    Returns: The trainer, None if the run is finished; and the checkpoint to resume from, None for a new run.
+    Returns: The trainer (None if the run is finished) and the checkpoint to resume from (None for a new run).
     Raises: FileExistsError, FileNotFoundError, ValueError, MissingPackageError for input that cannot be trained on.
     """
     _, data_arguments, training_arguments = arguments
+    settings = stage_settings(*arguments)
     start_logging(training_arguments)
     new_figure(1, 1)  # without matplotlib this fails now, not when the curves are drawn
-    settings = stage_settings(*arguments)
     if training_arguments.deepspeed:
         import deepspeed
 
         deepspeed.init_distributed(auto_mpi_discovery=False)  # ZeRO-3 needs it when the model is loaded
     if not open_run(arguments):
-        logger.info("this run is done, see %s; --overwrite_output_dir trains it again", training_arguments.output_dir)
+        logger.info("this run is finished, see %s; --overwrite_output_dir restarts it", training_arguments.output_dir)
         return None, None
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    callbacks = _prepare_evaluation(settings, training_arguments)
+    callbacks = []
+    if training_arguments.eval_suite:
+        command = evaluation_command(settings, training_arguments)
+        if training_arguments.process_index == 0:
+            check_evaluation(command)
+        callbacks.append(CheckpointEvaluation(command, training_arguments.eval_minutes))
     set_seed(training_arguments.seed)
-    data = _prepare_data(settings, training_arguments)
+    # the main process of each machine makes the packs, which the others then read
+    with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
+        is_main = training_arguments.local_process_index == 0
+        data = load_stage_data(settings, is_main=is_main, device=str(training_arguments.device))
     trainer = SpeechTrainer(
         model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
         args=training_arguments,
@@ -93,11 +99,11 @@ def open_run(arguments: Arguments) -> bool:
     values = argument_values(arguments) | {NUM_PROCESSES: training_arguments.world_size}
     folder = Path(training_arguments.output_dir)
     overwrite = training_arguments.overwrite_output_dir
-    state = RunState.NEW if overwrite else inspect_run_folder(folder)
-    if state is not RunState.NEW:
+    state = "new" if overwrite else inspect_run_folder(folder)
+    if state != "new":
         check_arguments(folder, values, state)
     training_arguments.distributed_state.wait_for_everyone()  # every process has looked before one writes
-    if state is RunState.FINISHED:
+    if state == "finished":
         return False
     if training_arguments.process_index == 0:
         if overwrite:
@@ -108,28 +114,9 @@ def open_run(arguments: Arguments) -> bool:
     return True
 
 
-def _prepare_evaluation(
-    settings: StageSettings, training_arguments: SpeechTrainingArguments
-) -> list[CheckpointEvaluation]:
-    """Return the callback that evaluates checkpoints, if they are to be evaluated, after a check of its command."""
-    if not training_arguments.eval_suite:
-        return []
-    command = evaluation_command(settings, training_arguments)
-    if training_arguments.process_index == 0:
-        check_evaluation(command)
-    return [CheckpointEvaluation(command, training_arguments.eval_minutes)]
-
-
-def _prepare_data(settings: StageSettings, training_arguments: SpeechTrainingArguments) -> StageData:
-    """Load the data in the main process of each machine first, which makes the packs that the others read."""
-    is_main = training_arguments.local_process_index == 0
-    with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
-        return load_stage_data(settings, is_main=is_main, device=str(training_arguments.device))
-
-
 def finish(trainer: SpeechTrainer) -> None:
     """Save the model, draw the curves and write the results, which mark the run as finished."""
-    trainer.model.config.use_cache = True  # which training turns off
+    trainer.model.config.use_cache = True  # training turned it off
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

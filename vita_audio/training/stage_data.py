@@ -27,8 +27,7 @@ class StageData:
 
     Attributes:
         tokenizer: Text tokenizer with the audio codes.
-        packs: Packed samples.
-        front_end: Makes the features of continuous input; None without continuous input.
+        front_end: Computes the features of continuous input; None if there is none.
         audio_tokenizer: Description of the tokenizer that made the codes, see `audio_tokenizers.identity`.
     """
 
@@ -42,14 +41,14 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
     """Load the tokenizers and make the packs of a stage.
 
     Args:
-        settings: Settings of the stage.
-        is_main: Whether this process extracts codes and shows progress; other processes of the machine must call this
-            after it, and find the packs.
-        device: Where missing codes are extracted.
-    Raises: FileNotFoundError with the command that makes missing codes; FileNotFoundError and ValueError for tokenizers
+        is_main: Whether this process extracts codes, packs and shows progress. Other processes of the machine must call
+            this function afterwards.
+        device: Device that extracts codes.
+    Raises: FileNotFoundError with the command that makes missing codes; FileNotFoundError or ValueError for tokenizers
         and data that are missing or damaged.
     """
-    audio_tokenizer = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path)
+    make_tokenizer = partial(get_audio_tokenizer, settings.audio_tokenizer_type, settings.audio_tokenizer_path)
+    audio_tokenizer = make_tokenizer()
     tokenizer = TextTokenizer.from_pretrained(
         settings.tokenizer_name,
         audio_tokenizer.vocab_size,
@@ -61,7 +60,9 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
         front_end = SenseVoiceFrontEnd.find(settings.model_name_or_path, settings.audio_model_name_or_path)
     store = AudioCodeStore(settings.audio_code_dir, audio_tokenizer.fingerprint)
     if settings.extract_codes and is_main:
-        _extract(settings, tokenizer, store, device)
+        paths = referenced_audio(load_mixture(settings.dataset_name, settings.seed), tokenizer.discrete_roles)
+        extraction = extract_codes(paths, store, make_tokenizer, devices=[device], progress=True)
+        logger.info("%s", extraction.summary())
     try:
         packs, report = build_packs(
             settings.dataset_name,
@@ -76,29 +77,18 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
             progress=is_main,
         )
     except MissingCodesError as error:
-        command = extraction_command(settings, tokenizer)
+        command = _extraction_command(settings, tokenizer)
         raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     logger.info("%s", report.summary())
     return StageData(tokenizer, packs, front_end, describe_audio_tokenizer(audio_tokenizer))
 
 
-def extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:
+def _extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:
     """Return the shell command that makes the codes of a stage; the seed decides which data rows are used."""
-    options = {
-        "--data": [settings.dataset_name],
-        "--codes": [settings.audio_code_dir],
-        "--seed": [settings.seed],
-        "--audio-tokenizer-type": [settings.audio_tokenizer_type],
-        "--audio-input": [f"{role}={how}" for role, how in tokenizer.audio_input.items()],
-    }
+    options = {"data": settings.dataset_name, "codes": settings.audio_code_dir, "seed": settings.seed}
+    options |= {"audio-tokenizer-type": settings.audio_tokenizer_type}
     if settings.audio_tokenizer_path:
-        options["--audio-tokenizer-path"] = [settings.audio_tokenizer_path]
-    words = [word for name, values in options.items() for word in (name, *values)]
-    return shlex.join(["python", "tools/extract_audio_codes.py", *map(str, words)])
-
-
-def _extract(settings: StageSettings, tokenizer: TextTokenizer, store: AudioCodeStore, device: str) -> None:
-    make_tokenizer = partial(get_audio_tokenizer, settings.audio_tokenizer_type, settings.audio_tokenizer_path)
-    paths = referenced_audio(load_mixture(settings.dataset_name, settings.seed), tokenizer.discrete_roles)
-    report = extract_codes(paths, store, make_tokenizer, devices=[device], progress=True)
-    logger.info("%s", report.summary())
+        options["audio-tokenizer-path"] = settings.audio_tokenizer_path
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words += ["--audio-input", *(f"{role}={how}" for role, how in tokenizer.audio_input.items())]
+    return shlex.join(map(str, ["python", "tools/extract_audio_codes.py", *words]))

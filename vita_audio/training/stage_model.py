@@ -1,16 +1,15 @@
-"""The model of a training stage: configuration, weights, and the parameters that train."""
+"""The model of a training stage: configuration, weights, speech encoder, and the parameters that train."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, Qwen2Config, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_flash_attn_2_available
@@ -18,18 +17,23 @@ from transformers.utils import is_flash_attn_2_available
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer
 from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint
-from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import load_weights, read_config
-from vita_audio.models.surgery import gathered, init_missing_mtp, mtp_parameter_patterns, set_trainable
+from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
+from vita_audio.models.surgery import (
+    gathered,
+    init_missing_mtp,
+    load_speech_encoder,
+    mtp_parameter_patterns,
+    set_trainable,
+)
 from vita_audio.text import TextTokenizer
 from vita_audio.training.settings import StageSettings
-from vita_audio.training.speech_input import check_speech_input, frozen_speech_patterns, prepare_speech_encoder
 
 logger = logging.getLogger(__name__)
 
-# Configuration fields that may differ from the checkpoint's. All other fields decide what its weights compute. Those of
-# layers are compared by `_computed_by`; the sliding window's switches show in `sliding_window` and `layer_types`.
+# Configuration fields that may differ from the checkpoint's; all others decide what its weights compute. `_computed_by`
+# compares the layers; the switches of the sliding window show in `sliding_window` and `layer_types`.
 MAY_CHANGE = frozenset(
     ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "audio_tokenizer")
     + ("num_hidden_layers", "num_nextn_predict_layers", "use_sliding_window", "max_window_layers")
@@ -41,7 +45,7 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "r
 
 @contextmanager
 def whole_models(training_arguments: TrainingArguments) -> Iterator[None]:
-    """Load models that do not train without DeepSpeed ZeRO-3, which would partition them over the processes."""
+    """Disable DeepSpeed ZeRO-3, which partitions models over the processes, while loading models that do not train."""
     unset_hf_deepspeed_config()
     try:
         yield
@@ -66,13 +70,11 @@ def _as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
 
 
 def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tuple[str, str]) -> None:
-    """Check that a configuration computes what the checkpoint to start from computes; it may add MTP modules.
+    """Check that the configuration of the model to train fits the checkpoint to start from; it may add MTP modules.
 
     Args:
-        config: Configuration of the model to train.
-        checkpoint: Configuration of the checkpoint.
-        names: Names of both for the message.
-    Raises: ValueError that lists the fields that differ, with their value in the checkpoint and in the configuration.
+        names: Names of the configuration and the checkpoint for the message.
+    Raises: ValueError that lists the fields that differ, with both values.
     """
     ours, theirs = (_computed_by(each, checkpoint.num_hidden_layers) for each in (config, checkpoint))
     if isinstance(checkpoint, Qwen2MTPSenseVoiceConfig):
@@ -100,7 +102,7 @@ def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
     }
     values["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values["number of backbone layers"] = config.num_backbone_layers
-    if config.rope_parameters.get("rope_type", "default") != "default":  # other types scale positions by it
+    if config.rope_parameters.get("rope_type", "default") != "default":  # other types scale positions by this value
         values["max_position_embeddings"] = config.max_position_embeddings
     return values
 
@@ -108,24 +110,36 @@ def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
 def load_stage_model(
     settings: StageSettings, tokenizer: TextTokenizer, audio_tokenizer: dict[str, str] | None = None
 ) -> Qwen2MTPForCausalLM:
-    """Load the model of a stage, with its new MTP modules initialised and only what trains requiring gradients.
+    """Load the model of a stage with new MTP modules initialised; only trained parameters require gradients.
 
     Args:
-        settings: Settings of the stage.
         tokenizer: Text tokenizer; a model that starts from plain Qwen2 gets embeddings for its new tokens.
-        audio_tokenizer: Description of the tokenizer that makes the codes, see `audio_tokenizers.identity`; it is
-            stored in the model's configuration.
+        audio_tokenizer: Description of the audio tokenizer, stored in the configuration; see
+            `audio_tokenizers.identity`.
     Raises: FileNotFoundError; ValueError if a file is damaged, or if configuration, checkpoint, tokenizers and pack
         length do not fit each other.
     """
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
     base = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
-    model = _load_stage_weights(settings, folder, config)
-    if base is not None and not isinstance(base, Qwen2MTPConfig):
-        add_tokens(model, tokenizer, settings.seed)
+    attention = resolve_attention(settings.attn_implementation)
+    options = {"dtype": settings.dtype, "attn_implementation": attention}
+    if folder is None:
+        model = AutoModelForCausalLM.from_config(config, **options)
+        _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
+    else:
+        model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
+        if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
+            logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
+        if not isinstance(base, Qwen2MTPConfig):
+            add_tokens(model, tokenizer, settings.seed)
     _choose_trained(model, settings)
-    model.generation_config = generation_config(settings.plan, tokenizer)
+    model.generation_config = GenerationConfig(
+        **SAMPLING,
+        eos_token_id=[tokenizer.im_end_id, tokenizer.pad_id],
+        pad_token_id=tokenizer.pad_id,
+        mtp_inference_mode=list(settings.plan.ratio),
+    )
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.im_end_id, tokenizer.pad_id
     model.config.audio_tokenizer = audio_tokenizer
     return model
@@ -138,16 +152,11 @@ def _stage_config(
     base: Qwen2Config | None,
     audio_tokenizer: Mapping[str, str] | None,
 ) -> Qwen2MTPConfig:
-    """Return the configuration of the model to load, checked against tokenizers and checkpoint.
-
-    Args:
-        folder: Checkpoint to start from; None for random weights.
-        base: Its configuration, of plain Qwen2 or of a speech model.
-    """
+    """Return the configuration of the model, checked against tokenizers and the checkpoint in `folder`, if any."""
     config = read_stage_config(settings.config_name) if settings.config_name else _as_speech_config(base)
     if settings.model_max_length > config.max_position_embeddings:
         raise ValueError(
-            f"--model_max_length {settings.model_max_length} exceeds the positions the model knows, "
+            f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
             f"max_position_embeddings {config.max_position_embeddings}"
         )
     for name in ("mtp_loss_weight", "mtp_kl_weight"):
@@ -155,7 +164,7 @@ def _stage_config(
             setattr(config, name, getattr(settings, name))
     if settings.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
-    check_speech_input(config, tokenizer, settings)
+    _check_speech_input(config, tokenizer, settings)
     if base is None:
         config.vocab_size = tokenizer.padded_size
         return config
@@ -172,23 +181,12 @@ def _stage_config(
     return config
 
 
-def _load_stage_weights(settings: StageSettings, folder: Path | None, config: Qwen2MTPConfig) -> Qwen2MTPForCausalLM:
-    """Load the checkpoint, if any, and the speech encoder; initialise MTP modules that the checkpoint lacks."""
-    options = {"dtype": settings.dtype, "attn_implementation": resolve_attention(settings.attn_implementation)}
-    if folder is None:
-        model = AutoModelForCausalLM.from_config(config, **options)
-        prepare_speech_encoder(model, dict(model.named_parameters()), settings)
-        return model
-    model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
-    initialised = init_missing_mtp(model, prepare_speech_encoder(model, missing, settings))
-    if initialised:
-        logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
-    return model
-
-
 def _choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
-    trained = set_trainable(model, patterns, frozen=frozen_speech_patterns(model.config, settings))
+    frozen = []
+    if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
+        frozen = [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
+    trained = set_trainable(model, patterns, frozen=frozen)
     num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
     logger.info("%d parameters in %d tensors train", num_trained, len(trained))
 
@@ -204,9 +202,9 @@ def resolve_attention(name: str) -> str:
 def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> None:
     """Add embeddings and output rows for the tokens that a plain text model lacks.
 
-    New rows are drawn from a normal distribution with the mean and standard deviation, per dimension, of the text rows:
-    they have the same scale and differ from each other, which thousands of audio codes need from the first step on.
-    Rows of the checkpoint after its text vocabulary (padding, in the released Qwen2.5) are replaced too.
+    New rows are drawn from a normal distribution with the mean and standard deviation of the text rows in each
+    dimension, so that thousands of audio codes differ from the start. Rows after the text vocabulary of the checkpoint
+    (padding in the released Qwen2.5) are replaced too.
 
     Raises: ValueError if the model has fewer rows than the text vocabulary.
     """
@@ -221,23 +219,51 @@ def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) 
     if model.get_output_embeddings().weight is not tables[0]:
         tables.append(model.get_output_embeddings().weight)
     generator = torch.Generator().manual_seed(seed)
-    for table in tables:
+    for table in tables:  # (vocabulary, hidden)
         with gathered([table]):
-            _draw_rows(table, num_text, generator)
+            text = table[:num_text].float()
+            noise = torch.randn(table[num_text:].shape, generator=generator).to(table.device)
+            table[num_text:] = (text.mean(0) + noise * text.std(0)).to(table.dtype)
 
 
-def _draw_rows(table: nn.Parameter, num_text: int, generator: torch.Generator) -> None:
-    """Replace the rows after the first `num_text` of a (vocabulary, hidden) table by rows drawn like those."""
-    text = table[:num_text].float()
-    noise = torch.randn(table[num_text:].shape, generator=generator).to(table.device)
-    table[num_text:] = (text.mean(0) + noise * text.std(0)).to(table.dtype)
+def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
+    """Check that model, tokenizer and flags agree on continuous speech input. Raises: ValueError."""
+    has_encoder, roles = isinstance(config, Qwen2MTPSenseVoiceConfig), tokenizer.continuous_roles
+    if roles and not has_encoder:
+        raise ValueError(
+            f"audio of {', '.join(roles)} is continuous input, but the model ({config.model_type}) has no speech "
+            f"encoder; set --config_name to a {Qwen2MTPSenseVoiceConfig.model_type} one, or --audio_tokenizer_type to "
+            "one without sensevoice_"
+        )
+    if has_encoder and not roles:
+        raise ValueError(
+            "the model has a speech encoder, but no role has continuous input; set --audio_tokenizer_type to "
+            "one with sensevoice_, or --audio_input"
+        )
+    if not has_encoder and (settings.audio_model_freeze or settings.audio_model_name_or_path):
+        raise ValueError(
+            f"--audio_model_freeze and --audio_model_name_or_path need a model with a speech encoder, got "
+            f"{config.model_type}; leave them out or set --config_name"
+        )
 
 
-def generation_config(plan: InterleavePlan, tokenizer: TextTokenizer) -> GenerationConfig:
-    """Return the generation defaults of the released models, with the plan the model is trained for."""
-    return GenerationConfig(
-        **SAMPLING,
-        eos_token_id=[tokenizer.im_end_id, tokenizer.pad_id],
-        pad_token_id=tokenizer.pad_id,
-        mtp_inference_mode=list(plan.ratio),
-    )
+def _prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
+    """Load the speech encoder, and return the `missing` parameters that belong neither to it nor to its projection.
+
+    Raises: FileNotFoundError; ValueError for a folder whose weights do not fit, or if no folder has an encoder.
+    """
+    missing = set(missing)
+    encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
+    projection = {name for name in missing if name.startswith(f"{AUDIO_PROJECTION}.")}
+    if settings.audio_model_name_or_path:
+        folder = find_checkpoint(settings.audio_model_name_or_path)
+        load_speech_encoder(model, folder)
+        logger.info("speech encoder from %s", folder)
+    elif encoder:
+        raise ValueError(
+            f"the checkpoint lacks the speech encoder ({len(encoder)} tensors such as {min(encoder)}); give "
+            "--audio_model_name_or_path, the folder of a SenseVoiceSmall"
+        )
+    if projection:
+        logger.info("the projection of the speech encoder starts at random")
+    return missing - encoder - projection

@@ -1,20 +1,23 @@
-"""The Trainer of transformers with a separate learning rate for MTP modules and a log of every depth."""
+"""The Trainer of transformers and its arguments, with a learning rate for MTP modules and a log of every depth."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_features import SenseVoiceFrontEnd
+from vita_audio.training.arguments import SpeechOptions
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")
@@ -25,10 +28,22 @@ def depth_name(depth: int) -> str:
     return MAIN if depth == 0 else f"mtp_{depth - 1}"
 
 
+@dataclass
+class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
+    """TrainingArguments of transformers with `SpeechOptions`, which take precedence."""
+
+    def __post_init__(self):
+        SpeechOptions.__post_init__(self)
+        TrainingArguments.__post_init__(self)
+        if self.eval_suite and self.save_strategy == SaveStrategy.NO:
+            raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
+
+
 class DepthMeter:
     """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0.
 
-    Where modules also learn from the backbone, the divergence from it is summed too.
+    Where modules also learn from the backbone, the divergence from it is summed too. A backbone that was not scored has
+    no average.
     """
 
     def __init__(self):
@@ -44,11 +59,15 @@ class DepthMeter:
             num_items_in_batch: Divisor of the losses; None if each was divided by its number of targets.
         """
         counts = outputs.num_targets.double()
+        if outputs.main_loss is None:
+            counts[0] = 0
         divisor = counts if num_items_in_batch is None else num_items_in_batch
-        losses = torch.cat([outputs.main_loss[None], outputs.mtp_losses]).double()
-        sums = [losses * divisor, outputs.accuracies.double() * counts, counts]
+        unknown = torch.zeros_like(outputs.loss)
+        main_loss = unknown if outputs.main_loss is None else outputs.main_loss
+        losses = torch.cat([main_loss[None], outputs.mtp_losses]).double()
+        sums = [losses * divisor, outputs.accuracies.double().where(counts > 0, 0) * counts, counts]
         if outputs.mtp_kl is not None:
-            sums.append(torch.cat([torch.zeros_like(outputs.main_loss)[None], outputs.mtp_kl]).double() * divisor)
+            sums.append(torch.cat([unknown[None], outputs.mtp_kl]).double() * divisor)
         sums = torch.stack(sums)
         self._sums = sums if self._sums is None else self._sums + sums
         self._num_tokens += num_tokens
@@ -62,6 +81,8 @@ class DepthMeter:
         self._sums, self._num_tokens = None, 0
         values = {"num_tokens": int(sums[0, 0])}
         for depth, (_, loss, num_correct, count, *divergence) in enumerate(sums.T.tolist()):
+            if depth == 0 and count == 0:  # a frozen backbone that was not scored
+                continue
             values[f"{depth_name(depth)}_loss"] = loss / max(count, 1)
             values[f"{depth_name(depth)}_accuracy"] = num_correct / max(count, 1)
             if divergence and depth:
@@ -83,13 +104,7 @@ class CompactProgress(ProgressCallback):
 
 
 class StepLog(TrainerCallback):
-    """Times the log entries, and has the last step logged whatever --logging_steps is.
-
-    Attributes:
-        last_time: When training began or the last entry was made, in seconds of the monotonic clock.
-    """
-
-    last_time: float
+    """Measures the time between log entries, and logs the last step whatever --logging_steps is."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.last_time = time.monotonic()
@@ -98,27 +113,27 @@ class StepLog(TrainerCallback):
         control.should_log |= state.global_step >= state.max_steps
 
     def elapsed(self) -> float:
-        """Return the seconds since the last entry, and start again."""
+        """Return the seconds since the last call or the start of training."""
         before, self.last_time = self.last_time, time.monotonic()
         return self.last_time - before
 
 
 class SpeechTrainer(Trainer):
-    """Trainer of `Qwen2MTPForCausalLM`; takes `SpeechTrainingArguments`.
+    """Trainer of `Qwen2MTPForCausalLM`, with `SpeechTrainingArguments`.
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
     targets since the last entry; `tokens_per_second` over all processes; and the `minutes` of training, including those
     before a resumption.
+
+    A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values.
     """
 
     def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
-        """Make a trainer.
+        """Make a trainer; `args` and `kwargs` are those of transformers' Trainer.
 
         Args:
-            args: Positional arguments of transformers' Trainer.
-            front_end: Makes the features of continuous input; it is saved with the model.
-            kwargs: Keyword arguments of transformers' Trainer.
+            front_end: Computes the features of continuous input; it is saved with the model.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
         """
         super().__init__(*args, **kwargs)
@@ -159,7 +174,7 @@ class SpeechTrainer(Trainer):
         ]
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Make the optimiser. One that the DeepSpeed config names gets our groups too; it would have a single one."""
+        """Make the optimiser; one made from a DeepSpeed config gets our groups, not a single one."""
         model = self.model if model is None else model
         if self.is_deepspeed_enabled and self.optimizer is not None:
             from accelerate.utils import DummyOptim  # exists with DeepSpeed only
@@ -172,6 +187,9 @@ class SpeechTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        step = self.state.global_step
+        scores_backbone = step % self.args.log_main_loss == 0 or step + 1 >= self.state.max_steps
+        inputs = {**inputs, "score_backbone": scores_backbone}  # a backbone that trains is scored anyway
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
             self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from evaluation.metrics.english import english_words, read_numbers
-from evaluation.metrics.ours import contains_answer, contains_any, digit_error_rate, error_counts, normalise
+from evaluation.metrics.ours import contains_answer, contains_any, digit_error_rate, error_counts, scored_tokens
 
 EQUAL = """
 10 million people | ten million people
@@ -32,6 +32,8 @@ one hundred and two thousand | 102,000
 two hundred and first | 201st
 the hundredth | the 100th
 zero | 0
+wait...5 dogs | wait five dogs
+room b.5 | room b 5
 fifteen | 15
 ninety-nine | 99
 it costs $10 | it costs ten dollars
@@ -297,7 +299,7 @@ def test_there_are_enough_pairs():
 
 @pytest.mark.parametrize("one, other", EQUAL)
 def test_one_amount_written_differently_is_no_error(one, other):
-    assert normalise(one) == normalise(other)
+    assert scored_tokens(one) == scored_tokens(other)
     assert error_counts(f"so it was {one} then", f"So it was {other}, then.")[0] == 0
 
 
@@ -322,6 +324,7 @@ def test_different_amounts_are_errors(one, other):
         ("at ten oh five", "10:05"),
         ("at 10:05 a.m.", "10:05"),
         ("1 000 000 people", "1000000"),
+        ("1,2,3", "2"),
         ("one million", "1,000,000"),
         ("10 million people", "ten million"),
         ("it costs $10", "10"),
@@ -471,7 +474,7 @@ def test_numbers_with_sign_currency_or_unit(figures, words):
     limit = 1000 if "million" in words or "billion" in words else 10**9
     for number in (*range(1, 100), *(number for number in some_numbers(200) if 0 < number < limit)):
         one, other = figures.format(number), words.format(spoken(number))
-        assert normalise(f"it was {one} then") == normalise(f"it was {other} then"), one
+        assert scored_tokens(f"it was {one} then") == scored_tokens(f"it was {other} then"), one
         assert contains_any(f"it was {one} then", [other]) and not contains_any(f"it was {one} then", [f"1{number}"])
 
 
@@ -486,13 +489,13 @@ def test_ordinals_decades_and_cents():
             one="first", two="second", three="third", five="fifth", eight="eighth", nine="ninth", twelve="twelfth"
         )
         last = irregular.get(last, last[:-1] + "ieth" if last.endswith("y") else last + "th")
-        assert normalise(f"the {number}{units}") == normalise(f"the {' '.join((*start, last))}")
+        assert scored_tokens(f"the {number}{units}") == scored_tokens(f"the {' '.join((*start, last))}")
     for cents in range(1, 100):
-        assert normalise(f"$7.{cents:02}") == normalise(f"seven dollars and {spoken(cents)} cents")
-        assert normalise(f"$0.{cents:02}") == normalise(f"{spoken(cents)} cents")
+        assert scored_tokens(f"$7.{cents:02}") == scored_tokens(f"seven dollars and {spoken(cents)} cents")
+        assert scored_tokens(f"$0.{cents:02}") == scored_tokens(f"{spoken(cents)} cents")
     for minute in range(60):
         said = "o'clock" if minute == 0 else f"oh {ONES[minute]}" if minute < 10 else spoken(minute)
-        assert normalise(f"at 7:{minute:02}") == normalise(f"at seven {said}")
+        assert scored_tokens(f"at 7:{minute:02}") == scored_tokens(f"at seven {said}")
 
 
 def test_different_numbers_are_never_the_same():
@@ -502,7 +505,7 @@ def test_different_numbers_are_never_the_same():
         if number % 10 and number > 1:
             for form in forms:
                 text = form.format(number)
-                assert seen.setdefault(normalise(text), text) == text
+                assert seen.setdefault(tuple(scored_tokens(text)), text) == text
 
 
 def test_a_runaway_string_of_digits_is_scored():

@@ -5,18 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.compute_wer import align, count_edits
 from evaluation.metrics.public import (
-    align,
     contains_pieces,
-    count_edits,
     libritts_error_rate,
     libritts_text,
     reference_containment,
     reference_error_rate,
     seedtts_error_rate,
-    seedtts_rates,
+    seedtts_rate,
     tokenize,
-    without_symbols,
 )
 
 ASSETS = Path(__file__).parents[2] / "assets" / "evaluation"
@@ -85,11 +83,10 @@ def test_input_that_stops_the_containment_program_is_a_clear_error_here(case):
 
 
 @pytest.mark.parametrize("part", ["pairs", "empty_reference_jiwer4"])
-def test_seedtts_rates_of_each_text(part):
+def test_seedtts_rate_of_each_text(part):
     for pair in golden("seedtts_wer.json")[part]:
-        rates = seedtts_rates(pair["ref"], pair["hyp"], pair.get("lang", "en"))
-        expected = {"wer": "wer", "substituted": "sub", "deleted": "dele", "inserted": "ins"}
-        assert rates == pytest.approx({name: pair[key] for name, key in expected.items()}, abs=1e-12), pair
+        rate = seedtts_rate(pair["ref"], pair["hyp"], pair.get("lang", "en"))
+        assert rate == pytest.approx(pair["wer"], abs=1e-12), pair
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -109,12 +106,11 @@ def test_chinese_seedtts_hypotheses_become_simplified():
 
 def test_seedtts_knows_two_languages():
     with pytest.raises(ValueError, match="en or zh, got 'fr'"):
-        seedtts_rates("oui", "oui", "fr")
+        seedtts_rate("oui", "oui", "fr")
 
 
 @pytest.mark.parametrize("case", golden("libritts_text_normalization.json")["cases"], ids=lambda case: case["text"])
 def test_libritts_texts_as_they_are_compared(case):
-    assert without_symbols(case["normalized"]) == case["after_nonword_to_space"]
     pytest.importorskip("wetext")
     assert libritts_text(case["text"]) == case["after_nonword_to_space"]
 

@@ -71,7 +71,7 @@ def test_a_byte_order_mark_belongs_to_no_id(tmp_path):
 
 def test_only_some_of_many_ids_are_named():
     references = {str(number): "" for number in range(8)}
-    with pytest.raises(ValueError, match="got none for 0, 1, 2, 3, 4 and 3 more; an empty text stands for"):
+    with pytest.raises(ValueError, match="got none for 0, 1, 2, 3, 4 and 3 more; use an empty text for"):
         pair_texts(references, {})
 
 

@@ -1,6 +1,7 @@
 """CosyVoice 2 as a whole and as a stream, its folder, and wrong use."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,15 +13,11 @@ from vita_audio.speech_decoder.cosyvoice2 import decoder as module
 from vita_audio.speech_decoder.cosyvoice2.decoder import CosyVoice2Decoder, read_sizes
 from vita_audio.speech_decoder.cosyvoice2.flow import CosyVoice2Flow, CosyVoice2FlowConfig
 from vita_audio.speech_decoder.hift import HiFTGenerator
-from vita_audio.speech_decoder.vocoder import start_vocoder, vocode
+from vita_audio.speech_decoder.streaming import FlowVoice, start_vocoder, vocode
 
 TENSORS = load_file(ASSETS / "tensors.safetensors")
 CODES = TENSORS["codes"][0].tolist()
-PROMPT = {
-    "prompt_codes": TENSORS["prompt_codes"][0].tolist(),
-    "prompt_mel": TENSORS["prompt_mel"][0].T,
-    "embedding": TENSORS["embedding"][0],
-}
+VOICE = FlowVoice(TENSORS["prompt_codes"][0].tolist(), TENSORS["prompt_mel"][0].T, TENSORS["embedding"][0])
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +25,17 @@ def decoder():
     return make_tiny_decoder()
 
 
-def stream(decoder, codes, step, **settings):
-    state, waves = decoder.start(num_steps=2, **settings), []
+def stream(decoder, codes, step, voice=None):
+    state, waves = decoder.start(voice, num_steps=2), []
     for start in range(0, len(codes), step):
         waves.append(decoder.decode_chunk(state, codes[start : start + step]))
     return [*waves, decoder.decode_chunk(state, [], final=True)]
 
 
-@pytest.mark.parametrize(("name", "number", "prompt"), [("whole", 60, {}), ("prompted", 40, PROMPT)])
-def test_whole_decoding_is_the_reference_mel_made_audible(decoder, name, number, prompt):
+@pytest.mark.parametrize(("name", "number", "voice"), [("whole", 60, None), ("prompted", 40, VOICE)])
+def test_whole_decoding_vocodes_the_reference_mel(decoder, name, number, voice):
     before = torch.get_rng_state()
-    wave = decoder.decode(CODES[:number], **prompt)
+    wave = decoder.decode(CODES[:number], voice)
     assert wave.shape == (number * 960,) and wave.abs().max() <= 0.99 and torch.equal(before, torch.get_rng_state())
     expected = vocode(decoder.hift, start_vocoder(decoder.hift, 42), TENSORS[f"{name}.mel"], 2 * number)
     # the phase of the excitation is a sum over all frames
@@ -46,12 +43,12 @@ def test_whole_decoding_is_the_reference_mel_made_audible(decoder, name, number,
 
 
 @pytest.mark.parametrize("step", [1, 7, 60])
-@pytest.mark.parametrize("prompt", [{}, PROMPT])
-def test_stream_equals_chunked_decoding(decoder, step, prompt):
-    waves = stream(decoder, CODES, step, **prompt)
-    whole = decoder.decode(CODES, num_steps=2, is_chunked=True, **prompt)
+@pytest.mark.parametrize("voice", [None, VOICE])
+def test_stream_equals_chunked_decoding(decoder, step, voice):
+    waves = stream(decoder, CODES, step, voice)
+    whole = decoder.decode(CODES, voice, num_steps=2, is_chunked=True)
     torch.testing.assert_close(torch.cat(waves), whole, atol=2e-4, rtol=0)
-    chunk_size = 25 - len(prompt.get("prompt_codes", ()))
+    chunk_size = 25 - (len(voice.codes) if voice else 0)
     first = next(number for number, wave in enumerate(waves, start=1) if len(wave)) * step
     assert chunk_size + 3 <= first < chunk_size + 3 + step + 25
 
@@ -64,7 +61,7 @@ def test_full_and_chunked_attention_differ(decoder):
 def test_long_streams_keep_a_bounded_context(decoder, monkeypatch):
     monkeypatch.setattr(module, "CONTEXT_CODES", 50)
     codes, sizes = CODES * 4, []
-    state = decoder.start(num_steps=1, **PROMPT)
+    state = decoder.start(VOICE, num_steps=1)
     waves = []
     for start in range(0, len(codes), 20):
         waves.append(decoder.decode_chunk(state, codes[start : start + 20]))
@@ -88,20 +85,19 @@ def test_very_short_inputs(decoder, number):
 
 
 def test_prompts_are_cut_to_where_codes_and_mel_end(decoder):
-    longer = PROMPT | {"prompt_mel": torch.cat([PROMPT["prompt_mel"], torch.ones(80, 5)], dim=1)}
-    assert torch.equal(
-        decoder.decode(CODES[:9], num_steps=1, **longer), decoder.decode(CODES[:9], num_steps=1, **PROMPT)
-    )
-    assert len(decoder.start(**(PROMPT | {"prompt_mel": PROMPT["prompt_mel"][:, :9]})).prompt_codes) == 4
+    longer = replace(VOICE, mel=torch.cat([VOICE.mel, torch.ones(80, 5)], dim=1))
+    waves = [decoder.decode(CODES[:9], voice, num_steps=1) for voice in (longer, VOICE)]
+    assert torch.equal(*waves)
+    assert len(decoder.start(replace(VOICE, mel=VOICE.mel[:, :9])).prompt_codes) == 4
 
 
 def test_wrong_use_is_refused(decoder):
     with pytest.raises(ValueError, match=r"audio codes must be in 0..99, got 1 others such as \[100\]"):
         decoder.decode([100])
-    with pytest.raises(ValueError, match="give both or neither"):
-        decoder.start(prompt_codes=[1])
+    with pytest.raises(ValueError, match="a voice must have both codes and mel or neither"):
+        decoder.start(FlowVoice([1]))
     with pytest.raises(ValueError, match=r"must have shape \(192,\), got \(1, 192\)"):
-        decoder.start(embedding=torch.zeros(1, 192))
+        decoder.start(FlowVoice(embedding=torch.zeros(1, 192)))
     state = decoder.start()
     decoder.decode_chunk(state, [], final=True)
     with pytest.raises(ValueError, match="this stream is finished"):
@@ -142,7 +138,7 @@ def test_more_scales_are_refused():
 
 
 def test_weights_of_trainers_have_other_names(decoder, tmp_path):
-    """A prefix, the names of torch's older weight norm, and counters beside the weights."""
+    """They have a prefix, the names of torch's older weight norm, and counters next to the weights."""
     shutil.copy(ASSETS / "cosyvoice2.yaml", tmp_path)
     torch.save(load_file(ASSETS / "flow.safetensors") | {"epoch": 3, "step": 10}, tmp_path / "flow.pt")
     weights = {f"generator.{name}": value for name, value in decoder.hift.state_dict().items()}

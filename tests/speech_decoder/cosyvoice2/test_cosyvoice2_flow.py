@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from vita_audio.speech_decoder.cosyvoice2.flow import released_noise
 from vita_audio.speech_decoder.hift import SourceNoise
-from vita_audio.speech_decoder.vocoder import start_vocoder, vocode
+from vita_audio.speech_decoder.streaming import start_vocoder, vocode
 
 TENSORS = load_file(ASSETS / "tensors.safetensors")
 

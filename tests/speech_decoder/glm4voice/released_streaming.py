@@ -1,7 +1,8 @@
 """The streaming of the released GLM-4-Voice demo, composed of our flow and vocoder, for comparison only.
 
-It makes every earlier mel again for each chunk, cross-fades with weights that do not add up to one, and repeats one mel
-frame per chunk, which loses 256 samples for each chunk after the second. `SpeechDecoder.decode_chunk` does none of it.
+It computes every earlier mel again for each chunk, cross-fades with weights that do not add up to one, and repeats one
+mel frame per chunk, which loses 256 samples for each chunk after the second. `SpeechDecoder.decode_chunk` does none of
+these.
 """
 
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ def released_chunk(
 ) -> tuple[Tensor, Tensor]:
     """Decode the next codes (1, time) to mel (1, bands, frames) and wave (1, samples)."""
     generator = torch.Generator().manual_seed(42)
-    num_codes = codes.shape[1] + (0 if stream.codes is None else stream.codes.shape[1])
-    noise = torch.randn(1, 80, decoder.flow.num_frames(num_codes), generator=generator)
-    mel = decoder.flow.inference(codes, noise, num_steps=num_steps, prompt_codes=stream.codes, prompt_mel=stream.mel)
+    all_codes = codes if stream.codes is None else torch.cat([stream.codes, codes], dim=1)
+    noise = torch.randn(1, 80, decoder.flow.num_frames(all_codes.shape[1]), generator=generator)
+    mel = decoder.flow.inference(all_codes, noise, num_steps=num_steps, prompt_mel=stream.mel)
     if stream.overlap is not None:
         rise, fall = torch.hamming_window(2 * OVERLAP_FRAMES, periodic=False, dtype=torch.float64).float().chunk(2)
         mel[:, :, :OVERLAP_FRAMES] = mel[:, :, :OVERLAP_FRAMES] * rise + stream.overlap * fall
@@ -41,7 +42,7 @@ def released_chunk(
         mel, stream.overlap = mel[:, :, :-OVERLAP_FRAMES], mel[:, :, -OVERLAP_FRAMES:]
     wave, source = _vocode(decoder, mel, stream.last_source, generator if has_noise else None)
     stream.last_frame, stream.last_source = mel[:, :, -1:], source[:, :, -256:]
-    stream.codes = codes if stream.codes is None else torch.cat([stream.codes, codes], dim=1)
+    stream.codes = all_codes
     stream.mel = mel if stream.mel is None else torch.cat([stream.mel, mel], dim=2)
     return mel, wave if final else wave[:, :-256]
 

@@ -8,9 +8,9 @@ import torch
 from released_streaming import ReleasedStream, released_chunk
 from safetensors.torch import load_file, save_file
 
-from vita_audio.speech_decoder.glm4voice.decoder import MAX_WHOLE_CODES, SpeechDecoder
-from vita_audio.speech_decoder.noise import FrameNoise
-from vita_audio.speech_decoder.vocoder import start_vocoder, vocode
+from vita_audio.speech_decoder.glm4voice import decoder as module
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
+from vita_audio.speech_decoder.streaming import FlowVoice, FrameNoise, start_vocoder, vocode
 
 
 def _codes(number: int, seed: int = 0) -> list[int]:
@@ -28,11 +28,13 @@ def _stream(decoder: SpeechDecoder, codes: list[int], sizes: list[int], **settin
 
 
 def _stream_mel(decoder: SpeechDecoder, codes: list[int], sizes: list[int], **settings) -> torch.Tensor:
-    """Mel (bands, frames) that a stream makes audible; the context keeps all of it."""
-    state, first = decoder.start(context_codes=10**6, **settings), 0
-    for index, size in enumerate(sizes):
-        decoder.decode_chunk(state, codes[first : first + size], final=index == len(sizes) - 1)
-        first += size
+    """Return the mel (bands, frames) that a stream vocodes, all of which stays in the context."""
+    state, first = decoder.start(**settings), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CONTEXT_CODES", 10**6)
+        for index, size in enumerate(sizes):
+            decoder.decode_chunk(state, codes[first : first + size], final=index == len(sizes) - 1)
+            first += size
     mel = state.mel[0]
     assert mel.shape == (80, decoder.flow.num_frames(len(codes)))
     return mel
@@ -45,11 +47,7 @@ def _relative_error(wave: torch.Tensor, expected: torch.Tensor) -> float:
 
 WHOLE = pytest.mark.parametrize(
     ("file", "name", "num_steps"),
-    [
-        ("token2wav", "full.37.10", 10),
-        ("token2wav_more", "full.10.10", 10),
-        ("token2wav_more", "full.37.1", 1),
-    ],
+    [("token2wav", "full.37.10", 10), ("token2wav_more", "full.10.10", 10), ("token2wav_more", "full.37.1", 1)],
 )
 
 
@@ -78,16 +76,17 @@ def test_reference_whole_decoding_with_its_own_noise(decoder, golden, file, name
 def test_reference_mels_from_codes_alone(decoder, golden, facts, index):
     tensors, case = golden("flow"), next(case for case in facts("flow")["cases"] if case["index"] == index)
     codes, embedding = tensors[f"{index}.token"][0].tolist(), tensors.get(f"{index}.embedding")
-    state = decoder.start(num_steps=case["option_steps"], embedding=None if embedding is None else embedding[0])
+    voice = FlowVoice(embedding=None if embedding is None else embedding[0])
+    state = decoder.start(voice, num_steps=case["option_steps"])
     decoder._draw_as_released(state, decoder.flow.num_frames(len(codes)), 42)
     decoder.decode_chunk(state, codes, final=True)
     torch.testing.assert_close(state.mel, tensors[f"{index}.mel"], atol=1e-4, rtol=0)
 
 
 def test_released_noise_also_serves_a_voice_prompt_and_long_sequences(decoder, monkeypatch):
-    monkeypatch.setattr("vita_audio.speech_decoder.glm4voice.decoder.MAX_WHOLE_CODES", 15)
-    prompt = {"prompt_codes": _codes(12, seed=9), "prompt_mel": torch.randn(80, 82)}
-    waves = [decoder.decode(_codes(40), num_steps=1, released_noise=True, **settings) for settings in ({}, prompt)]
+    monkeypatch.setattr(module, "MAX_WHOLE_CODES", 15)
+    prompt = FlowVoice(_codes(12, seed=9), torch.randn(80, 82))
+    waves = [decoder.decode(_codes(40), voice, num_steps=1, released_noise=True) for voice in (None, prompt)]
     assert len(waves[0]) == decoder.flow.num_frames(40) * 256
     assert len(waves[1]) == (decoder.flow.num_frames(52) - decoder.flow.num_frames(12)) * 256
 
@@ -160,8 +159,10 @@ def test_decoding_depends_on_the_seed_only(decoder):
 
 @pytest.mark.parametrize("sizes", [[60], [10] * 6, [25, 0, 35], [1, 2, 40, 3, 14], [60, 0], [5] * 12])
 @pytest.mark.parametrize("overlap_codes", [0, 5])
-def test_chunks_add_up_to_the_whole_length(decoder, sizes, overlap_codes):
-    waves = _stream(decoder, _codes(60), sizes, context_codes=20, overlap_codes=overlap_codes)
+def test_chunks_add_up_to_the_whole_length(decoder, monkeypatch, sizes, overlap_codes):
+    monkeypatch.setattr(module, "CONTEXT_CODES", 20)
+    monkeypatch.setattr(module, "OVERLAP_CODES", overlap_codes)
+    waves = _stream(decoder, _codes(60), sizes)
     assert sum(len(wave) for wave in waves) == decoder.flow.num_frames(60) * 256
 
 
@@ -179,7 +180,7 @@ def test_vocoder_stream_equals_whole(decoder):
 
 
 def test_streamed_mel_is_close_to_the_whole_one(decoder):
-    """Attention and normalisation of the flow look at the whole utterance, so earlier chunks cannot be exact.
+    """The flow's attention and normalisation use the whole utterance, so earlier chunks cannot be exact.
 
     On these random weights the mean difference is 0.07 of the mel's standard deviation, another seed's 0.96. The last
     chunk sees the whole utterance; past the cross-fade it is exact.
@@ -194,10 +195,11 @@ def test_streamed_mel_is_close_to_the_whole_one(decoder):
     assert float((other_seed - whole).abs().mean()) > 0.9 * float(whole.std())
 
 
-def test_bounded_context_stays_close_to_the_whole_mel(decoder):
+def test_bounded_context_stays_close_to_the_whole_mel(decoder, monkeypatch):
     """Differences are at most 0.14 of the standard deviation; 0.55 if windows did not begin on the UNet's stride."""
     codes = _codes(120)
-    state = decoder.start(num_steps=2, context_codes=20)
+    monkeypatch.setattr(module, "CONTEXT_CODES", 20)
+    state = decoder.start(num_steps=2)
     noise = FrameNoise(80, torch.Generator().manual_seed(42)).read(0, decoder.flow.num_frames(120)).T[None]
     whole = decoder.flow.inference(torch.tensor([codes]), noise, num_steps=2)[0]
     for first in range(0, 120, 20):
@@ -207,8 +209,9 @@ def test_bounded_context_stays_close_to_the_whole_mel(decoder):
     assert state.first_code > 0
 
 
-def test_work_per_chunk_is_bounded(decoder):
-    state = decoder.start(num_steps=1, context_codes=20)
+def test_work_per_chunk_is_bounded(decoder, monkeypatch):
+    monkeypatch.setattr(module, "CONTEXT_CODES", 20)
+    state = decoder.start(num_steps=1)
     sizes = []
     for index in range(14):
         decoder.decode_chunk(state, _codes(10, seed=index))
@@ -231,17 +234,17 @@ def test_streams_side_by_side_equal_one_after_another(decoder):
         assert torch.equal(torch.cat(waves[stream]), alone[stream])
 
 
-def test_flushing_without_new_codes_releases_what_was_held_back(decoder):
+def test_flushing_without_new_codes_releases_the_held_back_frames(decoder):
     codes = _codes(30)
     whole = decoder.decode(codes, num_steps=2)
     first, rest = _stream(decoder, codes, [30, 0])
-    # Nothing new is heard, so the held back frames are the whole run's; only the vocoder's window differs.
+    # There are no new codes, so the held back frames equal the whole run's; only the vocoder's window differs.
     torch.testing.assert_close(torch.cat([first, rest]), whole, atol=2e-5, rtol=0)
     assert len(rest) == decoder.flow.num_frames(5) * 256
 
 
 def test_chunks_are_cross_faded(decoder):
-    """Right after a seam the mel is what the chunk before expected there, then turns into what the next one makes."""
+    """After a seam the mel fades from the frames of the previous chunk to those of the next one."""
     codes = _codes(40)
     state = decoder.start(num_steps=2)
     decoder.decode_chunk(state, codes[:20])
@@ -256,27 +259,27 @@ def test_chunks_are_cross_faded(decoder):
 
 
 def test_voice_prompt_is_left_out_and_changes_the_voice(decoder):
-    codes, prompt = _codes(20), _codes(13, seed=9)
-    prompt_mel = torch.randn(80, 85, generator=torch.Generator().manual_seed(0))
+    codes = _codes(20)
+    voice = FlowVoice(_codes(13, seed=9), torch.randn(80, 85, generator=torch.Generator().manual_seed(0)))
     plain = decoder.decode(codes, num_steps=2)
-    prompted = decoder.decode(codes, num_steps=2, prompt_codes=prompt, prompt_mel=prompt_mel)
+    prompted = decoder.decode(codes, voice, num_steps=2)
     # 85 frames are 12 whole codes; the 13th code of the prompt is dropped.
     expected = decoder.flow.num_frames(32) - decoder.flow.num_frames(12)
     assert len(prompted) == expected * 256
     assert not torch.allclose(plain[:10000], prompted[:10000])
-    waves = _stream(decoder, codes, [10, 10], prompt_codes=prompt, prompt_mel=prompt_mel)
+    waves = _stream(decoder, codes, [10, 10], voice=voice)
     assert sum(len(wave) for wave in waves) == len(prompted)
 
 
 def test_speaker_embedding_changes_the_voice(decoder):
     codes = _codes(10)
     plain = decoder.decode(codes, num_steps=1)
-    assert not torch.allclose(plain, decoder.decode(codes, num_steps=1, embedding=torch.ones(192)))
+    assert not torch.allclose(plain, decoder.decode(codes, FlowVoice(embedding=torch.ones(192)), num_steps=1))
 
 
 def test_long_sequences_are_decoded_in_pieces(decoder, monkeypatch):
-    monkeypatch.setattr("vita_audio.speech_decoder.glm4voice.decoder.MAX_WHOLE_CODES", 25)
-    assert MAX_WHOLE_CODES > 25
+    assert module.MAX_WHOLE_CODES > 25
+    monkeypatch.setattr(module, "MAX_WHOLE_CODES", 25)
     codes = _codes(60)
     assert torch.equal(decoder.decode(codes, num_steps=2), torch.cat(_stream(decoder, codes, [25, 25, 10])))
 
@@ -295,16 +298,14 @@ def test_wrong_use_is_refused_and_leaves_the_stream_usable(decoder):
     assert torch.equal(wave, decoder.decode([1, 2, 3], num_steps=1))
     with pytest.raises(ValueError, match="this stream is finished"):
         decoder.decode_chunk(state, [4])
-    with pytest.raises(ValueError, match="context_codes must not be less than overlap_codes, got 3 and 5"):
-        decoder.start(context_codes=3)
-    with pytest.raises(ValueError, match="give both or neither"):
-        decoder.start(prompt_codes=[1, 2])
-    with pytest.raises(ValueError, match=r"prompt_mel of 2 codes must have shape \(80, 13\), .* got \(80, 90\)"):
-        decoder.start(prompt_codes=[1, 2], prompt_mel=torch.zeros(80, 90))
-    with pytest.raises(ValueError, match=r"prompt_mel must have shape \(80, frames\), got \(1, 80, 13\)"):
-        decoder.start(prompt_codes=[1, 2], prompt_mel=torch.zeros(1, 80, 13))
+    with pytest.raises(ValueError, match="a voice must have both codes and mel or neither"):
+        decoder.start(FlowVoice([1, 2]))
+    with pytest.raises(ValueError, match=r"mel of a voice of 2 codes must have shape \(80, 13\), .* got \(80, 90\)"):
+        decoder.start(FlowVoice([1, 2], torch.zeros(80, 90)))
+    with pytest.raises(ValueError, match=r"the mel of a voice must have shape \(80, frames\), got \(1, 80, 13\)"):
+        decoder.start(FlowVoice([1, 2], torch.zeros(1, 80, 13)))
     with pytest.raises(ValueError, match=r"a speaker embedding must have shape \(192,\), got \(1, 192\)"):
-        decoder.start(embedding=torch.zeros(1, 192))
+        decoder.start(FlowVoice(embedding=torch.zeros(1, 192)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

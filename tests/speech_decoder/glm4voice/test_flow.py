@@ -8,8 +8,8 @@ import torch
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowConfig, FlowMatchingConfig
 from vita_audio.speech_decoder.flow_matching import ConditionalCFM
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
-from vita_audio.speech_decoder.masking import length_mask, resample_nearest
-from vita_audio.speech_decoder.transformer import block_causal_mask
+from vita_audio.speech_decoder.layers import block_causal_mask, length_mask, resample_nearest
+from vita_audio.speech_decoder.unet import ConditionalDecoder
 
 TINY = FlowConfig(
     input_size=16,
@@ -38,12 +38,11 @@ def test_reference_mels(decoder, golden, facts, index):
     """Whole, with a prompt, with a speaker; one, four and ten steps."""
     case, tensors = facts("flow")["cases"][index], golden("flow") | golden("flow_more")
     assert case["index"] == index
-    prompt_mel = tensors.get(f"{index}.prompt_feat")
+    names, prompt_mel = [f"{index}.prompt_token", f"{index}.token"], tensors.get(f"{index}.prompt_feat")
     mel = decoder.flow.inference(
-        tensors[f"{index}.token"].long(),
+        torch.cat([tensors[name].long() for name in names if name in tensors], dim=1),
         tensors[f"{case['z_from_case']}.z"],
         num_steps=case["option_steps"],
-        prompt_codes=tensors.get(f"{index}.prompt_token"),
         prompt_mel=None if prompt_mel is None else prompt_mel.transpose(1, 2),
         embedding=tensors.get(f"{index}.embedding"),
     )
@@ -148,7 +147,7 @@ def test_losses_equal_their_definition():
 
 def test_perfect_velocity_leads_from_noise_to_mel():
     """The loss's path and the solver agree: a velocity that points at the mel arrives there."""
-    matching = ConditionalCFM(FlowMatchingConfig(inference_cfg_rate=0.0), TINY.estimator)
+    matching = ConditionalCFM(FlowMatchingConfig(inference_cfg_rate=0.0), ConditionalDecoder(TINY.estimator))
     mel, noise = torch.randn(2, 1, 80, 10, generator=_generator())
     matching.estimator.forward = lambda x, mask, mu, t, spks, cond: mel - (1 - 1e-6) * noise
     arrived = matching.solve(noise, mel, torch.zeros(1, 80), mel, num_steps=7)
@@ -156,7 +155,8 @@ def test_perfect_velocity_leads_from_noise_to_mel():
 
 
 def test_temperature_scales_the_first_noise():
-    whole, half = (ConditionalCFM(FlowMatchingConfig(inference_temperature=t), TINY.estimator) for t in (1.0, 0.5))
+    configs = [FlowMatchingConfig(inference_temperature=temperature) for temperature in (1.0, 0.5)]
+    whole, half = (ConditionalCFM(config, ConditionalDecoder(TINY.estimator)) for config in configs)
     half.load_state_dict(whole.state_dict())
     noise, mu, cond = torch.randn(3, 1, 80, 10, generator=_generator())
     cooler = half.solve(noise, mu, torch.zeros(1, 80), cond, num_steps=2)
@@ -166,7 +166,7 @@ def test_temperature_scales_the_first_noise():
 
 @pytest.mark.parametrize(("rate", "is_dropped"), [(0.0, False), (1 - 1e-9, True)])
 def test_training_drops_all_conditions_together(rate, is_dropped):
-    matching = ConditionalCFM(FlowMatchingConfig(training_cfg_rate=rate), TINY.estimator)
+    matching = ConditionalCFM(FlowMatchingConfig(training_cfg_rate=rate), ConditionalDecoder(TINY.estimator))
     mel, mu, cond = torch.randn(3, 2, 80, 10, generator=_generator())
     spks = torch.randn(2, 80, generator=_generator())
     losses = [

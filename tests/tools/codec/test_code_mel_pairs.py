@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.codec.code_mel_pairs import CodeMelPairs, at_the_times_of, collate
+from tools.codec.code_mel_pairs import CodeMelPairs, collate, stretch_to
 from tools.codec.corpus import Utterance
 
 NUM_BANDS = 80
@@ -24,7 +24,7 @@ def test_a_mel_is_stretched_to_where_the_same_sounds_are():
     mel = speech_like_mel(120)
     times = np.linspace(0, 1, 150) ** 1.3 * 119  # slower at first, then faster
     other = mel[:, np.round(times).astype(int)]
-    stretched = at_the_times_of(mel, 0.5 * other - 1)  # a voice with less contrast
+    stretched = stretch_to(mel, 0.5 * other - 1)  # a voice with less contrast
     plainly = mel[:, np.linspace(0, 119, 150).round().astype(int)]
     assert stretched.shape == other.shape and stretched.dtype == np.float32
     assert np.abs(stretched - other).mean() < 0.2 * np.abs(plainly - other).mean()

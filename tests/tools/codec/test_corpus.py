@@ -127,5 +127,5 @@ def test_a_file_without_recognition_samples_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no .*asr\.jsonl; give a \.jsonl file of recognition samples"):
         load_recognition(tmp_path / "asr.jsonl")
     (tmp_path / "asr.jsonl").write_text("{}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="gives no usable utterance of speech with its text"):
+    with pytest.raises(ValueError, match="gives no usable utterance of transcribed speech"):
         load_recognition(tmp_path / "asr.jsonl")

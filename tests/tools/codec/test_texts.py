@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("wonderwords")
 
-from tools.codec.texts import DAYS, DIGITS, PREPOSITIONS, corpus_texts, frequent_texts  # noqa: E402
+from tools.codec.texts import DAYS, DIGITS, WORDS, corpus_texts, frequent_texts  # noqa: E402
 
-MULTIWORD = {phrase.replace("_", " ") for phrase in PREPOSITIONS if "_" in phrase}
+MULTIWORD = {phrase.replace("_", " ") for phrase in WORDS["prepositions"] if "_" in phrase}
 
 
 def test_texts_are_different_spoken_words_and_follow_from_the_seed():
@@ -18,7 +18,7 @@ def test_texts_are_different_spoken_words_and_follow_from_the_seed():
 
 
 def test_every_kind_has_its_share():
-    texts = corpus_texts(600, seed=0, number_share=0.3, date_share=0.2)
+    texts = corpus_texts(1200, seed=0)
     numbers = [text for text in texts if set(text.split()) <= set(DIGITS)]
     dates = [text for text in texts if text not in numbers and (" of " in f"{text} " or text.split()[0] in DAYS)]
     assert len(numbers) == pytest.approx(180, abs=45)

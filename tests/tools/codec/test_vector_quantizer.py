@@ -13,7 +13,12 @@ WIDTH, NUM_CODES = 6, 8
 @pytest.fixture
 def quantizer():
     torch.manual_seed(0)
-    return VectorQuantizer(nn.Embedding(NUM_CODES, WIDTH), restart_interval=None)
+    return make_quantizer()
+
+
+def make_quantizer(restart_interval=None):
+    config = WhisperVQConfig(encoder_layers=16, quantize_restart_interval=restart_interval)
+    return VectorQuantizer(nn.Embedding(NUM_CODES, WIDTH), config)
 
 
 def clustered_vectors(count=400, spread=0.01):
@@ -74,7 +79,7 @@ def test_one_update_is_the_moving_average(quantizer):
 def test_padding_does_not_count(quantizer):
     vectors, _ = clustered_vectors(64)
     quantizer.initialize(vectors)
-    other = VectorQuantizer(nn.Embedding(NUM_CODES, WIDTH), restart_interval=None)
+    other = make_quantizer()
     other.load_state_dict(quantizer.state_dict())
     padded = torch.cat([vectors, torch.full((16, WIDTH), 1e3)])
     output, expected = quantizer(padded, torch.arange(80) < 64), other(vectors)
@@ -113,7 +118,7 @@ def test_evaluation_mode_changes_nothing(quantizer):
 
 def test_dead_codes_restart_at_vectors_of_the_batch():
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(nn.Embedding(NUM_CODES, WIDTH), restart_interval=5)
+    quantizer = make_quantizer(restart_interval=5)
     vectors, _ = clustered_vectors()
     quantizer.initialize(torch.cat([vectors[:NUM_CODES] * 100, vectors * 100]))
     live = vectors[vectors.norm(dim=-1).argsort()[:40]]
@@ -156,7 +161,7 @@ def test_statistics_travel_with_the_encoder():
         quantize_ema_decay=0.9,
     )
     encoder = WhisperVQEncoder(config)
-    quantizer = VectorQuantizer.from_encoder(encoder)
+    quantizer = VectorQuantizer(encoder.codebook, config)
     quantizer.initialize(torch.randn(40, 8))
     before = quantizer.cluster_sizes.clone()
     ids = quantizer(torch.randn(20, 8)).ids

@@ -68,7 +68,9 @@ def test_one_table_and_one_chart_show_all_runs(folder):
     rows = [line.split(" | ") for line in lines if line.startswith("| 2 |")]
     assert [(row[1], row[2]) for row in rows] == [("boost", "0"), ("vanilla", "0"), ("boost", "0.5")]
     assert rows[0][3:] != rows[1][3:] and rows[0][3:-1] == rows[2][3:-1]
-    assert "## Less a, on the same samples" in lines and any(line.startswith("| b | Recognition") for line in lines)
+    assert "## Difference from a, on the same samples" in lines and any(
+        line.startswith("| b | Recognition") for line in lines
+    )
     width, height = Image.open(folder / "ablations.png").size
     assert width > 5 * height / 2  # five panels
 

@@ -94,7 +94,7 @@ def test_the_programs_accept_their_commands(setting, variant, torchrun):
             model, _, training = parse_arguments(flags[:place] + flags[place + 2 :])
             name = str(step.product.parent.relative_to(chosen.output))
             config = read_stage_config(model.config_name)
-            check_configs(config, read_stage_config(chosen.base / "stage1"), ("new", "old"))
+            check_configs(config, read_stage_config(chosen.first_stage), ("new", "old"))
             assert config.num_backbone_layers == 3 and training.seed == 7
             assert config.num_nextn_predict_layers == int(name.split("_")[0])
             assert model.plan.ratio == MODES[name.replace("/", "_").split("_")[1]]
@@ -118,7 +118,7 @@ def test_the_plan_names_what_the_steps_leave(setting):
 
 
 def test_folders_that_do_not_fit_are_refused(base, setting, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(program, "run_to_the_end", lambda *_: pytest.fail("nothing may run"))
+    monkeypatch.setattr(program, "run_steps", lambda *_: pytest.fail("nothing may run"))
     monkeypatch.chdir(tmp_path)  # the program changes it; put back after the test
     prepare(setting(), fresh=False)
     options = ["--base", str(base), "--output", str(tmp_path / "out")]

@@ -10,7 +10,7 @@ from tools.demo import domain
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_held_out_text_occurs_inside_a_training_text(seed):
     training = "\n".join(f" {text} " for text in domain.training_texts("long", seed))
-    held_out = domain.heldout_texts("long")
+    held_out = [*domain.heldout_sentences("long"), *(item.held_out_phrasing for item in domain.questions("long"))]
     assert len(held_out) == len(set(held_out)) > 200
     assert [text for text in held_out if f" {text} " in training] == []
 
@@ -81,8 +81,6 @@ def test_spoken_form_marks_questions():
     assert domain.spoken("tell me the capital of france") == "tell me the capital of france."
 
 
-def test_unknown_size_and_too_many_texts_are_errors():
-    with pytest.raises(ValueError, match="size must be one of ci, quick, long, got 'big'"):
-        domain.training_texts("big")
+def test_too_many_texts_are_an_error():
     with pytest.raises(ValueError, match="must yield 5 different texts, got 1"):
         domain.draw(lambda rng: "the same", 5, random.Random(0), held_out=domain.is_held_out("the same"))

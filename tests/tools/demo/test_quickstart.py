@@ -15,13 +15,14 @@ from tools import extract_audio_codes
 from tools.codec import train_encoder
 from tools.demo import quickstart
 from tools.demo import report as demo_report
-from tools.demo.plan import FORMS, ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
+from tools.demo.plan import ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
 from tools.demo.quickstart import print_result
 from tools.demo.steps import MARK, Progress, open_folder, run_steps
 from vita_audio.command_line import DEFAULT_MODEL
 from vita_audio.interleave import MODES
 from vita_audio.training.arguments import parse_arguments
 
+FORMS = VARIANTS["glm4voice"].forms
 STAGE_NAMES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -124,8 +125,8 @@ def test_the_other_programs_accept_their_commands(run):
     command = steps["evaluation"].command
     options = evaluation.parse_arguments(command[command.index("evaluation.run") + 1 :])
     assert (options.audio_tokenizer_path, options.audio_decoder_path) == ("my_tokenizer", "my_decoder")
-    assert options.limit == {"demo-asr": 60, "demo-tts": 30, "demo-qa": 60, "demo-qa-text": 60}
-    assert (options.suite, options.modes, options.time_alone) == (["demo"], list(MODES), {"demo-qa": 8})
+    assert options.limit == {"demo-asr": 60, "demo-tts": 30, "demo-qa": 60} and options.suite == list(options.limit)
+    assert (options.modes, options.time_alone) == (list(MODES), {"demo-qa": 8})
     assert options.audio_tokenizer_type == run.variant.audio_tokenizer_type
     assert options.output / "results.json" == steps["evaluation"].product
     codec = evaluate_codec.parse_arguments(steps["codec"].command[3:])
@@ -148,32 +149,34 @@ def test_without_other_weights_no_flag_asks_for_them(ci_run):
 def test_a_failed_step_stops_the_run_and_the_next_run_continues_with_it(tmp_path, capfd):
     progress = Progress(tmp_path / "done")
     first, third = write_line("first", tmp_path, "1"), write_line("third", tmp_path, "3")
-    with pytest.raises(subprocess.CalledProcessError):
-        run_steps([first, write_line("second", tmp_path, "2", fails=True), third], progress, {"second": 2, "third": 3})
-    assert "Step 2 of 3: second; about 2 of 5 minutes left" in capfd.readouterr().out
+    steps = [first, write_line("second", tmp_path, "2", fails=True), third]
+    assert run_steps("quickstart", steps, progress, {"second": 2, "third": 3}) == 1
+    written = capfd.readouterr()
+    assert "Step 2 of 3: second; about 2 of 5 minutes left" in written.out
+    assert written.err == "\nquickstart: a step failed, see above; fix it and run the same command to continue\n"
     steps = [first, write_line("second", tmp_path, "2"), third]
     assert not all(map(progress.is_done, steps))
-    run_steps(steps, progress, {})
+    assert run_steps("quickstart", steps, progress, {}) == 0
     assert (tmp_path / "first").read_text() == "1\n"
     assert (tmp_path / "second").read_text() == "2\n2\n"
     assert all(map(progress.is_done, steps)) and progress.minutes(steps) > 0
-    run_steps(steps, progress, {})
+    assert run_steps("quickstart", steps, progress, {}) == 0
     assert (tmp_path / "third").read_text() == "3\n"
 
 
 def test_a_step_whose_product_is_gone_is_not_done(tmp_path):
     progress = Progress(tmp_path / "done")
     step = write_line("only", tmp_path, "1")
-    run_steps([step], progress, {})
+    run_steps("quickstart", [step], progress, {})
     step.product.unlink()
-    run_steps([step], progress, {})
+    run_steps("quickstart", [step], progress, {})
     assert step.product.read_text() == "1\n"
 
 
 def test_the_environment_of_a_step_is_added(tmp_path):
     code = "import os; open(os.environ['PLACE'], 'w').write(os.environ['PATH'])"
     step = Step("only", "only", tmp_path / "x", [sys.executable, "-c", code], {"PLACE": str(tmp_path / "x")})
-    run_steps([step], Progress(tmp_path / "done"), {})
+    run_steps("quickstart", [step], Progress(tmp_path / "done"), {})
     assert step.product.read_text() == os.environ["PATH"]
 
 

@@ -6,26 +6,22 @@ exactly the wave of `decode` with `is_chunked`, as long as the utterance fits in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, HiFTConfig
-from vita_audio.speech_decoder.config_file import read_tagged
 from vita_audio.speech_decoder.hift import HiFTGenerator
-from vita_audio.speech_decoder.inputs import check_codes, check_voice
 from vita_audio.speech_decoder.mel import MelSettings
-from vita_audio.speech_decoder.vocoder import VocoderState, start_vocoder, vocode
-from vita_audio.speech_decoder.weights import load_weights
+from vita_audio.speech_decoder.released_files import load_weights, read_fields, read_values
+from vita_audio.speech_decoder.streaming import FlowDecoder, FlowVoice, VocoderState, check_codes, start_vocoder, vocode
 
 from .flow import (
     CODE_RATE,
     FRAMES_PER_CODE,
     LOOKAHEAD_CODES,
-    NOISE_SEED,
     CosyVoice2Flow,
     CosyVoice2FlowConfig,
     released_noise,
@@ -55,33 +51,22 @@ class CosyVoice2State:
     is_finished: bool = False
 
 
-class CosyVoice2Decoder:
-    """Flow and vocoder in evaluation mode; serves any number of streams.
-
-    Attributes:
-        sample_rate: Rate of the wave, Hz.
-        frame_rate: Codes per second.
-        vocab_size: Codes are 0..vocab_size - 1.
-    """
+class CosyVoice2Decoder(FlowDecoder):
+    """The decoder of CosyVoice 2."""
 
     sample_rate = MEL.sample_rate
     frame_rate = CODE_RATE
 
-    def __init__(self, flow: CosyVoice2Flow, hift: HiFTGenerator, *, noise_seed: int = NOISE_SEED):
-        """Combine flow and vocoder; `noise_seed` selects the flow's noise, by default the released one.
-
-        Raises: ValueError if the vocoder does not fit the flow.
-        """
+    def __init__(self, flow: CosyVoice2Flow, hift: HiFTGenerator):
+        """Combine flow and vocoder. Raises: ValueError if the vocoder does not fit the flow."""
         mel = (hift.config.sampling_rate, hift.config.samples_per_frame, hift.config.in_channels)
         if mel != (MEL.sample_rate, MEL.hop_length, flow.config.num_bands):
             raise ValueError(
                 f"the vocoder must read {flow.config.num_bands} bands and make {MEL.hop_length} samples of a frame at "
                 f"{MEL.sample_rate} Hz, got sampling_rate, samples per frame, in_channels = {mel}"
             )
-        self.flow, self.hift = flow.eval(), hift.eval()
-        self.vocab_size = flow.config.vocab_size
-        self.device = flow.encoder_proj.weight.device
-        self._noise = released_noise(flow.config.num_bands, noise_seed).to(self.device)
+        super().__init__(flow, hift)
+        self._noise = released_noise(flow.config.num_bands).to(self.device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "CosyVoice2Decoder":
@@ -93,78 +78,51 @@ class CosyVoice2Decoder:
         flow_config, hift_config = read_sizes(folder / CONFIG_NAME)
         with torch.device("meta"):
             flow, hift = CosyVoice2Flow(flow_config), HiFTGenerator(hift_config)
-        load_weights(flow, folder, "flow", CONFIG_NAME)
-        load_weights(hift, folder, "hift", CONFIG_NAME)
+        load_weights(folder, CONFIG_NAME, flow=flow, hift=hift)
         return cls(flow.to(device), hift.to(device))
 
     def decode(
         self,
         codes: Sequence[int],
+        voice: FlowVoice | None = None,
         *,
         num_steps: int = 10,
         seed: int = 42,
         is_chunked: bool = False,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
     ) -> Tensor:
         """Return the wave of all codes, (960 * codes,), float32 in [-1, 1], on the CPU; arguments as in `start`.
 
         More than 30 s are decoded as a stream, because the cost of full attention grows with the square of the length.
         """
-        state = self.start(
-            num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
-        )
+        state = self.start(voice, num_steps=num_steps, seed=seed)
         state.is_chunked = is_chunked or len(codes) > MAX_WHOLE_CODES
         return self.decode_chunk(state, codes, final=True)
 
-    def start(
-        self,
-        *,
-        num_steps: int = 10,
-        seed: int = 42,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
-    ) -> CosyVoice2State:
+    def start(self, voice: FlowVoice | None = None, *, num_steps: int = 10, seed: int = 42) -> CosyVoice2State:
         """Begin a stream.
 
         Args:
+            voice: Its mel has the settings `MEL`. The longer one of its codes and mel is cut to the shorter.
             num_steps: Euler steps of the flow.
             seed: Seed for the vocoder's random numbers.
-            prompt_codes: Codes of a recording of the voice; given together with `prompt_mel`.
-            prompt_mel: Log-mel of the same recording in `MEL` settings, (bands, frames). The longer half of the prompt
-                is cut to the shorter.
-            embedding: Speaker embedding, (spk_embed_dim,).
-        Raises: ValueError if only one half of the prompt is given or the embedding has another shape.
+        Raises: ValueError for a voice that does not fit.
         """
-        size, bands = self.flow.config.spk_embed_dim, self.flow.config.num_bands
-        check_voice(prompt_codes, prompt_mel, embedding, num_bands=bands, embedding_size=size)
-        prompt_codes, mel = ([], torch.zeros(bands, 0)) if prompt_mel is None else (prompt_codes, prompt_mel)
+        voice, bands = voice or FlowVoice(), self.flow.config.num_bands
+        voice.check(bands, self.flow.config.spk_embed_dim)
+        prompt_codes, mel = ([], torch.zeros(bands, 0)) if voice.mel is None else (voice.codes, voice.mel)
         num_codes = min(len(prompt_codes), mel.shape[1] // FRAMES_PER_CODE)
         return CosyVoice2State(
             num_steps=num_steps,
             is_chunked=True,
-            embedding=None if embedding is None else embedding.float()[None].to(self.device),
+            embedding=voice.batched_embedding(self.device),
             prompt_codes=check_codes(prompt_codes[:num_codes], self.vocab_size),
             prompt_mel=mel[None, :, : num_codes * FRAMES_PER_CODE].float().to(self.device),
             vocoder=start_vocoder(self.hift, seed),
             mel=torch.zeros(1, bands, 0, device=self.device),
         )
 
-    @torch.inference_mode()
-    def decode_chunk(self, state: CosyVoice2State, codes: Sequence[int], final: bool = False) -> Tensor:
-        """Decode the next codes of a stream.
-
-        Args:
-            codes: Any number of codes, including none.
-            final: Whether these are the last codes.
-        Returns: The finished samples, (samples,), float32, on the CPU; may be none.
-        Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
-        """
-        if state.is_finished:
-            raise ValueError("this stream is finished; begin another one with start()")
-        state.codes, state.is_finished = state.codes + check_codes(codes, self.vocab_size), final
+    def _decode_codes(self, state: CosyVoice2State, codes: list[int], final: bool) -> Tensor:
+        state.codes = state.codes + codes
         num_codes, chunk_size = state.first + len(state.codes), self.flow.config.encoder.block_size
         if final and not state.is_chunked:
             self._make_mel(state, num_codes)
@@ -218,7 +176,7 @@ def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
 
     Raises: FileNotFoundError; ValueError naming the file and the block that is missing or does not fit.
     """
-    values = read_tagged(path)
+    values = read_values(path)
     try:
         flow, hift = dict(values["flow"]), dict(values["hift"])
         encoder, estimator = dict(flow["encoder"]), dict(flow["decoder"]["estimator"])
@@ -231,18 +189,9 @@ def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:
             vocab_size=flow["vocab_size"],
             spk_embed_dim=flow["spk_embed_dim"],
             num_bands=flow["output_size"],
-            encoder=EncoderConfig(**_fields(EncoderConfig, encoder)),
-            estimator=EstimatorConfig(**_fields(EstimatorConfig, estimator)),
+            encoder=read_fields(EncoderConfig, encoder, "flow.encoder"),
+            estimator=read_fields(EstimatorConfig, estimator, "flow.decoder.estimator"),
         )
-        return config, HiFTConfig(**_fields(HiFTConfig, hift))
+        return config, read_fields(HiFTConfig, hift, "hift")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe the flow and hift of CosyVoice 2: {error!r}") from error
-
-
-def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Select the values that are fields of a configuration, with lists as tuples."""
-    return {item.name: _tuples(values[item.name]) for item in fields(kind) if item.name in values}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

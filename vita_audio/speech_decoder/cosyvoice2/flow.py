@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig, FlowMatchingConfig
-from vita_audio.speech_decoder.flow_matching import ConditionalCFM
-from vita_audio.speech_decoder.transformer import EncoderLayer, InputProjection, block_causal_mask, relative_positions
-from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock, run_block, time_sinusoids
+from vita_audio.speech_decoder.flow_matching import ConditionalCFM, Flow
+from vita_audio.speech_decoder.layers import CausalConv1d, block_causal_mask
+from vita_audio.speech_decoder.transformer import EncoderLayer, input_projection, run_layers
+from vita_audio.speech_decoder.unet import ConditionalDecoder, ResnetBlock
 
 LOOKAHEAD_CODES = 3
 FRAMES_PER_CODE = 2
 CODE_RATE = 25.0  # per second
 NUM_UP_BLOCKS = 4
 NUM_NOISE_FRAMES = 15_000  # the released noise lasts five minutes, then repeats
-NOISE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,6 @@ class CosyVoice2FlowConfig:
     def __post_init__(self):
         if len(self.estimator.channels) != 1:
             raise ValueError(f"the estimator must have one scale, got channels {self.estimator.channels}")
-
-
-class CausalConv1d(nn.Conv1d):
-    """Convolution over the present and past positions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -80,26 +73,8 @@ class CausalConditionalDecoder(ConditionalDecoder):
         self.final_block = CausalConvBlock(size, size)
 
     def forward(self, x: Tensor, visible: Tensor | None, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
-        """Return the velocity at `x`, without padding; other arguments as in `ConditionalDecoder`.
-
-        Args:
-            visible: (1, frames, frames) bool, true where a query sees a key; None for full attention.
-        """
-        time = self.time_mlp(time_sinusoids(t, self.config.in_channels))
-        hidden = torch.cat([x, mu, spks[..., None].expand(-1, -1, x.shape[-1]), cond], dim=1)
-        (down,), (up,) = self.down_blocks, self.up_blocks
-        skip = run_block(down[0], down[1], hidden, time, visible=visible)
-        hidden = down[2](skip)
-        for resnet, transformers in self.mid_blocks:
-            hidden = run_block(resnet, transformers, hidden, time, visible=visible)
-        hidden = up[2](run_block(up[0], up[1], torch.cat([hidden, skip], dim=1), time, visible=visible))
-        return self.final_proj(self.final_block(hidden))
-
-
-class CausalCFM(ConditionalCFM):
-    """Flow matching with the causal estimator, whose mask says which frames a frame sees."""
-
-    estimator_class = CausalConditionalDecoder
+        """Return the velocity at `x`, without padding; `visible` None is full attention."""
+        return super().forward(x, None, mu, t, spks, cond, visible)
 
 
 class LookaheadLayer(nn.Module):
@@ -135,11 +110,11 @@ class UpsampleEncoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.embed = InputProjection(config)
+        self.embed = input_projection(config)
         self.pre_lookahead_layer = LookaheadLayer(config.output_size)
         self.encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_blocks))
         self.up_layer = DoublingLayer(config.output_size)
-        self.up_embed = InputProjection(config)
+        self.up_embed = input_projection(config)
         self.up_encoders = nn.ModuleList(EncoderLayer(config) for _ in range(NUM_UP_BLOCKS))
         self.after_norm = nn.LayerNorm(config.output_size)
 
@@ -147,30 +122,20 @@ class UpsampleEncoder(nn.Module):
         """Encode (batch, codes, input_size), followed by `future`, to (batch, frames of the codes, output_size)."""
         scale, size = math.sqrt(self.config.output_size), self.config.block_size
         x = self.pre_lookahead_layer(self.embed(x) * scale, self.embed(future) * scale)
-        x = self._attend(self.encoders, x, size if is_chunked else None)
+        x = run_layers(self.encoders, x, size if is_chunked else x.shape[1])
         x = self.up_embed(self.up_layer(x)) * scale
-        return self.after_norm(self._attend(self.up_encoders, x, size * FRAMES_PER_CODE if is_chunked else None))
-
-    def _attend(self, layers: nn.ModuleList, x: Tensor, chunk_size: int | None) -> Tensor:
-        num_positions = x.shape[1]
-        positions = relative_positions(num_positions, self.config.output_size, x.device)
-        visible = block_causal_mask(num_positions, chunk_size or num_positions, x.device)[None, None]
-        for layer in layers:
-            x = layer(x, positions, visible)
-        return x
+        return self.after_norm(run_layers(self.up_encoders, x, size * FRAMES_PER_CODE if is_chunked else x.shape[1]))
 
 
-class CosyVoice2Flow(nn.Module):
+class CosyVoice2Flow(Flow):
     """Codes to mel, for one utterance or a piece of it."""
 
     def __init__(self, config: CosyVoice2FlowConfig):
-        super().__init__()
+        super().__init__(config.vocab_size, config.encoder.input_size, config.spk_embed_dim, config.num_bands)
         self.config = config
-        self.input_embedding = nn.Embedding(config.vocab_size, config.encoder.input_size)
-        self.spk_embed_affine_layer = nn.Linear(config.spk_embed_dim, config.num_bands)
         self.encoder = UpsampleEncoder(config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.output_size, config.num_bands)
-        self.decoder = CausalCFM(config.cfm, config.estimator)
+        self.decoder = ConditionalCFM(config.cfm, CausalConditionalDecoder(config.estimator))
 
     def inference(
         self,
@@ -196,21 +161,13 @@ class CosyVoice2Flow(nn.Module):
         future = codes[:, :0] if future is None else future
         encoded = self.encoder(self.input_embedding(codes), self.input_embedding(future), is_chunked=is_chunked)
         mu = self.encoder_proj(encoded).transpose(1, 2)  # (1, bands, frames)
-        if embedding is None:
-            embedding = self.spk_embed_affine_layer.weight.new_zeros(1, self.config.spk_embed_dim)
-        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
-        cond, num_prompt_frames = torch.zeros_like(mu), 0
-        if prompt_mel is not None:
-            num_prompt_frames = prompt_mel.shape[2]
-            cond[:, :, :num_prompt_frames] = prompt_mel
         visible = None
         if is_chunked:
             chunk_size = self.config.encoder.block_size * FRAMES_PER_CODE
             visible = block_causal_mask(mu.shape[2], chunk_size, mu.device)[None]
-        mel = self.decoder.solve(noise, mu, speaker, cond, num_steps=num_steps, mask=visible)
-        return mel[:, :, num_prompt_frames:]
+        return self.sample(noise, mu, prompt_mel=prompt_mel, embedding=embedding, num_steps=num_steps, mask=visible)
 
 
-def released_noise(num_bands: int, seed: int = NOISE_SEED) -> Tensor:
+def released_noise(num_bands: int) -> Tensor:
     """Return the noise that the release draws once and uses for every utterance, (1, bands, NUM_NOISE_FRAMES)."""
-    return torch.randn(1, num_bands, NUM_NOISE_FRAMES, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(1, num_bands, NUM_NOISE_FRAMES, generator=torch.Generator().manual_seed(0))

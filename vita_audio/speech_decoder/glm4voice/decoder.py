@@ -1,17 +1,13 @@
-"""Decode audio codes to a wave, at once or as a stream.
+"""The speech decoder of GLM-4-Voice: codes to a wave at 22,050 Hz, at once or as a stream.
 
-Decoding at once is a stream of one chunk, so both run the same code. How close a stream of several chunks comes to it:
+Decoding at once is a stream of one chunk. A stream of several chunks comes close to it but is not equal, because the
+flow's attention and normalisation read the whole utterance, of which a chunk has only its last codes and no future.
+Therefore the last codes of a chunk are held back, computed again with the next chunk, and cross-faded. Each frame gets
+the same random numbers in both cases, and no sample is lost.
 
-* Each frame gets the same random numbers in both. Given the same mel, the vocoder gives the same samples up to
-  rounding: it carries the phase of its excitation and re-reads as much mel as its samples depend on.
-* The mel itself is close but not equal: the flow's attention and normalisation read the whole utterance, of which a
-  chunk has only the last `context_codes` and none of the future. Therefore the last `overlap_codes` of a chunk are held
-  back, computed again with the next chunk, and cross-faded.
-* The work per chunk is bounded by its size and the context. No sample is lost: the chunks add up to the whole length.
-
-The released decoder seeds the global generator in every call, draws noise for the whole utterance at once and leaves
-dropout on. Here noise is drawn frame by frame on the CPU from the stream's own generators, and modules are always in
-evaluation mode. With `released_noise`, `decode` draws the same numbers as the release.
+The release seeds the global generator in every call, draws noise for the whole utterance at once and leaves dropout on.
+Here noise is drawn frame by frame on the CPU from the stream's own generators, and modules are in evaluation mode. With
+`released_noise`, `decode` draws the same numbers as the release.
 """
 
 from collections.abc import Sequence
@@ -23,19 +19,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vita_audio.speech_decoder.config import DecoderConfig
-from vita_audio.speech_decoder.config_file import read_config, write_config
 from vita_audio.speech_decoder.hift import HiFTGenerator
-from vita_audio.speech_decoder.inputs import check_codes, check_voice
 from vita_audio.speech_decoder.mel import NUM_BANDS, SAMPLE_RATE
-from vita_audio.speech_decoder.noise import FrameNoise
-from vita_audio.speech_decoder.vocoder import VocoderState, start_vocoder, vocode
-from vita_audio.speech_decoder.weights import load_weights
+from vita_audio.speech_decoder.released_files import load_weights, read_config, write_config
+from vita_audio.speech_decoder.streaming import (
+    FlowDecoder,
+    FlowVoice,
+    FrameNoise,
+    VocoderState,
+    check_codes,
+    start_vocoder,
+    vocode,
+)
 
 from .flow import MaskedDiffWithXvec
 
 # Frames by which the mel of a prompt may differ from its codes: tokenizers round the end up by a few codes.
 MAX_PROMPT_MISMATCH = 20
 MAX_WHOLE_CODES = 750  # one minute
+CONTEXT_CODES = 50  # earlier codes that a chunk still reads
+OVERLAP_CODES = 5  # codes at the end of a chunk that are held back until the next one
 
 
 @dataclass
@@ -43,9 +46,7 @@ class SpeechDecoderState:
     """One audio stream: made by `SpeechDecoder.start`, changed by `decode_chunk`, owned by the caller."""
 
     num_steps: int
-    context_codes: int
-    overlap_codes: int
-    condition_on_past: bool
+    has_prompt: bool
     embedding: Tensor | None
     mel_noise: FrameNoise
     vocoder: VocoderState
@@ -57,24 +58,14 @@ class SpeechDecoderState:
     is_finished: bool = False
 
 
-class SpeechDecoder:
-    """Flow and vocoder in evaluation mode; serves any number of streams.
-
-    Attributes:
-        sample_rate: Rate of the wave, Hz.
-        frame_rate: Codes per second.
-        vocab_size: Codes are 0..vocab_size - 1.
-    """
+class SpeechDecoder(FlowDecoder):
+    """The decoder of GLM-4-Voice."""
 
     sample_rate = SAMPLE_RATE
 
     def __init__(self, config: DecoderConfig, flow: MaskedDiffWithXvec, hift: HiFTGenerator):
-        self.config = config
-        self.flow = flow.eval()
-        self.hift = hift.eval()
-        self.frame_rate = config.flow.input_frame_rate
-        self.vocab_size = config.flow.vocab_size
-        self.device = flow.encoder_proj.weight.device
+        super().__init__(flow, hift)
+        self.config, self.frame_rate = config, config.flow.input_frame_rate
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> "SpeechDecoder":
@@ -86,8 +77,7 @@ class SpeechDecoder:
         config = read_config(folder / "config.yaml")
         with torch.device("meta"):
             flow, hift = MaskedDiffWithXvec(config.flow), HiFTGenerator(config.hift)
-        load_weights(flow, folder, "flow")
-        load_weights(hift, folder, "hift")
+        load_weights(folder, "config.yaml", flow=flow, hift=hift)
         return cls(config, flow.to(device), hift.to(device))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -102,12 +92,10 @@ class SpeechDecoder:
     def decode(
         self,
         codes: Sequence[int],
+        voice: FlowVoice | None = None,
         *,
         num_steps: int = 10,
         seed: int = 42,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
         released_noise: bool = False,
     ) -> Tensor:
         """Return the wave of all codes, (samples,), float32 in [-1, 1], on the CPU; other arguments as in `start`.
@@ -118,56 +106,28 @@ class SpeechDecoder:
             released_noise: Draw the noise as the release does on a CPU, all at once and in its order, which gives the
                 same wave; otherwise draw it as a stream with this seed does.
         """
-        state = self.start(
-            num_steps=num_steps, seed=seed, prompt_codes=prompt_codes, prompt_mel=prompt_mel, embedding=embedding
-        )
+        state = self.start(voice, num_steps=num_steps, seed=seed)
         if released_noise:
             self._draw_as_released(state, self.flow.num_frames(len(state.codes) + len(codes)), seed)
         pieces = [codes[first : first + MAX_WHOLE_CODES] for first in range(0, len(codes), MAX_WHOLE_CODES)]
         waves = [self.decode_chunk(state, piece) for piece in pieces[:-1]]
         return torch.cat([*waves, self.decode_chunk(state, pieces[-1] if pieces else [], final=True)])
 
-    def start(
-        self,
-        *,
-        num_steps: int = 10,
-        seed: int = 42,
-        context_codes: int = 50,
-        overlap_codes: int = 5,
-        condition_on_past: bool = False,
-        prompt_codes: Sequence[int] | None = None,
-        prompt_mel: Tensor | None = None,
-        embedding: Tensor | None = None,
-    ) -> SpeechDecoderState:
+    def start(self, voice: FlowVoice | None = None, *, num_steps: int = 10, seed: int = 42) -> SpeechDecoderState:
         """Begin a stream.
 
         Args:
             num_steps: Euler steps of the flow.
             seed: Seed for the random numbers of this stream.
-            context_codes: Number of earlier codes that a chunk still reads.
-            overlap_codes: Codes at the end of a chunk that are held back until the next one.
-            condition_on_past: Give the flow its earlier mel as a prompt, as the released decoder does. Otherwise it
-                computes the context again from the same noise, which stays closer to decoding at once. Always true with
-                a voice prompt, so that the voice persists once the prompt has left the context.
-            prompt_codes: Codes of a recording of the voice; given together with `prompt_mel`.
-            prompt_mel: Log-mel of the same recording, (bands, frames).
-            embedding: Speaker embedding, (spk_embed_dim,).
-        Raises: ValueError if only one half of the prompt is given, its halves differ in duration, the embedding has
-            another shape, or context_codes < overlap_codes.
+        Raises: ValueError for a voice that does not fit or whose codes and mel differ in duration.
         """
-        size = self.config.flow.spk_embed_dim
-        check_voice(prompt_codes, prompt_mel, embedding, num_bands=NUM_BANDS, embedding_size=size)
-        if not context_codes >= overlap_codes >= 0:
-            raise ValueError(
-                f"context_codes must not be less than overlap_codes, got {context_codes} and {overlap_codes}"
-            )
-        codes, mel = self._prompt(prompt_codes, prompt_mel)
+        voice = voice or FlowVoice()
+        voice.check(NUM_BANDS, self.config.flow.spk_embed_dim)
+        codes, mel = self._prompt(voice.codes, voice.mel)
         return SpeechDecoderState(
             num_steps=num_steps,
-            context_codes=context_codes,
-            overlap_codes=overlap_codes,
-            condition_on_past=condition_on_past or prompt_mel is not None,
-            embedding=None if embedding is None else embedding.float()[None].to(self.device),
+            has_prompt=voice.mel is not None,
+            embedding=voice.batched_embedding(self.device),
             mel_noise=FrameNoise(NUM_BANDS, torch.Generator().manual_seed(seed)),
             vocoder=start_vocoder(self.hift, seed + 1),
             codes=codes,
@@ -175,32 +135,20 @@ class SpeechDecoder:
             mel=mel.to(self.device),
         )
 
-    @torch.inference_mode()
-    def decode_chunk(self, state: SpeechDecoderState, codes: Sequence[int], final: bool = False) -> Tensor:
-        """Decode the next codes of a stream.
-
-        Args:
-            codes: Any number of codes, including none.
-            final: Whether these are the last codes; the codes that were held back are then decoded too.
-        Returns: The finished samples, (samples,), float32, on the CPU; may be none.
-        Raises: ValueError if a code is not in the vocabulary or the stream is finished; the state is then unchanged.
-        """
-        if state.is_finished:
-            raise ValueError("this stream is finished; begin another one with start()")
-        window = state.codes + check_codes(codes, self.vocab_size)
-        num_codes = state.first_code + len(window)
-        num_frames = self.flow.num_frames(num_codes)
-        held_frames = 0 if final else self.flow.num_frames(state.overlap_codes)
+    def _decode_codes(self, state: SpeechDecoderState, codes: list[int], final: bool) -> Tensor:
+        window = state.codes + codes
+        num_frames = self.flow.num_frames(state.first_code + len(window))
+        held_frames = 0 if final else self.flow.num_frames(OVERLAP_CODES)
         num_new = max(0, num_frames - held_frames - state.position)
         if num_new == 0:
-            state.codes, state.is_finished = window, final
+            state.codes = window
             return torch.zeros(0)
         mel = self._continue_mel(state, window, num_frames)  # (1, bands, frames after state.position)
         wave = vocode(self.hift, state.vocoder, mel, num_new)
         state.mel = torch.cat([state.mel, mel[:, :, :num_new]], dim=2)
         state.held_back = mel[:, :, num_new:]
         state.position += num_new
-        state.codes, state.is_finished = window, final
+        state.codes = window
         self._forget(state)
         return wave.cpu()
 
@@ -221,7 +169,7 @@ class SpeechDecoder:
         codes, num_frames = check_codes(codes, self.vocab_size), self.flow.num_frames(len(codes))
         if abs(mel.shape[1] - num_frames) > MAX_PROMPT_MISMATCH:
             raise ValueError(
-                f"prompt_mel of {len(codes)} codes must have shape ({NUM_BANDS}, {num_frames}), give or take "
+                f"the mel of a voice of {len(codes)} codes must have shape ({NUM_BANDS}, {num_frames}), give or take "
                 f"{MAX_PROMPT_MISMATCH} frames, got {tuple(mel.shape)}"
             )
         while num_frames > mel.shape[1]:
@@ -240,7 +188,9 @@ class SpeechDecoder:
             torch.tensor([window], device=self.device),
             noise,
             num_steps=state.num_steps,
-            prompt_mel=state.mel if state.condition_on_past else None,
+            # With a prompt the earlier mel is one too, so that the voice persists once the prompt has left the context.
+            # Without, the context is computed again from the same noise, which stays closer to decoding at once.
+            prompt_mel=state.mel if state.has_prompt else None,
             embedding=state.embedding,
         )[:, :, state.position - num_frames :]
         if held is not None:
@@ -258,7 +208,7 @@ class SpeechDecoder:
         block_size = self.config.flow.encoder.block_size
         coarse_frame = 2 ** (len(self.config.flow.estimator.channels) - 1)
         num_frames = self.flow.num_frames
-        first_code = (state.first_code + len(state.codes) - state.context_codes) // block_size * block_size
+        first_code = (state.first_code + len(state.codes) - CONTEXT_CODES) // block_size * block_size
         while first_code > state.first_code and num_frames(first_code) % coarse_frame:
             first_code -= block_size
         if first_code > state.first_code:

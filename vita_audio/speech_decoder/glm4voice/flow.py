@@ -4,14 +4,14 @@ Parameter names are those of the released `flow.pt` of GLM-4-Voice (CosyVoice's 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vita_audio.speech_decoder.config import FlowConfig
-from vita_audio.speech_decoder.flow_matching import ConditionalCFM
-from vita_audio.speech_decoder.masking import MaskedGroupNorm, apply_mask, length_mask, masked_mean, resample_nearest
+from vita_audio.speech_decoder.flow_matching import ConditionalCFM, Flow
+from vita_audio.speech_decoder.layers import MaskedGroupNorm, apply_mask, length_mask, masked_mean, resample_nearest
 from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE
 from vita_audio.speech_decoder.transformer import BlockConformerEncoder
+from vita_audio.speech_decoder.unet import ConditionalDecoder
 
 
 class InterpolateRegulator(nn.Module):
@@ -34,28 +34,20 @@ class InterpolateRegulator(nn.Module):
         return apply_mask(x, mask)
 
 
-class MaskedDiffWithXvec(nn.Module):
+class MaskedDiffWithXvec(Flow):
     """The flow: `loss` for training, `inference` for one utterance, `encode` for the prior alone."""
 
     def __init__(self, config: FlowConfig):
-        super().__init__()
+        super().__init__(config.vocab_size, config.input_size, config.spk_embed_dim, config.output_size)
         self.config = config
-        self.input_embedding = nn.Embedding(config.vocab_size, config.input_size)
-        self.spk_embed_affine_layer = nn.Linear(config.spk_embed_dim, config.output_size)
         self.encoder = BlockConformerEncoder(config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.output_size, config.output_size)
         self.length_regulator = InterpolateRegulator(config.output_size, config.sampling_ratios)
-        self.decoder = ConditionalCFM(config.cfm, config.estimator)
+        self.decoder = ConditionalCFM(config.cfm, ConditionalDecoder(config.estimator))
 
     def num_frames(self, num_codes: int) -> int:
         """Return the number of mel frames of `num_codes` codes, rounded down."""
         return int(num_codes * SAMPLE_RATE // (self.config.input_frame_rate * HOP_LENGTH))
-
-    def speaker(self, embedding: Tensor | None, batch_size: int = 1) -> Tensor:
-        """Project a speaker embedding (batch, spk_embed_dim), None for the default voice, to (batch, bands)."""
-        if embedding is None:
-            embedding = self.spk_embed_affine_layer.weight.new_zeros(batch_size, self.config.spk_embed_dim)
-        return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
 
     def encode(self, codes: Tensor, code_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
         """Return the prior mel of codes.
@@ -124,23 +116,19 @@ class MaskedDiffWithXvec(nn.Module):
         noise: Tensor,
         *,
         num_steps: int = 10,
-        prompt_codes: Tensor | None = None,
         prompt_mel: Tensor | None = None,
         embedding: Tensor | None = None,
     ) -> Tensor:
         """Return the mel of one utterance, (1, bands, frames after the prompt).
 
         Args:
-            codes: (1, time).
-            noise: Standard normal, (1, bands, frames), for prompt and codes together: `num_frames` of all their codes,
-                give or take one for a piece of a longer utterance.
-            prompt_codes: Codes of the prompt, (1, prompt time).
+            codes: (1, time), including those of a voice prompt.
+            noise: Standard normal, (1, bands, frames): `num_frames` of the codes, give or take one for a piece of a
+                longer utterance.
             prompt_mel: Mel of the prompt, (1, bands, prompt frames).
             embedding: Speaker embedding, (1, spk_embed_dim), or None.
         Raises: ValueError if the noise does not fit the codes, or the prompt fills all frames.
         """
-        if prompt_codes is not None:
-            codes = torch.cat([prompt_codes, codes], dim=1)
         num_frames = noise.shape[2]
         if abs(num_frames - self.num_frames(codes.shape[1])) > 1:
             raise ValueError(
@@ -151,11 +139,7 @@ class MaskedDiffWithXvec(nn.Module):
             raise ValueError(f"the prompt mel must be shorter than all {num_frames} frames, got {num_prompt_frames}")
         lengths = torch.tensor([codes.shape[1]], device=codes.device)
         mu = self.encode(codes, lengths, torch.tensor([num_frames], device=codes.device))
-        cond = torch.zeros_like(mu)
-        if num_prompt_frames:
-            cond[:, :, :num_prompt_frames] = prompt_mel
-        mel = self.decoder.solve(noise, mu, self.speaker(embedding), cond, num_steps=num_steps)
-        return mel[:, :, num_prompt_frames:]
+        return self.sample(noise, mu, prompt_mel=prompt_mel, embedding=embedding, num_steps=num_steps)
 
 
 def _random_prompts(lengths: Tensor, probability: float, max_fraction: float, generator: torch.Generator) -> Tensor:

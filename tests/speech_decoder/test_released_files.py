@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from vita_audio.speech_decoder.config import DecoderConfig, FlowConfig, FlowMatchingConfig, HiFTConfig
-from vita_audio.speech_decoder.config_file import read_config, write_config
+from vita_audio.speech_decoder.released_files import read_config, write_config
 
 LLM_BLOCK = """
 llm: !new:cosyvoice.llm.llm.TransformerLM
@@ -103,8 +103,12 @@ def test_nothing_in_the_file_runs(tiny_folder, tmp_path):
         ("num_blocks: 2", "num_blocks: two", "flow.encoder.num_blocks must be a number, got 'two'"),
         ("macaron_style: False", "macaron_style: True", "flow.encoder.macaron_style must be False, got True"),
         ("        block_size: 10", "        block_size: 10\n        extra: 1", "flow.encoder has unknown keys extra"),
-        ("!ref <spk_embed_dim>", "!ref <nobody>", "!ref <nobody> names no top-level value"),
-        ("!ref <sample_rate>", "!ref <sample_rate> * 2", "!ref must name one value"),
+        ("!ref <spk_embed_dim>", "!ref <nobody>", "flow.spk_embed_dim must be a number, got '!ref <nobody>'"),
+        (
+            "!ref <sample_rate>",
+            "!ref <sample_rate> * 2",
+            "hift.sampling_rate must be a number, got '!ref <sample_rate> * 2'",
+        ),
         ("sample_rate: 22050", "sample_rate: 24000", "got sampling_rate, samples per frame"),
         ("hift: !new", "vocoder: !new", "the block hift is missing"),
         ("flow: !new", "flow: [!new", "config.yaml"),

@@ -1,7 +1,28 @@
-"""Masks, and operations that ignore padded positions, so that a padded batch equals single runs."""
+"""Layers and masks that several modules share; padded positions are ignored, so a padded batch equals single runs."""
+
+from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Return the layers in sequence, whose parameters have the released names."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+class CausalConv1d(nn.Conv1d):
+    """Causal convolution: pads `kernel_size - 1` zeros in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+def block_causal_mask(num_positions: int, block_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return (time, time) bool, true where query i sees key j: j is not later than i, or in the same block."""
+    block = torch.arange(num_positions, device=device) // block_size
+    return block[None, :] <= block[:, None]
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor | None:
