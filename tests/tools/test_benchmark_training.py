@@ -45,7 +45,8 @@ def test_memory_by_component(dtype):
     settings = {"config": TINY, "tokens": 32, "steps": 1, "optimizer": True, "dtype": dtype}
     frozen, trainable = (measure(Settings(step=step, **settings)) for step in (FROZEN, TRAINABLE))
     for metrics in (frozen, trainable):
-        assert min(metrics.seconds, metrics.tokens_per_second, metrics.mfu, metrics.peak_memory) > 0
+        assert min(metrics.seconds, metrics.tokens_per_second, metrics.mfu) > 0
+        assert metrics.peak_memory >= 0  # a model this small may fit into memory that the process already has
         assert metrics.optimizer == pytest.approx(2 * metrics.gradients, rel=0.01)  # two moments, and counters
     num_parameters = sum(parameter.numel() for parameter in make_model(Settings(TINY)).parameters())
     size = num_parameters * (4 if dtype == "float32" else 2) / MIB

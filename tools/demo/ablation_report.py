@@ -49,10 +49,10 @@ class Result:
                 yield f"{outcome.task.title}: {metric.title}", metric, outcome
 
     def values(self) -> dict[str, Value]:
-        return {title: one.metrics[metric.key(one.benchmark.language)] for title, metric, one in self.metrics()}
+        return {title: one.metrics[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
 
     def scores(self) -> dict[str, Score]:
-        return {title: one.scores[metric.key(one.benchmark.language)] for title, metric, one in self.metrics()}
+        return {title: one.scores[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
 
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
