@@ -309,23 +309,35 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
                 logits = self.lm_head(hidden_states[:, kept])
         losses = {}
         if labels is not None:
-            if position_ids is None:
-                position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
-            losses = self.mtp_loss(
-                [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
-                labels,
-                position_ids,
-                head=self.lm_head,
-                mtp_weight=self.config.mtp_loss_weight,
-                kl_weight=self.config.mtp_kl_weight,
-                loss_weights=loss_weights,
-                num_items_in_batch=num_items_in_batch,
-                score_backbone=score_backbone,
-            )
+            options = {"loss_weights": loss_weights, "num_items_in_batch": num_items_in_batch}
+            options["score_backbone"] = score_backbone
+            losses = self._score_depths(token_embeds, hidden_states, labels, position_ids, attention_mask, **options)
         return MTPOutput(
             **losses,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+    def _score_depths(
+        self,
+        token_embeds: Tensor,
+        hidden_states: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        **options,
+    ) -> dict[str, Tensor | None]:
+        """Return loss and logging fields of `MTPOutput` from the backbone's output; `options` of `MTPLoss.forward`."""
+        if position_ids is None:
+            position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
+        return self.mtp_loss(
+            [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
+            labels,
+            position_ids,
+            head=self.lm_head,
+            mtp_weight=self.config.mtp_loss_weight,
+            kl_weight=self.config.mtp_kl_weight,
+            **options,
         )
