@@ -376,28 +376,6 @@ def test_answers_of_another_amount(text, answer):
     assert not contains_any(text, [answer])
 
 
-@pytest.mark.parametrize(
-    "reference, hypothesis, expected",
-    [
-        ("10 million people", "ten million people", (0, 9)),
-        ("10 million people", "10 billion people", (3, 9)),
-        ("it costs $10", "it costs ten dollars", (0, 5)),
-        ("£10", "10", (1, 3)),
-        ("it is -5 outside", "it is 5 outside", (1, 5)),
-        ("a 20 mm lens", "a 20 lens", (1, 5)),
-        ("a 20 mm lens", "a twenty millimetre lens", (0, 5)),
-        ("Johnson & Johnson", "Johnson Johnson", (1, 3)),
-        ("USA", "U.S.A.", (0, 1)),
-        ("it is 10.05%", "it is ten point zero five percent", (0, 8)),
-        ("the twenty-first", "the 21th", (0, 3)),
-        ("a naïve $", "a naive", (0, 2)),
-        ("iPhone15很贵", "iPhone fifteen 很贵", (0, 4)),
-    ],
-)
-def test_errors_and_lengths(reference, hypothesis, expected):
-    assert error_counts(reference, hypothesis) == expected
-
-
 def test_an_answer_asked_for_at_the_end_is_a_whole_number():
     assert contains_answer("two plus ten is twelve", "12", last_words=3)
     assert not contains_answer("it is 12", "2") and not contains_answer("it is 12", "1")
