@@ -1,6 +1,5 @@
-"""Decoding with modules: reference ids, options of `generate`, batches, concurrency."""
+"""Decoding with modules: reference ids, options of `generate`, batches."""
 
-import queue
 import threading
 
 import pytest
@@ -354,57 +353,6 @@ def test_modules_read_ids_where_the_backbone_reads_embeddings(model, ids):
     states = model.mtp_step(1, model.get_input_embeddings()(tokens), hidden, positions)
     torch.testing.assert_close(with_ids.logits[1], model.lm_head(states[:, -1]))
     assert not torch.allclose(with_ids.logits[1], without.logits[1])
-
-
-def test_interleaved_generations_do_not_disturb_each_other(model, ids):
-    """One generation stops inside another one's step, again and again, each with a plan and cache of its own."""
-    others = [GREEDY | {"mtp_inference_mode": mode} for mode in ("turbo", [2, 1])]
-    expected = [model.generate(ids[:1], **GREEDY).tolist()]
-    expected += [model.generate(ids[1:], **other).tolist() for other in others]
-    inner = []
-
-    def nested(input_ids, scores):
-        inner.append([model.generate(ids[1:], **other).tolist() for other in others])
-        return scores
-
-    outer = model.generate(ids[:1], **GREEDY, logits_processor=LogitsProcessorList([nested]))
-    assert outer.tolist() == expected[0]
-    assert inner == [expected[1:]] * 10
-
-
-def test_threads_share_a_model(model, ids):
-    plans = [[1, 2], [2, 1], [1, 1, 2, 2], "vanilla"]
-    expected = [model.generate(ids, **GREEDY | {"mtp_inference_mode": plan}).tolist() for plan in plans]
-    results = queue.Queue()
-
-    def work(index):
-        for _ in range(3):
-            output = model.generate(ids, **GREEDY | {"mtp_inference_mode": plans[index]})
-            results.put((index, output.tolist()))
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results.qsize() == 12
-    while not results.empty():
-        index, tokens = results.get()
-        assert tokens == expected[index]
-
-
-def test_a_failed_generation_leaves_nothing_behind(model, ids):
-    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    expected = model.generate(ids, **GREEDY).tolist()
-
-    def fail(input_ids, scores):
-        raise RuntimeError("stop here")
-
-    with pytest.raises(RuntimeError, match="stop here"):
-        model.generate(ids, **GREEDY, logits_processor=LogitsProcessorList([fail]))
-    assert model.generate(ids, **GREEDY).tolist() == expected
-    after = {name: sorted(vars(module)) for name, module in model.named_modules()}
-    assert after == before
 
 
 def test_half_precision_and_training_mode(ids):
