@@ -6,9 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tools import benchmark_training
-from tools.common.training_step import FROZEN, MIB, TRAINABLE, Settings, make_batch, make_model, measure, model_flops
+from tools.common.training_step import (
+    FROZEN,
+    MIB,
+    TRAINABLE,
+    PeakMemory,
+    Settings,
+    make_batch,
+    make_model,
+    measure,
+    model_flops,
+)
 
 TINY = {
     "hidden_size": 32,
@@ -46,12 +57,18 @@ def test_memory_by_component(dtype):
     frozen, trainable = (measure(Settings(step=step, **settings)) for step in (FROZEN, TRAINABLE))
     for metrics in (frozen, trainable):
         assert min(metrics.seconds, metrics.tokens_per_second, metrics.mfu) > 0
-        assert metrics.peak_memory >= 0  # a model this small may fit into memory that the process already has
         assert metrics.optimizer == pytest.approx(2 * metrics.gradients, rel=0.01)  # two moments, and counters
     num_parameters = sum(parameter.numel() for parameter in make_model(Settings(TINY)).parameters())
     size = num_parameters * (4 if dtype == "float32" else 2) / MIB
     assert frozen.weights == trainable.weights == trainable.gradients == pytest.approx(size)
     assert frozen.gradients < trainable.gradients
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_is_that_of_memory_that_was_freed_again():
+    memory = PeakMemory("cpu")
+    torch.ones(64 * MIB // 4).sum()
+    assert memory.read() == pytest.approx(64, abs=8)
 
 
 def test_help_needs_no_torch():

@@ -147,7 +147,10 @@ def timed(settings: Settings, call: Any) -> float:
 
 
 class PeakMemory:
-    """Memory of this process, or of the GPU, above the amount when this is made; `read` returns the peak in MiB."""
+    """Peak memory of this process, or of the GPU, above the amount when this is made.
+
+    `read` returns MiB. Linux counts pages of a process in batches, so a reading is exact to a fraction of a MiB only.
+    """
 
     def __init__(self, device: str):
         self._on_gpu = torch.device(device).type == "cuda"
