@@ -25,5 +25,5 @@ def test_all_parts_run_and_nothing_is_taken_as_done(tmp_path):
         "ruff check .",
         "ruff format --check .",
         "quickstart.sh --ci --fresh",
-        "test.sh --numprocesses 2 --dist loadfile",
+        "test.sh --numprocesses 2 --dist loadfile --timeout 600",
     ]
