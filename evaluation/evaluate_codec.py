@@ -334,7 +334,7 @@ def write_results(options: CodecOptions, first: Clip, results: dict[str, Any], c
 
 def write_comparison(options: CodecOptions, first: Clip, results: dict[str, Any], num_clips: int) -> None:
     """Write codecs.json, codecs.md and their plots."""
-    from evaluation.reporting.page import codecs_as_markdown
+    from evaluation.reporting.page import TEMPLATES, render
     from evaluation.reporting.plots import draw_codecs, draw_spectrograms
 
     judge, text = results.pop("judge"), first.text or first.name
@@ -343,7 +343,8 @@ def write_comparison(options: CodecOptions, first: Clip, results: dict[str, Any]
     if judge:
         draw_codecs(results, options.output / "codecs.png")
     write_json(options.output / "codecs.json", {"judge": judge, "clips": num_clips, "codecs": results})
-    write_text(options.output / "codecs.md", codecs_as_markdown(results, num_clips, judge))
+    markdown = render(TEMPLATES / "codecs.md", results=results, num_clips=num_clips, judge=judge)
+    write_text(options.output / "codecs.md", markdown)
     print(f"wrote {options.output / 'codecs.md'}")
 
 

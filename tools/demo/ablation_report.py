@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from evaluation.metrics.significance import Score, compare
-from evaluation.reporting.page import DIFFERENCE_HEADER, Table, difference_cells
+from evaluation.reporting.page import DIFFERENCE_HEADER, difference_cells, render
 from evaluation.reporting.plots import draw_ablations
 from evaluation.results import Outcome, environment, pooled, read_outcomes
 from evaluation.suites import DEMO
@@ -26,6 +26,7 @@ from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
 
+TEMPLATE = Path(__file__).with_name("ablations_template.md")
 VANILLA = "vanilla"
 SPEED_KEYS = (PASSES_PER_TOKEN, "tokens_per_second")
 JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "module_accuracy")
@@ -121,31 +122,6 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> str:
-    """Return the content of ablations.md."""
-    titles = list(results[0].values())
-    speed_titles = [SPEEDS[key] for key in SPEED_KEYS]
-    header = ["modules", "schedule", "KL weight", *titles, *speed_titles, "accuracy of the modules in training"]
-    rows = []
-    for result in results:
-        speeds, values = result.speeds(), result.values()
-        run = [str(result.num_modules), result.schedule, f"{result.kl_weight:g}"]
-        own = [f"{speeds[PASSES_PER_TOKEN]:.3f}", f"{speeds['tokens_per_second']:.0f}"]
-        rows.append([*run, *(str(values[title]) for title in titles), *own, f"{100 * result.module_accuracy:.1f} %"])
-    pairs = [
-        [result.name, title, *difference_cells(row)]
-        for result in results[1:]
-        for title, row in differences(result, results[0]).items()
-    ]
-    difference = Table(
-        f"Difference from {results[0].name}, on the same samples", ["run", "metric", *DIFFERENCE_HEADER], pairs
-    )
-    lines = ["# Ablations", "", *Table("", header, rows).markdown(), "", "![errors over speed](ablations.png)", ""]
-    lines += ["Rates with 95 % intervals; the speed of batches is comparable within this table only.", ""]
-    lines += [f"## {difference.title}", "", *difference.markdown()]
-    return "\n".join([*lines, "", *(f"* {name}: {value}" for name, value in surroundings.items()), ""])
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("tools.demo.ablation_report", __doc__)
     parser.add_argument("--folder", required=True, type=Path, help="output of tools/demo/ablations.py")
@@ -157,7 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = read_results(folder)
     surroundings = environment()
     draw_ablations([result.point() for result in results], folder / "ablations.png")
-    write_text(folder / "ablations.md", as_markdown(results, surroundings))
+    rows = [
+        [result.name, title, *difference_cells(row)]
+        for result in results[1:]
+        for title, row in differences(result, results[0]).items()
+    ]
+    values = {"results": results, "differences": rows, "difference_header": DIFFERENCE_HEADER}
+    titles = [SPEEDS[key] for key in SPEED_KEYS]
+    write_text(folder / "ablations.md", render(TEMPLATE, **values, speeds=titles, surroundings=surroundings))
     write_json(folder / "ablations.json", {"runs": as_json(results), "environment": surroundings})
 
 
