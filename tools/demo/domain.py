@@ -2,7 +2,7 @@
 
 All texts are in lower case without punctuation, as speech recognition should return them. A checksum decides whether a
 text is held out, so held-out texts do not depend on size or seed and training texts never include them. One phrasing of
-each question is held out, but not the answer. Sentences and questions are worded in domain.yaml.
+each question is held out, but not the answer. The words are in domain.yaml.
 """
 
 import random
@@ -19,21 +19,6 @@ HELD_OUT_SEED = 1
 SHORTEST_DIGITS, LONGEST_DIGITS = 3, 5
 QUESTION_WORDS = ("what", "which", "who", "how", "do", "can")
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-UNIT_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
-TEEN_ORDINALS = (
-    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth"),
-    *("fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth"),
-)
-TWENTIES = ("twentieth", *(f"twenty {unit}" for unit in UNIT_ORDINALS))
-DAY_ORDINALS = (*UNIT_ORDINALS, *TEEN_ORDINALS, *TWENTIES, "thirtieth", "thirty first")
-DAYS_PER_MONTH = {
-    **{"january": 31, "february": 29, "march": 31, "april": 30, "may": 31, "june": 30},
-    **{"july": 31, "august": 31, "september": 30, "october": 31, "november": 30, "december": 31},
-}
-MONTHS = tuple(DAYS_PER_MONTH)
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-
 
 @dataclass(frozen=True)
 class Topic:
@@ -45,6 +30,9 @@ class Topic:
 
 
 _WORDINGS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+DIGITS, DAY_ORDINALS, WEEKDAYS = (tuple(_WORDINGS[name]) for name in ("digits", "day_ordinals", "weekdays"))
+DAYS_PER_MONTH: dict[str, int] = _WORDINGS["days_per_month"]
+MONTHS = tuple(DAYS_PER_MONTH)
 SENTENCE_TEMPLATES: list[str] = _WORDINGS["templates"]
 SLOTS: dict[str, list[str]] = _WORDINGS["slots"]  # words for each slot of the templates
 TOPICS = {name: Topic(**topic) for name, topic in _WORDINGS["topics"].items()}
