@@ -75,10 +75,10 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
         return [(text, render(text, number, "train")) for text in texts for number in range(times)]
 
     asked = questions(size)
-    sentences = render_all(training_sentences(size, seed), counts.sentence_renderings)
-    answers = render_all((question.answer for question in asked), counts.answer_renderings)
+    sentences = render_all(training_sentences(size, seed), counts["sentence_renderings"])
+    answers = render_all((question.answer for question in asked), counts["answer_renderings"])
     prompts = render_all(
-        (phrasing for question in asked for phrasing in question.phrasings), counts.question_renderings
+        (phrasing for question in asked for phrasing in question.phrasings), counts["question_renderings"]
     )
     corpus.training = {
         "asr": [_chat(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, path) for text, path in sentences + prompts + answers],
