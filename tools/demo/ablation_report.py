@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -43,28 +43,27 @@ class Result:
     outcomes: Sequence[Outcome]
     module_accuracy: float
 
-    def metrics(self) -> Iterator[tuple[str, Metric, Outcome]]:
-        """Yield the title, the metric and the outcome for each of our own metrics."""
-        for outcome in self.outcomes:
-            for metric in outcome.task.own_metrics:
-                yield f"{outcome.task.title}: {metric.title}", metric, outcome
+    def metrics(self) -> dict[str, tuple[Metric, Value, Score]]:
+        """Return each of our own metrics with its value and score, by title."""
+        rows = [
+            (one, metric, one.benchmark.key(metric.name)) for one in self.outcomes for metric in one.task.own_metrics
+        ]
+        return {f"{one.task.title}: {m.title}": (m, one.metrics[key], one.scores[key]) for one, m, key in rows}
 
     def values(self) -> dict[str, Value]:
-        return {title: one.metrics[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
-
-    def scores(self) -> dict[str, Score]:
-        return {title: one.scores[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
+        return {title: value for title, (_, value, _) in self.metrics().items()}
 
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
 
     def errors(self) -> dict[str, tuple[float, float, float]]:
         """Return the error rate and its interval, by title."""
-        errors, values = {}, self.values()
-        for title, metric, _ in self.metrics():
-            value, low, high = values[title].value, values[title].low, values[title].high
-            bounds = (1 - value, 1 - high, 1 - low) if metric.more_is_better else (value, low, high)
-            errors[title.replace("right", "wrong")] = bounds
+        errors = {}
+        for title, (metric, rate, _) in self.metrics().items():
+            wrong = (1 - rate.value, 1 - rate.high, 1 - rate.low)
+            errors[title.replace("right", "wrong")] = (
+                wrong if metric.more_is_better else (rate.value, rate.low, rate.high)
+            )
         return errors
 
     def point(self) -> dict[str, Any]:
@@ -105,8 +104,8 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
     """Return paired comparisons with the first run, by title of the metric."""
-    own, others = result.scores(), first.scores()
-    return {title: asdict(compare(own[title], others[title])) for title in own}
+    others = first.metrics()
+    return {title: asdict(compare(score, others[title][2])) for title, (_, _, score) in result.metrics().items()}
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
