@@ -36,6 +36,7 @@ MONTHS = tuple(DAYS_PER_MONTH)
 SENTENCE_TEMPLATES: list[str] = _WORDINGS["templates"]
 SLOTS: dict[str, list[str]] = _WORDINGS["slots"]  # words for each slot of the templates
 SIZES: dict[str, dict[str, int]] = _WORDINGS["sizes"]
+MIXTURES: dict[str, dict[str, int]] = _WORDINGS["mixtures"]
 TOPICS = {name: Topic(**topic) for name, topic in _WORDINGS["topics"].items()}
 
 

@@ -70,20 +70,12 @@ class Variant:
 
 
 def read_variants() -> dict[str, Variant]:
-    """Return the variants in variants.yaml; the scripts of their stages are named after the audio tokenizer type."""
-    variants = {}
-    for name, values in yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text(encoding="utf-8")).items():
-        script = f"finetune_{values['audio_tokenizer_type']}"
-        noise = "--audio_code_noise 0.1"
-        stages = (
-            Stage("stage1", f"{script}_stage1.sh", 0, "stage1.yaml", values["first_flags"]),
-            Stage("stage2", f"{script}_mtp1_stage1.sh", 1, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
-            Stage("stage3", f"{script}_mtp10_stage1.sh", 10, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
-            Stage("stage4", f"{script}_mtp10_stage2.sh", 10, "stage4.yaml", f"--learning_rate 2e-4 {noise}"),
-        )
-        forms = {size: Form(**form) for size, form in values["forms"].items()}
-        variants[name] = Variant(values["audio_tokenizer_type"], values["model_config"], stages, forms)
-    return variants
+    """Return the variants in variants.yaml."""
+    variants = yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text(encoding="utf-8"))
+    for values in variants.values():
+        values["stages"] = tuple(Stage(name, **stage) for name, stage in values["stages"].items())
+        values["forms"] = {size: Form(**form) for size, form in values["forms"].items()}
+    return {name: Variant(**values) for name, values in variants.items()}
 
 
 VARIANTS = read_variants()
