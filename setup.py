@@ -40,6 +40,7 @@ setup(
             "word2number>=1.1",
             "faster-whisper>=1.2",
             "filelock>=3",
+            "jinja2>=3.1",  # reports
             "matplotlib>=3.9",
         ],
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],

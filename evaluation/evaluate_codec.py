@@ -15,6 +15,7 @@ whose codes do not determine the voice is given the voice of each clip.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -50,23 +51,6 @@ class Clip:
     path: Path
     name: str
     text: str | None
-
-
-@dataclass(frozen=True)
-class CodecOptions:
-    """What to measure; see the help of the command-line options."""
-
-    corpora: Mapping[str, Path]
-    output: Path
-    audio_tokenizer_type: str
-    audio_tokenizer_path: str | None
-    audio_decoder_path: str | None
-    compare: Sequence[str] | None
-    judge: str
-    max_clips: int | None
-    codes: Path | None
-    codes_of: Path | None
-    device: str
 
 
 def read_corpus(source: Path, max_clips: int | None = None) -> list[Clip]:
@@ -242,8 +226,7 @@ def mel_distance(original: Sound, decoded: Sound) -> float:
     return float((mels[0] - mels[1]).abs().mean())
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
-    """Return the checked options of the command line."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("evaluation.evaluate_codec", __doc__)
     parser.add_argument("--corpus", action="append", required=True, metavar="NAME=DIR", help="may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -256,13 +239,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> CodecOptions:
     parser.add_argument("--codes", type=Path, help="code store: also measure the use of the codebook in --codes-of")
     parser.add_argument("--codes-of", type=Path, metavar="YAML", help="training mixture")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, auto, ...")
-    values = vars(parser.parse_args(arguments))
-    corpora = values.pop("corpus")
-    named = [entry.partition("=")[::2] for entry in corpora]
-    names = [name for name, _ in named]
-    if not all(name and folder for name, folder in named) or len({*names, "judge", TRAINING}) < len(names) + 2:
-        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(corpora)}")
-    options = CodecOptions(corpora={name: Path(folder) for name, folder in named}, **values)
+    options = parser.parse_args(arguments)
+    named = [entry.partition("=")[::2] for entry in options.corpus]
+    options.corpora = {name: Path(folder) for name, folder in named if folder}
+    if len({*filter(None, options.corpora), "judge", TRAINING}) < len(named) + 2:
+        parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(options.corpus)}")
     if options.compare and len(named) > 1:
         parser.error(f"--compare needs a single --corpus, got {len(named)}")
     if (options.codes is None) != (options.codes_of is None):
@@ -287,75 +268,74 @@ def load_codecs(specifications: Sequence[str], device: str) -> dict[str, AudioTo
     return codecs
 
 
-def measure(options: CodecOptions, corpora: Mapping[str, Sequence[Clip]]) -> tuple[dict[str, Any], AudioTokenizer]:
-    """Return the metrics by corpus, or by codec in a comparison, with the judge's name, and the last codec."""
-    import torch
-
-    from evaluation.judges import get_judge
-    from vita_audio.audio_tokenizers import get_audio_tokenizer
-    from vita_audio.inference.pipeline import resolve_device
-
-    device = resolve_device(options.device)
-    if options.compare:
-        (corpus,) = corpora
-        runs = {name: (codec, corpus) for name, codec in load_codecs(options.compare, device).items()}
-    else:
-        torch.set_num_threads(1)  # for CPU seconds that do not depend on the number of cores
-        paths = (options.audio_tokenizer_path, options.audio_decoder_path)
-        codec = get_audio_tokenizer(options.audio_tokenizer_type, *paths, device=device)
-        runs = {name: (codec, name) for name in corpora}
-    judge = None if options.judge == "none" else get_judge(options.judge, len(os.sched_getaffinity(0)))
-    heard = {name: hear_originals(clips, judge) if judge else [] for name, clips in corpora.items()}
-    results: dict[str, Any] = {"judge": judge.name if judge else None}
-    for name, (codec, corpus) in runs.items():
-        output = options.output / name
-        results[name] = evaluate_corpus(corpora[corpus], codec, output, judge=judge, heard_originals=heard[corpus])
+def measure(
+    runs: Mapping[str, tuple[AudioTokenizer, Sequence[Clip]]], judge: Judge | None, output: Path
+) -> dict[str, dict[str, Any]]:
+    """Print and return the metrics of codecs on corpora by the name of the run, whose waves go to its folder."""
+    results, heard = {}, {}
+    for name, (codec, clips) in runs.items():
+        key = tuple(clips)
+        if judge and key not in heard:
+            heard[key] = hear_originals(clips, judge)
+        originals = heard.get(key, ())
+        results[name] = evaluate_corpus(clips, codec, output / name, judge=judge, heard_originals=originals)
         numbers = {key: value for key, value in results[name].items() if key != "generated"}
         shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
         print(name, json.dumps(shown))
-    return results, codec
+    return results
 
 
-def write_results(options: CodecOptions, first: Clip, results: dict[str, Any], codec: AudioTokenizer) -> None:
-    """Write codec.json and the plot of the first clip."""
-    from evaluation.reporting.plots import draw_spectrograms
-    from vita_audio.audio_tokenizers import is_continuous
-
-    perplexities = [results[name]["codebook_perplexity"] for name in options.corpora]
-    results = results | {"mean_codebook_perplexity": float(np.mean(perplexities))}
-    if options.codes:
-        all_roles = not is_continuous(options.audio_tokenizer_type)
-        results[TRAINING] = training_code_metrics(options.codes, options.codes_of, codec, all_roles=all_roles)
-    wav = options.output / next(iter(options.corpora)) / f"{first.name}.wav"
-    text = first.text or ""
-    draw_spectrograms({"original": (first.path, text), "after the codec": (wav, text)}, options.output / "mel.png")
-    write_json(options.output / RESULTS, results)
-
-
-def write_comparison(options: CodecOptions, first: Clip, results: dict[str, Any], num_clips: int) -> None:
+def write_comparison(output: Path, results: Mapping[str, Any], clips: Sequence[Clip], judge: str | None) -> None:
     """Write codecs.json, codecs.md and their plots."""
-    from evaluation.reporting.page import codecs_as_markdown
+    from evaluation.reporting.page import TEMPLATES, render
     from evaluation.reporting.plots import draw_codecs, draw_spectrograms
 
-    judge, text = results.pop("judge"), first.text or first.name
-    sounds = {"original": first.path} | {name: options.output / name / f"{first.name}.wav" for name in results}
-    draw_spectrograms({name: (path, text) for name, path in sounds.items()}, options.output / "spectrograms.png")
+    first = clips[0]
+    sounds = {"original": first.path} | {name: output / name / f"{first.name}.wav" for name in results}
+    text = first.text or first.name
+    draw_spectrograms({name: (path, text) for name, path in sounds.items()}, output / "spectrograms.png")
     if judge:
-        draw_codecs(results, options.output / "codecs.png")
-    write_json(options.output / "codecs.json", {"judge": judge, "clips": num_clips, "codecs": results})
-    write_text(options.output / "codecs.md", codecs_as_markdown(results, num_clips, judge))
-    print(f"wrote {options.output / 'codecs.md'}")
+        draw_codecs(results, output / "codecs.png")
+    write_json(output / "codecs.json", {"judge": judge, "clips": len(clips), "codecs": results})
+    markdown = render(TEMPLATES / "codecs.md", results=results, num_clips=len(clips), judge=judge)
+    write_text(output / "codecs.md", markdown)
+    print(f"wrote {output / 'codecs.md'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     corpora = {name: read_corpus(folder, options.max_clips) for name, folder in options.corpora.items()}
-    clips = next(iter(corpora.values()))
-    results, codec = measure(options, corpora)
+
+    import torch
+
+    from evaluation.judges import get_judge
+    from evaluation.reporting.plots import draw_spectrograms
+    from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
+    from vita_audio.inference.pipeline import resolve_device
+
+    device, output = resolve_device(options.device), options.output
+    corpus, clips = next(iter(corpora.items()))
     if options.compare:
-        write_comparison(options, clips[0], results, len(clips))
+        runs = {name: (codec, clips) for name, codec in load_codecs(options.compare, device).items()}
     else:
-        write_results(options, clips[0], results, codec)
+        torch.set_num_threads(1)  # for CPU seconds that do not depend on the number of cores
+        paths = (options.audio_tokenizer_path, options.audio_decoder_path)
+        codec = get_audio_tokenizer(options.audio_tokenizer_type, *paths, device=device)
+        runs = {name: (codec, own_clips) for name, own_clips in corpora.items()}
+    judge = None if options.judge == "none" else get_judge(options.judge, len(os.sched_getaffinity(0)))
+    results, judge_name = measure(runs, judge, output), judge and judge.name
+    if options.compare:
+        write_comparison(output, results, clips, judge_name)
+        return
+    perplexity = float(np.mean([metrics["codebook_perplexity"] for metrics in results.values()]))
+    results = {"judge": judge_name, **results, "mean_codebook_perplexity": perplexity}
+    if options.codes:
+        all_roles = not is_continuous(options.audio_tokenizer_type)
+        results[TRAINING] = training_code_metrics(options.codes, options.codes_of, codec, all_roles=all_roles)
+    first = clips[0]
+    sounds = {"original": first.path, "after the codec": output / corpus / f"{first.name}.wav"}
+    draw_spectrograms({name: (path, first.text or "") for name, path in sounds.items()}, output / "mel.png")
+    write_json(output / RESULTS, results)
 
 
 if __name__ == "__main__":

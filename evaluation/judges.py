@@ -207,30 +207,8 @@ class ParaformerJudge(Judge):
             yield result["text"]
 
 
-class SphinxJudge(Judge):
-    """The small English model in the PocketSphinx package: needs no download, but is less accurate than Whisper."""
-
-    name = "pocketsphinx"
-
-    def __init__(self, num_threads: int | None = None):
-        """Load the model; one thread. Raises: MissingPackageError, an ImportError, without pocketsphinx."""
-        package = require("pocketsphinx", purpose=f"the judge {self.name}", install=self.name)
-        # Normalise by the mean of each clip; the default keeps a running mean, which makes the order of clips matter.
-        self._decoder = package.Decoder(samprate=self.sample_rate, cmn="batch", loglevel="FATAL")
-
-    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
-        for wave in waves:
-            samples = (wave.clip(-1, 1) * np.iinfo(np.int16).max).astype(np.int16)
-            self._decoder.start_utt()
-            self._decoder.process_raw(samples.tobytes(), full_utt=True)
-            self._decoder.end_utt()
-            hypothesis = self._decoder.hyp()
-            yield hypothesis.hypstr if hypothesis else ""
-
-
 JUDGES: dict[str, Callable[[int | None], Judge]] = {
     "whisper_tiny_en": load_whisper_tiny_en,
-    "pocketsphinx": SphinxJudge,
     "paraformer_zh": lambda num_threads: ParaformerJudge("paraformer-zh", "paraformer_zh"),
 }
 KINDS: dict[str, Callable[[str, str, int | None, str], Judge]] = {  # as prefixes: KIND:FOLDER or KIND:HUB_NAME

@@ -23,7 +23,7 @@ from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints
 from evaluation.tasks import MEASURES, TASKS
 from vita_audio.command_line import OneLineParser, add_codec_options, add_dtype_option, in_range, plan_name
 from vita_audio.errors import one_line_errors
-from vita_audio.files.atomic import atomic_path, write_json, write_text
+from vita_audio.files.atomic import atomic_path, write_json
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.interleave import MODES, InterleavePlan
 
@@ -264,19 +264,17 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
 
 def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -> str:
     """Write results.json, results.md, chart.png and results.html; return the Markdown."""
-    from evaluation.reporting.page import as_html, as_markdown, draw_chart
+    from evaluation.reporting.page import render_results
     from evaluation.results import RESULTS, as_json, environment
 
-    settings, surroundings, chart = read_settings(output), environment(), draw_chart(outcomes)
-    if chart:
-        with atomic_path(output / "chart.png") as path:
-            path.write_bytes(chart)
-    markdown = as_markdown(outcomes, settings, surroundings, "chart.png" if chart else None)
-    write_text(output / "results.md", markdown)
-    write_text(output / "results.html", as_html(output, outcomes, settings, surroundings, chart))
+    settings, surroundings = read_settings(output), environment()
+    contents = render_results(output, outcomes, settings, surroundings)
+    for name, content in contents.items():
+        with atomic_path(output / name) as path:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
     trained = {"trained_mode": trained_mode(checkpoint)}
     write_json(output / RESULTS, trained | as_json(outcomes, settings, surroundings))
-    return markdown
+    return contents["results.md"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

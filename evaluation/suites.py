@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml
+
 from evaluation.metrics.score import check_unique
 from vita_audio.constants import AUDIO_TAG
 
@@ -25,7 +27,6 @@ ASR, TTS, SPOKEN_QA, TEXT_QA = "asr", "tts", "spoken_qa", "text_qa"
 SPEAKER_SYSTEM = f"Speaker Metadata:\nAudio: {AUDIO_TAG}\n"  # system message of Seed-TTS, to keep a voice
 CHARACTER_LANGUAGES = ("zh",)  # languages scored by characters
 MAX_NEW_TOKENS = 1024
-DEMO_MAX_NEW_TOKENS = 200
 EVERY = "every"  # key of a limit on the items of all benchmarks
 
 Element = TypeVar("Element")
@@ -254,61 +255,23 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _recognition(name: str, path: str, language: str, rule: str = "words") -> Benchmark:
-    return Benchmark(name, ASR, path, read_samples, language, rule)
-
-
-def _questions(name: str, path: str) -> tuple[Benchmark, Benchmark]:
-    """Return the spoken questions and the same questions as text, which show the cost of speech input."""
-    spoken = Benchmark(name, SPOKEN_QA, path, read_samples, rule="contains")
-    return spoken, replace(spoken, name=f"{name}-text", task=TEXT_QA)
-
-
-def _seedtts(name: str, path: str, language: str) -> Benchmark:
-    path, rule = f"seedtts_testset/{path}", f"seedtts {language}"
-    return Benchmark(f"seedtts-{name}", TTS, path, read_seedtts, language, rule, sampled=True)
-
-
-def _demo(name: str, task: str) -> Benchmark:
-    path = f"heldout_{name.removesuffix('-text')}.jsonl"
-    return Benchmark(f"demo-{name}", task, path, read_heldout, max_new_tokens=DEMO_MAX_NEW_TOKENS)
-
-
-RECOGNITION = (
-    *(
-        _recognition(f"librispeech-{split.replace('.', '-')}", f"fixie-ai/librispeech_asr/{split}.jsonl", "en")
-        for split in ("validation.clean", "validation.other", "test.clean", "test.other")
-    ),
-    _recognition("wenetspeech-meeting", "wenet-e2e/wenetspeech/TEST_MEETING.jsonl", "zh", "characters"),
-    _recognition("wenetspeech-net", "wenet-e2e/wenetspeech/TEST_NET.jsonl", "zh", "characters"),
-    _recognition("aishell-1", "shenyunhang/AISHELL-1/test.jsonl", "zh"),
-    _recognition("fleurs-en", "google/fleurs/en_us.test.jsonl", "en"),
-    _recognition("fleurs-zh", "google/fleurs/cmn_hans_cn.test.jsonl", "zh"),
-)
-LIBRITTS = "mythicinfinity/libritts/test.clean.jsonl"
-SYNTHESIS = (
-    Benchmark("libritts-test-clean", TTS, LIBRITTS, read_samples, rule="libritts", sampled=True),
-    _seedtts("zh", "zh/meta.lst", "zh"),
-    _seedtts("hard", "zh/hardcase.lst", "zh"),
-    _seedtts("en", "en/meta.lst", "en"),
-)
-QUESTIONS = (
-    *_questions("llama-questions", "fixie-ai/llama-questions/test.jsonl"),
-    *_questions("trivia-qa", "fixie-ai/trivia_qa-audio/validation.jsonl"),
-    *_questions("web-questions", "fixie-ai/spoken-web-questions/test.jsonl"),
-)
-DEMO = (_demo("asr", ASR), _demo("tts", TTS), _demo("qa", SPOKEN_QA), _demo("qa-text", TEXT_QA))
-SEEDTTS_ANY_VOICE = tuple(
-    replace(benchmark, name=f"{benchmark.name}-any-voice", read=read_seedtts_any_voice) for benchmark in SYNTHESIS[1:]
-)
-SUITES: dict[str, tuple[Benchmark, ...]] = {
-    "demo": DEMO,
-    "asr": RECOGNITION,
-    "tts": SYNTHESIS,
-    "sqa": QUESTIONS,
-    "paper": (*QUESTIONS, *RECOGNITION, *SYNTHESIS),
-    "tts-any-voice": SEEDTTS_ANY_VOICE,
+READERS = {
+    "samples": read_samples,
+    "seedtts": read_seedtts,
+    "seedtts_any_voice": read_seedtts_any_voice,
+    "heldout": read_heldout,
 }
+
+
+def _suite(common: Mapping[str, Any], **benchmarks: Mapping[str, Any]) -> tuple[Benchmark, ...]:
+    fields = {name: {**common, **values} for name, values in benchmarks.items()}
+    return tuple(Benchmark(name, read=READERS[values.pop("reader")], **values) for name, values in fields.items())
+
+
+_LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SUITES = {name: _suite(**listed) for name, listed in _LISTED.items()}
+SUITES["paper"] = (*SUITES["sqa"], *SUITES["asr"], *SUITES["tts"])
+DEMO = SUITES["demo"]
 BENCHMARKS = {benchmark.name: benchmark for suite in SUITES.values() for benchmark in suite}
 
 

@@ -79,10 +79,8 @@ class Value:
     @classmethod
     def of(cls, key: str, score: Score) -> Value:
         """Return the value of a score; `key` is the metric's key in the results."""
-        interval, is_share = confidence_interval(score), key not in MEASURES and key not in SPEEDS
-        if interval.method == "wilson" and not is_share:  # equal samples, not samples that are right or wrong
-            return cls(interval.value, interval.value, interval.value, is_share)
-        return cls(interval.value, interval.low, interval.high, is_share)
+        is_share = key not in MEASURES and key not in SPEEDS
+        return cls(score.value, *confidence_interval(score, is_share=is_share), is_share)
 
     def __str__(self) -> str:
         if self.is_share:

@@ -23,7 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vita_audio.command_line import OneLineParser
+from vita_audio.command_line import OneLineParser, in_range
+from vita_audio.files.atomic import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tools" / "common" / "training_step.py"
@@ -55,19 +56,20 @@ COLUMNS = {  # of a step's metrics -> heading, format
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(prog="benchmark_training", description=__doc__)
+    parser = OneLineParser("benchmark_training", __doc__)
+    positive = in_range(int, minimum=1)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--compare-with", type=Path, metavar="FOLDER", help="an earlier checkout to measure as well")
     parser.add_argument("--config", type=Path, help="model config (default: hidden size 512, 4 layers, 10 MTP modules)")
     parser.add_argument("--train", nargs="+", choices=STEPS, default=list(STEPS), help="default: both")
-    parser.add_argument("--rows", type=int, default=1, help="packs in a step")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens in a pack")
-    parser.add_argument("--documents", type=int, default=1, help="documents in a pack")
+    parser.add_argument("--rows", type=positive, default=1, help="packs in a step")
+    parser.add_argument("--tokens", type=positive, default=512, help="tokens in a pack")
+    parser.add_argument("--documents", type=positive, default=1, help="documents in a pack")
     parser.add_argument("--masked", type=float, default=0.5, help="share without label")
-    parser.add_argument("--log-main-loss", type=int, default=10, help="as in training")
-    parser.add_argument("--repeats", type=int, default=1, help="processes for each measurement")
+    parser.add_argument("--log-main-loss", type=positive, default=10, help="as in training")
+    parser.add_argument("--repeats", type=positive, default=1, help="processes for each measurement")
     parser.add_argument("--warm-up", type=int, default=0, help="steps before those measured")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps of a process")
+    parser.add_argument("--steps", type=positive, default=2, help="measured steps of a process")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations"
@@ -77,9 +79,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="list the operations that take longest")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and tokens")
     options = parser.parse_args(arguments)
-    for name in ("rows", "tokens", "documents", "log_main_loss", "repeats", "steps"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     for path in (options.config, options.compare_with and options.compare_with / "vita_audio"):
         if path and not path.exists():
             parser.error(f"no such file or folder: {path}")
@@ -158,8 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     report = benchmark(options)
     text = table(report["steps"]) + "\n" + operations(report["steps"])
-    (options.output / "training_speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (options.output / "training_speed.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+    write_json(options.output / "training_speed.json", report)
+    write_text(options.output / "training_speed.md", text.rstrip() + "\n")
     print(text)
 
 

@@ -11,31 +11,26 @@ import re
 from decimal import Decimal
 from functools import cache
 from itertools import chain
+from pathlib import Path
+
+import yaml
 
 from evaluation.metrics.chinese import compiled, replace_all, unify_characters
 
-_ONES = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen".split()
-    )
-}
-_TENS = {
-    word: 10 * value for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-}
-_SCALES = {word: 1000**power for power, word in enumerate("thousand million billion trillion quadrillion".split(), 1)}
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_ONES = {word: value for value, word in enumerate(_WORDS["digits_and_teens"].split())}
+_TENS = {word: 10 * value for value, word in enumerate(_WORDS["tens"].split(), start=2)}
+_SCALES = {word: 1000**power for power, word in enumerate(_WORDS["scales"].split(), start=1)}
 _SCALES["k"] = 1000
 _OH = ("o", "oh")
 _REPEATS = {"double": 2, "triple": 3}
-_NOT_COUNTED = frozenset("no any every some each this that which another".split())  # before the pronoun "one"
+_NOT_COUNTED = frozenset(_WORDS["not_counted"].split())
 
 
 def _endings() -> dict[str, tuple[str, str]]:
     """Return the cardinal number and a marker of the ending of ordinals and plurals."""
-    irregular = {"first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight"}
     ordinals = {f"{word}th": word for word in (*_ONES, "hundred", *_SCALES)}
-    ordinals |= irregular | {"ninth": "nine", "twelfth": "twelve"} | {f"{word[:-1]}ieth": word for word in _TENS}
+    ordinals |= _WORDS["irregular_ordinals"] | {f"{word[:-1]}ieth": word for word in _TENS}
     plurals = {f"{word}s": (cardinal, "+ths") for word, cardinal in ordinals.items() if word != "second"}
     decades = {f"{word[:-1]}ies": (word, "+s") for word in _TENS} | {"hundreds": ("hundred", "+s")}
     return {word: (cardinal, "+th") for word, cardinal in ordinals.items()} | plurals | decades
@@ -49,41 +44,11 @@ _AFTER_THE_END = ("",) * 4  # so that the words after any position can be looked
 
 _UNITS = {
     name: unit
-    for unit, others in {
-        **dict.fromkeys("dollars euros cents pence yen percent miles degrees".split(), ""),
-        "pounds": "lb lbs",
-        "millimeters": "millimetre millimetres mm",
-        "centimeters": "centimetre centimetres cm",
-        "meters": "metre metres",
-        "kilometers": "kilometre kilometres km kms",
-        "feet": "foot ft",
-        "inches": "inch",
-        "milligrams": "mg",
-        "grams": "gramme grammes",
-        "kilograms": "kilogramme kilogrammes kilo kilos kg kgs",
-        "ounces": "oz",
-        "milliliters": "millilitre millilitres ml",
-        "liters": "litre litres",
-        "kilometers per hour": "kmh kph",
-        "miles per hour": "mph",
-        "hertz": "hz",
-        "kilohertz": "khz",
-        "megahertz": "mhz",
-        "gigahertz": "ghz",
-        "kilobytes": "kb",
-        "megabytes": "mb",
-        "gigabytes": "gb",
-        "terabytes": "tb",
-        "hours": "hr hrs",
-        "minutes": "min mins",
-        "seconds": "sec secs",
-        "milliseconds": "ms",
-    }.items()
-    for name in (unit, unit.removesuffix("s"), *others.split())
+    for unit, others in _WORDS["units"].items()
+    for name in (unit, unit.removesuffix("s"), *(others or "").split())
 }
-_CURRENCIES = {"$": "dollars", "£": "pounds", "€": "euros", "¥": "yen"}
-_SCALE_SIGNS = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
-_PARTS = dict(enumerate("half third quarter fifth sixth seventh eighth ninth tenth".split(), start=2))
+_CURRENCIES, _SCALE_SIGNS = _WORDS["currencies"], _WORDS["scale_signs"]
+_PARTS = dict(enumerate(_WORDS["parts"].split(), start=2))
 
 
 def _money(found: re.Match) -> str:

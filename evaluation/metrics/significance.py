@@ -21,20 +21,6 @@ NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A metric's value and its 95 % confidence interval.
-
-    Attributes:
-        method: "bootstrap", or "wilson" where no sample or every sample is wrong and a bootstrap would give a point.
-    """
-
-    value: float
-    low: float
-    high: float
-    method: str
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The difference of a metric between two runs on the same samples.
 
@@ -52,19 +38,22 @@ class Comparison:
     num_samples: int
 
 
-def confidence_interval(score: Score, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
-    """Return the 95 % interval of a score, by a bias-corrected and accelerated bootstrap over its samples.
+def confidence_interval(
+    score: Score, *, is_share: bool = True, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a score, by a bias-corrected and accelerated bootstrap over its samples.
 
-    If no sample has an error, or every sample is entirely wrong, it is the Wilson interval of the share of such
-    samples; for an error rate this assumes that a sample with errors is wrong as a whole.
+    If no sample has an error, or every sample is entirely wrong, a bootstrap would give a point. The interval of a
+    share is then the Wilson interval of the share of such samples; for an error rate this assumes that a sample with
+    errors is wrong as a whole.
     """
     value, num_samples = score.value, len(score)
     residuals = score.numerators - value * score.denominators
     if value in (0.0, 1.0) and not residuals.any():
-        return Interval(value, *wilson_interval(value, num_samples), "wilson")
+        return wilson_interval(value, num_samples) if is_share else (value, value)
     ratios = np.concatenate([_ratio(counts, score) for counts in _draws(num_samples, num_resamples, seed)])
     low, high = np.quantile(ratios, _bca_levels(ratios, score))
-    return Interval(value, float(low), float(high), "bootstrap")
+    return float(low), float(high)
 
 
 def wilson_interval(share: float, num_samples: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Reports: an evaluation as Markdown and as one HTML page with the worst samples to listen to; codecs as Markdown."""
+"""Reports from the templates: an evaluation as Markdown and as one HTML page with the worst samples to listen to."""
 
 from __future__ import annotations
 
@@ -6,68 +6,56 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
-from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import soundfile
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from evaluation.metrics.ours import scored_tokens
 from evaluation.reporting.plots import draw_errors_over_speed
 from evaluation.results import DONE, ORIGINAL, Answer, Outcome, comparisons, pooled, published_rows, worst
-from evaluation.suites import SPOKEN_QA, TEXT_QA
-from evaluation.tasks import MEASURES, PASSES_PER_TOKEN, SPEEDS, TASKS, TEXT, TRANSCRIPT, WITHOUT_AUDIO, Task, Value
+from evaluation.tasks import MEASURES, PASSES_PER_TOKEN, SPEEDS, TASKS, WITHOUT_AUDIO, Task, Value
 
 NUM_WORST = 20
 PLAYER_RATE = 24_000  # Hz
 MAX_CLIP_SECONDS = 30
 DIFFERENCE_HEADER = ("points, 95 % interval", "p")
 MAX_EMBEDDED_BYTES = 12_000_000  # for all clips; the rest are links to their files
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
-th, td { border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
-th { background: #f3f3f3; } td:first-child { white-space: nowrap; }
-del { background: #ffd9d6; } ins { background: #d3f0d3; text-decoration: none; }
-summary { cursor: pointer; font-weight: 600; } audio { height: 2rem; width: 15rem; } img { max-width: 100%; }
-.error { color: #a00; }
-"""
-CODEC_COLUMNS = {  # key of the metric, header, format
-    "codes_per_second": ("codes/s", "{:.1f}"),
-    "bits_per_second": ("bits/s", "{:.0f}"),
-    "bits_per_second_used": ("bits/s used", "{:.0f}"),
-    "codebook_size": ("codes", "{}"),
-    "codes_used": ("codes used", "{}"),
-    "codebook_perplexity": ("perplexity", "{:.0f}"),
-    "mel_distance": ("mel distance", "{:.3f}"),
-    "wer_original": ("WER of originals", "{:.1%}"),
-    "wer": ("WER", "{:.1%}"),
-    "encoding_cpu_seconds_per_second": ("encoding, CPU s per s", "{:.2f}"),
-    "decoding_cpu_seconds_per_second": ("decoding, CPU s per s", "{:.2f}"),
-}
+TEMPLATES = Path(__file__).with_name("templates")
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of texts with a title."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def markdown(self) -> list[str]:
-        """Return the lines of the table without its title; bars inside cells are escaped."""
-        lines = (self.header, ["---"] * len(self.header), *self.rows)
-        return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
-    def html(self) -> str:
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
-        return f"<h2>{escape(self.title)}</h2><table><tr>{head}</tr>{body}</table>"
+def render(template: Path, **values: Any) -> str:
+    """Return a Jinja template filled with values, which are escaped in HTML.
+
+    The template may include those in `TEMPLATES`; the filter `percent` shows a fraction, or "-" for None.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
+        autoescape=template.suffix == ".html",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "data_uri": data_uri}
+    return environment.get_template(template.name).render(values)
+
+
+def percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
@@ -149,67 +137,22 @@ def difference_cells(row: Mapping[str, float]) -> list[str]:
     return [points, f"{row['p_value']:.3f}"]
 
 
-def as_markdown(
-    outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundings: Mapping[str, Any], chart: str | None = None
-) -> str:
-    """Return the content of results.md; `chart` is the path of the plot."""
-    lines = [f"# Evaluation of {settings['model']}", ""]
-    if chart:
-        lines += [f"![quality over speed]({chart})", ""]
-    for table in all_tables(outcomes):
-        lines += [f"## {table.title}", "", *table.markdown(), ""]
-    lines += ["Rates with 95 % intervals.", "", "## Made with", ""]
-    return "\n".join([*lines, *(f"* {name}: {value}" for name, value in surroundings.items()), ""])
-
-
-def codecs_as_markdown(results: Mapping[str, Mapping[str, Any]], num_clips: int, judge: str | None) -> str:
-    """Return a comparison of codecs, a row for each; `results` holds their metrics by name."""
-    columns = {key: one for key, one in CODEC_COLUMNS.items() if any(key in metrics for metrics in results.values())}
-    title = f"Audio codecs on {num_clips} clips" + (f", judged by {judge}" if judge else "")
-    rows = [
-        [name, *(form.format(metrics[key]) if key in metrics else "" for key, (_, form) in columns.items())]
-        for name, metrics in results.items()
-    ]
-    lines = [
-        *(f"# {title}", ""),
-        *Table(title, ["codec", *(header for header, _ in columns.values())], rows).markdown(),
-        "",
-        "bits/s is the capacity of the codes, bits/s used their entropy rate on these clips. The mel distance is the "
-        "mean difference of natural log-mels; it is large for a decoder with its own voice, regardless of its quality.",
-        *(["", "![WER over bits per second](codecs.png)"] if judge else []),
-        *("", "![spectrograms of one clip](spectrograms.png)"),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def as_html(
-    folder: Path,
-    outcomes: Sequence[Outcome],
-    settings: Mapping[str, Any],
-    surroundings: Mapping[str, Any],
-    chart: bytes | None,
-) -> str:
-    """Return the page.
+def render_results(
+    folder: Path, outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundings: Mapping[str, Any]
+) -> dict[str, str | bytes]:
+    """Return the contents of results.md, results.html and, if there is anything to plot, chart.png by file name.
 
     Args:
         folder: Folder of the page, from which audio that does not fit into the page is linked.
-        chart: PNG of `draw_chart`.
     """
-    model = escape(str(settings["model"]))
-    image = f'<p><img alt="quality over speed" src="{data_uri("image/png", chart)}"></p>' if chart else ""
-    facts = {"Made with": surroundings, "Settings": settings}
-    parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation of {model}</title>',
-        f"<style>{STYLE}</style><h1>Evaluation of {model}</h1>",
-        image,
-        *(table.html() for table in all_tables(outcomes)),
-        *_worst_samples(outcomes, Clips(folder)),
-        *(
-            Table(title, ["", ""], [[name, str(value)] for name, value in values.items()]).html()
-            for title, values in facts.items()
-        ),
-    ]
-    return "\n".join(parts) + "</html>\n"
+    chart = draw_chart(outcomes)
+    values = {"tables": all_tables(outcomes), "settings": settings, "surroundings": surroundings, "chart": chart}
+    page = {"worst": list(_worst_samples(outcomes)), "clips": Clips(folder), "diff": diff}
+    return {
+        "results.md": render(TEMPLATES / "results.md", **values),
+        "results.html": render(TEMPLATES / "results.html", **values, **page),
+        **({"chart.png": chart} if chart else {}),
+    }
 
 
 def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
@@ -247,69 +190,42 @@ class Clips:
         self._folder = folder
         self._room = MAX_EMBEDDED_BYTES
 
-    def player(self, audio: str | Path | None) -> str:
-        """Return the HTML of a player, nothing without audio, or the error of an unreadable file."""
+    def player(self, audio: str | Path) -> Markup:
+        """Return the HTML of a player, or the error of an unreadable file."""
         from vita_audio.data.audio import AudioError, load_audio
 
-        if audio is None:
-            return ""
         try:
             wave = load_audio(audio, PLAYER_RATE)
         except (OSError, AudioError, soundfile.LibsndfileError) as error:
-            return f'<span class="error">{escape(str(error))}</span>'
+            return Markup('<span class="error">{}</span>').format(error)
         encoded = io.BytesIO()
         soundfile.write(encoded, wave[: MAX_CLIP_SECONDS * PLAYER_RATE].numpy(), PLAYER_RATE, format="MP3")
-        source = data_uri("audio/mpeg", encoded.getvalue())
+        source = data_uri(encoded.getvalue(), "audio/mpeg")
         if len(source) > self._room:
             source = quote(Path(os.path.relpath(audio, self._folder)).as_posix())
         else:
             self._room -= len(source)
-        return f'<audio controls preload="none" src="{escape(source)}"></audio>'
+        return Markup('<audio controls preload="none" src="{}"></audio>').format(source)
 
 
-def data_uri(kind: str, content: bytes) -> str:
+def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def diff(reference: str, said: str, language: str) -> str:
-    """Return the reference as HTML with missing words struck out and inserted words marked."""
+def diff(reference: str, said: str, language: str) -> Iterator[tuple[str, str]]:
+    """Yield runs of words in order, with "same", "del" if only the reference has them, or "ins" if only `said` has."""
     wanted, got = scored_tokens(reference, language), scored_tokens(said, language)
-    parts = []
     for kind, start, end, said_start, said_end in SequenceMatcher(None, wanted, got, autojunk=False).get_opcodes():
-        if kind == "equal":
-            parts.append(escape(" ".join(wanted[start:end])))
-            continue
         if end > start:
-            parts.append(f"<del>{escape(' '.join(wanted[start:end]))}</del>")
-        if said_end > said_start:
-            parts.append(f"<ins>{escape(' '.join(got[said_start:said_end]))}</ins>")
-    return " ".join(parts)
+            yield "same" if kind == "equal" else "del", " ".join(wanted[start:end])
+        if kind != "equal" and said_end > said_start:
+            yield "ins", " ".join(got[said_start:said_end])
 
 
-def _worst_samples(outcomes: Sequence[Outcome], clips: Clips) -> Iterator[str]:
-    head = "".join(f"<th>{cell}</th>" for cell in ("sample", "input", "expected, with differences", "answer"))
+def _worst_samples(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, list[tuple[Outcome, Answer]]]]:
+    """Yield the title of a task, the mode and the worst samples."""
     for name, task in TASKS.items():
         chosen = [outcome for outcome in outcomes if outcome.benchmark.task == name and outcome.mode != ORIGINAL]
         for mode in dict.fromkeys(outcome.mode for outcome in chosen):
-            samples = worst([outcome for outcome in chosen if outcome.mode == mode], NUM_WORST)
-            if samples:
-                rows = "".join(_sample_row(outcome, sample, clips) for outcome, sample in samples)
-                title = f"{task.title}, {escape(mode)}: the {len(samples)} worst samples"
-                yield f"<details><summary>{title}</summary><table><tr>{head}</tr>{rows}</table></details>"
-
-
-def _sample_row(outcome: Outcome, sample: Answer, clips: Clips) -> str:
-    item, language = sample.item, outcome.benchmark.language
-    if sample.error is not None:
-        difference = f'<span class="error">{escape(sample.error)}</span>'
-    elif outcome.benchmark.task in (SPOKEN_QA, TEXT_QA):
-        said = {"text": sample.said[TEXT], "transcript": sample.said[TRANSCRIPT]}
-        wanted = f"expected: {escape(' / '.join(item.references))}"
-        difference = "<br>".join([wanted, *(f"{form}: {escape(text)}" for form, text in said.items() if text)])
-    else:
-        source = outcome.task.metrics[0].source
-        difference = diff(item.references[0], sample.said[source], language)
-    given = "<br>".join(filter(None, [escape(item.text or ""), clips.player(item.audio or item.voice)]))
-    answer = clips.player(sample.wav) if sample.wav else escape(sample.said[TEXT])
-    cells = (f"{escape(outcome.benchmark.name)}<br>{escape(item.id)}", given, difference, answer)
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+            if samples := worst([outcome for outcome in chosen if outcome.mode == mode], NUM_WORST):
+                yield task.title, mode, samples

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from vita_audio.plots import new_figure
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
 
 LogHistory = Sequence[Mapping[str, Any]]
 
@@ -130,10 +136,6 @@ def draw_spectrograms(sounds: Mapping[str, tuple[Path, str]], path: Path) -> Non
     figure.savefig(path, dpi=110)
 
 
-def _figure(columns: int, *, height: float, width: float | None = None, rows: int = 1):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width or 4 * columns, height), layout="constrained")
-    FigureCanvasAgg(figure)
+def _figure(columns: int, *, height: float, width: float | None = None, rows: int = 1) -> tuple[Figure, np.ndarray]:
+    figure = new_figure(width or 4 * columns, height, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()

@@ -86,10 +86,9 @@ def test_answers_whose_wave_is_gone_are_heard_as_nothing(corpus, tmp_path, toy_f
 @pytest.mark.filterwarnings("error")
 def test_a_single_sample_has_an_interval_and_is_compared():
     score, other = Score([1.0], [4.0], ("a",)), Score([2.0], [4.0], ("a",))
-    interval = confidence_interval(score)
-    assert (interval.low, interval.value, interval.high) == (0.25, 0.25, 0.25)
+    assert (score.value, *confidence_interval(score)) == (0.25, 0.25, 0.25)
     assert compare(score, other).difference == -0.25
-    assert confidence_interval(Score([1.0, 0.0], [4.0, 0.0])).value == 0.25
+    assert confidence_interval(Score([1.0, 0.0], [4.0, 0.0])) == (0.25, 0.25)
 
 
 def test_answers_to_other_data_are_neither_kept_nor_compared(corpus, tmp_path, toy_folders):

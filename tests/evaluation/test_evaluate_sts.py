@@ -37,7 +37,7 @@ def test_variables_become_flags_that_the_program_accepts(tmp_path):
     torchrun.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$PWD" "$@" > {tmp_path}/call\n')
     torchrun.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    more = {"SUITE": "demo asr", "CORPUS": "a corpus", "MODES": "vanilla boost", "JUDGES": "en=pocketsphinx"}
+    more = {"SUITE": "demo asr", "CORPUS": "a corpus", "MODES": "vanilla boost", "JUDGES": "en=whisper:tiny"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "settings.json").write_text("{}")
     flags = ["--limit", "3", "--against", "other"]
@@ -50,7 +50,7 @@ def test_variables_become_flags_that_the_program_accepts(tmp_path):
     options = parse_arguments(words[program + 1 :])
     assert (options.suite, options.modes) == (["demo", "asr"], ["vanilla", "boost"])
     assert (options.model, options.output, options.data) == ("model", tmp_path / "out", tmp_path / "data")
-    assert (options.corpus, options.judge["en"]) == (tmp_path / "a corpus", "pocketsphinx")
+    assert (options.corpus, options.judge["en"]) == (tmp_path / "a corpus", "whisper:tiny")
     assert options.against == tmp_path / "other"
     assert (options.limit, options.seed, options.audio_tokenizer_path) == ({"every": 3}, 7, None)
 

@@ -168,7 +168,7 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
         eval_corpus="corpus",
         eval_data="data",
         eval_limit=7,
-        eval_options=["judge=en=pocketsphinx", "judge=zh=paraformer_zh", "modes=vanilla", "dtype=float32"],
+        eval_options=["judge=en=whisper:tiny", "judge=zh=paraformer_zh", "modes=vanilla", "dtype=float32"],
     )
     command = evaluation_command(toy_run.settings(), options)
     assert command[:3] == [sys.executable, "-m", "evaluation.run"]
@@ -178,7 +178,7 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
         Path("corpus"),
         Path("data"),
     )
-    assert (parsed.judge, parsed.limit) == ({"en": "pocketsphinx", "zh": "paraformer_zh"}, {"every": 7})
+    assert (parsed.judge, parsed.limit) == ({"en": "whisper:tiny", "zh": "paraformer_zh"}, {"every": 7})
     assert (parsed.modes, parsed.dtype) == (["vanilla"], "float32")
     assert parsed.audio_tokenizer_path == str(toy_run.audio_tokenizer)
 

@@ -12,42 +12,24 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+import vita_audio
 from tools.codec.code_mel_pairs import CodeMelPairs, collate
 from tools.codec.corpus import Utterance, hold_out, load_corpus
 from tools.common.training_loop import TrainingLoop
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import resolve_device
-from vita_audio.speech_decoder.config import (
-    DecoderConfig,
-    EncoderConfig,
-    EstimatorConfig,
-    FlowConfig,
-    FlowMatchingConfig,
-    HiFTConfig,
-)
+from vita_audio.speech_decoder.config import DecoderConfig, FlowConfig, HiFTConfig
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import HOP_LENGTH, SAMPLE_RATE, mel_spectrogram
+from vita_audio.speech_decoder.released_files import read_config
 
-SMALL_FLOW = FlowConfig(
-    input_size=192,
-    vocab_size=512,
-    # Without noise the flow gives the most likely mel, the clearest for a flow this small.
-    cfm=FlowMatchingConfig(inference_cfg_rate=1.5, inference_temperature=0.0),
-    # Eight smoothing convolutions cover a whole code (7 frames) and its neighbours; four do not.
-    sampling_ratios=(1,) * 8,
-    encoder=EncoderConfig(input_size=192, output_size=192, attention_heads=4, linear_units=384, num_blocks=2),
-    # Noise and prior, 80 bands each, pass through every layer: width helps more than attention or depth.
-    estimator=EstimatorConfig(channels=(168, 168), n_blocks=0, num_mid_blocks=2),
-)
-SMALL_HIFT = HiFTConfig(
-    base_channels=128,
-    f0_channels=128,
-    resblock_kernel_sizes=(3, 7),
-    resblock_dilation_sizes=((1, 3, 5), (1, 3, 5)),
-    source_resblock_kernel_sizes=(7, 7),
-)
+# The sizes of the embedded decoder. Without noise, its flow gives the most likely mel, the clearest for a small flow.
+# Eight smoothing convolutions cover a whole code (7 frames) and its neighbours; four do not. Noise and prior, 80 bands
+# each, pass through every layer: width helps more than attention or depth.
+_SMALL = read_config(Path(vita_audio.__file__).parent / "assets" / "speech_decoder" / "config.yaml")
+SMALL_FLOW, SMALL_HIFT = _SMALL.flow, _SMALL.hift
 STFT_SIZES = (256, 512, 1024, 2048)
 PROMPT_PROBABILITY = 0.2  # a single voice needs few examples of continuing a prompt
 F0_SCALE = 100.0  # Hz; brings the loss of the fundamental to the size of the spectral losses

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from rapidfuzz.distance import Levenshtein
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus, load_recognition
-from tools.codec.heads import ctc_loss, greedy_symbols
+from tools.codec.heads import count_errors, ctc_loss
 from tools.common.training_loop import TrainingLoop
 from vita_audio.files.checkpoint import read_json
 from vita_audio.inference.pipeline import resolve_device
@@ -71,8 +70,8 @@ def validate(
     errors = count = 0
     for start in range(0, len(utterances), 12):
         batch = make_batch(utterances[start : start + 12])
-        for path, truth in zip(greedy_symbols(*training.logits(batch["features"])), batch["symbols"], strict=True):
-            errors, count = errors + Levenshtein.distance(path, truth), count + len(truth)
+        errors += sum(count_errors(*training.logits(batch["features"]), batch["symbols"]))
+        count += sum(map(len, batch["symbols"]))
     return {"token_error": errors / max(count, 1)}
 
 

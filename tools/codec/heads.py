@@ -1,7 +1,10 @@
 """Heads used only to train a speech tokenizer: they predict phones and mel from its codes."""
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
 from vita_audio.speech_decoder.mel import NUM_BANDS
@@ -73,8 +76,10 @@ def ctc_loss(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> Tenso
 
 def greedy_symbols(logits: Tensor, lengths: Tensor) -> list[list[int]]:
     """Return the best path of each row, without repeats and blanks, as symbol ids."""
-    rows = []
-    for path, length in zip(logits.argmax(-1).tolist(), lengths.tolist(), strict=True):
-        path = path[:length]
-        rows.append([s for i, s in enumerate(path) if s and (i == 0 or s != path[i - 1])])
-    return rows
+    paths = zip(logits.argmax(-1).tolist(), lengths.tolist(), strict=True)
+    return [[symbol for symbol, _ in groupby(path[:length]) if symbol] for path, length in paths]
+
+
+def count_errors(logits: Tensor, lengths: Tensor, symbols: list[list[int]]) -> list[int]:
+    """Return the number of wrong, missing and surplus symbols on the best path of each row."""
+    return list(map(Levenshtein.distance, greedy_symbols(logits, lengths), symbols))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from tools.demo.domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, questions, training_sentences
+from tools.demo.domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, training_texts
 from vita_audio.optional import MissingPackageError
 
 ANSWER_RENDERINGS = 4  # the decoder mostly synthesises answers
@@ -116,7 +116,4 @@ def frequent_texts(count: int, seed: int) -> list[str]:
 
 def domain_texts(seed: int) -> list[str]:
     """Return the demo's training texts: sentences, questions, and every answer several times; nothing held out."""
-    asked = questions("quick")
-    phrasings = [phrasing for question in asked for phrasing in question.phrasings]
-    answers = [question.answer for question in asked]
-    return [*training_sentences("quick", seed), *phrasings, *answers * ANSWER_RENDERINGS]
+    return training_texts("quick", seed, answer_copies=ANSWER_RENDERINGS)

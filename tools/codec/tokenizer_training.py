@@ -8,13 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import soxr
 import torch
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus
-from tools.codec.heads import FEATURE_RATE, CodeReader, ctc_loss, greedy_symbols
+from tools.codec.heads import FEATURE_RATE, CodeReader, count_errors, ctc_loss
 from tools.codec.vector_quantizer import VectorQuantizer
 from tools.common.training_loop import TrainingLoop
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
@@ -152,10 +151,10 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
         output = training.encoder(batch["features"], batch["mask"])
         hidden = training.quantizer(output.pre_vq_hidden, output.token_mask).quantized
         logits = training.reader.code_ctc(training.reader(hidden, output.token_mask))
-        paths = greedy_symbols(logits, output.frame_mask.sum(1))
-        for u, path, truth in zip(group, paths, batch["symbols"], strict=True):
+        wrong = count_errors(logits, output.frame_mask.sum(1), batch["symbols"])
+        for u, num_errors, truth in zip(group, wrong, batch["symbols"], strict=True):
             key = "main" if u.voice == maker.voice else "other"
-            errors[key] += Levenshtein.distance(path, truth)
+            errors[key] += num_errors
             counts[key] += len(truth)
     rates = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
     return {"perplexity": training.quantizer.perplexity(), **rates}

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from evaluation.metrics.significance import Score, compare
-from evaluation.reporting.page import DIFFERENCE_HEADER, Table, difference_cells
+from evaluation.reporting.page import DIFFERENCE_HEADER, difference_cells, render
 from evaluation.reporting.plots import draw_ablations
 from evaluation.results import Outcome, environment, pooled, read_outcomes
 from evaluation.suites import DEMO
@@ -26,6 +26,7 @@ from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
 
+TEMPLATE = Path(__file__).with_name("ablations_template.md")
 VANILLA = "vanilla"
 SPEED_KEYS = (PASSES_PER_TOKEN, "tokens_per_second")
 JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "module_accuracy")
@@ -42,28 +43,27 @@ class Result:
     outcomes: Sequence[Outcome]
     module_accuracy: float
 
-    def metrics(self) -> Iterator[tuple[str, Metric, Outcome]]:
-        """Yield the title, the metric and the outcome for each of our own metrics."""
-        for outcome in self.outcomes:
-            for metric in outcome.task.own_metrics:
-                yield f"{outcome.task.title}: {metric.title}", metric, outcome
+    def metrics(self) -> dict[str, tuple[Metric, Value, Score]]:
+        """Return each of our own metrics with its value and score, by title."""
+        rows = [
+            (one, metric, one.benchmark.key(metric.name)) for one in self.outcomes for metric in one.task.own_metrics
+        ]
+        return {f"{one.task.title}: {m.title}": (m, one.metrics[key], one.scores[key]) for one, m, key in rows}
 
     def values(self) -> dict[str, Value]:
-        return {title: one.metrics[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
-
-    def scores(self) -> dict[str, Score]:
-        return {title: one.scores[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
+        return {title: value for title, (_, value, _) in self.metrics().items()}
 
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
 
     def errors(self) -> dict[str, tuple[float, float, float]]:
         """Return the error rate and its interval, by title."""
-        errors, values = {}, self.values()
-        for title, metric, _ in self.metrics():
-            value, low, high = values[title].value, values[title].low, values[title].high
-            bounds = (1 - value, 1 - high, 1 - low) if metric.more_is_better else (value, low, high)
-            errors[title.replace("right", "wrong")] = bounds
+        errors = {}
+        for title, (metric, rate, _) in self.metrics().items():
+            wrong = (1 - rate.value, 1 - rate.high, 1 - rate.low)
+            errors[title.replace("right", "wrong")] = (
+                wrong if metric.more_is_better else (rate.value, rate.low, rate.high)
+            )
         return errors
 
     def point(self) -> dict[str, Any]:
@@ -104,8 +104,8 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
     """Return paired comparisons with the first run, by title of the metric."""
-    own, others = result.scores(), first.scores()
-    return {title: asdict(compare(own[title], others[title])) for title in own}
+    others = first.metrics()
+    return {title: asdict(compare(score, others[title][2])) for title, (_, _, score) in result.metrics().items()}
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -121,31 +121,6 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def as_markdown(results: Sequence[Result], surroundings: Mapping[str, Any]) -> str:
-    """Return the content of ablations.md."""
-    titles = list(results[0].values())
-    speed_titles = [SPEEDS[key] for key in SPEED_KEYS]
-    header = ["modules", "schedule", "KL weight", *titles, *speed_titles, "accuracy of the modules in training"]
-    rows = []
-    for result in results:
-        speeds, values = result.speeds(), result.values()
-        run = [str(result.num_modules), result.schedule, f"{result.kl_weight:g}"]
-        own = [f"{speeds[PASSES_PER_TOKEN]:.3f}", f"{speeds['tokens_per_second']:.0f}"]
-        rows.append([*run, *(str(values[title]) for title in titles), *own, f"{100 * result.module_accuracy:.1f} %"])
-    pairs = [
-        [result.name, title, *difference_cells(row)]
-        for result in results[1:]
-        for title, row in differences(result, results[0]).items()
-    ]
-    difference = Table(
-        f"Difference from {results[0].name}, on the same samples", ["run", "metric", *DIFFERENCE_HEADER], pairs
-    )
-    lines = ["# Ablations", "", *Table("", header, rows).markdown(), "", "![errors over speed](ablations.png)", ""]
-    lines += ["Rates with 95 % intervals; the speed of batches is comparable within this table only.", ""]
-    lines += [f"## {difference.title}", "", *difference.markdown()]
-    return "\n".join([*lines, "", *(f"* {name}: {value}" for name, value in surroundings.items()), ""])
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("tools.demo.ablation_report", __doc__)
     parser.add_argument("--folder", required=True, type=Path, help="output of tools/demo/ablations.py")
@@ -157,7 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = read_results(folder)
     surroundings = environment()
     draw_ablations([result.point() for result in results], folder / "ablations.png")
-    write_text(folder / "ablations.md", as_markdown(results, surroundings))
+    rows = [
+        [result.name, title, *difference_cells(row)]
+        for result in results[1:]
+        for title, row in differences(result, results[0]).items()
+    ]
+    values = {"results": results, "differences": rows, "difference_header": DIFFERENCE_HEADER}
+    titles = [SPEEDS[key] for key in SPEED_KEYS]
+    write_text(folder / "ablations.md", render(TEMPLATE, **values, speeds=titles, surroundings=surroundings))
     write_json(folder / "ablations.json", {"runs": as_json(results), "environment": surroundings})
 
 

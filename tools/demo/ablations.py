@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Run, Stage, stage_step
-from tools.demo.steps import ROOT, Progress, Step, flags_of, open_folder, read_path, run_steps, seen_from_root
+from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Run, Stage, listed_step, stage_step
+from tools.demo.steps import ROOT, Progress, Step, open_folder, read_path, run_steps, seen_from_root
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
@@ -87,8 +87,8 @@ def ablations(setting: Setting) -> list[Ablation]:
 def plan_steps(setting: Setting, runs: Sequence[Ablation]) -> list[Step]:
     """List the steps of all runs, each step once."""
     steps = {step.name: step for run in runs for step in _run_steps(setting, run)}
-    command = ["python", "-m", "tools.demo.ablation_report", "--folder", str(setting.output)]
-    return [*steps.values(), Step("report", "write the report", setting.output / "ablations.json", command)]
+    report = listed_step("ablation_report", setting.base, output=setting.output)
+    return [*steps.values(), replace(report, name="report")]
 
 
 def _run_steps(setting: Setting, run: Ablation) -> Iterator[Step]:
@@ -121,18 +121,9 @@ def _training_step(setting: Setting, run: Ablation, stage: Stage, start: Path, o
 
 
 def _evaluation_step(setting: Setting, run: Ablation, model: Path, output: Path) -> Step:
-    is_first = run == ablations(setting)[0]
-    flags = {
-        "suite": "demo",
-        "model": model,
-        "corpus": setting.base.corpus,
-        "output": output,
-        "modes": [run.schedule, *(["vanilla"] if is_first else [])],
-        "limit": setting.base.form.num_heldout["qa"],
-        "audio-tokenizer-type": setting.base.variant.audio_tokenizer_type,
-    }
-    command = ["python", "-m", "evaluation.run", *flags_of(flags), *setting.base.audio_flags()]
-    return Step(f"{run.name}_evaluation", f"evaluate {run.name}", output / "results.json", command)
+    modes = [run.schedule, *(["vanilla"] if run == ablations(setting)[0] else [])]
+    values = {"ablation": run.name, "model": model, "output": output, "modes": modes}
+    return replace(listed_step("ablation_evaluation", setting.base, **values), name=f"{run.name}_evaluation")
 
 
 def config_path(setting: Setting, num_modules: int) -> Path:

@@ -2,7 +2,7 @@
 
 All texts are in lower case without punctuation, as speech recognition should return them. A checksum decides whether a
 text is held out, so held-out texts do not depend on size or seed and training texts never include them. One phrasing of
-each question is held out, but not the answer. Sentences and questions are worded in domain.yaml.
+each question is held out, but not the answer. The words are in domain.yaml.
 """
 
 import random
@@ -19,21 +19,6 @@ HELD_OUT_SEED = 1
 SHORTEST_DIGITS, LONGEST_DIGITS = 3, 5
 QUESTION_WORDS = ("what", "which", "who", "how", "do", "can")
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-UNIT_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
-TEEN_ORDINALS = (
-    *("tenth", "eleventh", "twelfth", "thirteenth", "fourteenth"),
-    *("fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth"),
-)
-TWENTIES = ("twentieth", *(f"twenty {unit}" for unit in UNIT_ORDINALS))
-DAY_ORDINALS = (*UNIT_ORDINALS, *TEEN_ORDINALS, *TWENTIES, "thirtieth", "thirty first")
-DAYS_PER_MONTH = {
-    **{"january": 31, "february": 29, "march": 31, "april": 30, "may": 31, "june": 30},
-    **{"july": 31, "august": 31, "september": 30, "october": 31, "november": 30, "december": 31},
-}
-MONTHS = tuple(DAYS_PER_MONTH)
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-
 
 @dataclass(frozen=True)
 class Topic:
@@ -45,8 +30,13 @@ class Topic:
 
 
 _WORDINGS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+DIGITS, DAY_ORDINALS, WEEKDAYS = (tuple(_WORDINGS[name]) for name in ("digits", "day_ordinals", "weekdays"))
+DAYS_PER_MONTH: dict[str, int] = _WORDINGS["days_per_month"]
+MONTHS = tuple(DAYS_PER_MONTH)
 SENTENCE_TEMPLATES: list[str] = _WORDINGS["templates"]
 SLOTS: dict[str, list[str]] = _WORDINGS["slots"]  # words for each slot of the templates
+SIZES: dict[str, dict[str, int]] = _WORDINGS["sizes"]
+MIXTURES: dict[str, dict[str, int]] = _WORDINGS["mixtures"]
 TOPICS = {name: Topic(**topic) for name, topic in _WORDINGS["topics"].items()}
 
 
@@ -59,27 +49,6 @@ class Question:
     held_out_phrasing: str
     answer: str
     keyword: str
-
-
-@dataclass(frozen=True)
-class CorpusSize:
-    """Numbers of texts of each kind, and of renderings of each text; `held_out` counts for each kind of sentence."""
-
-    digits: int
-    dates: int
-    sentences: int
-    questions: int
-    held_out: int
-    sentence_renderings: int
-    question_renderings: int
-    answer_renderings: int
-
-
-SIZES = {
-    "ci": CorpusSize(4, 2, 4, 4, 2, 1, 1, 1),
-    "quick": CorpusSize(540, 360, 820, 63, 20, 1, 2, 3),
-    "long": CorpusSize(1500, 600, 2200, 63, 60, 2, 4, 8),
-}
 
 
 def spoken(text: str) -> str:
@@ -141,7 +110,7 @@ def draw(make: Callable[[random.Random], str], count: int, rng: random.Random, *
 def training_sentences(size: str, seed: int = 0) -> list[str]:
     """Return digit strings, dates and sentences for training, shuffled."""
     counts, rng = SIZES[size], random.Random(f"train {seed}")
-    kinds = ((digit_string, counts.digits), (date, counts.dates), (sentence, counts.sentences))
+    kinds = ((digit_string, counts["digits"]), (date, counts["dates"]), (sentence, counts["sentences"]))
     texts = [text for make, count in kinds for text in draw(make, count, rng, held_out=False)]
     rng.shuffle(texts)
     return texts
@@ -149,7 +118,7 @@ def training_sentences(size: str, seed: int = 0) -> list[str]:
 
 def heldout_sentences(size: str) -> list[str]:
     """Return digit strings, dates and sentences for evaluation, alternating between the three kinds."""
-    count, rng = SIZES[size].held_out, random.Random(HELD_OUT_SEED)
+    count, rng = SIZES[size]["held_out"], random.Random(HELD_OUT_SEED)
     kinds = [draw(make, count, rng, held_out=True) for make in (digit_string, date, sentence)]
     return [text for group in zip(*kinds, strict=True) for text in group]
 
@@ -158,13 +127,14 @@ def questions(size: str) -> list[Question]:
     """Return the questions of a corpus, alternating between topics; the held-out phrasing rotates within a topic."""
     per_topic = [[_question(name, index) for index in range(len(topic.facts))] for name, topic in TOPICS.items()]
     mixed = [question for row in zip_longest(*per_topic) for question in row if question]
-    return mixed[: SIZES[size].questions]
+    return mixed[: SIZES[size]["questions"]]
 
 
-def training_texts(size: str, seed: int = 0) -> list[str]:
+def training_texts(size: str, seed: int = 0, *, answer_copies: int = 1) -> list[str]:
     """Return every text that is spoken in training: sentences, training phrasings, answers."""
     asked = [phrasing for question in questions(size) for phrasing in question.phrasings]
-    return [*training_sentences(size, seed), *asked, *(question.answer for question in questions(size))]
+    answers = [question.answer for question in questions(size)]
+    return [*training_sentences(size, seed), *asked, *answers * answer_copies]
 
 
 def _question(topic_name: str, index: int) -> Question:

@@ -22,20 +22,13 @@ import yaml
 from tqdm import tqdm
 
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
-from tools.demo.domain import SIZES, Question, heldout_sentences, questions, spoken, training_sentences
+from tools.demo.domain import MIXTURES, SIZES, Question, heldout_sentences, questions, spoken, training_sentences
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_text
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
-MIXTURES = {  # yaml name -> {jsonl: ratio}
-    # Questions are few. At a ratio of 1, models confuse them, and MTP modules garble the words of answers.
-    "stage1": {"asr": 1, "tts": 1, "qa": 2, "text": 1},
-    # Includes recognition, because MTP modules decode it too.
-    "mtp": {"asr": 1, "tts": 1, "qa": 3},
-    "stage4": {"asr": 1, "tts": 1, "qa": 3, "text": 1},
-}
 PEAK = 0.8
 SETTINGS = {"length_scale": (1.0, 1.2), "noise_scale": (0.4, 0.7), "noise_w_scale": (0.5, 0.8)}  # ranges for Piper
 SHARD_FILES = 64  # files synthesised by one seeded session
@@ -75,10 +68,10 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
         return [(text, render(text, number, "train")) for text in texts for number in range(times)]
 
     asked = questions(size)
-    sentences = render_all(training_sentences(size, seed), counts.sentence_renderings)
-    answers = render_all((question.answer for question in asked), counts.answer_renderings)
+    sentences = render_all(training_sentences(size, seed), counts["sentence_renderings"])
+    answers = render_all((question.answer for question in asked), counts["answer_renderings"])
     prompts = render_all(
-        (phrasing for question in asked for phrasing in question.phrasings), counts.question_renderings
+        (phrasing for question in asked for phrasing in question.phrasings), counts["question_renderings"]
     )
     corpus.training = {
         "asr": [_chat(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, path) for text, path in sentences + prompts + answers],

@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 
 from tools.demo.steps import ROOT, Step, flags_of
-from vita_audio.interleave import MODES
 
 STAGE_SCRIPTS = ROOT / "scripts" / "deepspeed" / "sts_qwen25"
 ASSETS = Path("vita_audio/assets")
@@ -19,7 +18,7 @@ NUM_CORES = len(os.sched_getaffinity(0))  # available to this process
 MOST_EVALUATORS = 4  # processes, each with a model and a judge
 LOG_ENTRIES = 75  # per stage, for its curves
 WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
-ENCODER_FLAGS = "--batch-seconds 20 --lr 2e-3 --warmup 200 --no-bf16"
+_STEPS = yaml.safe_load(Path(__file__).with_name("steps.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,12 @@ class Variant:
 
 
 def read_variants() -> dict[str, Variant]:
-    """Return the variants in variants.yaml; the scripts of their stages are named after the audio tokenizer type."""
-    variants = {}
-    for name, values in yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text(encoding="utf-8")).items():
-        script = f"finetune_{values['audio_tokenizer_type']}"
-        noise = "--audio_code_noise 0.1"
-        stages = (
-            Stage("stage1", f"{script}_stage1.sh", 0, "stage1.yaml", values["first_flags"]),
-            Stage("stage2", f"{script}_mtp1_stage1.sh", 1, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
-            Stage("stage3", f"{script}_mtp10_stage1.sh", 10, "mtp.yaml", f"--learning_rate 2e-3 {noise}"),
-            Stage("stage4", f"{script}_mtp10_stage2.sh", 10, "stage4.yaml", f"--learning_rate 2e-4 {noise}"),
-        )
-        forms = {size: Form(**form) for size, form in values["forms"].items()}
-        variants[name] = Variant(values["audio_tokenizer_type"], values["model_config"], stages, forms)
-    return variants
+    """Return the variants in variants.yaml."""
+    variants = yaml.safe_load(Path(__file__).with_name("variants.yaml").read_text(encoding="utf-8"))
+    for values in variants.values():
+        values["stages"] = tuple(Stage(name, **stage) for name, stage in values["stages"].items())
+        values["forms"] = {size: Form(**form) for size, form in values["forms"].items()}
+    return {name: Variant(**values) for name, values in variants.items()}
 
 
 VARIANTS = read_variants()
@@ -126,34 +117,34 @@ class Run:
 
 def plan_steps(run: Run) -> list[Step]:
     """List the steps in order."""
-    encoder = [_encoder_step(run)] if run.form.encoder_steps else []
-    return [*_corpus_steps(run), *encoder, *_training_steps(run), *_report_steps(run)]
+    first = ["corpus", "codes", *(["encoder"] if run.form.encoder_steps else [])]
+    before, after = ([listed_step(name, run) for name in names] for names in (first, ("evaluation", "codec", "report")))
+    return [*before, *_training_steps(run), *after]
 
 
-def _corpus_steps(run: Run) -> list[Step]:
-    corpus = ["python", "-m", "tools.demo.make_corpus"]
-    corpus += flags_of({"out": run.corpus, "size": run.form.corpus_size})
-    mixtures = [run.corpus / data for data in dict.fromkeys(stage.data for stage in run.variant.stages)]
-    flags = {"data": mixtures, "codes": run.codes, "audio-tokenizer-type": run.variant.audio_tokenizer_type}
-    codes = ["python", "tools/extract_audio_codes.py", *flags_of(flags | {"processes": NUM_CORES})]
-    return [
-        Step("corpus", "make the demo corpus", mixtures[-1], corpus),
-        Step("codes", "encode its speech to audio codes", run.codes, [*codes, *run.audio_flags(decoder=False)]),
-    ]
-
-
-def _encoder_step(run: Run) -> Step:
-    """Train the speech encoder only on the speech that the model will learn to recognise."""
-    flags = {
-        "data": run.corpus / "asr.jsonl",
-        "config": _config(run.variant, num_modules=0),
-        "tokenizer": TEXT_MODEL,
-        "output": run.speech_encoder.parent,
-        "steps": run.form.encoder_steps,
-        "held-out": run.form.num_heldout["asr"],
+def listed_step(name: str, run: Run, **values: object) -> Step:
+    """Return a step of steps.yaml, filled in with values of the run and with `values`."""
+    num_evaluators = min(NUM_CORES, MOST_EVALUATORS)
+    known = {
+        "run": run,
+        "text_model": TEXT_MODEL,
+        "tokenizer_flags": run.audio_flags(decoder=False),
+        "audio_flags": ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()],
+        "stages": [run.folder / stage.name for stage in run.variant.stages],
+        "note_flags": ["--note", run.form.note] if run.form.note else [],
+        "num_cores": NUM_CORES,
+        "num_evaluators": num_evaluators,
+        "num_threads": os.environ.get("OMP_NUM_THREADS", NUM_CORES // num_evaluators),
+        **values,
     }
-    command = ["python", "-m", "tools.codec.train_encoder", *shlex.split(ENCODER_FLAGS), *flags_of(flags)]
-    return Step("encoder", "train a small speech encoder", run.speech_encoder / "am.mvn", command)
+    listed = _STEPS[name]
+    command: list[str] = []
+    for word in shlex.split(listed["command"]):
+        value = known.get(word.strip("{}"))
+        command += map(str, value) if isinstance(value, list) else [word.format(**known)]
+    environment = {key: value.format(**known) for key, value in listed.get("environment", {}).items()}
+    title, product = (listed[key].format(**known) for key in ("title", "product"))
+    return Step(name, title, Path(product), command, environment)
 
 
 def _config(variant: Variant, num_modules: int) -> str:
@@ -220,39 +211,3 @@ def stage_step(
     return Step(
         output.name, f"train {output.name}", output / "train_results.json", command, {**variables, **environment}
     )
-
-
-def _report_steps(run: Run) -> list[Step]:
-    """Evaluate the model and the codec, and write the report."""
-    evaluation, codec, num_heldout = run.folder / "evaluation", run.folder / "codec", run.form.num_heldout
-    audio_flags = ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()]
-    num_processes = min(NUM_CORES, MOST_EVALUATORS)
-    limits = {f"demo-{task}": num_heldout[task] for task in ("asr", "tts", "qa")}
-    flags = {
-        "suite": list(limits),
-        "model": run.model,
-        "corpus": run.corpus,
-        "output": evaluation,
-        "modes": list(MODES),
-        "limit": [f"{name}={count}" for name, count in limits.items()],
-        "batch-size": 20,
-        "dtype": "float32",
-        "time-alone": "demo-qa=8",
-        "skip-recordings": [],  # the codec's round trip shows the judge's own error
-    }
-    command = ["torchrun", "--standalone", "--nproc_per_node", str(num_processes), "-m", "evaluation.run"]
-    command += [*flags_of(flags), *audio_flags]
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(NUM_CORES // num_processes))}
-    flags = {"corpus": f"heldout={run.corpus / 'heldout_asr.jsonl'}", "output": codec}
-    flags |= {"max-clips": num_heldout["roundtrip"]}
-    flags |= {"codes": run.codes, "codes-of": run.corpus / run.variant.stages[0].data}
-    codec_command = ["python", "-m", "evaluation.evaluate_codec", *flags_of(flags), *audio_flags]
-    stages = [run.folder / stage.name for stage in run.variant.stages]
-    flags = {"evaluation": evaluation, "codec": codec, "stages": stages, "output": run.folder}
-    flags |= {"note": run.form.note} if run.form.note else {}
-    report = ["python", "-m", "tools.demo.report", *flags_of(flags)]
-    return [
-        Step("evaluation", "evaluate on held-out speech", evaluation / "results.json", command, threads),
-        Step("codec", "evaluate the codec", codec / "codec.json", codec_command),
-        Step("report", "write the report", run.folder / "report.json", report),
-    ]

@@ -20,7 +20,7 @@ from typing import Any
 
 from evaluation import evaluate_codec
 from evaluation.metrics.ours import corrected_error_rate, scored_tokens
-from evaluation.reporting.page import Table
+from evaluation.reporting.page import render
 from evaluation.results import RESULTS, Answer, Outcome, pooled, read_outcomes
 from evaluation.run_folder import read_settings
 from evaluation.suites import BENCHMARKS, read_rows
@@ -38,48 +38,7 @@ MODE_FIELDS = (*RATES, "backbone_passes_per_token", "tokens_per_second")
 ANSWER_FIELDS = ("question_wav", "wav", "text", "transcript")
 STAGE_FIELDS = ("steps", "minutes", "final_loss", "final_losses")
 SILENCE_SECONDS, SILENCE_RATE = 0.5, 22_050  # audio file for answers without speech
-MODE_HEADER = ("mode", "ASR WER", "TTS WER", "QA text", "QA speech", "passes/token", "tokens/s", "no audio")
-QUESTION_HEADER = ("mode", "QA text, known phrasing", "QA text, new phrasing", "whole answer exact", "QA speech WER")
-ROUND_TRIP_HEADER = ("WER of the originals", "WER after the codec", "codebook perplexity")
-STAGE_HEADER = ("stage", "steps", "minutes", "loss", "backbone", "MTP modules")
-TEMPLATE = """# Report
-
-{note}Held-out speech, greedy decoding, speech transcribed by {judge}; trained with ratio {ratio}.
-Per mode {counts[0]} clips to transcribe, {counts[1]} texts to speak, {counts[2]} spoken questions.
-
-## Modes
-
-{modes}
-
-\\* decoded with a ratio that differs from the training data; the backbone alone (vanilla) supports any ratio.
-
-WER: errors per word after normalisation; each digit of a number counts as a word.
-QA: the answer ends with its keyword (at most {leeway} more word may follow).
-An answer without audio has an empty transcript and counts as wrong. tokens/s: one question at a time.
-
-{questions}
-
-![quality over speed](modes.png)
-
-## Codec round trip
-
-{round_trip}
-
-## Stages
-
-{stages}
-
-![losses](losses.png)
-
-## A question and its answer
-
-* question ({answer[question_wav]}): {answer[question_text]}
-* answer in text: {answer[text]}
-* spoken answer ({answer[wav]}), as transcribed: {answer[transcript]}
-* expected: {answer[reference_text]}
-
-![question and answer](answer.png)
-"""
+TEMPLATE = Path(__file__).with_name("report_template.md")
 
 Part = dict[str, Any]
 
@@ -91,11 +50,13 @@ class Mode:
     Attributes:
         outcomes: Outcomes by task.
         questions: Rows of the corpus by id, with the `reference` answer and the novelty of the question, `unseen`.
-        foreign_ratio: Whether the mode's ratio differs from the training data; never for vanilla.
+        ratio: Numbers of text tokens and codes in turn.
+        foreign_ratio: Whether that differs from the training data; never for vanilla.
     """
 
     outcomes: Mapping[str, Outcome]
     questions: Mapping[str, Mapping[str, str]]
+    ratio: Sequence[int]
     foreign_ratio: bool
 
     def spoken(self) -> Iterator[tuple[str, Answer, str]]:
@@ -145,7 +106,7 @@ def read_modes(evaluation: Path) -> tuple[dict[str, Mode], InterleavePlan]:
     for name, ratio in MODES.items():
         outcomes = read_outcomes(evaluation, [BENCHMARKS[f"demo-{task}"] for task in TASKS], name)
         is_foreign = any(ratio[1::2]) and ratio != trained.ratio
-        modes[name] = Mode(dict(zip(TASKS, outcomes, strict=True)), questions, is_foreign)
+        modes[name] = Mode(dict(zip(TASKS, outcomes, strict=True)), questions, ratio, is_foreign)
         if SPEED_ALONE not in outcomes[-1].speed:
             raise ValueError(
                 f"{evaluation} has no speed in mode {name}; run evaluation.run with --time-alone demo-qa=8"
@@ -220,57 +181,6 @@ def build_report(
     }
 
 
-def as_markdown(report: Part, modes: Mapping[str, Mode], answer: Part, *, trained: InterleavePlan, note: str) -> str:
-    """Return the content of report.md, which begins with `note`."""
-    first, codec = next(iter(modes.values())).outcomes, report["roundtrip"]
-    use = f"{codec['codebook_perplexity']:.0f} of {codec['codebook_size']}"
-    return TEMPLATE.format(
-        note=f"{note}\n\n" if note else "",
-        judge=first["tts"].judge,
-        ratio=" ".join(map(str, trained.ratio)),
-        counts=[len(first[task].samples) for task in TASKS],
-        leeway=KEYWORD_LEEWAY,
-        modes=_table(MODE_HEADER, [_mode_row(name, mode) for name, mode in modes.items()]),
-        questions=_table(QUESTION_HEADER, [_question_row(name, mode) for name, mode in modes.items()]),
-        round_trip=_table(ROUND_TRIP_HEADER, [[_percent(codec["wer_original"]), _percent(codec["wer"]), use]]),
-        stages=_table(STAGE_HEADER, [_stage_row(name, stage) for name, stage in report["stages"].items()]),
-        answer=answer,
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(Table("", header, rows).markdown())
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def _mode_row(name: str, mode: Mode) -> list[str]:
-    scores, mark = mode.scores, " \\*" if mode.foreign_ratio else ""
-    return [
-        f"{name} ({' '.join(map(str, MODES[name]))}){mark}",
-        *(_percent(scores[field]) for field in RATES),
-        f"{scores['backbone_passes_per_token']:.3f}",
-        f"{scores['tokens_per_second']:.0f}",
-        str(scores["without_audio"]),
-    ]
-
-
-def _question_row(name: str, mode: Mode) -> list[str]:
-    scores = mode.scores
-    shares = [mode.text_accuracy("rendering"), mode.text_accuracy("phrasing")]
-    return [name, *map(_percent, [*shares, scores["qa_text_exact"], scores["qa_speech_wer"]])]
-
-
-def _stage_row(name: str, stage: Part) -> list[str]:
-    losses = stage["final_losses"]
-    modules = [loss for depth, loss in losses.items() if depth != "main"]
-    span = f"{min(modules):.3f} to {max(modules):.3f}" if modules else "-"
-    training = [str(stage["steps"]), f"{stage['minutes']:.1f}", f"{stage['final_loss']:.3f}"]
-    return [name, *training, f"{losses['main']:.3f}", span]
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("tools.demo.report", __doc__)
     parser.add_argument("--evaluation", required=True, type=Path, help="output folder of evaluation.run")
@@ -300,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     question, spoken = Path(answer["question_wav"]), Path(answer["wav"])
     sounds = {"question": (question, answer["question_text"]), "answer": (spoken, answer["text"])}
     draw_spectrograms(sounds, options.output / "answer.png")
-    markdown = as_markdown(report, modes, answer, trained=trained, note=options.note)
+    values = {"report": report, "modes": modes, "answer": answer, "trained": trained, "note": options.note}
+    markdown = render(TEMPLATE, leeway=KEYWORD_LEEWAY, **values)
     write_text(options.output / "report.md", markdown)
     write_json(options.output / "report.json", report)
     print(markdown)

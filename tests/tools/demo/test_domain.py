@@ -35,9 +35,9 @@ def test_a_weekday_does_not_bring_a_held_out_date_into_training():
 def test_sizes_give_the_numbers_they_name():
     size = domain.SIZES["quick"]
     texts = domain.training_sentences("quick")
-    assert len(set(texts)) == len(texts) == size.digits + size.dates + size.sentences
-    assert sum(set(text.split()) <= set(domain.DIGITS) for text in texts) == size.digits
-    assert sum(text.split()[-1] in domain.MONTHS for text in texts) == size.dates
+    assert len(set(texts)) == len(texts) == size["digits"] + size["dates"] + size["sentences"]
+    assert sum(set(text.split()) <= set(domain.DIGITS) for text in texts) == size["digits"]
+    assert sum(text.split()[-1] in domain.MONTHS for text in texts) == size["dates"]
 
 
 def test_training_texts_follow_the_seed():
