@@ -241,5 +241,5 @@ def test_incomplete_weights_are_named(tokenizer, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["conv1.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="missing_keys.*conv1.weight"):
+    with pytest.raises(ValueError, match="missing: conv1.weight"):
         get_audio_tokenizer("glm4voice", tmp_path)

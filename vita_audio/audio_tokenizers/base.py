@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.streaming import Voice, check_codes
 
@@ -241,21 +240,6 @@ def prepare_wave(
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")
     return resample(wave, sample_rate, target_rate)
-
-
-def load_model(kind: type[PreTrainedModel], folder: Path, *, ignored: Sequence[str] = ()) -> PreTrainedModel:
-    """Load a transformers model in float32.
-
-    Args:
-        ignored: Entries of transformers' loading report that are no errors.
-    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
-    """
-    read_json(folder / "config.json")
-    check_weights(folder)
-    model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if problems := {key: sorted(map(str, names)) for key, names in report.items() if names and key not in ignored}:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
-    return model
 
 
 def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vita_audio.files.checkpoint import read_yaml
-from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.files.tensors import fill_module, load_model, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 from vita_audio.speech_decoder.streaming import check_codes
 
-from .base import Voice, check_chunk_sizes, fingerprint, load_model
+from .base import Voice, check_chunk_sizes, fingerprint
 from .windowed import WindowedTokenizer
 
 NAME = "sparktts"
@@ -159,11 +159,12 @@ class SparkTTSTokenizer(WindowedTokenizer):
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
             # The checkpoint may have additional weights, such as the heads of its training.
-            speech_model = load_model(Wav2Vec2Model, folder / SPEECH_MODEL, ignored=["unexpected_keys"])
+            source = folder / SPEECH_MODEL
+            speech_model, _ = load_model(Wav2Vec2Model, source, ignored=["unexpected"], dtype=torch.float32)
         return cls(
             bicodec.to(device),
             speech_model.to(device),
-            Wav2Vec2FeatureExtractor.from_pretrained(folder / SPEECH_MODEL),
+            Wav2Vec2FeatureExtractor.from_pretrained(source),
             read_yaml(folder / "config.yaml"),
             **options,
         )

@@ -10,7 +10,6 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,6 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
 _POINTER = b"version https://git-lfs"  # start of the text in place of a file in a clone without Git LFS
-_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # safetensors -> torch
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Shape of a tensor in a weight file, and its dtype by torch's name, such as `bfloat16`."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def find_checkpoint(
@@ -118,7 +108,7 @@ def check_whole(path: Path) -> None:
     if path.suffix == ".json":
         _parse(path, json.loads, "JSON")  # some are lists, such as SenseVoiceSmall's tokens.json
     elif path.suffix == ".safetensors":
-        read_header(path)
+        _names(path)
     elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut off after {path.stat().st_size:,} bytes; get it again")
 
@@ -141,25 +131,14 @@ def _check_head(path: Path) -> bytes:
     return head
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a safetensors file without reading their values.
-
-    Raises: ValueError if the file is damaged, too short or too long.
-    """
+def _names(path: Path) -> set[str]:
+    """List the tensors of a safetensors file. Raises: ValueError if it is damaged, too short or too long."""
     try:
         with safe_open(path, "numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            return {
-                name: StoredTensor(tuple(part.get_shape()), _torch_dtype(part.get_dtype()))
-                for name, part in slices.items()
-            }
+            return set(file.keys())
     except SafetensorError as error:
         size = path.stat().st_size
         raise ValueError(f"{path} is cut off or damaged ({error}; {size:,} bytes); get it again") from error
-
-
-def _torch_dtype(name: str) -> str:
-    return re.sub(r"^(BF|F|I|U)(?=\d+$)", lambda match: _DTYPES[match[1]], name).lower()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -192,7 +171,7 @@ def check_weights(folder: Path) -> list[Path]:
     index = folder / f"{WEIGHT_NAMES[0]}.index.json"
     if files[0].suffix == ".safetensors" and files != [folder / WEIGHT_NAMES[0]]:
         for path, names in _shards(index).items():
-            if lost := sorted(names - read_header(path).keys()):
+            if lost := sorted(names - _names(path)):
                 raise ValueError(
                     f"{path} lacks {', '.join(lost[:3])} ({len(lost)} tensors), which {index.name} says it holds; the "
                     "files are of different checkpoints, get the folder again"

@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
@@ -111,7 +110,7 @@ class SpeechLM:
         device = resolve_device(device)
         options.setdefault("device_map", device)
         dtype = dtype or default_dtype(device)
-        model, missing = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, **options)
+        model, missing = load_weights(folder, config, dtype=dtype, **options)
         if missing:
             raise ValueError(
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "

@@ -128,7 +128,7 @@ def load_stage_model(
         model = AutoModelForCausalLM.from_config(config, **options)
         _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
     else:
-        model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
+        model, missing = load_weights(folder, config, **options)
         if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
             logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
         if not isinstance(base, Qwen2MTPConfig):
