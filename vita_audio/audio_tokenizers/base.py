@@ -140,6 +140,11 @@ class AudioTokenizer(ABC):
     def fingerprint(self) -> str:
         """Name and hash of everything that decides which codes a wave gets; identifies stores of codes."""
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Entry of a model's configuration that identifies the tokenizer whose codes it was trained on."""
+        return {"type": self.name, "fingerprint": self.fingerprint}
+
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         """Encode waves, (samples,) float32 at `sample_rate`, none of them empty."""
         return [self._encode_one(wave) for wave in waves]
@@ -240,6 +245,25 @@ def prepare_wave(
     if num_bad := int((~wave.isfinite()).sum()):
         raise ValueError(f"wave must be finite, got {num_bad} of {len(wave)} samples that are NaN or infinite")
     return resample(wave, sample_rate, target_rate)
+
+
+def check_identity(trained_with: Mapping[str, str], given: Mapping[str, str], model_name: str | Path) -> None:
+    """Raise ValueError if a model was trained on the codes of another audio tokenizer than the given one.
+
+    Args:
+        trained_with: Entry of the model's configuration, an `AudioTokenizer.identity`.
+        given: Identity of the audio tokenizer to be used.
+    """
+    if trained_with == given:
+        return
+    other = f"other weights of {given['type']}"
+    if trained_with["type"] != given["type"]:
+        other = f"{given['type']} instead of {trained_with['type']}"
+    raise ValueError(
+        f"{model_name} was trained on codes of the audio tokenizer {trained_with['fingerprint']}, got "
+        f"{given['fingerprint']}: {other}, whose codes mean something else; give the folder of the one it was trained "
+        "with"
+    )
 
 
 def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:

@@ -27,9 +27,7 @@ _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "
 _POINTER = b"version https://git-lfs"  # start of the text in place of a file in a clone without Git LFS
 
 
-def find_checkpoint(
-    name_or_path: str | Path, *, offline: bool = False, revision: str | None = None, files: Sequence[str] | None = None
-) -> Path:
+def find_checkpoint(name_or_path: str | Path, *, offline: bool = False, files: Sequence[str] | None = None) -> Path:
     """Return the folder of a checkpoint: the given folder, or the local copy of a repository on the hub.
 
     A repository is downloaded if there is no local copy. Python files are never downloaded; `.onnx` files, and `.bin`
@@ -38,7 +36,6 @@ def find_checkpoint(
     Args:
         name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
         offline: Use only files that were downloaded earlier, like the environment variable HF_HUB_OFFLINE=1.
-        revision: Branch, tag or commit on the hub.
         files: Names of the files to download; names that the repository lacks are ignored.
     Raises: FileNotFoundError or NotADirectoryError, with the remedy.
     """
@@ -51,21 +48,21 @@ def find_checkpoint(
         raise FileNotFoundError(
             f"no folder {path}; give the folder of a checkpoint, or its name on the hub (owner/name)"
         )
-    return _find_on_hub(str(name_or_path), offline, revision, files)
+    return _find_on_hub(str(name_or_path), offline, files)
 
 
-def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence[str] | None) -> Path:
+def _find_on_hub(name: str, offline: bool, files: Sequence[str] | None) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
         if offline:  # callers check that the files exist
-            return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
+            return Path(snapshot_download(name, local_files_only=True, ignore_patterns="*"))
         if files is not None:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=[*_NEVER_DOWNLOADED, "*.bin"]))
+            return Path(snapshot_download(name, allow_patterns=list(files)))
+        folder = Path(snapshot_download(name, ignore_patterns=[*_NEVER_DOWNLOADED, "*.bin"]))
         if not any(path.suffix in (".safetensors", ".pt") for path in folder.iterdir()):
-            folder = Path(snapshot_download(name, revision=revision, ignore_patterns=list(_NEVER_DOWNLOADED)))
+            folder = Path(snapshot_download(name, ignore_patterns=list(_NEVER_DOWNLOADED)))
         return folder
     except OSError as error:
         reason = "offline, and it was not downloaded earlier" if offline else str(error).strip().split("\n")[0]
