@@ -34,7 +34,7 @@ from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
-    from vita_audio.checkpoints.inspection import Part, Report
+    from vita_audio.checkpoints.inspection import Report
 
 DOES_NOT_FIT = 1  # exit code
 UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -80,7 +80,9 @@ def render(report: Report) -> str:
     """Format the report for the terminal."""
     rows = []
     for part in report.parts:
-        rows += [(part.name, summary(part))] + [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
+        size, dtypes = short(sum(part.parameters.values())), " and ".join(sorted(part.parameters))
+        rows.append((part.name, f"{part.num_tensors} tensors, {size} parameters as {dtypes}"))
+        rows += [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
         ways = Counter(part.initialised.values())
         rows += [("", f"{count} new tensors begin {way}") for way, count in ways.items()]
         rows.append(("dry run", part.dry_run))
@@ -92,12 +94,6 @@ def render(report: Report) -> str:
     lines = [f"{report.folder}: {report.title}"] + [f"  {name.ljust(width)}  {text}" for name, text in rows]
     lines += [f"  PROBLEM: {problem}" for problem in report.problems]
     return "\n".join([*lines, "does not load" if report.problems else "loads"])
-
-
-def summary(part: Part) -> str:
-    """Return the number, size and dtypes of the tensors of a part."""
-    dtypes = " and ".join(sorted(part.parameters))
-    return f"{part.num_tensors} tensors, {short(sum(part.parameters.values()))} parameters as {dtypes}"
 
 
 def short(number: float) -> str:

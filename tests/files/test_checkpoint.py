@@ -20,7 +20,6 @@ from vita_audio.files.checkpoint import (
     find_checkpoint,
     read_json,
     read_yaml,
-    weight_files,
 )
 
 
@@ -35,9 +34,9 @@ def test_a_whole_folder_passes(folder):
 
 def test_safetensors_come_before_other_weights(folder):
     torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
-    assert [path.name for path in weight_files(folder)] == list(SHARDS)
+    assert [path.name for path in check_weights(folder)] == list(SHARDS)
     save_file({"a": np.zeros(1)}, folder / "model.safetensors")
-    assert [path.name for path in weight_files(folder)] == ["model.safetensors"]
+    assert [path.name for path in check_weights(folder)] == ["model.safetensors"]
     for path in folder.glob("model*"):
         path.unlink()
     assert [path.name for path in check_weights(folder)] == ["pytorch_model.bin"]

@@ -26,7 +26,6 @@ from vita_audio.speech_decoder.streaming import FlowVoice
 from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
-EMBEDDED = "embedded"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED_TOKENIZER = _ASSETS / "speech_tokenizer"
 EMBEDDED_DECODER = _ASSETS / "speech_decoder"
@@ -73,6 +72,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     name = "glm4voice"
     released_as = "THUDM/glm-4-voice-tokenizer"
+    embedded = EMBEDDED_TOKENIZER, EMBEDDED_DECODER
     voice_class = FlowVoice
     output_rate = SpeechDecoder.sample_rate
 
@@ -128,28 +128,11 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         self.vocab_size = config.quantize_vocab_size
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path | None = None, decoder_path: str | Path | None = None, **options
-    ) -> "GLM4VoiceTokenizer":
-        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder, or the weights in this package.
-
-        Args:
-            path: None or "embedded" for the tokenizer in this package.
-            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer.
-            options: More arguments as in `AudioTokenizer.from_pretrained`.
-        """
-        if path in (None, EMBEDDED):
-            path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
-        if decoder_path == EMBEDDED:
-            decoder_path = EMBEDDED_DECODER
-        return super().from_pretrained(path, decoder_path, **options)
-
-    @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":
         read_json(folder / "preprocessor_config.json")
         encoder, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
         decoder = None if decoder_folder is None else SpeechDecoder.from_pretrained(decoder_folder, device)
-        return cls(encoder, WhisperFeatureExtractor.from_pretrained(folder), decoder, **options)
+        return cls(encoder.to(device), WhisperFeatureExtractor.from_pretrained(folder), decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `model.safetensors` with weights as `dtype`, and `preprocessor_config.json`."""

@@ -62,52 +62,38 @@ class SparkTTSVoice(Voice):
 def make_bicodec(config: dict[str, Any]) -> nn.Module:
     """Make a BiCodec with random weights from the `audio_tokenizer` block of its `config.yaml`.
 
-    `_Mel` replaces its own mel spectrogram, which needs torchaudio.
+    `_mel_spectrogram` replaces its own, which needs torchaudio.
     """
-    modules = {
-        "BiCodec": "models.bicodec",
-        "Encoder": "modules.encoder_decoder.feat_encoder",
-        "Decoder": "modules.encoder_decoder.feat_decoder",
-        "WaveGenerator": "modules.encoder_decoder.wave_generator",
-        "FactorizedVectorQuantize": "modules.vq.factorized_vector_quantize",
-        "SpeakerEncoder": "modules.speaker.speaker_encoder",
-    }
-    kinds = {kind: getattr(_require(f"{PACKAGE}.{module}"), kind) for kind, module in modules.items()}
+    package = _require(f"{PACKAGE}.models.bicodec")
 
-    class BiCodec(kinds["BiCodec"]):
+    class BiCodec(package.BiCodec):
         def init_mel_transformer(self, settings: dict[str, Any]) -> None:
-            self.mel_transformer = _Mel(settings)
+            self.mel_transformer = partial(_mel_spectrogram, settings)
 
     return BiCodec(
         mel_params=config["mel_params"],
-        encoder=kinds["Encoder"](**config["encoder"]),
-        quantizer=kinds["FactorizedVectorQuantize"](**config["quantizer"]),
-        prenet=kinds["Decoder"](**config["prenet"]),
-        postnet=kinds["Decoder"](**config["postnet"]),
-        decoder=kinds["WaveGenerator"](**config["decoder"]),
-        speaker_encoder=kinds["SpeakerEncoder"](**config["speaker_encoder"]),
+        encoder=package.Encoder(**config["encoder"]),
+        quantizer=package.FactorizedVectorQuantize(**config["quantizer"]),
+        prenet=package.Decoder(**config["prenet"]),
+        postnet=package.Decoder(**config["postnet"]),
+        decoder=package.WaveGenerator(**config["decoder"]),
+        speaker_encoder=package.SpeakerEncoder(**config["speaker_encoder"]),
     )
 
 
-class _Mel(nn.Module):
-    """Magnitude mel spectrogram, (batch, samples) -> (batch, bands, samples // hop + 1), without weights."""
-
-    def __init__(self, settings: dict[str, Any]):
-        super().__init__()
-        self.hop_length, self.window_size = settings["hop_length"], settings["win_length"]
-        self.settings = MelSettings(
-            sample_rate=settings["sample_rate"],
-            num_bands=settings["num_mels"],
-            fft_size=settings["n_fft"],
-            min_frequency=settings["mel_fmin"],
-            max_frequency=settings["mel_fmax"] or settings["sample_rate"] / 2,
-        )
-
-    def forward(self, wave: Tensor) -> Tensor:
-        window = torch.hann_window(self.window_size, device=wave.device)
-        size = self.settings.fft_size
-        spectrum = torch.stft(wave, size, self.hop_length, self.window_size, window, return_complex=True)
-        return mel_filters(self.settings).to(wave.device) @ spectrum.abs()
+def _mel_spectrogram(settings: dict[str, Any], wave: Tensor) -> Tensor:
+    """Return the magnitude mel spectrogram of (batch, samples): (batch, bands, samples // hop + 1)."""
+    size, window_size = settings["n_fft"], settings["win_length"]
+    window = torch.hann_window(window_size, device=wave.device)
+    spectrum = torch.stft(wave, size, settings["hop_length"], window_size, window, return_complex=True)
+    mel = MelSettings(
+        sample_rate=settings["sample_rate"],
+        num_bands=settings["num_mels"],
+        fft_size=size,
+        min_frequency=settings["mel_fmin"],
+        max_frequency=settings["mel_fmax"] or settings["sample_rate"] / 2,
+    )
+    return mel_filters(mel).to(wave.device) @ spectrum.abs()
 
 
 class SparkTTSTokenizer(WindowedTokenizer):

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,12 @@ from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
-from vita_audio.models.surgery import mtp_parameter_patterns
+from vita_audio.models.surgery import match_any, mtp_parameter_patterns
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.released_files import read_config as read_decoder_config
 from vita_audio.speech_features import CMVN_FILE, SenseVoiceFrontEnd
-from vita_audio.text import TextTokenizer, tokenizer_files
+from vita_audio.text import TextTokenizer
 
 DECODER_CONFIG = "config.yaml"
 CHECKED_SUFFIXES = (".json", ".safetensors", ".txt", ".yaml", ".mvn", *TORCH_SUFFIXES)
@@ -174,16 +173,12 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
 
 def _stage_initialisation(config: Qwen2MTPConfig, missing: list[str]) -> dict[str, str]:
     """Return how a training stage initialises each of the missing tensors that it initialises."""
-    patterns = mtp_parameter_patterns(config)
-    ways = {}
-    for name in missing:
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            ways[name] = "as the MTP module or layer before it"
-        elif name.startswith("model.audio_model."):
-            ways[name] = "from the folder in --audio_model_name_or_path"
-        elif name.startswith("model.audio_projection."):
-            ways[name] = "at random"
-    return ways
+    ways = {
+        "as the MTP module or layer before it": mtp_parameter_patterns(config),
+        "from the folder in --audio_model_name_or_path": ["model.audio_model.*"],
+        "at random": ["model.audio_projection.*"],
+    }
+    return {name: way for way, patterns in ways.items() for name in match_any(missing, patterns)}
 
 
 def _run_language_model(model: nn.Module) -> str:
@@ -203,9 +198,8 @@ def _run_language_model(model: nn.Module) -> str:
 
 
 def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> None:
-    tokenizer_files(folder)
-    num_tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     tokenizer = TextTokenizer.from_pretrained(folder)
+    num_tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))  # ours adds tokens
     report.facts["text"] = f"{num_tokens:,} tokens for {config.vocab_size:,} rows"
     if num_tokens > config.vocab_size:
         report.problems.append(f"the text tokenizer in {folder} has more tokens than the model: {report.facts['text']}")

@@ -138,16 +138,29 @@ def _names(path: Path) -> set[str]:
         raise ValueError(f"{path} is cut off or damaged ({error}; {size:,} bytes); get it again") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a transformers checkpoint: safetensors before `.bin`, one file or shards with an index.
+def check_weights(folder: Path) -> list[Path]:
+    """List the weight files of a transformers checkpoint, after checking that they are complete and match their index.
 
-    Raises: FileNotFoundError naming the files that are missing; ValueError if the index is damaged.
+    Safetensors come before `.bin`, one file before shards with an index.
+
+    Raises: FileNotFoundError naming the files that are missing; ValueError naming the file and the fault.
     """
     for name in WEIGHT_NAMES:
+        index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return [folder / name]
-        if (folder / f"{name}.index.json").is_file():
-            return list(_shards(folder / f"{name}.index.json"))
+            shards = {folder / name: set()}
+        elif index.is_file():
+            shards = _shards(index)
+        else:
+            continue
+        for path, tensors in shards.items():
+            check_whole(path)
+            if path.suffix == ".safetensors" and (lost := sorted(tensors - _names(path))):
+                raise ValueError(
+                    f"{path} lacks {', '.join(lost[:3])} ({len(lost)} tensors), which {index.name} says it holds; the "
+                    "files are of different checkpoints, get the folder again"
+                )
+        return list(shards)
     stray = sorted(path.name for path in folder.glob("*-of-*") if path.suffix in (".safetensors", ".bin"))
     if stray:
         raise FileNotFoundError(
@@ -155,25 +168,6 @@ def weight_files(folder: Path) -> list[Path]:
             "get it again"
         )
     raise FileNotFoundError(f"no weights in {folder}: neither {' nor '.join(WEIGHT_NAMES)}, nor shards of them")
-
-
-def check_weights(folder: Path) -> list[Path]:
-    """List the weight files like `weight_files`, after checking that they are complete and match their index.
-
-    Raises: FileNotFoundError; ValueError naming the file and the fault.
-    """
-    files = weight_files(folder)
-    for path in files:
-        check_whole(path)
-    index = folder / f"{WEIGHT_NAMES[0]}.index.json"
-    if files[0].suffix == ".safetensors" and files != [folder / WEIGHT_NAMES[0]]:
-        for path, names in _shards(index).items():
-            if lost := sorted(names - _names(path)):
-                raise ValueError(
-                    f"{path} lacks {', '.join(lost[:3])} ({len(lost)} tensors), which {index.name} says it holds; the "
-                    "files are of different checkpoints, get the folder again"
-                )
-    return files
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:

@@ -118,18 +118,15 @@ class PromptEncoder:
                 raise ValueError("a list of audio codes must not be empty, got []; leave the audio out")
             return audio
         codec = self.audio_tokenizer
-        return codec.encode(*self._load(audio, codec.sample_rate, codec.frame_rate))
+        return codec.encode(self._load(audio, codec.sample_rate, codec.frame_rate), codec.sample_rate)
 
     def _features(self, audio: Audio, role: str) -> Tensor:
         if isinstance(audio, list):
             raise ValueError(f"audio of {role} is continuous input, got {len(audio)} codes; give a file or a wave")
-        wave, rate = self._load(audio, self.front_end.sample_rate, ROWS_PER_SECOND, channel="mean")
-        return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate, channel="mean"))
+        return self.front_end(self._load(audio, self.front_end.sample_rate, ROWS_PER_SECOND, channel="mean"))
 
-    def _load(
-        self, audio: Audio, rate: int, positions_per_second: float, *, channel: Channel = "first"
-    ) -> tuple[Tensor, int]:
-        """Return the samples of an audio and their rate; an overlong file is refused before it is read."""
+    def _load(self, audio: Audio, rate: int, positions_per_second: float, *, channel: Channel = "first") -> Tensor:
+        """Return the samples of an audio at a rate; an overlong file is refused before it is read."""
         max_seconds = self.num_positions / positions_per_second
 
         def check(name: object, seconds: float) -> None:
@@ -138,13 +135,12 @@ class PromptEncoder:
                 raise ValueError(f"{name}: too long, {limit}; cut it into parts")
 
         if isinstance(audio, tuple):
-            wave, rate = audio
-            check("audio", wave.shape[-1] / rate if rate > 0 else 0)  # `prepare_wave` refuses other rates
-            return wave, rate
-        check(audio, stated_seconds(audio))
-        wave = load_audio(audio, rate, channel=channel)
-        check(audio, len(wave) / rate)
-        return wave, rate
+            name, wave = "audio", prepare_wave(*audio, rate, channel=channel)
+        else:
+            check(audio, stated_seconds(audio))
+            name, wave = audio, load_audio(audio, rate, channel=channel)
+        check(name, len(wave) / rate)
+        return wave
 
 
 def generate_inputs(prompts: Sequence[Prompt], device: torch.device, *, num_read: int = 0) -> dict[str, Any]:
