@@ -138,7 +138,8 @@ def test_decoder_of_another_vocabulary_is_refused(tokenizer):
 
 def test_embedded_weights_are_the_default(folders, monkeypatch):
     tokenizer_folder, decoder_folder = folders["glm4voice"]
-    monkeypatch.setattr(glm4voice.GLM4VoiceTokenizer, "embedded", (tokenizer_folder, decoder_folder))
+    monkeypatch.setattr(glm4voice, "EMBEDDED_TOKENIZER", tokenizer_folder)
+    monkeypatch.setattr(glm4voice, "EMBEDDED_DECODER", decoder_folder)
     loaded = [
         get_audio_tokenizer("glm4voice"),
         get_audio_tokenizer("glm4voice", "embedded"),

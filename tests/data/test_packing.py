@@ -10,9 +10,8 @@ import soundfile
 from toy_codec import make_toy_codec, write_codes
 
 from vita_audio.constants import IGNORE_INDEX
-from vita_audio.data.chat import Document
 from vita_audio.data.codes import MissingCodesError, extract_codes
-from vita_audio.data.packing import PackReport, build_packs, pack_documents
+from vita_audio.data.packing import Document, PackReport, build_packs, pack_documents
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import TTS_PROMPT
 

@@ -8,9 +8,8 @@ import pytest
 import soundfile
 
 from vita_audio.constants import IGNORE_INDEX
-from vita_audio.data.chat import AudioSpan, Document
 from vita_audio.data.collator import PackCollator
-from vita_audio.data.packing import _join, pack_documents
+from vita_audio.data.packing import Document, PackedAudio, _join, pack_documents
 from vita_audio.speech_features import QUERIES, SenseVoiceFrontEnd
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -26,11 +25,8 @@ def usable_documents(case):
         if length <= case["max_length"] and not sample.get("error") and not sample.get("none"):
             ids = np.arange(base, base + length, dtype=np.int32)
             labels = np.where(np.arange(length) < length // 2, IGNORE_INDEX, ids)
-            spans = [
-                AudioSpan(f"{base}.wav", "user", start - 1, start + frames + 5, frames + 4, frames + 4)
-                for start, frames in sample.get("audio", [])
-            ]
-            documents[base] = Document(ids, labels, spans)
+            audios = [PackedAudio(f"{base}.wav", start, frames + 4) for start, frames in sample.get("audio", [])]
+            documents[base] = Document(ids, labels, audios=tuple(audios))
     return documents
 
 

@@ -23,6 +23,9 @@ def get_audio_tokenizer(
     Args:
         name: One of `AUDIO_TOKENIZER_TYPES`. How audio enters the model (`TextTokenizer.audio_input`) makes no
             difference here.
+        path: Folder of the weights that make codes. None or "embedded": the small weights of this package.
+        decoder_path: Folder of the weights that make waves. None: the embedded decoder for the embedded tokenizer;
+            with other tokenizers only `encode` works.
         options: More arguments of the class.
     Raises: ValueError for an unknown name, and the exceptions of `AudioTokenizer.from_pretrained`.
     """

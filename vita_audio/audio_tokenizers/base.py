@@ -16,8 +16,6 @@ from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.streaming import Voice, check_codes
 
-EMBEDDED = "embedded"
-
 
 class AudioStream:
     """Decodes one stream of codes as they arrive. The wave does not depend on how the codes are pushed."""
@@ -73,7 +71,6 @@ class AudioTokenizer(ABC):
         name: As in `get_audio_tokenizer`.
         released_as: Name of the public weights on the hub.
         hub_files: Names of the files to download; None for the whole repository.
-        embedded: Folders of the small weights in this package, for codes and for waves, if there are any.
         has_one_folder: Codes and waves need the same folder, which is given as `path` alone.
         voice_class: Kind of voice that waves can be decoded with; None if the codes themselves determine the voice.
         sample_rate: Rate that `encode` works at, Hz; waves of other rates are resampled.
@@ -88,7 +85,6 @@ class AudioTokenizer(ABC):
     name: str
     released_as: str
     hub_files: Sequence[str] | None = None
-    embedded: tuple[Path, Path] | None = None
     has_one_folder: bool = False
     voice_class: type[Voice] | None = None
     sample_rate: int
@@ -112,18 +108,13 @@ class AudioTokenizer(ABC):
         """Load a tokenizer.
 
         Args:
-            path: Folder or hub name of the weights that make codes. None or "embedded": the weights in this package.
-            decoder_path: The same for the weights that make waves. None: the embedded ones with embedded weights that
-                make codes, else only `encode` works, unless the codec `has_one_folder`.
+            path: Folder or hub name of the weights that make codes.
+            decoder_path: The same for the weights that make waves. None: only `encode` works, unless the codec
+                `has_one_folder`.
             offline: Use only files that were downloaded earlier.
             options: Arguments of the class.
         Raises: FileNotFoundError, ValueError naming the missing or wrong file or option; MissingPackageError.
         """
-        if cls.embedded:
-            if path in (None, EMBEDDED):
-                path, decoder_path = cls.embedded[0], decoder_path or EMBEDDED
-            if decoder_path == EMBEDDED:
-                decoder_path = cls.embedded[1]
         if path is None:
             raise ValueError(f"{cls.name} has no weights in this package; give the folder of {cls.released_as} as path")
         if cls.has_one_folder and decoder_path not in (None, path):

@@ -26,6 +26,7 @@ from vita_audio.speech_decoder.streaming import FlowVoice
 from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
+EMBEDDED = "embedded"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 EMBEDDED_TOKENIZER = _ASSETS / "speech_tokenizer"
 EMBEDDED_DECODER = _ASSETS / "speech_decoder"
@@ -72,7 +73,6 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     name = "glm4voice"
     released_as = "THUDM/glm-4-voice-tokenizer"
-    embedded = EMBEDDED_TOKENIZER, EMBEDDED_DECODER
     voice_class = FlowVoice
     output_rate = SpeechDecoder.sample_rate
 
@@ -126,6 +126,23 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         )
         self.frame_rate = self.sample_rate / self.samples_per_code
         self.vocab_size = config.quantize_vocab_size
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path | None = None, decoder_path: str | Path | None = None, **options
+    ) -> "GLM4VoiceTokenizer":
+        """Load folders like glm-4-voice-tokenizer and glm-4-voice-decoder, or the weights in this package.
+
+        Args:
+            path: None or "embedded" for the tokenizer in this package.
+            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer.
+            options: More arguments as in `AudioTokenizer.from_pretrained`.
+        """
+        if path in (None, EMBEDDED):
+            path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
+        if decoder_path == EMBEDDED:
+            decoder_path = EMBEDDED_DECODER
+        return super().from_pretrained(path, decoder_path, **options)
 
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":

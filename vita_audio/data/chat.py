@@ -108,21 +108,13 @@ class AudioSpan:
 
 
 @dataclass(frozen=True)
-class Document:
-    """An encoded sample: lists of one length, which packing keeps as int32 and float32 arrays.
+class EncodedConversation:
+    """One document; `labels` are IGNORE_INDEX where nothing is learnt; `loss_weights` is None if all are 1."""
 
-    Attributes:
-        labels: IGNORE_INDEX where nothing is learnt.
-        loss_weights: None if all are 1.
-    """
-
-    input_ids: Sequence[int]
-    labels: Sequence[int]
-    audio_spans: Sequence[AudioSpan] = ()
-    loss_weights: Sequence[float] | None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
+    input_ids: list[int]
+    labels: list[int]
+    audio_spans: list[AudioSpan]
+    loss_weights: list[float] | None = None
 
 
 def encode_conversation(
@@ -132,7 +124,7 @@ def encode_conversation(
     plan: InterleavePlan,
     *,
     user_audio_loss_weight: float = 0.0,
-) -> Document:
+) -> EncodedConversation:
     """Encode a training sample; labels cover the content of assistant turns, `<|im_end|>` and the newline after it.
 
     Args:
@@ -155,7 +147,7 @@ def encode_conversation(
         input_ids += header + body
         labels += [IGNORE_INDEX] * len(header) + body_labels
         weights += [0.0] * len(header) + body_weights
-    return Document(input_ids, labels, spans, weights if user_audio_loss_weight > 0 else None)
+    return EncodedConversation(input_ids, labels, spans, weights if user_audio_loss_weight > 0 else None)
 
 
 def encode_prompt(

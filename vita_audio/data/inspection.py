@@ -10,14 +10,14 @@ import soundfile
 
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.audio import AudioError
-from vita_audio.data.chat import Document, SampleError
+from vita_audio.data.chat import EncodedConversation, SampleError
 from vita_audio.data.codes import MissingCodesError
 from vita_audio.data.mixture import resolve
 from vita_audio.data.packing import encode_row
 from vita_audio.text import TextTokenizer
 
 
-def find_chunks(encoded: Document, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
+def find_chunks(encoded: EncodedConversation, tokenizer: TextTokenizer) -> list[dict[str, Any]]:
     """Split a document where the kind of token changes, or whether it is learnt."""
     kinds = ["audio" if tokenizer.is_audio(token_id) else "text" for token_id in encoded.input_ids]
     for span in encoded.audio_spans:
@@ -37,7 +37,7 @@ def find_chunks(encoded: Document, tokenizer: TextTokenizer) -> list[dict[str, A
     return chunks
 
 
-def describe_audio(encoded: Document, folder: Path) -> list[dict[str, Any]]:
+def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str, Any]]:
     """Return format, length and position of each audio file of a document; relative paths start from `folder`."""
     audios = []
     for span in encoded.audio_spans:

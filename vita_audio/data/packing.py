@@ -11,7 +11,7 @@ import json
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from vita_audio.constants import IGNORE_INDEX, INPUT_RATE
 from vita_audio.data.audio import AudioError, load_audio
-from vita_audio.data.chat import Document, SampleError, encode_conversation
+from vita_audio.data.chat import EncodedConversation, SampleError, encode_conversation
 from vita_audio.data.codes import AudioCodeStore, hash_file
 from vita_audio.data.mixture import Mixture, Problem, Source, load_mixture, read_entries, resolve
 from vita_audio.data.parallel import map_ordered
@@ -37,6 +37,28 @@ NUM_OPEN_PACKS = 256  # with more open packs, packs are fuller but deviate furth
 _LAYOUT = 1  # part of the cache key; increment it when the same inputs give other packs
 _PACKS_PER_WRITE = 64
 _PROBLEMS_SHOWN = 10  # of each kind, in a summary
+
+
+@dataclass(frozen=True)
+class PackedAudio:
+    """An audio file of continuous input and the position of its placeholders, which encoder rows replace."""
+
+    path: str
+    start: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """One encoded sample: int32 ids and labels of the same length; float32 loss weights, None if all are 1."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    loss_weights: np.ndarray | None = None
+    audios: tuple[PackedAudio, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
 
 @dataclass
@@ -111,18 +133,19 @@ class PackRecipe:
             return problem("malformed", str(error))
         except (AudioError, OSError) as error:
             return problem("unusable audio", str(error))
-        if len(encoded) > self.max_length:
-            return problem("too long", f"{len(encoded)} tokens, the limit is {self.max_length}")
+        length = len(encoded.input_ids)
+        if length > self.max_length:
+            return problem("too long", f"{length} tokens, the limit is {self.max_length}")
         input_ids, labels = (np.asarray(ids, dtype=np.int32) for ids in (encoded.input_ids, encoded.labels))
         if (labels == IGNORE_INDEX).all():
             return problem("nothing to learn", "no token has a label; a sample needs an assistant turn")
         weights = np.asarray(encoded.loss_weights, dtype=np.float32) if weight else None
-        spans = [
-            replace(span, audio=str(resolve(span.audio, Path(file).parent).absolute()))
+        audios = tuple(
+            PackedAudio(str(resolve(span.audio, Path(file).parent).absolute()), span.start + 1, span.num_rows)
             for span in encoded.audio_spans
             if span.num_rows
-        ]
-        return Document(input_ids, labels, spans, weights)
+        )
+        return Document(input_ids, labels, weights, audios)
 
     def encoder(self, sources: Sequence[Source], rank: int) -> Callable[[Mapping[str, Any]], Document | Problem]:
         return partial(self.encode, sources)
@@ -177,7 +200,7 @@ def encode_row(
     store: AudioCodeStore,
     plan: InterleavePlan,
     user_audio_loss_weight: float,
-) -> Document:
+) -> EncodedConversation:
     """Encode a row of a mixture that comes from a data file.
 
     Continuous input gets one placeholder for each row of the speech encoder's output; the audio is read to count them,
@@ -233,10 +256,10 @@ def _join(members: list[Document], with_audio: bool) -> dict[str, Any]:
     pack["position_ids"] = np.concatenate([np.arange(len(member), dtype=np.int32) for member in members])
     if with_audio:
         offsets = np.cumsum([0] + [len(member) for member in members[:-1]]).tolist()
-        spans = [(offset, span) for offset, member in zip(offsets, members, strict=True) for span in member.audio_spans]
-        pack["audio_paths"] = [span.audio for _, span in spans]
-        pack["audio_starts"] = [offset + span.start + 1 for offset, span in spans]
-        pack["audio_rows"] = [span.num_rows for _, span in spans]
+        audios = [(offset, audio) for offset, member in zip(offsets, members, strict=True) for audio in member.audios]
+        pack["audio_paths"] = [audio.path for _, audio in audios]
+        pack["audio_starts"] = [offset + audio.start for offset, audio in audios]
+        pack["audio_rows"] = [audio.num_rows for _, audio in audios]
     return pack
 
 
