@@ -26,7 +26,7 @@ from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 from vita_audio.speech_decoder.streaming import check_codes
 
 from .base import Voice, check_chunk_sizes, fingerprint
-from .windowed import WindowedTokenizer
+from .windowed import WindowedTokenizer, reach
 
 NAME = "sparktts"
 PACKAGE = "spark_tts_lib"
@@ -137,6 +137,7 @@ class SparkTTSTokenizer(WindowedTokenizer):
         self.samples_per_group = config["latent_hop_length"]
         self.frame_rate = self.sample_rate / self.samples_per_group
         self.vocab_size = bicodec.quantizer.codebook_size
+        self.context_groups = math.ceil(reach([*bicodec.prenet.modules(), *bicodec.decoder.modules()]))
 
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> SparkTTSTokenizer:
@@ -161,26 +162,6 @@ class SparkTTSTokenizer(WindowedTokenizer):
         used = {name: value for name, value in codec.items() if name.startswith(("encoder.", "quantizer."))}
         settings = [RESAMPLING_RULE, self.config["volume_normalize"], self.feature_extractor.do_normalize]
         return fingerprint(self.name, settings, used | speech)
-
-    @cached_property
-    def context_groups(self) -> int:
-        """Upper bound of the number of codes on either side that influence a sample.
-
-        Convolutions are 7 wide, with dilations 1, 3 and 9 in the residual units of the wave generator.
-        """
-        prenet, reach, rate = self.bicodec.prenet, 0.0, 1
-        for backbone in (prenet.vocos_backbone, *(block[1] for block in prenet.downsample)):
-            reach += 3 * (1 + len(backbone.convnext))
-        for block in self.bicodec.decoder.model:
-            for layer in getattr(block, "block", [block]):
-                if isinstance(layer, nn.ConvTranspose1d):
-                    reach += layer.kernel_size[0] / layer.stride[0] / rate
-                    rate *= layer.stride[0]
-                elif isinstance(layer, nn.Conv1d):
-                    reach += 3 / rate
-            if hasattr(block, "block"):
-                reach += 3 * (1 + 3 + 9) / rate
-        return math.ceil(reach)
 
     def _window_decoder(self, voice: SparkTTSVoice | None) -> Callable[[list[int], int], Tensor]:
         voice = voice or self.voice
