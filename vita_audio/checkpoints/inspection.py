@@ -105,10 +105,7 @@ def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
     Args:
         config: For a language model, the configuration of a training stage that would start from it; weights that the
             stage initialises may then be missing.
-    Raises: NotADirectoryError.
     """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; give the folder of a checkpoint")
     kind = identify(folder)
     report = Report(str(folder), kind, KINDS[kind][0] if kind in KINDS else "no checkpoint of a known kind")
     for path in sorted(folder.iterdir()):
