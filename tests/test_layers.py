@@ -34,7 +34,7 @@ FOLDERS = (PACKAGE, "evaluation", "tools")
 IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where it is not the name of the requirement
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
-    *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx", "kaldi_native_fbank"),
+    *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx"),
     *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords"),
 )
 PATH_EDITS = re.compile(r"sys\.path\b|PYTHONPATH")

@@ -34,7 +34,7 @@ from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import find_checkpoint
 
 if TYPE_CHECKING:
-    from vita_audio.checkpoints.inspection import Part, Report
+    from vita_audio.checkpoints.inspection import Report
 
 DOES_NOT_FIT = 1  # exit code
 UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -56,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def measure_loading(folder: Path, device: str, dtype: str | None) -> str:
     """Load a language model, run it once (loading only maps some weights), and return the time and memory used."""
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import Qwen2Config
 
     from vita_audio.inference.pipeline import default_dtype
     from vita_audio.models import SPEECH_CONFIGS
@@ -64,7 +64,7 @@ def measure_loading(folder: Path, device: str, dtype: str | None) -> str:
 
     config, dtype = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)), dtype or default_dtype(device)
     start = perf_counter()
-    model, _ = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, device_map=device)
+    model, _ = load_weights(folder, config, dtype=dtype, device_map=device)
     loaded = perf_counter()
     with torch.inference_mode():
         logits = model.eval()(input_ids=torch.zeros(1, 8, dtype=torch.int64, device=device), use_cache=False).logits
@@ -80,10 +80,12 @@ def render(report: Report) -> str:
     """Format the report for the terminal."""
     rows = []
     for part in report.parts:
-        rows += [(part.name, summary(part))] + [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
+        size, dtypes = short(sum(part.parameters.values())), " and ".join(sorted(part.parameters))
+        rows.append((part.name, f"{part.num_tensors} tensors, {size} parameters as {dtypes}"))
+        rows += [("", f"{name}, {short(size)}B") for name, size in part.files.items()]
         ways = Counter(part.initialised.values())
         rows += [("", f"{count} new tensors begin {way}") for way, count in ways.items()]
-        rows += [("dry run", part.dry_run)] if part.dry_run else []
+        rows.append(("dry run", part.dry_run))
     if report.num_parameters:
         sizes = [f"{short(report.num_parameters * size)}B as {name}" for name, size in BYTES_PER_NUMBER.items()]
         rows.append(("memory", ", ".join(sizes)))
@@ -92,12 +94,6 @@ def render(report: Report) -> str:
     lines = [f"{report.folder}: {report.title}"] + [f"  {name.ljust(width)}  {text}" for name, text in rows]
     lines += [f"  PROBLEM: {problem}" for problem in report.problems]
     return "\n".join([*lines, "does not load" if report.problems else "loads"])
-
-
-def summary(part: Part) -> str:
-    """Return the number, size and dtypes of the tensors of a part."""
-    dtypes = " and ".join(sorted(part.parameters))
-    return f"{part.num_tensors} tensors, {short(sum(part.parameters.values()))} parameters as {dtypes}"
 
 
 def short(number: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 RULE = "sinc6-hann"  # part of fingerprints, since codes depend on it
 ZERO_CROSSINGS = 6  # on either side
 ROLLOFF = 0.99
-MAX_BLOCK = 1 << 22  # values multiplied at once; bounds the memory for long waves and odd rates
+MAX_BLOCK = 1 << 22  # values multiplied at once; bounds the memory for long waves
 
 
 def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
@@ -27,42 +27,25 @@ def resample(wave: Tensor, sample_rate: int, target_rate: int) -> Tensor:
         return wave
     divisor = math.gcd(sample_rate, target_rate)
     old, new = sample_rate // divisor, target_rate // divisor  # each round of `old` samples becomes `new` samples
-    if old * new > MAX_BLOCK:
-        return _resample_one_by_one(wave, old, new)
     filters, reach = _filters(old, new)
-    windows = torch.nn.functional.pad(wave, (reach, reach + old)).unfold(0, len(filters), old)  # (rounds, taps), a view
-    blocks = [block @ filters for block in windows.split(max(1, MAX_BLOCK // len(filters)))]
-    return torch.cat(blocks).flatten()[: -(-len(wave) * new // old)]
-
-
-def _resample_one_by_one(wave: Tensor, old: int, new: int) -> Tensor:
-    """Resample at rates such as 22,254 Hz, where a round is too long for a table of filters."""
-    cutoff, reach = _low_pass(old, new)
-    offsets = torch.arange(-reach, reach + 2, dtype=torch.float64)
-    windows = torch.nn.functional.pad(wave, (reach, reach + 1)).unfold(0, len(offsets), 1)  # (samples, taps), a view
+    num_rounds, num_taps = -(-len(wave) // old), filters.shape[1]
+    wave, num_samples = torch.nn.functional.pad(wave, (reach, reach + old + 1)), -(-len(wave) * new // old)
     samples = []
-    for places in torch.arange(-(-len(wave) * new // old)).split(max(1, MAX_BLOCK // len(offsets))):
-        distance = (offsets - (places * old % new / new)[:, None]) / old  # from the taps, in rounds
-        samples.append((windows[places * old // new] * _weights(distance, cutoff, old)).sum(dim=1))
-    return torch.cat(samples)
-
-
-def _low_pass(old: int, new: int) -> tuple[float, int]:
-    """Return the zero crossings per round, and the number of samples read on either side of an output sample."""
-    cutoff = ROLLOFF * min(old, new)
-    return cutoff, math.ceil(ZERO_CROSSINGS * old / cutoff)
-
-
-def _weights(distance: Tensor, cutoff: float, old: int) -> Tensor:
-    position = (distance * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
-    window = torch.cos(position * math.pi / ZERO_CROSSINGS / 2) ** 2
-    return (torch.sinc(position) * window * cutoff / old).float()
+    for place, weights in enumerate(filters[:num_samples]):
+        windows = wave[place * old // new :].unfold(0, num_taps, old)[:num_rounds]  # (rounds, taps), a view
+        blocks = [block @ weights for block in windows.split(max(1, MAX_BLOCK // num_taps))]
+        samples.append(torch.cat(blocks))
+    return torch.stack(samples, dim=1).flatten()[:num_samples]
 
 
 @functools.lru_cache(maxsize=8)
 def _filters(old: int, new: int) -> tuple[Tensor, int]:
-    """Return the filters of a round, (old + 2 * reach, new), and the number of samples read on either side of it."""
-    cutoff, reach = _low_pass(old, new)
-    taps = torch.arange(-reach, old + reach, dtype=torch.float64) / old
-    moments = torch.arange(new) / new  # float32, as in the public function
-    return _weights(taps[:, None] - moments, cutoff, old), reach
+    """Return the filter of each sample of a round, (new, taps), and the number of old samples read before it."""
+    cutoff = ROLLOFF * min(old, new)  # zero crossings per round
+    reach = math.ceil(ZERO_CROSSINGS * old / cutoff)
+    places = torch.arange(new)
+    taps = (places * old // new)[:, None] + torch.arange(-reach, reach + 2)  # (new, taps), as numbers of old samples
+    moments = (places / new)[:, None]  # float32, as in the public function
+    position = ((taps.double() / old - moments) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+    window = torch.cos(position * math.pi / ZERO_CROSSINGS / 2) ** 2
+    return (torch.sinc(position) * window * cutoff / old).float(), reach

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers.audio_utils import mel_filter_bank
 from vita_audio.constants import INPUT_RATE
 from vita_audio.files.atomic import write_text
 from vita_audio.files.checkpoint import check_whole, find_checkpoint
+from vita_audio.files.tensors import find_file
 
 QUERIES = (0, 1, 2, 15)  # rows of the encoder's query table put before the features: any language, event, emotion, text
 CMVN_FILE = "am.mvn"  # mean and variance of the features, in Kaldi's form
@@ -37,21 +39,22 @@ def num_encoder_rows(num_samples: int) -> int:
     return len(QUERIES) - (-num_frames // STACK_STEP)
 
 
-def fbank(wave: Tensor) -> Tensor:
+def fbank(wave: Tensor, window_function: Callable[..., Tensor] = torch.hamming_window) -> Tensor:
     """Return Kaldi's log-mel filter banks, (frames, 80), float32.
 
-    Equals `torchaudio.compliance.kaldi.fbank` with a Hamming window, 80 bins from 20 Hz up and no energy. A wave
-    shorter than a window (25 ms) becomes one frame of its own length, as in FunASR's WavFrontend.
+    Equals `torchaudio.compliance.kaldi.fbank` with 80 bins from 20 Hz up and no energy. A wave shorter than a window
+    (25 ms) becomes one frame of its own length, as in FunASR's WavFrontend.
 
     Args:
-        wave: (samples,), float32 in [-1, 1], 16 kHz, at least two samples.
+        wave: (samples,), float32, 16 kHz, at least two samples.
+        window_function: Makes the window, given its length and `periodic=False`.
     """
     window = min(WINDOW, len(wave))
-    frames = (wave * 32768).unfold(0, window, HOP)  # (frames, window)
+    frames = wave.unfold(0, window, HOP)  # (frames, window)
     frames = frames - frames.mean(dim=1, keepdim=True)
     frames = frames - 0.97 * F.pad(frames, (1, 0), mode="replicate")[:, :-1]
     num_points = 1 << (window - 1).bit_length()
-    spectrum = torch.fft.rfft(frames * torch.hamming_window(window, periodic=False), num_points)
+    spectrum = torch.fft.rfft(frames * window_function(window, periodic=False), num_points)
     mels = spectrum.abs().square() @ _mel_filters(num_points // 2 + 1)
     return mels.clamp(min=torch.finfo(torch.float32).eps).log()
 
@@ -117,9 +120,7 @@ class SenseVoiceFrontEnd:
 
         Raises: FileNotFoundError; ValueError for a damaged file.
         """
-        path = Path(folder) / CMVN_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"no {CMVN_FILE} in {folder}; give the folder of a SenseVoiceSmall")
+        path = find_file(Path(folder), CMVN_FILE)
         check_whole(path)
         text = path.read_text(encoding="utf-8")
         try:
@@ -139,7 +140,7 @@ class SenseVoiceFrontEnd:
     def __call__(self, wave: Tensor) -> Tensor:
         """Map a wave, (samples,) float32 in [-1, 1] at 16 kHz, to its features, (rows, 560) float32."""
         wave = F.pad(wave, (0, max(0, 2 - len(wave))))
-        return (stack_frames(fbank(wave)) + self.shift) * self.scale
+        return (stack_frames(fbank(wave * 32768)) + self.shift) * self.scale
 
 
 def _read_vector(text: str, name: str) -> Tensor:

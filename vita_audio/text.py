@@ -185,13 +185,9 @@ class TextTokenizer:
 
     def split(self, ids: Iterable[int]) -> tuple[list[int], list[int]]:
         """Separate generated ids into text ids, including special tokens, and audio codes, which count from 0."""
-        text_ids, codes = [], []
-        for token_id in ids:
-            if self.is_audio(token_id):
-                codes.append(int(token_id) - self.first_audio_id)
-            else:
-                text_ids.append(int(token_id))
-        return text_ids, codes
+        ids = list(map(int, ids))
+        codes = [token_id - self.first_audio_id for token_id in ids if self.is_audio(token_id)]
+        return [token_id for token_id in ids if not self.is_audio(token_id)], codes
 
     def header(self, role: str) -> list[int]:
         """Return the ids that open a turn of a role in `ROLES`: `<|im_start|>role` and a newline."""

@@ -123,7 +123,6 @@ def test_released_file_format(folders, tokenizer, tmp_path):
         loaded.decode([1])
 
 
-@pytest.mark.skipif(find_spec("kaldi_native_fbank") is None, reason="needs the package kaldi-native-fbank")
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="needs the package onnxruntime")
 def test_speaker_embedding(tmp_path):
     """With a network that returns the largest feature of each band: features are Kaldi's, less their mean."""

@@ -241,5 +241,10 @@ def test_incomplete_weights_are_named(tokenizer, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["conv1.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="missing_keys.*conv1.weight"):
+    with pytest.raises(ValueError, match="missing: conv1.weight"):
         get_audio_tokenizer("glm4voice", tmp_path)
+
+
+def test_the_encoder_is_on_the_device_that_was_asked_for(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert get_audio_tokenizer("glm4voice", tmp_path, device="meta").encoder.device.type == "meta"

@@ -156,7 +156,7 @@ def test_loading_leaves_the_global_generator_alone_and_names_what_is_wrong(folde
     weights = load_file(path)
     del weights["encoder.layers.3.final_layer_norm.bias"]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ValueError, match="missing_keys.*encoder.layers.3.final_layer_norm.bias"):
+    with pytest.raises(ValueError, match="missing: encoder.layers.3.final_layer_norm.bias"):
         get_audio_tokenizer("sparktts", tmp_path)
 
 

@@ -7,7 +7,6 @@ import torch
 from files.broken_folders import make_pointer
 from safetensors.torch import load_file
 from toy_speech_lm import load_toy, make_toy_folders
-from transformers import AutoModelForCausalLM
 
 from vita_audio.checkpoints.export import export_checkpoint, public_config
 from vita_audio.inference.pipeline import SpeechLM
@@ -83,7 +82,7 @@ def test_ours_load_it_and_answer_the_same(exported, toy_folders):
 
 
 def test_shards_and_code_come_along(toy_folders, exported, tmp_path):
-    model, _ = load_weights(AutoModelForCausalLM, exported, read_config(exported, SPEECH_CONFIGS), dtype=torch.bfloat16)
+    model, _ = load_weights(exported, read_config(exported, SPEECH_CONFIGS), dtype=torch.bfloat16)
     model.config.audio_tokenizer = {"type": "glm4voice", "fingerprint": "glm4voice-1"}
     source, code = tmp_path / "source", tmp_path / "code"
     model.save_pretrained(source, max_shard_size="60KB")
@@ -102,7 +101,7 @@ def test_shards_and_code_come_along(toy_folders, exported, tmp_path):
         "helper.py",
         "modeling_qwen2.py",
     ]
-    again, missing = load_weights(AutoModelForCausalLM, tmp_path / "out", read_config(tmp_path / "out", SPEECH_CONFIGS))
+    again, missing = load_weights(tmp_path / "out", read_config(tmp_path / "out", SPEECH_CONFIGS))
     weights = load_file(toy_folders.model / "model.safetensors")
     assert not missing and set(again.state_dict()) == set(weights)
     with pytest.raises(FileExistsError, match="out is in use; give a new folder"):

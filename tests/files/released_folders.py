@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM
-
 from vita_audio.models import SPEECH_CONFIGS
 from vita_audio.models.loading import load_weights, read_config
 
@@ -12,7 +10,7 @@ TRAP = "raise RuntimeError('code of a checkpoint was run')\n"
 
 
 def as_shards(folder: Path) -> None:
-    model, _ = load_weights(AutoModelForCausalLM, folder, read_config(folder, SPEECH_CONFIGS))
+    model, _ = load_weights(folder, read_config(folder, SPEECH_CONFIGS))
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="60KB")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2

@@ -10,7 +10,6 @@ import pytest
 import torch
 from files.released_folders import as_shards
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.checkpoints.export import export_checkpoint
@@ -39,7 +38,7 @@ def make(toy_folders, tmp_path):
 
 
 def load(folder):
-    return load_weights(AutoModelForCausalLM, folder, read_config(folder, SPEECH_CONFIGS))
+    return load_weights(folder, read_config(folder, SPEECH_CONFIGS))
 
 
 def as_torch_file(folder):

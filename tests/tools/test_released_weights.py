@@ -21,7 +21,6 @@ from files.released_folders import as_shards, as_the_public_code_saves
 from safetensors.torch import load_file
 from speech_decoder.test_released_files import UNUSED_IN_THE_RELEASED_FILE
 from toy_speech_lm import make_toy_folders
-from transformers import AutoModelForCausalLM
 
 from tools import check_checkpoint
 from vita_audio.models import SPEECH_CONFIGS
@@ -40,7 +39,7 @@ def make_sensevoice_small(plus_model: Path, folder: Path) -> None:
     """Move what the released Plus models do not bring into a folder like SenseVoiceSmall."""
     folder.mkdir()
     shutil.move(plus_model / "am.mvn", folder)
-    model, _ = load_weights(AutoModelForCausalLM, plus_model, read_config(plus_model, SPEECH_CONFIGS))
+    model, _ = load_weights(plus_model, read_config(plus_model, SPEECH_CONFIGS))
     torch.save(model.model.audio_model.model.state_dict(), folder / "model.pt")
     settings = {"encoder": "SenseVoiceEncoderSmall", "encoder_conf": asdict(model.config.sensevoice)}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))

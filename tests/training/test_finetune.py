@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.finetune_sts import main as train
 from vita_audio.audio_tokenizers import get_audio_tokenizer
-from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.training.run_folder import ARGUMENTS_FILE, RESULTS_FILE
 
 
@@ -40,7 +39,7 @@ def weights(folder):
 
 
 def test_each_stage_leaves_a_model_that_loads(stages, toy_run):
-    audio_tokenizer = describe_audio_tokenizer(get_audio_tokenizer("glm4voice", toy_run.audio_tokenizer))
+    audio_tokenizer = get_audio_tokenizer("glm4voice", toy_run.audio_tokenizer).identity
     for folder, num_modules in zip(stages, (0, 1, 3, 3), strict=True):
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.config.audio_tokenizer == audio_tokenizer

@@ -18,7 +18,7 @@ def is_continuous(audio_tokenizer_type: str) -> bool:
 def get_audio_tokenizer(
     name: str, path: str | Path | None = None, decoder_path: str | Path | None = None, *, device: str = "cpu", **options
 ) -> AudioTokenizer:
-    """Load an audio tokenizer.
+    """Load an audio tokenizer by its name; other arguments as in `AudioTokenizer.from_pretrained`.
 
     Args:
         name: One of `AUDIO_TOKENIZER_TYPES`. How audio enters the model (`TextTokenizer.audio_input`) makes no
@@ -26,8 +26,8 @@ def get_audio_tokenizer(
         path: Folder of the weights that make codes. None or "embedded": the small weights of this package.
         decoder_path: Folder of the weights that make waves. None: the embedded decoder for the embedded tokenizer;
             with other tokenizers only `encode` works.
-        options: Arguments of the class's `from_pretrained`.
-    Raises: ValueError for an unknown name or weights that do not fit; FileNotFoundError.
+        options: More arguments of the class.
+    Raises: ValueError for an unknown name, and the exceptions of `AudioTokenizer.from_pretrained`.
     """
     name = name.removeprefix(CONTINUOUS_PREFIX)
     if name not in AUDIO_TOKENIZERS:

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from vita_audio.files.checkpoint import check_weights, find_checkpoint, read_json
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.streaming import Voice, check_codes
 
@@ -141,6 +140,11 @@ class AudioTokenizer(ABC):
     def fingerprint(self) -> str:
         """Name and hash of everything that decides which codes a wave gets; identifies stores of codes."""
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Entry of a model's configuration that identifies the tokenizer whose codes it was trained on."""
+        return {"type": self.name, "fingerprint": self.fingerprint}
+
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         """Encode waves, (samples,) float32 at `sample_rate`, none of them empty."""
         return [self._encode_one(wave) for wave in waves]
@@ -243,19 +247,23 @@ def prepare_wave(
     return resample(wave, sample_rate, target_rate)
 
 
-def load_model(kind: type[PreTrainedModel], folder: Path, *, ignored: Sequence[str] = ()) -> PreTrainedModel:
-    """Load a transformers model in float32.
+def check_identity(trained_with: Mapping[str, str], given: Mapping[str, str], model_name: str | Path) -> None:
+    """Raise ValueError if a model was trained on the codes of another audio tokenizer than the given one.
 
     Args:
-        ignored: Entries of transformers' loading report that are no errors.
-    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
+        trained_with: Entry of the model's configuration, an `AudioTokenizer.identity`.
+        given: Identity of the audio tokenizer to be used.
     """
-    read_json(folder / "config.json")
-    check_weights(folder)
-    model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if problems := {key: sorted(map(str, names)) for key, names in report.items() if names and key not in ignored}:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {problems}")
-    return model
+    if trained_with == given:
+        return
+    other = f"other weights of {given['type']}"
+    if trained_with["type"] != given["type"]:
+        other = f"{given['type']} instead of {trained_with['type']}"
+    raise ValueError(
+        f"{model_name} was trained on codes of the audio tokenizer {trained_with['fingerprint']}, got "
+        f"{given['fingerprint']}: {other}, whose codes mean something else; give the folder of the one it was trained "
+        "with"
+    )
 
 
 def fingerprint(name: str, settings: Sequence[Any], weights: Mapping[str, Tensor]) -> str:

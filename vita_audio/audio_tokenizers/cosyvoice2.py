@@ -22,6 +22,7 @@ from vita_audio.resample import resample
 from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyVoice2Decoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
 from vita_audio.speech_decoder.streaming import FlowVoice
+from vita_audio.speech_features import fbank
 
 from .base import AudioStream, AudioTokenizer, fingerprint
 
@@ -45,8 +46,12 @@ _require = partial(
 )
 
 
+def povey_window(size: int, *, periodic: bool) -> Tensor:
+    return torch.hann_window(size, periodic=periodic) ** 0.85
+
+
 class SpeakerEncoder:
-    """CAM++ speaker embeddings. Needs the packages onnxruntime and kaldi-native-fbank."""
+    """CAM++ speaker embeddings. Needs the package onnxruntime."""
 
     def __init__(self, path: Path):
         check_whole(path)
@@ -55,15 +60,7 @@ class SpeakerEncoder:
 
     def __call__(self, wave: Tensor) -> Tensor:
         """Return the embedding of a wave, (samples,) at 16 kHz: (192,)."""
-        fbank = _require("kaldi_native_fbank")
-        options = fbank.FbankOptions()
-        options.frame_opts.dither = 0.0
-        options.mel_opts.num_bins = 80
-        extractor = fbank.OnlineFbank(options)
-        extractor.accept_waveform(16_000, wave.tolist())
-        extractor.input_finished()
-        frames = [torch.from_numpy(extractor.get_frame(index)) for index in range(extractor.num_frames_ready)]
-        features = torch.stack(frames)  # (frames, 80)
+        features = fbank(wave, povey_window)  # (frames, 80)
         features = (features - features.mean(dim=0))[None].numpy()
         (embedding,) = self._session.run(None, {self._session.get_inputs()[0].name: features})
         return torch.from_numpy(embedding).flatten()

@@ -16,13 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from vita_audio.files.checkpoint import read_json
+from vita_audio.files.tensors import load_model
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
 from vita_audio.speech_decoder.streaming import FlowVoice
 
-from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint, load_model
+from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -146,12 +147,9 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> "GLM4VoiceTokenizer":
         read_json(folder / "preprocessor_config.json")
-        encoder, feature_extractor = (
-            load_model(WhisperVQEncoder, folder),
-            WhisperFeatureExtractor.from_pretrained(folder),
-        )
+        encoder, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
         decoder = None if decoder_folder is None else SpeechDecoder.from_pretrained(decoder_folder, device)
-        return cls(encoder, feature_extractor, decoder, **options)
+        return cls(encoder.to(device), WhisperFeatureExtractor.from_pretrained(folder), decoder, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write `config.json`, `model.safetensors` with weights as `dtype`, and `preprocessor_config.json`."""

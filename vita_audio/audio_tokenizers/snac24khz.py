@@ -26,7 +26,7 @@ from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.streaming import FrameNoise
 
 from .base import check_chunk_sizes, fingerprint
-from .windowed import WindowedTokenizer
+from .windowed import WindowedTokenizer, reach
 
 NAME = "snac24khz"
 CODEBOOK_SIZE = 4096
@@ -84,7 +84,8 @@ class SNAC24kHzTokenizer(WindowedTokenizer):
         self.sample_rate = self.output_rate = model.sampling_rate
         self.samples_per_group = int(model.hop_length) * VQ_STRIDES[0]
         self.frame_rate = GROUP_SIZE * self.sample_rate / self.samples_per_group
-        self.context_groups = math.ceil(max(_reach(model, decoding=True), _reach(model, decoding=False)))
+        steps = max(reach(model.decoder.modules()), reach(reversed(list(model.encoder.modules()))))
+        self.context_groups = math.ceil(steps / VQ_STRIDES[0])
 
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> SNAC24kHzTokenizer:
@@ -145,17 +146,3 @@ def _layers(block: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers of a decoder in order, including those inside its upsampling blocks."""
     for layer in block:
         yield from layer.block if type(layer).__name__ == "DecoderBlock" else [layer]
-
-
-def _reach(model: nn.Module, *, decoding: bool) -> float:
-    """Return an upper bound of the number of groups on either side that a sample, or a code, depends on.
-
-    Kernels are 7 wide, with dilations 1, 3 and 9 in the residual units; a layer that changes the rate adds one step.
-    """
-    rates = model.decoder_rates if decoding else model.encoder_rates[::-1]
-    reach, rate = 3.0, 1  # in steps of the coarsest rate
-    for factor in rates:
-        reach += 1 / rate
-        rate *= factor
-        reach += 3 * (1 + 3 + 9) / rate
-    return (reach + 3 / rate) / VQ_STRIDES[0]

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vita_audio.files.checkpoint import read_yaml
-from vita_audio.files.tensors import fill_module, read_tensors
+from vita_audio.files.tensors import fill_module, load_model, read_tensors
 from vita_audio.optional import require
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.speech_decoder.mel import MelSettings, mel_filters
 from vita_audio.speech_decoder.streaming import check_codes
 
-from .base import Voice, check_chunk_sizes, fingerprint, load_model
-from .windowed import WindowedTokenizer
+from .base import Voice, check_chunk_sizes, fingerprint
+from .windowed import WindowedTokenizer, reach
 
 NAME = "sparktts"
 PACKAGE = "spark_tts_lib"
@@ -62,52 +62,38 @@ class SparkTTSVoice(Voice):
 def make_bicodec(config: dict[str, Any]) -> nn.Module:
     """Make a BiCodec with random weights from the `audio_tokenizer` block of its `config.yaml`.
 
-    `_Mel` replaces its own mel spectrogram, which needs torchaudio.
+    `_mel_spectrogram` replaces its own, which needs torchaudio.
     """
-    modules = {
-        "BiCodec": "models.bicodec",
-        "Encoder": "modules.encoder_decoder.feat_encoder",
-        "Decoder": "modules.encoder_decoder.feat_decoder",
-        "WaveGenerator": "modules.encoder_decoder.wave_generator",
-        "FactorizedVectorQuantize": "modules.vq.factorized_vector_quantize",
-        "SpeakerEncoder": "modules.speaker.speaker_encoder",
-    }
-    kinds = {kind: getattr(_require(f"{PACKAGE}.{module}"), kind) for kind, module in modules.items()}
+    package = _require(f"{PACKAGE}.models.bicodec")
 
-    class BiCodec(kinds["BiCodec"]):
+    class BiCodec(package.BiCodec):
         def init_mel_transformer(self, settings: dict[str, Any]) -> None:
-            self.mel_transformer = _Mel(settings)
+            self.mel_transformer = partial(_mel_spectrogram, settings)
 
     return BiCodec(
         mel_params=config["mel_params"],
-        encoder=kinds["Encoder"](**config["encoder"]),
-        quantizer=kinds["FactorizedVectorQuantize"](**config["quantizer"]),
-        prenet=kinds["Decoder"](**config["prenet"]),
-        postnet=kinds["Decoder"](**config["postnet"]),
-        decoder=kinds["WaveGenerator"](**config["decoder"]),
-        speaker_encoder=kinds["SpeakerEncoder"](**config["speaker_encoder"]),
+        encoder=package.Encoder(**config["encoder"]),
+        quantizer=package.FactorizedVectorQuantize(**config["quantizer"]),
+        prenet=package.Decoder(**config["prenet"]),
+        postnet=package.Decoder(**config["postnet"]),
+        decoder=package.WaveGenerator(**config["decoder"]),
+        speaker_encoder=package.SpeakerEncoder(**config["speaker_encoder"]),
     )
 
 
-class _Mel(nn.Module):
-    """Magnitude mel spectrogram, (batch, samples) -> (batch, bands, samples // hop + 1), without weights."""
-
-    def __init__(self, settings: dict[str, Any]):
-        super().__init__()
-        self.hop_length, self.window_size = settings["hop_length"], settings["win_length"]
-        self.settings = MelSettings(
-            sample_rate=settings["sample_rate"],
-            num_bands=settings["num_mels"],
-            fft_size=settings["n_fft"],
-            min_frequency=settings["mel_fmin"],
-            max_frequency=settings["mel_fmax"] or settings["sample_rate"] / 2,
-        )
-
-    def forward(self, wave: Tensor) -> Tensor:
-        window = torch.hann_window(self.window_size, device=wave.device)
-        size = self.settings.fft_size
-        spectrum = torch.stft(wave, size, self.hop_length, self.window_size, window, return_complex=True)
-        return mel_filters(self.settings).to(wave.device) @ spectrum.abs()
+def _mel_spectrogram(settings: dict[str, Any], wave: Tensor) -> Tensor:
+    """Return the magnitude mel spectrogram of (batch, samples): (batch, bands, samples // hop + 1)."""
+    size, window_size = settings["n_fft"], settings["win_length"]
+    window = torch.hann_window(window_size, device=wave.device)
+    spectrum = torch.stft(wave, size, settings["hop_length"], window_size, window, return_complex=True)
+    mel = MelSettings(
+        sample_rate=settings["sample_rate"],
+        num_bands=settings["num_mels"],
+        fft_size=size,
+        min_frequency=settings["mel_fmin"],
+        max_frequency=settings["mel_fmax"] or settings["sample_rate"] / 2,
+    )
+    return mel_filters(mel).to(wave.device) @ spectrum.abs()
 
 
 class SparkTTSTokenizer(WindowedTokenizer):
@@ -151,6 +137,7 @@ class SparkTTSTokenizer(WindowedTokenizer):
         self.samples_per_group = config["latent_hop_length"]
         self.frame_rate = self.sample_rate / self.samples_per_group
         self.vocab_size = bicodec.quantizer.codebook_size
+        self.context_groups = math.ceil(reach([*bicodec.prenet.modules(), *bicodec.decoder.modules()]))
 
     @classmethod
     def _load(cls, folder: Path, decoder_folder: Path | None, device: str, **options) -> SparkTTSTokenizer:
@@ -159,11 +146,12 @@ class SparkTTSTokenizer(WindowedTokenizer):
             weights = folder / "BiCodec" / "model.safetensors"
             fill_module(bicodec, read_tensors(weights), weights, str(weights.with_name("config.yaml")))
             # The checkpoint may have additional weights, such as the heads of its training.
-            speech_model = load_model(Wav2Vec2Model, folder / SPEECH_MODEL, ignored=["unexpected_keys"])
+            source = folder / SPEECH_MODEL
+            speech_model, _ = load_model(Wav2Vec2Model, source, ignored=["unexpected"], dtype=torch.float32)
         return cls(
             bicodec.to(device),
             speech_model.to(device),
-            Wav2Vec2FeatureExtractor.from_pretrained(folder / SPEECH_MODEL),
+            Wav2Vec2FeatureExtractor.from_pretrained(source),
             read_yaml(folder / "config.yaml"),
             **options,
         )
@@ -174,26 +162,6 @@ class SparkTTSTokenizer(WindowedTokenizer):
         used = {name: value for name, value in codec.items() if name.startswith(("encoder.", "quantizer."))}
         settings = [RESAMPLING_RULE, self.config["volume_normalize"], self.feature_extractor.do_normalize]
         return fingerprint(self.name, settings, used | speech)
-
-    @cached_property
-    def context_groups(self) -> int:
-        """Upper bound of the number of codes on either side that influence a sample.
-
-        Convolutions are 7 wide, with dilations 1, 3 and 9 in the residual units of the wave generator.
-        """
-        prenet, reach, rate = self.bicodec.prenet, 0.0, 1
-        for backbone in (prenet.vocos_backbone, *(block[1] for block in prenet.downsample)):
-            reach += 3 * (1 + len(backbone.convnext))
-        for block in self.bicodec.decoder.model:
-            for layer in getattr(block, "block", [block]):
-                if isinstance(layer, nn.ConvTranspose1d):
-                    reach += layer.kernel_size[0] / layer.stride[0] / rate
-                    rate *= layer.stride[0]
-                elif isinstance(layer, nn.Conv1d):
-                    reach += 3 / rate
-            if hasattr(block, "block"):
-                reach += 3 * (1 + 3 + 9) / rate
-        return math.ceil(reach)
 
     def _window_decoder(self, voice: SparkTTSVoice | None) -> Callable[[list[int], int], Tensor]:
         voice = voice or self.voice

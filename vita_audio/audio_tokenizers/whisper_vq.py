@@ -141,10 +141,6 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
                 init.ones_(module.ema_count)
                 init.copy_(module.ema_weight, module.codebook.weight)
 
-    def quantize(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codewords (..., d_model), float32, nearest to `hidden` (..., d_model), and their ids (...)."""
-        return nearest_codewords(hidden, self.codebook.weight)
-
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> WhisperVQOutput:
         """Encode log-mel features.
 
@@ -178,7 +174,7 @@ class WhisperVQEncoder(WhisperPreTrainedModel):
                 valid, kernel = valid[:, :: config.pooling_kernel_size], config.pooling_kernel_size
             if depth == config.quantize_position:
                 output.pre_vq_hidden, output.token_mask = hidden, valid
-                codewords, output.quantized_token_ids = self.quantize(hidden)
+                codewords, output.quantized_token_ids = nearest_codewords(hidden, self.codebook.weight)
                 hidden = codewords.to(hidden.dtype) + self.embed_positions2.weight[: hidden.shape[1]]
             if depth in (config.pooling_position, config.quantize_position):
                 mask = self._attention_mask(valid, depth + 1, kernel, hidden.dtype)

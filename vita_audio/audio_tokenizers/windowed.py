@@ -1,10 +1,10 @@
 """Codecs whose decoder has a bounded receptive field, so that chunks are exact pieces of the whole wave."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import AudioStream, AudioTokenizer, Voice
 
@@ -59,3 +59,19 @@ class WindowedTokenizer(AudioTokenizer):
 
         sizes = [-(-chunk_size // size) * size for chunk_size in chunk_sizes]
         return AudioStream(decode_chunk, self.vocab_size, [sizes[0] + context * size, *(sizes[1:] or sizes)])
+
+
+def reach(layers: Iterable[nn.Module]) -> float:
+    """Return an upper bound of the steps on either side that convolutions in sequence depend on; others are ignored.
+
+    Args:
+        layers: From the coarsest rate, whose steps are counted, to the finest: a decoder's in order, an encoder's in
+            reverse.
+    """
+    total, rate = 0.0, 1
+    for layer in layers:
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+            kernel, stride = layer.kernel_size[0], layer.stride[0]
+            total += (layer.dilation[0] * (kernel - 1) / 2 if stride == 1 else kernel / stride) / rate
+            rate *= stride
+    return total

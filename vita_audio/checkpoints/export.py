@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,14 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
     values = public_config(config, from_hub=code is None)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is in use; give a new folder")
-    sources = [] if code is None else _code_files(code)
+    sources: list[Path] = []
+    if code is not None:
+        _find_all(code, [f"{name}.py" for name in CODE_FILES], "; give the folder of the public model class")
+        sources += sorted(path for path in code.glob("*.py") if path.name != "__init__.py")
     if isinstance(config, Qwen2MTPSenseVoiceConfig):
-        sources += _encoder_files(audio_model or folder)
+        reader = ", which the public class of Plus models reads from the checkpoint's folder"
+        remedy = f"{reader}; give the folder of a SenseVoiceSmall as audio model"
+        sources += _find_all(audio_model or folder, ENCODER_FILES, remedy)
     output.mkdir(parents=True, exist_ok=True)
     if weights[0].name not in WEIGHT_NAMES:  # shards
         weights += [path for name in WEIGHT_NAMES if (path := folder / f"{name}.index.json").exists()]
@@ -145,21 +151,11 @@ def public_tokenizer_config(tokenizer: TextTokenizer) -> dict[str, Any]:
     }
 
 
-def _code_files(code: Path) -> list[Path]:
-    for name in CODE_FILES:
-        if not (code / f"{name}.py").is_file():
-            raise FileNotFoundError(f"{code / name}.py is missing; give the folder of the public model class")
-    return sorted(path for path in code.glob("*.py") if path.name != "__init__.py")
-
-
-def _encoder_files(folder: Path) -> list[Path]:
+def _find_all(folder: Path, patterns: Sequence[str], remedy: str) -> list[Path]:
     files = []
-    for pattern in ENCODER_FILES:
+    for pattern in patterns:
         if not (found := sorted(folder.glob(pattern))):
-            raise FileNotFoundError(
-                f"{folder / pattern} is missing, which the public class of Plus models reads from the checkpoint's "
-                "folder; give the folder of a SenseVoiceSmall as audio model"
-            )
+            raise FileNotFoundError(f"{folder / pattern} is missing{remedy}")
         files += found
     for path in files:
         check_whole(path)

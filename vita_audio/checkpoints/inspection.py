@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,24 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    WhisperFeatureExtractor,
+)
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.files.checkpoint import (
     CONFIG_FILE,
     GENERATION_FILE,
     TORCH_SUFFIXES,
-    StoredTensor,
     check_weights,
     check_whole,
-    read_header,
     read_json,
     read_yaml,
 )
@@ -38,12 +43,12 @@ from vita_audio.interleave import InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
-from vita_audio.models.surgery import mtp_parameter_patterns
+from vita_audio.models.surgery import match_any, mtp_parameter_patterns
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.released_files import read_config as read_decoder_config
 from vita_audio.speech_features import CMVN_FILE, SenseVoiceFrontEnd
-from vita_audio.text import TextTokenizer, tokenizer_files
+from vita_audio.text import TextTokenizer
 
 DECODER_CONFIG = "config.yaml"
 CHECKED_SUFFIXES = (".json", ".safetensors", ".txt", ".yaml", ".mvn", *TORCH_SUFFIXES)
@@ -65,13 +70,13 @@ class Part:
 
     name: str
     files: dict[str, int]
-    num_tensors: int = 0
-    parameters: dict[str, int] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    initialised: dict[str, str] = field(default_factory=dict)
-    dry_run: str | None = None
+    num_tensors: int
+    parameters: dict[str, int]
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    initialised: dict[str, str]
+    dry_run: str
 
 
 @dataclass
@@ -100,10 +105,7 @@ def inspect_checkpoint(folder: Path, config: Path | None = None) -> Report:
     Args:
         config: For a language model, the configuration of a training stage that would start from it; weights that the
             stage initialises may then be missing.
-    Raises: NotADirectoryError.
     """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder; give the folder of a checkpoint")
     kind = identify(folder)
     report = Report(str(folder), kind, KINDS[kind][0] if kind in KINDS else "no checkpoint of a known kind")
     for path in sorted(folder.iterdir()):
@@ -156,8 +158,8 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
     files = check_weights(folder)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        part = _compare("model", files, model, report, None if config is own else config)
-        part.dry_run = _run_language_model(model)
+        dry_run = _run_language_model(model)
+    _compare("model", files, model, report, dry_run, stage=None if config is own else config)
     _inspect_text(folder, own, report)
     _inspect_generation(folder, report)
     if isinstance(config, Qwen2MTPConfig):
@@ -168,16 +170,12 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
 
 def _stage_initialisation(config: Qwen2MTPConfig, missing: list[str]) -> dict[str, str]:
     """Return how a training stage initialises each of the missing tensors that it initialises."""
-    patterns = mtp_parameter_patterns(config)
-    ways = {}
-    for name in missing:
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            ways[name] = "as the MTP module or layer before it"
-        elif name.startswith("model.audio_model."):
-            ways[name] = "from the folder in --audio_model_name_or_path"
-        elif name.startswith("model.audio_projection."):
-            ways[name] = "at random"
-    return ways
+    ways = {
+        "as the MTP module or layer before it": mtp_parameter_patterns(config),
+        "from the folder in --audio_model_name_or_path": ["model.audio_model.*"],
+        "at random": ["model.audio_projection.*"],
+    }
+    return {name: way for way, patterns in ways.items() for name in match_any(missing, patterns)}
 
 
 def _run_language_model(model: nn.Module) -> str:
@@ -197,9 +195,8 @@ def _run_language_model(model: nn.Module) -> str:
 
 
 def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> None:
-    tokenizer_files(folder)
-    num_tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     tokenizer = TextTokenizer.from_pretrained(folder)
+    num_tokens = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))  # ours adds tokens
     report.facts["text"] = f"{num_tokens:,} tokens for {config.vocab_size:,} rows"
     if num_tokens > config.vocab_size:
         report.problems.append(f"the text tokenizer in {folder} has more tokens than the model: {report.facts['text']}")
@@ -231,16 +228,12 @@ def _inspect_glm_tokenizer(folder: Path, report: Report) -> None:
     files = check_weights(folder)
     with FakeTensorMode():
         encoder = WhisperVQEncoder(config)
-        part = _compare("encoder", files, encoder, report)
         mel = torch.zeros(1, config.num_mel_bins, 10 * config.frames_per_code)
-        part.dry_run = f"{mel.shape[2]} mel frames to {encoder(mel).quantized_token_ids.shape[1]} codes"
-    features = read_json(folder / "preprocessor_config.json")
-    if features.get("feature_size") != config.num_mel_bins:
-        report.problems.append(
-            f"{folder / 'preprocessor_config.json'} must have feature_size {config.num_mel_bins} like {CONFIG_FILE}'s "
-            f"num_mel_bins, got {features.get('feature_size')}"
-        )
-    report.facts["codes"] = f"{config.quantize_vocab_size:,}"
+        dry_run = f"{mel.shape[2]} mel frames to {encoder(mel).quantized_token_ids.shape[1]} codes"
+    _compare("encoder", files, encoder, report, dry_run)
+    check_whole(folder / "preprocessor_config.json")
+    tokenizer = GLM4VoiceTokenizer(encoder, WhisperFeatureExtractor.from_pretrained(folder))
+    report.facts["codes"] = f"{tokenizer.vocab_size:,}"
 
 
 def _inspect_glm_decoder(folder: Path, report: Report) -> None:
@@ -248,11 +241,11 @@ def _inspect_glm_decoder(folder: Path, report: Report) -> None:
     files = {name: [find_file(folder, f"{name}.safetensors", f"{name}.pt")] for name in ("flow", "hift")}
     with FakeTensorMode():
         flow, hift = MaskedDiffWithXvec(config.flow).eval(), HiFTGenerator(config.hift).eval()
-        parts = [_compare("flow", files["flow"], flow, report), _compare("hift", files["hift"], hift, report)]
         mel = torch.zeros(1, config.flow.output_size, 40)
         mel = flow.decoder.solve(mel, mel, flow.speaker(None), mel, num_steps=1)
-        parts[0].dry_run = f"one step of the flow for {mel.shape[2]} mel frames"
-        parts[1].dry_run = f"{mel.shape[2]} mel frames to {hift.predict_f0(mel).shape[1]} of pitch"
+        pitch = f"{mel.shape[2]} mel frames to {hift.predict_f0(mel).shape[1]} of pitch"
+    _compare("flow", files["flow"], flow, report, f"one step of the flow for {mel.shape[2]} mel frames")
+    _compare("hift", files["hift"], hift, report, pitch)
     report.facts["codes"] = f"{config.flow.vocab_size:,}"
 
 
@@ -263,9 +256,9 @@ def _inspect_sensevoice(folder: Path, report: Report) -> None:
     file = find_file(folder, *WEIGHT_FILES)
     with FakeTensorMode():
         module = SenseVoiceSmall(SenseVoiceConfig(**sizes))
-        part = _compare("encoder", [file], module, report)
         features = torch.zeros(10, module.embed.embedding_dim)
-        part.dry_run = f"{len(features)} rows of features to {len(module([features])[0])} rows"
+        dry_run = f"{len(features)} rows of features to {len(module([features])[0])} rows"
+    _compare("encoder", [file], module, report, dry_run)
     SenseVoiceFrontEnd.from_pretrained(folder)
 
 
@@ -302,23 +295,27 @@ KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # kind -> title, and the 
 
 
 def _compare(
-    name: str, files: list[Path], module: nn.Module, report: Report, stage: Qwen2MTPConfig | None = None
-) -> Part:
-    """Compare weight files with a module, by names and shapes, and report the result.
+    name: str,
+    files: list[Path],
+    module: nn.Module,
+    report: Report,
+    dry_run: str,
+    *,
+    stage: Qwen2MTPConfig | None = None,
+) -> None:
+    """Compare weight files with a module, by names and shapes, and report the result and that of the dry run.
 
     Args:
         stage: Configuration of a training stage that would start from the weights.
     """
-    stored: dict[str, StoredTensor] = {}
-    for path in files:
-        stored |= _read_heads(path)
+    stored = {key: value for path in files for key, value in read_tensors(path, "meta").items()}
     expected = module.state_dict(keep_vars=True)
-    shapes = {key: tuple(value.shape) for key, value in expected.items()}
+    shapes, found = ({key: tuple(value.shape) for key, value in tensors.items()} for tensors in (expected, stored))
     present = {id(value) for key, value in expected.items() if key in stored}  # tied tensors need one of their names
     common = sorted(shapes.keys() & stored.keys())
     parameters = Counter()
     for key in common:
-        parameters[stored[key].dtype] += expected[key].numel()
+        parameters[str(stored[key].dtype).removeprefix("torch.")] += expected[key].numel()
     missing = sorted(key for key, value in expected.items() if id(value) not in present)
     part = Part(
         name,
@@ -327,8 +324,9 @@ def _compare(
         parameters=dict(parameters),
         missing=missing,
         unexpected=sorted(stored.keys() - shapes.keys()),
-        misshapen={key: (stored[key].shape, shapes[key]) for key in common if stored[key].shape != shapes[key]},
+        misshapen={key: (found[key], shapes[key]) for key in common if found[key] != shapes[key]},
         initialised=_stage_initialisation(stage, missing) if stage else {},
+        dry_run=dry_run,
     )
     report.parts.append(part)
     shapes = [f"{key} {found} instead of {wanted}" for key, (found, wanted) in part.misshapen.items()]
@@ -340,17 +338,6 @@ def _compare(
         if keys:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             report.problems.append(f"{name}: {len(keys)} tensors {fault}: {', '.join(keys[:5])}{more}")
-    return part
-
-
-def _read_heads(path: Path) -> dict[str, StoredTensor]:
-    if path.suffix == ".safetensors":
-        check_whole(path)
-        return read_header(path)
-    return {
-        name: StoredTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for name, value in read_tensors(path, "meta").items()
-    }
 
 
 def _try(report: Report, action: Callable[..., Any], *arguments: Any) -> None:

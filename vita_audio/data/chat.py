@@ -8,7 +8,7 @@ audio markers: codes, or placeholders for continuous features.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +30,11 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
+    """A turn of a conversation; `ids` are the token ids that an earlier answer was generated as, read in its place."""
+
     role: str
     content: str
+    ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class Conversation:
     audios: tuple[Any, ...]
 
     @classmethod
-    def parse(cls, sample: Mapping[str, Any]) -> Conversation:
-        """Check a sample. Raises: SampleError."""
+    def parse(cls, sample: Mapping[str, Any], *, with_ids: bool = False) -> Conversation:
+        """Check a sample; `with_ids` reads the ids of answers, which training ignores. Raises: SampleError."""
         if not isinstance(sample, Mapping):
             raise SampleError(f"a sample must be a JSON object, got {type(sample).__name__}")
         messages = next((sample[key] for key in MESSAGE_KEYS if sample.get(key)), None)
         if not isinstance(messages, list):
             raise SampleError(f"a sample needs a list of messages under {' or '.join(MESSAGE_KEYS)}, got {messages!r}")
-        turns = tuple(_parse_turn(message) for message in messages)
+        turns = tuple(_parse_turn(message, with_ids) for message in messages)
         audios = sample.get("audios") or []
         if not isinstance(audios, list | tuple):
             raise SampleError(f"audios must be a list, got {audios!r}")
@@ -67,7 +70,7 @@ class Conversation:
         return [turn.role for turn in self.turns for _ in range(turn.content.count(AUDIO_TAG))]
 
 
-def _parse_turn(message: Any) -> Turn:
+def _parse_turn(message: Any, with_ids: bool) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise SampleError(f"a message needs role and content, got {message!r}")
     role, content = message["role"], message["content"]
@@ -79,7 +82,12 @@ def _parse_turn(message: Any) -> Turn:
         content.encode()
     except UnicodeEncodeError as error:
         raise SampleError(f"content must be valid Unicode, got half of a surrogate pair in {content!r}") from error
-    return Turn(ROLE_NAMES[role], content)
+    turn, ids = Turn(ROLE_NAMES[role], content), message.get("ids") if with_ids else None
+    if ids is None:
+        return turn
+    if turn.role != "assistant" or not all(isinstance(token_id, int) for token_id in ids):
+        raise SampleError(f"only an assistant turn may have ids, and they must be token ids, got {message!r}")
+    return replace(turn, ids=tuple(ids))
 
 
 @dataclass(frozen=True)
@@ -147,10 +155,13 @@ def encode_prompt(
 ) -> tuple[list[int], list[AudioSpan]]:
     """Encode a conversation that expects an answer: its turns and the header of the next assistant turn.
 
+    An earlier answer with `ids` is read exactly as generated: these ids without their end token, then the
+    `<|im_end|>` and newline that end every turn.
+
     Returns: Ids, and the positions of the audios.
     Raises: SampleError, also if the last turn is the assistant's.
     """
-    conversation = Conversation.parse(sample)
+    conversation = Conversation.parse(sample, with_ids=True)
     if conversation.turns[-1].role == "assistant":
         raise SampleError("a prompt must not end with an assistant turn; leave the answer out")
     ids: list[int] = []
@@ -167,9 +178,14 @@ def _encode_turns(
     """Yield each turn with its header ids, content and footer ids, and audio spans."""
     audios, length = iter(conversation.audios), 0
     for turn in _with_spoken_text(conversation.turns):
-        content, spans = _content_ids(turn, audios, tokenizer, audio_ids)
-        if turn.role == "assistant":
-            content, spans = _lay_out_answer(content, spans, tokenizer, plan)
+        turn_audios = [next(audios) for _ in range(turn.content.count(AUDIO_TAG))]
+        if turn.ids is not None:
+            has_end = turn.ids[-1:] in ((tokenizer.im_end_id,), (tokenizer.pad_id,))
+            content, spans = list(turn.ids[: len(turn.ids) - has_end]), []
+        else:
+            content, spans = _content_ids(turn, turn_audios, tokenizer, audio_ids)
+            if turn.role == "assistant":
+                content, spans = _lay_out_answer(content, spans, tokenizer, plan)
         header, body = tokenizer.header(turn.role), content + tokenizer.footer()
         offset = length + len(header)
         yield turn, header, body, [replace(span, start=offset + span.start, stop=offset + span.stop) for span in spans]
@@ -194,14 +210,13 @@ def _with_spoken_text(turns: Iterable[Turn]) -> Iterator[Turn]:
 
 
 def _content_ids(
-    turn: Turn, audios: Iterator[Any], tokenizer: TextTokenizer, audio_ids: AudioIds
+    turn: Turn, audios: Sequence[Any], tokenizer: TextTokenizer, audio_ids: AudioIds
 ) -> tuple[list[int], list[AudioSpan]]:
     first_text, *later_texts = turn.content.split(AUDIO_TAG)
     ids, spans = tokenizer.encode(first_text), []
     if later_texts and tokenizer.begin_of_audio_id is None:
         raise SampleError("the sample has audio, the text tokenizer has no audio codes; load it with num_audio_codes")
-    for text in later_texts:
-        audio = next(audios)
+    for audio, text in zip(audios, later_texts, strict=True):
         inner = audio_ids(audio, turn.role)
         start = len(ids)
         ids += [tokenizer.begin_of_audio_id, *inner, tokenizer.end_of_audio_id]

@@ -10,7 +10,6 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,9 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NEVER_DOWNLOADED = ("*.py", "*.msgpack", "*.h5", "*.onnx", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4")
 _POINTER = b"version https://git-lfs"  # start of the text in place of a file in a clone without Git LFS
-_DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # safetensors -> torch
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Shape of a tensor in a weight file, and its dtype by torch's name, such as `bfloat16`."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def find_checkpoint(
-    name_or_path: str | Path, *, offline: bool = False, revision: str | None = None, files: Sequence[str] | None = None
-) -> Path:
+def find_checkpoint(name_or_path: str | Path, *, offline: bool = False, files: Sequence[str] | None = None) -> Path:
     """Return the folder of a checkpoint: the given folder, or the local copy of a repository on the hub.
 
     A repository is downloaded if there is no local copy. Python files are never downloaded; `.onnx` files, and `.bin`
@@ -48,7 +36,6 @@ def find_checkpoint(
     Args:
         name_or_path: Folder, or hub name such as `VITA-MLLM/VITA-Audio-Boost`.
         offline: Use only files that were downloaded earlier, like the environment variable HF_HUB_OFFLINE=1.
-        revision: Branch, tag or commit on the hub.
         files: Names of the files to download; names that the repository lacks are ignored.
     Raises: FileNotFoundError or NotADirectoryError, with the remedy.
     """
@@ -61,21 +48,21 @@ def find_checkpoint(
         raise FileNotFoundError(
             f"no folder {path}; give the folder of a checkpoint, or its name on the hub (owner/name)"
         )
-    return _find_on_hub(str(name_or_path), offline, revision, files)
+    return _find_on_hub(str(name_or_path), offline, files)
 
 
-def _find_on_hub(name: str, offline: bool, revision: str | None, files: Sequence[str] | None) -> Path:
+def _find_on_hub(name: str, offline: bool, files: Sequence[str] | None) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     offline = offline or constants.HF_HUB_OFFLINE
     try:
         if offline:  # callers check that the files exist
-            return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
+            return Path(snapshot_download(name, local_files_only=True, ignore_patterns="*"))
         if files is not None:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=[*_NEVER_DOWNLOADED, "*.bin"]))
+            return Path(snapshot_download(name, allow_patterns=list(files)))
+        folder = Path(snapshot_download(name, ignore_patterns=[*_NEVER_DOWNLOADED, "*.bin"]))
         if not any(path.suffix in (".safetensors", ".pt") for path in folder.iterdir()):
-            folder = Path(snapshot_download(name, revision=revision, ignore_patterns=list(_NEVER_DOWNLOADED)))
+            folder = Path(snapshot_download(name, ignore_patterns=list(_NEVER_DOWNLOADED)))
         return folder
     except OSError as error:
         reason = "offline, and it was not downloaded earlier" if offline else str(error).strip().split("\n")[0]
@@ -118,7 +105,7 @@ def check_whole(path: Path) -> None:
     if path.suffix == ".json":
         _parse(path, json.loads, "JSON")  # some are lists, such as SenseVoiceSmall's tokens.json
     elif path.suffix == ".safetensors":
-        read_header(path)
+        _names(path)
     elif path.suffix in TORCH_SUFFIXES and head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut off after {path.stat().st_size:,} bytes; get it again")
 
@@ -141,37 +128,39 @@ def _check_head(path: Path) -> bytes:
     return head
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a safetensors file without reading their values.
-
-    Raises: ValueError if the file is damaged, too short or too long.
-    """
+def _names(path: Path) -> set[str]:
+    """List the tensors of a safetensors file. Raises: ValueError if it is damaged, too short or too long."""
     try:
         with safe_open(path, "numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-            return {
-                name: StoredTensor(tuple(part.get_shape()), _torch_dtype(part.get_dtype()))
-                for name, part in slices.items()
-            }
+            return set(file.keys())
     except SafetensorError as error:
         size = path.stat().st_size
         raise ValueError(f"{path} is cut off or damaged ({error}; {size:,} bytes); get it again") from error
 
 
-def _torch_dtype(name: str) -> str:
-    return re.sub(r"^(BF|F|I|U)(?=\d+$)", lambda match: _DTYPES[match[1]], name).lower()
+def check_weights(folder: Path) -> list[Path]:
+    """List the weight files of a transformers checkpoint, after checking that they are complete and match their index.
 
+    Safetensors come before `.bin`, one file before shards with an index.
 
-def weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a transformers checkpoint: safetensors before `.bin`, one file or shards with an index.
-
-    Raises: FileNotFoundError naming the files that are missing; ValueError if the index is damaged.
+    Raises: FileNotFoundError naming the files that are missing; ValueError naming the file and the fault.
     """
     for name in WEIGHT_NAMES:
+        index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return [folder / name]
-        if (folder / f"{name}.index.json").is_file():
-            return list(_shards(folder / f"{name}.index.json"))
+            shards = {folder / name: set()}
+        elif index.is_file():
+            shards = _shards(index)
+        else:
+            continue
+        for path, tensors in shards.items():
+            check_whole(path)
+            if path.suffix == ".safetensors" and (lost := sorted(tensors - _names(path))):
+                raise ValueError(
+                    f"{path} lacks {', '.join(lost[:3])} ({len(lost)} tensors), which {index.name} says it holds; the "
+                    "files are of different checkpoints, get the folder again"
+                )
+        return list(shards)
     stray = sorted(path.name for path in folder.glob("*-of-*") if path.suffix in (".safetensors", ".bin"))
     if stray:
         raise FileNotFoundError(
@@ -179,25 +168,6 @@ def weight_files(folder: Path) -> list[Path]:
             "get it again"
         )
     raise FileNotFoundError(f"no weights in {folder}: neither {' nor '.join(WEIGHT_NAMES)}, nor shards of them")
-
-
-def check_weights(folder: Path) -> list[Path]:
-    """List the weight files like `weight_files`, after checking that they are complete and match their index.
-
-    Raises: FileNotFoundError; ValueError naming the file and the fault.
-    """
-    files = weight_files(folder)
-    for path in files:
-        check_whole(path)
-    index = folder / f"{WEIGHT_NAMES[0]}.index.json"
-    if files[0].suffix == ".safetensors" and files != [folder / WEIGHT_NAMES[0]]:
-        for path, names in _shards(index).items():
-            if lost := sorted(names - read_header(path).keys()):
-                raise ValueError(
-                    f"{path} lacks {', '.join(lost[:3])} ({len(lost)} tensors), which {index.name} says it holds; the "
-                    "files are of different checkpoints, get the folder again"
-                )
-    return files
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:

@@ -1,15 +1,18 @@
-"""Read weight files of several libraries without executing code from them, and load them into modules."""
+"""Read weight files of several libraries without executing code from them, and fill modules and models with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
-from vita_audio.files.checkpoint import check_whole
+from vita_audio.files.checkpoint import CONFIG_FILE, check_weights, check_whole, read_json
 
 
 def find_file(folder: Path, *names: str) -> Path:
@@ -24,7 +27,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Read a `.safetensors` file, or a pickled state dict, possibly under the key `state_dict`.
 
     Args:
-        device: Device of the tensors; "meta" for only shapes and dtypes.
+        device: Device of the tensors; "meta" for only shapes and dtypes, without reading the values.
     Raises: FileNotFoundError; ValueError naming the file and the fault.
     """
     check_whole(path)
@@ -54,11 +57,44 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fi
     for name in misshapen:
         del floats[name]
     report = module.load_state_dict(floats, strict=False, assign=True)
-    problems = {
-        "missing": sorted(set(report.missing_keys) - set(misshapen)),
-        "unexpected": sorted(report.unexpected_keys),
-        "of another shape": misshapen,
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{kind}: {', '.join(names[:5])} ({len(names)})" for kind, names in problems.items() if names)
-        raise ValueError(f"{path} does not fit {fits}: {found}")
+    missing = set(report.missing_keys) - set(misshapen)
+    problems = {"missing": missing, "unexpected": report.unexpected_keys, "of another shape": misshapen}
+    _raise_problems(f"{path} does not fit {fits}", problems)
+
+
+def load_model(
+    kind: type, folder: Path, *, ignored: Collection[str] = (), **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a transformers model, after checking that its files are complete.
+
+    Args:
+        kind: Class of the model, or one of transformers' Auto classes.
+        ignored: Differences between weights and model that are no errors: "missing", "unexpected".
+        options: More arguments of `from_pretrained`.
+    Returns: The model, and the sorted names of the parameters that the folder lacks, which are initialised randomly.
+    Raises: FileNotFoundError or ValueError naming the file that is missing or damaged, or the weights that do not fit.
+    """
+    read_json(folder / CONFIG_FILE)
+    check_weights(folder)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of missing weights
+    try:
+        model, report = kind.from_pretrained(folder, **options)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    shapes = [f"{key} {tuple(found)} instead of {tuple(wanted)}" for key, found, wanted in report["mismatched_keys"]]
+    problems = {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "of another shape": shapes}
+    problems |= {"unreadable": list(map(str, report["error_msgs"]))}
+    _raise_problems(
+        f"the weights in {folder} do not fit its {CONFIG_FILE}",
+        {key: names for key, names in problems.items() if key not in ignored},
+    )
+    return model, sorted(report["missing_keys"])
+
+
+def _raise_problems(claim: str, problems: Mapping[str, Collection[str]]) -> None:
+    """Raise ValueError with the first names of every kind of problem, unless there are none."""
+    found = [f"{kind}: {', '.join(sorted(names)[:5])} ({len(names)})" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(f"{claim}: {'; '.join(found)}")

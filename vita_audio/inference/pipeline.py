@@ -8,10 +8,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from vita_audio.audio_tokenizers import AudioTokenizer
-from vita_audio.audio_tokenizers.identity import check_audio_tokenizer, describe_audio_tokenizer
+from vita_audio.audio_tokenizers.base import check_identity
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.inference.prompts import ChatState, Prompt, PromptEncoder, generate_inputs
 from vita_audio.inference.response import Chunk, Response, Timings
@@ -103,7 +102,7 @@ class SpeechLM:
         folder = find_checkpoint(name_or_path, offline=offline)
         config = read_config(folder, SPEECH_CONFIGS)
         if config.audio_tokenizer and not any_audio_tokenizer:
-            check_audio_tokenizer(config.audio_tokenizer, describe_audio_tokenizer(audio_tokenizer), folder)
+            check_identity(config.audio_tokenizer, audio_tokenizer.identity, folder)
         tokenizer = TextTokenizer.from_pretrained(folder)
         front_end = None
         if tokenizer.continuous_roles:
@@ -111,7 +110,7 @@ class SpeechLM:
         device = resolve_device(device)
         options.setdefault("device_map", device)
         dtype = dtype or default_dtype(device)
-        model, missing = load_weights(AutoModelForCausalLM, folder, config, dtype=dtype, **options)
+        model, missing = load_weights(folder, config, dtype=dtype, **options)
         if missing:
             raise ValueError(
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.base import prepare_wave
-from vita_audio.constants import AUDIO_TAG
 from vita_audio.data.audio import Channel, load_audio, stated_seconds
-from vita_audio.data.chat import MESSAGE_KEYS, Conversation, SampleError, encode_prompt
+from vita_audio.data.chat import encode_prompt
 from vita_audio.inference.tasks import Audio
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel
@@ -95,10 +94,7 @@ class PromptEncoder:
     num_positions: int
 
     def encode(self, conversation: Mapping[str, Any], plan: InterleavePlan) -> Prompt:
-        """Encode a conversation and the header of the answer to come.
-
-        An earlier answer with `ids` is read exactly as generated: these ids without their end token, then the
-        `<|im_end|>` and newline that end every turn.
+        """Encode a conversation and the header of the answer to come, as `encode_prompt` does.
 
         Args:
             plan: Layout of earlier spoken answers without `ids`.
@@ -113,16 +109,8 @@ class PromptEncoder:
                 ids += [self.tokenizer.context_of_audio_id] * (len(QUERIES) + len(features[-1]))
             return ids if how == CONTINUOUS else ids + self.tokenizer.audio_ids(self._codes(audio))
 
-        ids: list[int] = []
-        starts: list[int] = []
-        for part, answer_ids in _split_at_exact_answers(conversation):
-            part_ids, spans = encode_prompt(part, self.tokenizer, audio_ids, plan)
-            starts += [len(ids) + span.start + 1 for span in spans if span.num_rows]
-            ids += part_ids
-            if answer_ids is not None:
-                has_end = answer_ids[-1:] in ([self.tokenizer.im_end_id], [self.tokenizer.pad_id])
-                ids += answer_ids[: len(answer_ids) - has_end] + self.tokenizer.footer()
-        return Prompt(ids, features, starts)
+        ids, spans = encode_prompt(conversation, self.tokenizer, audio_ids, plan)
+        return Prompt(ids, features, [span.start + 1 for span in spans if span.num_rows])
 
     def _codes(self, audio: Audio) -> list[int]:
         if isinstance(audio, list):
@@ -130,18 +118,15 @@ class PromptEncoder:
                 raise ValueError("a list of audio codes must not be empty, got []; leave the audio out")
             return audio
         codec = self.audio_tokenizer
-        return codec.encode(*self._load(audio, codec.sample_rate, codec.frame_rate))
+        return codec.encode(self._load(audio, codec.sample_rate, codec.frame_rate), codec.sample_rate)
 
     def _features(self, audio: Audio, role: str) -> Tensor:
         if isinstance(audio, list):
             raise ValueError(f"audio of {role} is continuous input, got {len(audio)} codes; give a file or a wave")
-        wave, rate = self._load(audio, self.front_end.sample_rate, ROWS_PER_SECOND, channel="mean")
-        return self.front_end(prepare_wave(wave, rate, self.front_end.sample_rate, channel="mean"))
+        return self.front_end(self._load(audio, self.front_end.sample_rate, ROWS_PER_SECOND, channel="mean"))
 
-    def _load(
-        self, audio: Audio, rate: int, positions_per_second: float, *, channel: Channel = "first"
-    ) -> tuple[Tensor, int]:
-        """Return the samples of an audio and their rate; an overlong file is refused before it is read."""
+    def _load(self, audio: Audio, rate: int, positions_per_second: float, *, channel: Channel = "first") -> Tensor:
+        """Return the samples of an audio at a rate; an overlong file is refused before it is read."""
         max_seconds = self.num_positions / positions_per_second
 
         def check(name: object, seconds: float) -> None:
@@ -150,32 +135,12 @@ class PromptEncoder:
                 raise ValueError(f"{name}: too long, {limit}; cut it into parts")
 
         if isinstance(audio, tuple):
-            wave, rate = audio
-            check("audio", wave.shape[-1] / rate if rate > 0 else 0)  # `prepare_wave` refuses other rates
-            return wave, rate
-        check(audio, stated_seconds(audio))
-        wave = load_audio(audio, rate, channel=channel)
-        check(audio, len(wave) / rate)
-        return wave, rate
-
-
-def _split_at_exact_answers(sample: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[int] | None]]:
-    """Yield the parts of a conversation before, between and after the answers with `ids`, each with the next ids."""
-    conversation = Conversation.parse(sample)
-    messages = next(sample[key] for key in MESSAGE_KEYS if sample.get(key))
-    audios, part = iter(conversation.audios), {"messages": [], "audios": []}
-    for turn, message in zip(conversation.turns, messages, strict=True):
-        turn_audios = [next(audios) for _ in range(turn.content.count(AUDIO_TAG))]
-        ids = message.get("ids")
-        if ids is None:
-            part["messages"].append(message)
-            part["audios"] += turn_audios
-            continue
-        if turn.role != "assistant" or not all(isinstance(token_id, int) for token_id in ids):
-            raise SampleError(f"only an assistant turn may have ids, and they must be token ids, got {message!r}")
-        yield part, list(ids)
-        part = {"messages": [], "audios": []}
-    yield part, None
+            name, wave = "audio", prepare_wave(*audio, rate, channel=channel)
+        else:
+            check(audio, stated_seconds(audio))
+            name, wave = audio, load_audio(audio, rate, channel=channel)
+        check(name, len(wave) / rate)
+        return wave
 
 
 def generate_inputs(prompts: Sequence[Prompt], device: torch.device, *, num_read: int = 0) -> dict[str, Any]:

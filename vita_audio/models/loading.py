@@ -8,20 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, Qwen2Config
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config
 
-from vita_audio.files.checkpoint import CONFIG_FILE, GENERATION_FILE, check_weights, read_header, read_json
-from vita_audio.files.tensors import read_tensors
+from vita_audio.files.checkpoint import CONFIG_FILE, GENERATION_FILE, check_weights, read_json
+from vita_audio.files.tensors import load_model, read_tensors
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 logger = logging.getLogger(__name__)
-
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> PretrainedConfig:
@@ -66,20 +63,15 @@ def _has_trained_head(folder: Path) -> bool:
         files = check_weights(folder)
     except FileNotFoundError:  # a configuration alone
         return False
-    places = {}
-    for path in files:
-        names = read_header(path) if path.suffix == ".safetensors" else read_tensors(path, "meta")
-        places |= dict.fromkeys(names, path)
+    places = {name: path for path in files for name in read_tensors(path, "meta")}
     if not {HEAD, EMBEDDINGS} <= places.keys():
         return False
     head, embeddings = (read_tensors(places[name])[name] for name in (HEAD, EMBEDDINGS))
     return not torch.equal(head, embeddings.to(head.dtype))
 
 
-def load_weights(
-    model_class: type[Model], folder: str | Path, config: PretrainedConfig, **options: Any
-) -> tuple[Model, list[str]]:
-    """Load the weights of a folder, after checking that its files are complete.
+def load_weights(folder: str | Path, config: PretrainedConfig, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """Load the weights of a language model, after checking that the files of its folder are complete.
 
     Args:
         config: Configuration of the model, which may have parameters that the folder lacks.
@@ -88,26 +80,6 @@ def load_weights(
     Raises: FileNotFoundError, ValueError naming the missing or damaged file, or the weights that do not fit.
     """
     folder = Path(folder)
-    check_weights(folder)
     if (folder / GENERATION_FILE).exists():  # transformers would silently ignore a damaged one
         read_json(folder / GENERATION_FILE)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of missing weights: our callers check them
-    try:
-        model, report = model_class.from_pretrained(
-            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    problems = {
-        "weights the model lacks": sorted(report["unexpected_keys"]),
-        "of another shape": [
-            f"{key} {tuple(found)} instead of {tuple(wanted)}"
-            for key, found, wanted in sorted(report["mismatched_keys"])
-        ],
-        "unreadable": sorted(map(str, report["error_msgs"])),
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{what}: {', '.join(keys[:5])} ({len(keys)})" for what, keys in problems.items() if keys)
-        raise ValueError(f"the weights in {folder} do not fit its {CONFIG_FILE}: {found}")
-    return model, sorted(report["missing_keys"])
+    return load_model(AutoModelForCausalLM, folder, ignored=["missing"], config=config, **options)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers.models.whisper.modeling_whisper import sinusoids
 
 from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.speech_features import FEATURE_SIZE, QUERIES
@@ -122,7 +123,7 @@ class SenseVoiceEncoder(nn.Module):
         Returns: (batch, time, output); rows beyond an item's length are undefined.
         """
         mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (batch, time)
-        positions = sinusoidal_positions(x.shape[1], x.shape[2]).to(x.device)
+        positions = sinusoids(x.shape[1] + 1, x.shape[2])[1:].to(x.device)  # of 1, 2, ..., (time, input), float32
         x = (x.float() * self.scale + positions).to(x.dtype)
         for layer in (*self.encoders0, *self.encoders):
             x = layer(x, mask)
@@ -130,13 +131,6 @@ class SenseVoiceEncoder(nn.Module):
         for layer in self.tp_encoders:
             x = layer(x, mask)
         return self.tp_norm(x)
-
-
-def sinusoidal_positions(length: int, size: int) -> Tensor:
-    """Return the embeddings of positions 1, 2, ..., first sines, then cosines: (length, size), float32."""
-    rates = torch.exp(torch.arange(size // 2) * -(math.log(10_000) / (size // 2 - 1)))
-    angles = torch.arange(1, length + 1)[:, None] * rates  # (length, size / 2)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class SenseVoiceSmall(nn.Module):

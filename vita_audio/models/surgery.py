@@ -24,6 +24,11 @@ def mtp_parameter_patterns(config: Qwen2MTPConfig) -> list[str]:
     return [f"model.layers.{layer}.*" for layer in layers] + [f"{part}.*" for part in MODULE_PARTS if layers]
 
 
+def match_any(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """List the names that a shell pattern matches as a whole."""
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
 def match_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """List the parameters whose whole name matches a shell pattern; both names of a tied parameter count.
 
@@ -31,10 +36,10 @@ def match_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not match_any(names, [pattern]):
             parts = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(f"pattern {pattern!r} matches no parameter; parameters begin with {', '.join(parts)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return match_any(names, patterns)
 
 
 def set_trainable(model: nn.Module, patterns: Sequence[str], *, frozen: Sequence[str] = ()) -> list[str]:
@@ -69,9 +74,7 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
     """
     missing = set(missing_keys)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    patterns = mtp_parameter_patterns(model.config)
-    foreign = sorted(name for name in missing if not any(fnmatchcase(name, pattern) for pattern in patterns))
-    if foreign:
+    if foreign := sorted(missing - set(match_any(missing, mtp_parameter_patterns(model.config)))):
         raise ValueError(
             f"only MTP modules can be initialised, but the checkpoint also lacks {', '.join(foreign[:5])} "
             f"({len(foreign)} in all); check that it fits the model config"

@@ -10,7 +10,6 @@ from functools import partial
 from datasets import Dataset
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
-from vita_audio.audio_tokenizers.identity import describe_audio_tokenizer
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
@@ -28,7 +27,7 @@ class StageData:
     Attributes:
         tokenizer: Text tokenizer with the audio codes.
         front_end: Computes the features of continuous input; None if there is none.
-        audio_tokenizer: Description of the tokenizer that made the codes, see `audio_tokenizers.identity`.
+        audio_tokenizer: `AudioTokenizer.identity` of the tokenizer that made the codes.
     """
 
     tokenizer: TextTokenizer
@@ -80,7 +79,7 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
         command = _extraction_command(settings, tokenizer)
         raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     logger.info("%s", report.summary())
-    return StageData(tokenizer, packs, front_end, describe_audio_tokenizer(audio_tokenizer))
+    return StageData(tokenizer, packs, front_end, audio_tokenizer.identity)
 
 
 def _extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:

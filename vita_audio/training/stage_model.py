@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_flash_attn_2_available
 
-from vita_audio.audio_tokenizers.identity import check_audio_tokenizer
+from vita_audio.audio_tokenizers.base import check_identity
 from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
@@ -114,8 +114,7 @@ def load_stage_model(
 
     Args:
         tokenizer: Text tokenizer; a model that starts from plain Qwen2 gets embeddings for its new tokens.
-        audio_tokenizer: Description of the audio tokenizer, stored in the configuration; see
-            `audio_tokenizers.identity`.
+        audio_tokenizer: `AudioTokenizer.identity`, stored in the configuration.
     Raises: FileNotFoundError; ValueError if a file is damaged, or if configuration, checkpoint, tokenizers and pack
         length do not fit each other.
     """
@@ -128,7 +127,7 @@ def load_stage_model(
         model = AutoModelForCausalLM.from_config(config, **options)
         _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
     else:
-        model, missing = load_weights(AutoModelForCausalLM, folder, config, **options)
+        model, missing = load_weights(folder, config, **options)
         if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
             logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
         if not isinstance(base, Qwen2MTPConfig):
@@ -171,7 +170,7 @@ def _stage_config(
     checkpoint = _as_speech_config(base)
     check_configs(config, checkpoint, (settings.config_name or str(folder), str(folder)))
     if checkpoint.audio_tokenizer and audio_tokenizer:
-        check_audio_tokenizer(checkpoint.audio_tokenizer, audio_tokenizer, folder)
+        check_identity(checkpoint.audio_tokenizer, audio_tokenizer, folder)
     if checkpoint is base and base.vocab_size != tokenizer.padded_size:
         raise ValueError(
             f"checkpoint {folder} has a vocabulary of {base.vocab_size}, text and audio tokenizer make "
