@@ -23,6 +23,7 @@ from vita_audio.models.decode_step import DecodeStep, count_rows
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.mtp_generation import mtp_steps
 from vita_audio.speech_features import SenseVoiceFrontEnd
+from vita_audio.stopwatch import Stopwatch
 from vita_audio.text import TextTokenizer
 
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
@@ -201,6 +202,7 @@ class SpeechLM:
         voice: Any = None,
         decode_audio: bool = True,
         state: ChatState | None = None,
+        stopwatch: Stopwatch | None = None,
         **generation,
     ) -> Iterator[Chunk]:
         """Yield the answer to a conversation while it is generated; arguments as in `respond`.
@@ -209,10 +211,18 @@ class SpeechLM:
         of audio codes ends. Wrong input raises here; errors during generation are raised by `next`. Generation runs in
         `next` only, so closing or dropping the iterator ends it. With an `acceptance` above 0, tokens are handed on
         once they are verified; `first_chunk="committed"` hands on the first ones of the modules without waiting.
+
+        Args:
+            stopwatch: Gets the seconds of the stages "prompt", "language_model", "flow" and "vocoder" while the answer
+                is made, so what it holds at the first samples is the time they took.
         """
         self.audio_tokenizer.check_voice(voice)
-        steps = self._steps([self._encode(conversation)], plan, state, generation)
-        return self._chunks((int(step.tokens) for step in steps), decode_audio, voice)
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch.measure("prompt"):
+            prompt = self._encode(conversation)
+        steps = self._steps([prompt], plan, state, generation)
+        token_ids = stopwatch.measure_each("language_model", (int(step.tokens) for step in steps))
+        return self._chunks(token_ids, decode_audio, voice, stopwatch)
 
     def _steps(
         self, prompts: Sequence[Prompt], plan: Plan | None, state: ChatState | None, generation: Mapping[str, Any]
@@ -283,7 +293,9 @@ class SpeechLM:
         ends = [token_id for token_id in end_ids if 0 <= token_id < self.model.config.vocab_size]
         return [self.tokenizer.begin_of_audio_id, self.tokenizer.end_of_audio_id, *ends, *self.tokenizer.code_ids]
 
-    def _chunks(self, token_ids: Iterable[int], decode_audio: bool, voice: Any) -> Iterator[Chunk]:
+    def _chunks(
+        self, token_ids: Iterable[int], decode_audio: bool, voice: Any, stopwatch: Stopwatch
+    ) -> Iterator[Chunk]:
         text, audio = TextStream(self.tokenizer), None
         codes: list[int] = []
         ids: list[int] = []
@@ -293,7 +305,7 @@ class SpeechLM:
             if self.tokenizer.is_audio(token_id):
                 codes.append(token_id - self.tokenizer.first_audio_id)
                 if decode_audio:
-                    audio = audio or self.audio_tokenizer.stream(voice)
+                    audio = audio or self.audio_tokenizer.stream(voice, stopwatch)
                     wave = audio.push(codes[-1:])
             else:
                 delta = text.push(token_id)
