@@ -246,10 +246,10 @@ def test_streams_of_the_embedded_decoder_begin_with_fewer_steps_unless_steps_are
     assert settings(num_steps=2) == (released[0], (2,), 2)
 
 
-@pytest.mark.parametrize("settings", [{}, glm4voice.EMBEDDED_STREAM])
-def test_a_late_second_costs_little_more_than_an_early_one(folders, settings):
+@pytest.mark.parametrize("stream_chunks", [glm4voice.STREAM_CHUNKS, glm4voice.EMBEDDED_STREAM["stream_chunks"]])
+def test_a_late_second_costs_little_more_than_an_early_one(folders, stream_chunks):
     """Floating-point operations of second 40 over those of second 2, each piece's spread evenly over its samples."""
-    tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], **settings)
+    tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], stream_chunks=stream_chunks, num_steps=1)
     stream, operations, work = tokenizer.stream(), 0, []
     with FlopCounterMode(display=False) as counter:
         for index in range(560):

@@ -22,6 +22,7 @@ from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSense
 from vita_audio.models.decode_step import DecodeStep, count_rows
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.mtp_generation import mtp_steps
+from vita_audio.models.quantization import quantize_weights
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.stopwatch import Stopwatch
 from vita_audio.text import TextTokenizer
@@ -85,6 +86,7 @@ class SpeechLM:
         audio_model: str | Path | None = None,
         offline: bool = False,
         any_audio_tokenizer: bool = False,
+        quantize: str | None = None,
         **options,
     ) -> SpeechLM:
         """Load a checkpoint with its text tokenizer and generation defaults.
@@ -97,6 +99,7 @@ class SpeechLM:
                 normalisation of features (`am.mvn`), as the released ones do.
             offline: Do not contact the hub; use earlier downloads.
             any_audio_tokenizer: Also accept an audio tokenizer that the model was not trained with.
+            quantize: "int8" or "int4" weights, see `vita_audio.models.quantization.quantize_weights`.
             options: Options for the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
         Raises: FileNotFoundError, ValueError naming the file that is missing, damaged, or of another kind of model, the
             weights that do not fit, or the audio tokenizer that is another one.
@@ -118,6 +121,8 @@ class SpeechLM:
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "
                 f"({len(missing)} in all); get the folder again, or train what is new with tools/finetune_sts.py"
             )
+        if quantize is not None:
+            quantize_weights(model, quantize)
         return cls(model, tokenizer, audio_tokenizer, front_end)
 
     def respond(
