@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from toy_models import make_agreeing_model, make_model
 
+from vita_audio.command_line import QUANTIZATIONS
 from vita_audio.models import quantization
 from vita_audio.models.quantization import Int8Linear, quantize_weights
 
@@ -59,6 +60,7 @@ def test_most_choices_and_half_the_bytes_remain(ids):
 
 def test_wrong_kinds_and_devices_are_refused():
     model = make_model(1)
+    assert set(quantization.TORCHAO_CONFIGS) == set(QUANTIZATIONS)
     with pytest.raises(ValueError, match="quantize must be one of int8, int4, got 'int3'"):
         quantize_weights(model, "int3")
     with pytest.raises(ValueError, match="int4 weights need a GPU, the model is on the CPU; use int8"):
@@ -71,7 +73,7 @@ def test_wrong_kinds_and_devices_are_refused():
 @pytest.mark.skipif(find_spec("torchao") is not None, reason="for an environment without torchao")
 def test_a_gpu_without_torchao_is_told_what_to_install():
     with pytest.raises(
-        ImportError, match="quantizing to int8 on a GPU needs the package torchao .* pip install torchao"
+        ImportError, match="quantizing to int8 on a GPU needs the package torchao .* pip install 'vita-audio"
     ):
         quantization._quantize_with_torchao(make_model(1), "int8")
 

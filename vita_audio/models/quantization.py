@@ -76,7 +76,7 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 def _quantize_with_torchao(model: nn.Module, kind: str) -> None:
     purpose = f"quantizing to {kind} on a GPU"
-    torchao = require("torchao.quantization", purpose=purpose, install="torchao")
+    torchao = require("torchao.quantization", purpose=purpose, install="'vita-audio[quantization]'")
     chosen = {name for name, _ in _linear_layers(model)}
     try:
         config = getattr(torchao, TORCHAO_CONFIGS[kind])()
