@@ -49,5 +49,6 @@ setup(
         "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime"],
         "snac24khz": ["snac>=1.2,<2"],
         "sparktts": ["spark-tts-lib>=0.2,<0.3"],
+        "quantization": ["torchao>=0.18,<0.19"],  # int8 and int4 weights on a GPU; a CPU needs no package
     },
 )

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "vita_audio"
 # The rooms of the package, from the bottom up; neighbours in a row do not know each other.
 LAYERS = (
-    ("constants", "interleave", "resample", "files", "optional"),
+    ("constants", "interleave", "resample", "files", "optional", "stopwatch"),
     ("speech_decoder", "speech_features", "errors", "plots"),
     ("text", "models", "audio_tokenizers"),
     ("data",),

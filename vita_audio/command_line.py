@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = Path("outputs/quickstart/stage4")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 DTYPES = ("float32", "bfloat16", "float16")  # names in torch
+QUANTIZATIONS = ("int8", "int4")
 
 T = TypeVar("T")
 
@@ -114,6 +115,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_device_option(parser)
     add("--device-map", help="auto: spread the model over GPUs and memory, in place of --device")
     add_dtype_option(parser)
+    add("--quantize", choices=QUANTIZATIONS, help="quantize the weights once loaded; int4 only on a GPU (default: no)")
     add("--attn-implementation", choices=ATTENTION, help="attention implementation (default: sdpa)")
 
 
@@ -153,6 +155,7 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         audio_model=options.audio_model_path,
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,
+        quantize=options.quantize,
         **{name: value for name, value in chosen.items() if value is not None},
     )
 

@@ -8,9 +8,11 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_folders import ASSETS, make_speech_decoder
+from torch.utils.flop_counter import FlopCounterMode
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, glm4voice
 from vita_audio.audio_tokenizers.glm4voice import PIECES_PER_BATCH, GLM4VoiceTokenizer, piece_features
+from vita_audio.stopwatch import Stopwatch
 
 FOLDER = ASSETS / "vq_wav"
 CASES = {case["name"]: case for case in json.loads((FOLDER / "case.json").read_text())["cases"]}
@@ -226,6 +228,47 @@ def test_steps_of_a_stream_may_grow(folders, monkeypatch):
     assert used == [1, 3, 3, 3, 4]
     with pytest.raises(ValueError, match="stream_steps must be at least 1, got 10 and \\(0,\\)"):
         GLM4VoiceTokenizer(tokenizer.encoder, tokenizer.feature_extractor, stream_steps=(0,))
+
+
+def test_streams_of_the_embedded_decoder_begin_with_fewer_steps_unless_steps_are_chosen(folders, monkeypatch):
+    tokenizer_folder, decoder_folder = folders["glm4voice"]
+    monkeypatch.setattr(glm4voice, "EMBEDDED_TOKENIZER", tokenizer_folder)
+    monkeypatch.setattr(glm4voice, "EMBEDDED_DECODER", decoder_folder)
+
+    def settings(*folders, **options):
+        tokenizer = get_audio_tokenizer("glm4voice", *folders, **options)
+        return tokenizer.stream_chunks, tokenizer.stream_steps, tokenizer.num_steps
+
+    assert settings() == ((8, 12, 25, 50), (6, 10), 10)
+    released = ((10, 15, 25, 50), (10,), 10)
+    assert settings(tokenizer_folder, decoder_folder) == released
+    assert settings(stream_chunks=(7,)) == ((7,), (10,), 10)
+    assert settings(num_steps=2) == (released[0], (2,), 2)
+
+
+@pytest.mark.parametrize("stream_chunks", [glm4voice.STREAM_CHUNKS, glm4voice.EMBEDDED_STREAM["stream_chunks"]])
+def test_a_late_second_costs_little_more_than_an_early_one(folders, stream_chunks):
+    """Floating-point operations of second 40 over those of second 2, each piece's spread evenly over its samples."""
+    tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], stream_chunks=stream_chunks, num_steps=1)
+    stream, operations, work = tokenizer.stream(), 0, []
+    with FlopCounterMode(display=False) as counter:
+        for index in range(560):
+            if len(wave := stream.push([index % tokenizer.vocab_size])):
+                work.append(torch.full(wave.shape, (counter.get_total_flops() - operations) / len(wave)))
+                operations = counter.get_total_flops()
+    seconds = [float(second.sum()) for second in torch.cat(work).double().split(tokenizer.output_rate)]
+    assert len(seconds) > 40 and 0 < seconds[39] <= 1.2 * seconds[1]
+
+
+def test_time_of_a_stream_is_measured_by_stage(folders):
+    tokenizer = get_audio_tokenizer("glm4voice", *folders["glm4voice"], num_steps=1)
+    ticks = iter(range(100))
+    stopwatch = Stopwatch(clock=lambda: next(ticks))
+    stream = tokenizer.stream(stopwatch=stopwatch)
+    assert len(stream.push(range(10))) and stopwatch.seconds == {"flow": 1, "vocoder": 1}
+    stream.push(range(15))
+    stream.flush()
+    assert stopwatch.seconds == {"flow": 3, "vocoder": 3}
 
 
 def test_released_noise_gives_another_wave_of_the_same_codes(folders):

@@ -8,7 +8,9 @@ import torch
 from toy_conversations import CONVERSATIONS, PLANS, codes_of, text_of, wave_of
 from transformers import LogitsProcessor
 
-from vita_audio.inference.pipeline import Chunk
+from vita_audio.inference.pipeline import Chunk, SpeechLM
+from vita_audio.models.quantization import Int8Linear
+from vita_audio.stopwatch import Stopwatch
 
 
 def streamed_wave(speech_lm, codes):
@@ -115,3 +117,25 @@ def test_chunks_end_where_audio_ends(speech_lm):
     ids += [tokenizer.end_of_audio_id, *tokenizer.encode("b"), tokenizer.begin_of_audio_id, *tokenizer.audio_ids([4])]
     chunks = list(speech_lm._chunks((token_id for token_id in ids), decode_audio=True, voice=None))
     assert [(chunk.text, chunk.codes) for chunk in chunks] == [("a", []), ("", [1, 2, 3]), ("b", []), ("", [4])]
+
+
+def test_time_of_a_stream_is_measured_by_stage(speech_lm):
+    """At the first samples, each decoder has run once; the language model runs between all chunks."""
+    ticks = iter(range(10**6))
+    stopwatch = Stopwatch(clock=lambda: next(ticks))
+    stream = speech_lm.stream(CONVERSATIONS[0], "boost", max_new_tokens=45, stopwatch=stopwatch)
+    next(chunk for chunk in stream if len(chunk.wave))
+    first = dict(stopwatch.seconds)
+    ids = [token_id for chunk in stream for token_id in chunk.ids]
+    assert first.keys() == {"prompt", "language_model", "flow", "vocoder"} and first["flow"] == first["vocoder"] == 1
+    assert ids and stopwatch.seconds["language_model"] > first["language_model"] + len(ids) // 2
+    assert stopwatch.seconds["prompt"] == first["prompt"] == 1
+
+
+def test_a_model_loaded_with_int8_weights_answers(toy_folders, speech_lm):
+    quantized = SpeechLM.from_pretrained(toy_folders.model, speech_lm.audio_tokenizer, device="cpu", quantize="int8")
+    assert isinstance(quantized.model.lm_head, Int8Linear)
+    answer = quantized.respond(CONVERSATIONS[0], "boost", max_new_tokens=20)
+    assert answer.ids and (answer.codes == [] or len(answer.wave))
+    with pytest.raises(ValueError, match="int4 weights need a GPU"):
+        SpeechLM.from_pretrained(toy_folders.model, speech_lm.audio_tokenizer, device="cpu", quantize="int4")

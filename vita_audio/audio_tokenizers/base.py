@@ -15,6 +15,7 @@ from torch import Tensor
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.resample import resample
 from vita_audio.speech_decoder.streaming import Voice, check_codes
+from vita_audio.stopwatch import Stopwatch
 
 
 class AudioStream:
@@ -158,8 +159,8 @@ class AudioTokenizer(ABC):
         """Decode one or more codes, all in the vocabulary."""
 
     @abstractmethod
-    def _stream(self, voice: Voice | None) -> AudioStream:
-        """Begin decoding a stream."""
+    def _stream(self, voice: Voice | None, stopwatch: Stopwatch) -> AudioStream:
+        """Begin decoding a stream whose work is measured as the stages "flow" and "vocoder"."""
 
     def _make_voice(self, wave: Tensor) -> Voice:
         """Make a voice from a wave, (samples,) float32 at `sample_rate`; called only if there is a `voice_class`."""
@@ -190,10 +191,14 @@ class AudioTokenizer(ABC):
         self.check_voice(voice)
         return self._decode(codes, voice) if codes else torch.zeros(0)
 
-    def stream(self, voice: Voice | None = None) -> AudioStream:
-        """Begin decoding one stream of codes; `voice` and errors as in `decode`."""
+    def stream(self, voice: Voice | None = None, stopwatch: Stopwatch | None = None) -> AudioStream:
+        """Begin decoding one stream of codes; `voice` and errors as in `decode`.
+
+        Args:
+            stopwatch: Gets the seconds of the stages "flow", for codecs that have one, and "vocoder".
+        """
         self.check_voice(voice)
-        return self._stream(voice)
+        return self._stream(voice, stopwatch or Stopwatch())
 
     def make_voice(self, wave: Tensor | np.ndarray, sample_rate: int) -> Voice:
         """Return the voice of a wave for `decode` and `stream`; arguments and errors as in `encode`.

@@ -23,6 +23,7 @@ from vita_audio.speech_decoder.cosyvoice2.decoder import CONFIG_NAME, MEL, CosyV
 from vita_audio.speech_decoder.mel import mel_spectrogram
 from vita_audio.speech_decoder.streaming import FlowVoice
 from vita_audio.speech_features import fbank
+from vita_audio.stopwatch import Stopwatch
 
 from .base import AudioStream, AudioTokenizer, fingerprint
 
@@ -121,9 +122,10 @@ class CosyVoice2Tokenizer(AudioTokenizer):
     def fingerprint(self) -> str:
         return fingerprint(self.name, [RESAMPLING_RULE], self.speech_tokenizer.state_dict())
 
-    def _stream(self, voice: FlowVoice | None) -> AudioStream:
+    def _stream(self, voice: FlowVoice | None, stopwatch: Stopwatch) -> AudioStream:
         decoder = self._need_decoder()
         state = decoder.start(voice, num_steps=self.num_steps, seed=self.seed)
+        state.stopwatch = stopwatch
         return AudioStream(partial(decoder.decode_chunk, state), self.vocab_size)
 
     def _decode(self, codes: list[int], voice: FlowVoice | None) -> Tensor:

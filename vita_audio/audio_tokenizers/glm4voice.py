@@ -22,6 +22,7 @@ from vita_audio.resample import resample
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 from vita_audio.speech_decoder.mel import mel_spectrogram
 from vita_audio.speech_decoder.streaming import FlowVoice
+from vita_audio.stopwatch import Stopwatch
 
 from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
 from .whisper_vq import WhisperVQEncoder
@@ -32,7 +33,10 @@ EMBEDDED_TOKENIZER = _ASSETS / "speech_tokenizer"
 EMBEDDED_DECODER = _ASSETS / "speech_decoder"
 
 PIECES_PER_BATCH = 8  # pieces of 30 s; bounds the memory of encoding, whatever the length of the audio
-STREAM_CHUNKS = (10, 25, 50)  # codes; a short first chunk starts early, long chunks save work
+STREAM_CHUNKS = (10, 15, 25, 50)  # codes; a short first chunk starts early, long chunks save work
+# The embedded flow starts from zero instead of noise (`inference_temperature`), so six steps come close to ten. Eight
+# codes are the first run of audio in "boost", so that the first samples do not wait for more text.
+EMBEDDED_STREAM = {"stream_chunks": (8, 12, 25, 50), "stream_steps": (6, 10)}
 
 # Settings that decide the codes and do not show in the weights.
 _ENCODER_SETTINGS = (
@@ -135,13 +139,16 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
         Args:
             path: None or "embedded" for the tokenizer in this package.
-            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer.
+            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer. Its
+                streams have the settings `EMBEDDED_STREAM` unless the options set any of these or `num_steps`.
             options: More arguments as in `AudioTokenizer.from_pretrained`.
         """
         if path in (None, EMBEDDED):
             path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
         if decoder_path == EMBEDDED:
             decoder_path = EMBEDDED_DECODER
+            if not options.keys() & {"num_steps", *EMBEDDED_STREAM}:
+                options |= EMBEDDED_STREAM
         return super().from_pretrained(path, decoder_path, **options)
 
     @classmethod
@@ -164,9 +171,10 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
-    def _stream(self, voice: FlowVoice | None) -> AudioStream:
+    def _stream(self, voice: FlowVoice | None, stopwatch: Stopwatch) -> AudioStream:
         decoder = self._need_decoder()
         state = decoder.start(voice, seed=self.seed)
+        state.stopwatch = stopwatch
         steps = chain(self.stream_steps, repeat(self.stream_steps[-1]))
 
         def decode_chunk(codes: list[int], final: bool) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vita_audio.stopwatch import Stopwatch
+
 from .base import AudioStream, AudioTokenizer, Voice
 
 
@@ -31,14 +33,14 @@ class WindowedTokenizer(AudioTokenizer):
         The wave is (samples,). Indices never decrease from call to call; the last group may be incomplete.
         """
 
-    def _stream(self, voice: Voice | None) -> AudioStream:
-        return self._chunked_stream(voice, self.stream_chunks)
+    def _stream(self, voice: Voice | None, stopwatch: Stopwatch) -> AudioStream:
+        return self._chunked_stream(voice, self.stream_chunks, stopwatch)
 
     def _decode(self, codes: list[int], voice: Voice | None) -> Tensor:
-        stream = self._chunked_stream(voice, [self.codes_per_piece])
+        stream = self._chunked_stream(voice, [self.codes_per_piece], Stopwatch())
         return torch.cat([stream.push(codes), stream.flush()])
 
-    def _chunked_stream(self, voice: Voice | None, chunk_sizes: Sequence[int]) -> AudioStream:
+    def _chunked_stream(self, voice: Voice | None, chunk_sizes: Sequence[int], stopwatch: Stopwatch) -> AudioStream:
         decode, size, samples = self._window_decoder(voice), self.codes_per_group, self.samples_per_group
         context = self.context_groups
         window: list[int] = []  # codes of the groups from `first` on
@@ -51,7 +53,8 @@ class WindowedTokenizer(AudioTokenizer):
             stop = num_groups if final else num_groups - context
             if stop == done:
                 return torch.zeros(0)
-            wave = decode(window, first)[(done - first) * samples : (stop - first) * samples]
+            with stopwatch.measure("vocoder"):
+                wave = decode(window, first)[(done - first) * samples : (stop - first) * samples]
             kept = max(first, stop - context)
             del window[: (kept - first) * size]
             first, done = kept, stop

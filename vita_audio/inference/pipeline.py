@@ -21,7 +21,9 @@ from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSense
 from vita_audio.models.decode_step import DecodeStep, count_rows
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.mtp_generation import mtp_steps
+from vita_audio.models.quantization import quantize_weights
 from vita_audio.speech_features import SenseVoiceFrontEnd
+from vita_audio.stopwatch import Stopwatch
 from vita_audio.text import TextTokenizer
 
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
@@ -83,6 +85,7 @@ class SpeechLM:
         audio_model: str | Path | None = None,
         offline: bool = False,
         any_audio_tokenizer: bool = False,
+        quantize: str | None = None,
         **options,
     ) -> SpeechLM:
         """Load a checkpoint with its text tokenizer and generation defaults.
@@ -95,6 +98,7 @@ class SpeechLM:
                 normalisation of features (`am.mvn`), as the released ones do.
             offline: Do not contact the hub; use earlier downloads.
             any_audio_tokenizer: Also accept an audio tokenizer that the model was not trained with.
+            quantize: "int8" or "int4" weights, see `vita_audio.models.quantization.quantize_weights`.
             options: Options for the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
         Raises: FileNotFoundError, ValueError naming the file that is missing, damaged, or of another kind of model, the
             weights that do not fit, or the audio tokenizer that is another one.
@@ -116,6 +120,8 @@ class SpeechLM:
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "
                 f"({len(missing)} in all); get the folder again, or train what is new with tools/finetune_sts.py"
             )
+        if quantize is not None:
+            quantize_weights(model, quantize)
         return cls(model, tokenizer, audio_tokenizer, front_end)
 
     def respond(
@@ -200,6 +206,7 @@ class SpeechLM:
         voice: Any = None,
         decode_audio: bool = True,
         state: ChatState | None = None,
+        stopwatch: Stopwatch | None = None,
         **generation,
     ) -> Iterator[Chunk]:
         """Yield the answer to a conversation while it is generated; arguments as in `respond`.
@@ -208,10 +215,18 @@ class SpeechLM:
         of audio codes ends. Wrong input raises here; errors during generation are raised by `next`. Generation runs in
         `next` only, so closing or dropping the iterator ends it. With an `acceptance` above 0, tokens are handed on
         once they are verified; `first_chunk="committed"` hands on the first ones of the modules without waiting.
+
+        Args:
+            stopwatch: Gets the seconds of the stages "prompt", "language_model", "flow" and "vocoder" while the answer
+                is made, so what it holds at the first samples is the time they took.
         """
         self.audio_tokenizer.check_voice(voice)
-        steps = self._steps([self._encode(conversation)], plan, state, generation)
-        return self._chunks((int(step.tokens) for step in steps), decode_audio, voice)
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch.measure("prompt"):
+            prompt = self._encode(conversation)
+        steps = self._steps([prompt], plan, state, generation)
+        token_ids = stopwatch.measure_each("language_model", (int(step.tokens) for step in steps))
+        return self._chunks(token_ids, decode_audio, voice, stopwatch)
 
     def _steps(
         self, prompts: Sequence[Prompt], plan: Plan | None, state: ChatState | None, generation: Mapping[str, Any]
@@ -282,7 +297,9 @@ class SpeechLM:
         ends = [token_id for token_id in end_ids if 0 <= token_id < self.model.config.vocab_size]
         return [self.tokenizer.begin_of_audio_id, self.tokenizer.end_of_audio_id, *ends, *self.tokenizer.code_ids]
 
-    def _chunks(self, token_ids: Iterable[int], decode_audio: bool, voice: Any) -> Iterator[Chunk]:
+    def _chunks(
+        self, token_ids: Iterable[int], decode_audio: bool, voice: Any, stopwatch: Stopwatch
+    ) -> Iterator[Chunk]:
         text, audio = TextStream(self.tokenizer), None
         codes: list[int] = []
         ids: list[int] = []
@@ -292,7 +309,7 @@ class SpeechLM:
             if self.tokenizer.is_audio(token_id):
                 codes.append(token_id - self.tokenizer.first_audio_id)
                 if decode_audio:
-                    audio = audio or self.audio_tokenizer.stream(voice)
+                    audio = audio or self.audio_tokenizer.stream(voice, stopwatch)
                     wave = audio.push(codes[-1:])
             else:
                 delta = text.push(token_id)

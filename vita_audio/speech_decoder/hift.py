@@ -32,7 +32,9 @@ class SourceNoise:
 
 
 class _WeightNorm(nn.Module):
-    """Weight = g * v / |v|, the norm taken over all dimensions but the first."""
+    """Weight = g * v / |v|, the norm taken over all dimensions but the first; computed in each call until `fold`."""
+
+    folded: Tensor | None
 
     def __init__(self, shape: tuple[int, int, int], num_outputs: int):
         super().__init__()
@@ -42,8 +44,15 @@ class _WeightNorm(nn.Module):
         nn.init.uniform_(self.weight_v, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
         self.weight_g = nn.Parameter(self.weight_v.detach().norm(dim=(1, 2), keepdim=True))
+        self.register_buffer("folded", None, persistent=False)
+
+    def fold(self) -> None:
+        """Compute the weight once; later changes of g and v have no effect."""
+        self.folded = self.weight().detach()
 
     def weight(self) -> Tensor:
+        if self.folded is not None:
+            return self.folded
         return self.weight_v * (self.weight_g / self.weight_v.norm(dim=(1, 2), keepdim=True))
 
 
@@ -220,6 +229,12 @@ class HiFTGenerator(nn.Module):
         noise = self.draw_noise(mel.shape[0], mel.shape[2], generator=generator, device=mel.device)
         source = self.make_source(f0 if source_f0 is None else source_f0, noise)
         return self.synthesize(mel, source), f0
+
+    def fold_weight_norm(self) -> None:
+        """Compute all weights once, which makes inference faster; training would have no effect any more."""
+        for module in self.modules():
+            if isinstance(module, _WeightNorm):
+                module.fold()
 
     @property
     def receptive_frames(self) -> int:

@@ -136,9 +136,12 @@ def vocode(hift: HiFTGenerator, state: VocoderState, mel: Tensor, num_new: int) 
     Returns: (num_new * samples_per_frame,), float32, on the vocoder's device.
     """
     config, size = hift.config, hift.config.samples_per_frame
-    num_old, num_frames = state.mel.shape[2], mel.shape[2]
+    num_old = state.mel.shape[2]
+    # Later frames influence only the fundamental; one more frame is for its glide.
+    num_frames = min(mel.shape[2], num_new + hift.receptive_frames + 1)
     mel = torch.cat([state.mel, mel], dim=2)
-    f0 = hift.predict_f0(mel)[:, num_old:]
+    f0 = hift.predict_f0(mel)[:, num_old : num_old + num_frames]
+    mel = mel[:, :, : num_old + num_frames]
     noise = state.noise.read(state.position, state.position + num_frames).to(mel.device)
     noise = noise.reshape(1, num_frames * size, -1).transpose(1, 2)  # (1, harmonics, samples)
     source = hift.make_source(f0, SourceNoise(state.phase, noise), state.cycles if state.position else None)
@@ -154,7 +157,7 @@ def vocode(hift: HiFTGenerator, state: VocoderState, mel: Tensor, num_new: int) 
 
 
 class FlowDecoder(ABC):
-    """Flow and vocoder in evaluation mode; serves any number of streams.
+    """Flow and vocoder in evaluation mode, with the vocoder's weights final; serves any number of streams.
 
     Attributes:
         sample_rate: Rate of the wave, Hz.
@@ -167,6 +170,7 @@ class FlowDecoder(ABC):
 
     def __init__(self, flow: Flow, hift: HiFTGenerator):
         self.flow, self.hift = flow.eval(), hift.eval()
+        self.hift.fold_weight_norm()
         self.vocab_size = flow.config.vocab_size
         self.device = flow.encoder_proj.weight.device
 

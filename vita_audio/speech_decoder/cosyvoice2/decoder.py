@@ -17,6 +17,7 @@ from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import MelSettings
 from vita_audio.speech_decoder.released_files import load_weights, read_fields, read_values
 from vita_audio.speech_decoder.streaming import FlowDecoder, FlowVoice, VocoderState, check_codes, start_vocoder, vocode
+from vita_audio.stopwatch import Stopwatch
 
 from .flow import (
     CODE_RATE,
@@ -49,6 +50,7 @@ class CosyVoice2State:
     position: int = 0  # codes that became mel
     mel: Tensor | None = None  # mel that is not vocoded yet, (1, bands, frames)
     is_finished: bool = False
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)  # of the stages flow and vocoder
 
 
 class CosyVoice2Decoder(FlowDecoder):
@@ -146,15 +148,16 @@ class CosyVoice2Decoder(FlowDecoder):
         frames = torch.cat(
             [torch.arange(FRAMES_PER_CODE * prompt), torch.arange(begin, FRAMES_PER_CODE * (prompt + stop))]
         )
-        mel = self.flow.inference(
-            torch.tensor([state.prompt_codes + window], device=self.device),
-            self._noise[:, :, (frames % self._noise.shape[2]).to(self.device)],
-            future=torch.tensor([future], dtype=torch.long, device=self.device),
-            prompt_mel=state.prompt_mel,
-            embedding=state.embedding,
-            num_steps=state.num_steps,
-            is_chunked=state.is_chunked,
-        )
+        with state.stopwatch.measure("flow", self.device):
+            mel = self.flow.inference(
+                torch.tensor([state.prompt_codes + window], device=self.device),
+                self._noise[:, :, (frames % self._noise.shape[2]).to(self.device)],
+                future=torch.tensor([future], dtype=torch.long, device=self.device),
+                prompt_mel=state.prompt_mel,
+                embedding=state.embedding,
+                num_steps=state.num_steps,
+                is_chunked=state.is_chunked,
+            )
         state.mel = torch.cat([state.mel, mel[:, :, -FRAMES_PER_CODE * num_new :]], dim=2)
         state.position = stop
         chunk_size = self.flow.config.encoder.block_size
@@ -166,9 +169,10 @@ class CosyVoice2Decoder(FlowDecoder):
         num_new = state.mel.shape[2] - (0 if final else self.hift.receptive_frames + F0_LOOKAHEAD)
         if num_new <= 0:
             return torch.zeros(0)
-        wave = vocode(self.hift, state.vocoder, state.mel, num_new)
+        with state.stopwatch.measure("vocoder"):
+            wave = vocode(self.hift, state.vocoder, state.mel, num_new).cpu()
         state.mel = state.mel[:, :, num_new:]
-        return wave.cpu()
+        return wave
 
 
 def read_sizes(path: Path) -> tuple[CosyVoice2FlowConfig, HiFTConfig]:

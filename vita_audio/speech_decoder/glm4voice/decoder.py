@@ -31,13 +31,14 @@ from vita_audio.speech_decoder.streaming import (
     start_vocoder,
     vocode,
 )
+from vita_audio.stopwatch import Stopwatch
 
 from .flow import MaskedDiffWithXvec
 
 # Frames by which the mel of a prompt may differ from its codes: tokenizers round the end up by a few codes.
 MAX_PROMPT_MISMATCH = 20
 MAX_WHOLE_CODES = 750  # one minute
-CONTEXT_CODES = 50  # earlier codes that a chunk still reads
+CONTEXT_CODES = 40  # earlier codes that a chunk still reads
 OVERLAP_CODES = 5  # codes at the end of a chunk that are held back until the next one
 
 
@@ -56,6 +57,7 @@ class SpeechDecoderState:
     mel: Tensor | None = None  # finished frames of the window, (1, bands, frames)
     held_back: Tensor | None = None  # frames after `position` as the last chunk made them, (1, bands, frames)
     is_finished: bool = False
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)  # of the stages flow and vocoder
 
 
 class SpeechDecoder(FlowDecoder):
@@ -143,14 +145,16 @@ class SpeechDecoder(FlowDecoder):
         if num_new == 0:
             state.codes = window
             return torch.zeros(0)
-        mel = self._continue_mel(state, window, num_frames)  # (1, bands, frames after state.position)
-        wave = vocode(self.hift, state.vocoder, mel, num_new)
+        with state.stopwatch.measure("flow", self.device):
+            mel = self._continue_mel(state, window, num_frames)  # (1, bands, frames after state.position)
+        with state.stopwatch.measure("vocoder"):
+            wave = vocode(self.hift, state.vocoder, mel, num_new).cpu()
         state.mel = torch.cat([state.mel, mel[:, :, :num_new]], dim=2)
         state.held_back = mel[:, :, num_new:]
         state.position += num_new
         state.codes = window
         self._forget(state)
-        return wave.cpu()
+        return wave
 
     def _draw_as_released(self, state: SpeechDecoderState, num_frames: int, seed: int) -> None:
         """Draw all noise of a new stream, including its prompt's: first the flow's, then the vocoder's."""
