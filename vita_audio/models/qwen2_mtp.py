@@ -343,7 +343,9 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
     ) -> dict[str, Tensor]:
         """Return the loss with the alignment loss; a batch counts by its share of the targets of the whole step."""
         alignment = alignment_loss(token_embeds, input_ids, position_ids, code_ids)
-        share = 1 if num_items_in_batch is None else losses["num_targets"][0] / num_items_in_batch
+        share = 1
+        if num_items_in_batch is not None:
+            share = losses["num_targets"][0] / torch.as_tensor(num_items_in_batch).clamp(min=1)
         loss = losses["loss"] + self.config.alignment_weight * share * alignment
         return {"loss": loss, "alignment": alignment.detach()}
 

@@ -77,6 +77,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         ),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
+        curriculum=settings.curriculum,
         callbacks=callbacks,
     )
     return trainer, str(checkpoint) if checkpoint else None

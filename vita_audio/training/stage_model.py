@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -28,6 +28,7 @@ from vita_audio.models.surgery import (
     set_trainable,
 )
 from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import VOCALNET
 from vita_audio.training.settings import StageSettings
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,15 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "audio_tokenizer")
     + ("num_hidden_layers", "num_nextn_predict_layers", "use_sliding_window", "max_window_layers")
-    + ("mtp_loss_weight", "mtp_kl_weight", "attention_dropout", "initializer_range", "max_position_embeddings")
+    + (
+        "mtp_loss_weight",
+        "mtp_kl_weight",
+        "mtp_depth_weights",
+        "alignment_weight",
+        "attention_dropout",
+        "initializer_range",
+        "max_position_embeddings",
+    )
 )
 # Sampling defaults of the released models.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
@@ -159,9 +168,11 @@ def _stage_config(
             f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
             f"max_position_embeddings {config.max_position_embeddings}"
         )
-    for name in ("mtp_loss_weight", "mtp_kl_weight"):
+    for name in ("mtp_loss_weight", "mtp_kl_weight", "alignment_weight"):
         if getattr(settings, name) is not None:
             setattr(config, name, getattr(settings, name))
+    if settings.mtp_depth_weights is not None:
+        config.mtp_depth_weights = depth_weights(settings.mtp_depth_weights, config.num_nextn_predict_layers)
     if settings.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
     _check_speech_input(config, tokenizer, settings)
@@ -179,6 +190,21 @@ def _stage_config(
         )
     config.vocab_size = base.vocab_size
     return config
+
+
+def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
+    """Return the factor of each module's loss from the value of --mtp_depth_weights.
+
+    Raises: ValueError if their number is not that of the modules.
+    Source: VocalNet (arXiv 2504.04060) multiplies the loss of depth k by 0.8 to the power of k.
+    """
+    if list(weights) == [VOCALNET]:
+        return [0.8**depth for depth in range(1, num_modules + 1)]
+    if len(weights) != num_modules:
+        raise ValueError(
+            f"--mtp_depth_weights needs {num_modules} numbers, one per MTP module, got {' '.join(weights)}"
+        )
+    return [float(weight) for weight in weights]
 
 
 def _choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
