@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from importlib.util import find_spec
 from math import inf
@@ -153,6 +153,8 @@ class SpeechOptions:
             raise ValueError("--output_dir is missing")
         if self.mtp_model_lr_mult <= 0:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
+        if self.num_gpus < 1:
+            raise ValueError(f"--num_gpus must be at least 1, got {self.num_gpus}")
         if self.log_main_loss < 1:
             raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
         if self.eval_suite and not 0 < 60 * self.eval_minutes < self.ddp_timeout:
@@ -164,18 +166,19 @@ class SpeechOptions:
             raise ValueError(f"--eval_options must be NAME=VALUE, got {' '.join(wrong)}")
 
 
-def trainer_flags(*, without: Container[str] = ()) -> type:
+def trainer_flags(base: type | None = None) -> type:
     """Return a dataclass with the fields of TrainingArguments, read from its source because importing it takes seconds.
 
     Names, help texts and the types of booleans and numbers are those of the original. Values of other types stay
     strings or lists of strings; defaults that are not literals become None.
 
     Args:
-        without: Names of fields to leave out.
+        base: Dataclass to which the fields that it lacks are added.
     """
     path = Path(find_spec("transformers").submodule_search_locations[0], "training_args.py")
-    fields = [item for item in _read_fields(path) if item[0] not in without]
-    return make_dataclass("TrainerFlags", fields)
+    known = {item.name for item in fields(base)} if base else ()
+    added = [item for item in _read_fields(path) if item[0] not in known]
+    return make_dataclass("TrainerFlags", added, bases=(base,) if base else ())
 
 
 def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
@@ -245,15 +248,22 @@ class _Parser(HfArgumentParser):
         return self.parse_args_into_dataclasses(argv)
 
 
+def parse_flags(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, SpeechOptions]:
+    """Parse flags as `parse_arguments`, without torch; those of TrainingArguments are not checked.
+
+    Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return _Parser(ModelArguments, DataArguments, trainer_flags(SpeechOptions)).parse(argv)
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Parse flags, or the one JSON file whose keys are flag names.
 
     Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    ours = {item.name for item in fields(SpeechOptions)}
-    # answers --help and reports most mistakes before the slow import of TrainingArguments
-    _Parser(ModelArguments, DataArguments, SpeechOptions, trainer_flags(without=ours)).parse(argv)
+    parse_flags(argv)  # answers --help and reports most mistakes before the slow import of TrainingArguments
     from vita_audio.training.trainer import SpeechTrainingArguments
 
     return _Parser(ModelArguments, DataArguments, SpeechTrainingArguments).parse(argv)

@@ -68,10 +68,11 @@ def read_stage_config(path: str | Path) -> Qwen2MTPConfig:
 
     Raises: FileNotFoundError; ValueError for another kind of model.
     """
-    return _as_speech_config(read_config(path, (Qwen2Config, *SPEECH_CONFIGS)))
+    return as_speech_config(read_config(path, (Qwen2Config, *SPEECH_CONFIGS)))
 
 
-def _as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
+def as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
+    """Return a configuration of our kind as it is, and a plain Qwen2 one as one without MTP modules."""
     if isinstance(config, Qwen2MTPConfig):
         return config
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
@@ -142,7 +143,7 @@ def load_stage_model(
             logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
         if not isinstance(base, Qwen2MTPConfig):
             add_tokens(model, tokenizer, settings.seed)
-    _choose_trained(model, settings)
+    choose_trained(model, settings)
     model.generation_config = GenerationConfig(
         **SAMPLING,
         eos_token_id=[tokenizer.im_end_id, tokenizer.pad_id],
@@ -162,7 +163,27 @@ def _stage_config(
     audio_tokenizer: Mapping[str, str] | None,
 ) -> Qwen2MTPConfig:
     """Return the configuration of the model, checked against tokenizers and the checkpoint in `folder`, if any."""
-    config = read_stage_config(settings.config_name) if settings.config_name else _as_speech_config(base)
+    config = read_stage_config(settings.config_name) if settings.config_name else as_speech_config(base)
+    apply_settings(config, settings)
+    _check_speech_input(config, tokenizer, settings)
+    if base is None:
+        config.vocab_size = tokenizer.padded_size
+        return config
+    checkpoint = as_speech_config(base)
+    check_configs(config, checkpoint, (settings.config_name or str(folder), str(folder)))
+    if checkpoint.audio_tokenizer and audio_tokenizer:
+        check_audio_tokenizer(checkpoint.audio_tokenizer, audio_tokenizer, folder)
+    if checkpoint is base and base.vocab_size != tokenizer.padded_size:
+        raise ValueError(
+            f"checkpoint {folder} has a vocabulary of {base.vocab_size}, text and audio tokenizer make "
+            f"{tokenizer.padded_size}; use the tokenizers it was trained with"
+        )
+    config.vocab_size = base.vocab_size
+    return config
+
+
+def apply_settings(config: Qwen2MTPConfig, settings: StageSettings) -> None:
+    """Set the fields that flags override. Raises: ValueError for settings that the model cannot be trained with."""
     if settings.model_max_length > config.max_position_embeddings:
         raise ValueError(
             f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
@@ -175,21 +196,6 @@ def _stage_config(
         config.mtp_depth_weights = depth_weights(settings.mtp_depth_weights, config.num_nextn_predict_layers)
     if settings.language_model_freeze and not config.num_nextn_predict_layers:
         raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
-    _check_speech_input(config, tokenizer, settings)
-    if base is None:
-        config.vocab_size = tokenizer.padded_size
-        return config
-    checkpoint = _as_speech_config(base)
-    check_configs(config, checkpoint, (settings.config_name or str(folder), str(folder)))
-    if checkpoint.audio_tokenizer and audio_tokenizer:
-        check_audio_tokenizer(checkpoint.audio_tokenizer, audio_tokenizer, folder)
-    if checkpoint is base and base.vocab_size != tokenizer.padded_size:
-        raise ValueError(
-            f"checkpoint {folder} has a vocabulary of {base.vocab_size}, text and audio tokenizer make "
-            f"{tokenizer.padded_size}; use the tokenizers it was trained with"
-        )
-    config.vocab_size = base.vocab_size
-    return config
 
 
 def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
@@ -207,7 +213,8 @@ def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def _choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+def choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+    """Let only the parameters that a stage trains require gradients."""
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
