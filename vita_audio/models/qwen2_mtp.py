@@ -322,8 +322,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             options = {"num_items_in_batch": num_items_in_batch, "score_backbone": score_backbone}
             options |= {"loss_weights": loss_weights, "code_ids": code_ids}
             losses = self._score_depths(token_embeds, hidden_states, labels, position_ids, attention_mask, **options)
-            if self.config.alignment_weight and train_backbone:
-                losses |= self._align(losses, token_embeds, input_ids, position_ids, code_ids, num_items_in_batch)
+            losses |= self._align(losses, token_embeds, input_ids, position_ids, code_ids, num_items_in_batch)
         return MTPOutput(
             **losses,
             logits=logits,
@@ -336,12 +335,14 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         self,
         losses: dict[str, Tensor | None],
         token_embeds: Tensor,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         position_ids: Tensor | None,
-        code_ids: range,
+        code_ids: range | None,
         num_items_in_batch: Tensor | int | None,
     ) -> dict[str, Tensor]:
-        """Return the loss with the alignment loss; a batch counts by its share of the targets of the whole step."""
+        """Return the loss with the alignment loss, if embeddings train; a batch counts by its share of the targets."""
+        if not (self.config.alignment_weight and code_ids and token_embeds.requires_grad):
+            return {}
         alignment = alignment_loss(token_embeds, input_ids, position_ids, code_ids)
         share = 1
         if num_items_in_batch is not None:
