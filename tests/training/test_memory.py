@@ -24,7 +24,7 @@ SIZES |= {"num_hidden_layers": 4, "num_nextn_predict_layers": 2, "vocab_size": 1
     "arguments",
     [
         ("all", "none"),
-        ("frozen", "checkpointing"),
+        pytest.param(("frozen", "checkpointing"), marks=pytest.mark.slow),
         pytest.param(("all", "checkpointing"), marks=pytest.mark.slow),
         pytest.param(("frozen", "none"), marks=pytest.mark.slow),
     ],

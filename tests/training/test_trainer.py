@@ -8,6 +8,7 @@ from models.toy_models import make_model
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.curriculum import LengthCurriculum
 from vita_audio.training.curves import summarise, training_entries
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments, depth_name
@@ -33,7 +34,7 @@ def packs():
 
 @pytest.fixture
 def make_trainer(tmp_path, packs):
-    def make(model, collator=COLLATOR, curriculum=None, **arguments):
+    def make(model, collator=COLLATOR, curriculum=None, front_end=None, **arguments):
         arguments = {
             "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
@@ -47,7 +48,12 @@ def make_trainer(tmp_path, packs):
         } | arguments
         training_arguments = SpeechTrainingArguments(output_dir=str(tmp_path), **arguments)
         return SpeechTrainer(
-            model=model, args=training_arguments, train_dataset=packs, data_collator=collator, curriculum=curriculum
+            model=model,
+            args=training_arguments,
+            train_dataset=packs,
+            data_collator=collator,
+            curriculum=curriculum,
+            front_end=front_end,
         )
 
     return make
@@ -211,6 +217,14 @@ def test_packs_grow_with_the_curriculum(make_trainer):
     entries = training_entries(trainer.state.log_history)
     assert [entry["num_tokens"] for entry in entries[:5]] == [16, 16, 16, 32, 32]
     assert all(entry["num_tokens"] > 40 for entry in entries[5:])
+
+
+def test_a_curriculum_for_continuous_input_is_refused(make_trainer):
+    curriculum = LengthCurriculum(start=8, end=26, ratio=0.5)
+    with pytest.raises(ValueError, match="--curriculum_length needs audio input as codes"):
+        make_trainer(
+            make_model(1), curriculum=curriculum, front_end=SenseVoiceFrontEnd(torch.zeros(560), torch.ones(560))
+        )
 
 
 def test_the_loss_of_a_cut_batch_is_divided_by_what_is_left(make_trainer, packs):

@@ -21,7 +21,7 @@ from vita_audio.training.parts import PARTS, TITLES
 from vita_audio.training.run_folder import ARGUMENTS_FILE, DATA_FILE
 
 REPORT_FILE = "report.html"
-SECONDS_BETWEEN = 60  # from one report to the next
+SECONDS_BETWEEN = 300  # from one report to the next, whose plots take a second or two
 PROBLEMS_SHOWN = 100
 COLUMNS = {  # value of a depth in the log -> heading
     "loss": "loss",
@@ -39,7 +39,7 @@ STYLE = (
 
 
 class RunReport(TrainerCallback):
-    """Draws the curves and writes the report at most once a minute, in the main process."""
+    """Draws the curves and writes the report every five minutes, in the main process."""
 
     def __init__(self):
         self._last = -float("inf")
