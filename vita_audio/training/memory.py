@@ -64,10 +64,11 @@ class StepMemory:
         return sum(vars(self).values())
 
 
-class _SavedTensors:
+class _SavedTensors(torch.autograd.graph.saved_tensors_hooks):
     """Counts the bytes of all tensors that autograd keeps, each storage once, without parameters."""
 
     def __init__(self, model: PreTrainedModel):
+        super().__init__(self.keep, lambda tensor: tensor)
         self._parameters = {each.untyped_storage()._cdata for each in model.parameters()}
         self._kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
@@ -76,14 +77,6 @@ class _SavedTensors:
         if storage._cdata not in self._parameters:
             self._kept[storage._cdata] = storage
         return tensor
-
-    def __enter__(self) -> _SavedTensors:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
 
     @property
     def num_bytes(self) -> int:
@@ -102,22 +95,21 @@ def activation_bytes(model: PreTrainedModel, batch_size: int, length: int, *, ch
     ids = torch.zeros(batch_size, length, dtype=torch.long, device="meta")
     positions = torch.arange(length, device="meta")[None]
     masks = dict.fromkeys(config.layer_types)
-    with _SavedTensors(model) as kept:
+    kept, layer = _SavedTensors(model), _SavedTensors(model)
+    with kept:
         with torch.set_grad_enabled(model.lm_head.weight.requires_grad):
             embeds = model.model.embed_tokens(ids)
             layers = range(config.num_backbone_layers)
             hidden = model.model.norm(model.model.run_layers(embeds, layers, positions, masks))
-        for states in model.mtp_chain(embeds, hidden, positions, masks=masks):
+        for states in (hidden, *model.mtp_chain(embeds, hidden, positions, masks=masks)):
             kept.keep(states)
-    again = 0
     if checkpointing:
         model.gradient_checkpointing_disable()
         states = torch.empty_like(embeds).requires_grad_()
-        with _SavedTensors(model) as layer:
+        with layer:
             last = config.num_hidden_layers - 1
             model.model.run_layers(states, range(last, last + 1), positions, masks)
-        again = layer.num_bytes
-    return kept.num_bytes, again
+    return kept.num_bytes, layer.num_bytes
 
 
 def loss_bytes(model: PreTrainedModel, batch_size: int, length: int, element: int) -> int:
