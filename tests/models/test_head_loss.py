@@ -14,14 +14,15 @@ from vita_audio.models.mtp_loss import MTPLoss
 NUM_DEPTHS, BATCH, TIME, HIDDEN, VOCABULARY = 4, 2, 23, 8, 50
 POSITIONS = torch.cat([torch.arange(9), torch.arange(13), torch.arange(1)])[None].expand(BATCH, -1)
 MTP_WEIGHT = 1.3
+CODE_IDS = range(30, 45)
 
 
-def plain_loss(head, states, labels, loss_weights, num_items, kl_weight):
-    """Return the training loss, and per depth cross entropy, divergence, accuracy and number of targets."""
-    losses, divergences, accuracies, counts = [], [], [], []
+def plain_loss(head, states, labels, loss_weights, num_items, kl_weight, depth_weights):
+    """Return the training loss, and by name what is logged for every depth."""
+    losses, divergences, accuracies, counts, agreements, audio, num_audio = [], [], [], [], [], [], []
     logits = [head(each) for each in states]
     for depth in range(NUM_DEPTHS):
-        terms, taught, hits, weights = [], [], [], []
+        terms, taught, hits, weights, agrees, is_audio = [], [], [], [], [], []
         for row in range(BATCH):
             for place in range(TIME - depth - 1):
                 target = place + depth + 1
@@ -33,16 +34,33 @@ def plain_loss(head, states, labels, loss_weights, num_items, kl_weight):
                 teacher = logits[0][row, place + depth].detach().log_softmax(-1)
                 taught.append(weights[-1] * (teacher.exp() * (teacher - scores.log_softmax(-1))).sum())
                 hits.append((scores.argmax() == labels[row, target]).float())
+                agrees.append((scores.argmax() == teacher.argmax()).float())
+                is_audio.append(int(labels[row, target]) in CODE_IDS)
         divisor = (num_items or sum(weights)) or 1
         zero = 0 * logits[depth].sum()
         losses.append((sum(terms) + zero) / divisor)
         divergences.append((sum(taught) + zero) / divisor)
         accuracies.append(sum(hits) / max(len(hits), 1))
         counts.append(len(hits))
-    loss = MTP_WEIGHT * sum(losses[1:]) / (NUM_DEPTHS - 1) + kl_weight * sum(divergences[1:]) / (NUM_DEPTHS - 1)
+        agreements.append(sum(agrees) / max(len(agrees), 1))
+        audio.append((sum(term for term, is_code in zip(terms, is_audio, strict=True) if is_code) + zero) / divisor)
+        num_audio.append(sum(is_audio))
+    modules = sum(
+        weight * loss for weight, loss in zip(depth_weights or [1] * (NUM_DEPTHS - 1), losses[1:], strict=True)
+    )
+    loss = MTP_WEIGHT * modules / (NUM_DEPTHS - 1) + kl_weight * sum(divergences[1:]) / (NUM_DEPTHS - 1)
     if head.weight.requires_grad:
         loss = loss + losses[0]
-    return loss, torch.stack(losses), torch.stack(divergences), torch.as_tensor(accuracies), counts
+    return loss, {
+        "main_loss": losses[0].detach(),
+        "mtp_losses": torch.stack(losses[1:]).detach(),
+        "mtp_kl": torch.stack(divergences[1:]).detach() if kl_weight else None,
+        "accuracies": torch.as_tensor(accuracies),
+        "num_targets": torch.tensor(counts),
+        "agreements": torch.as_tensor(agreements[1:]),
+        "audio_losses": torch.stack(audio).detach(),
+        "num_audio_targets": torch.tensor(num_audio),
+    }
 
 
 @pytest.fixture
@@ -68,32 +86,26 @@ def rows_at_once(request, monkeypatch):
 @pytest.mark.parametrize("kl_weight", [0.0, 0.7])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("num_items", [None, 31])
+@pytest.mark.parametrize("depth_weights", [None, [0.8, 0.0, 1.5]])
 @pytest.mark.usefixtures("rows_at_once")
-def test_equals_the_plain_loss(case, frozen, kl_weight, weighted, num_items):
+def test_equals_the_plain_loss(case, frozen, kl_weight, weighted, num_items, depth_weights):
     head, states, labels, loss_weights = case
     loss_weights = loss_weights if weighted else None
     head.requires_grad_(not frozen)
     plain_states, fused_states = (
         [each.clone().requires_grad_(d > 0 or not frozen) for d, each in enumerate(states)] for _ in range(2)
     )
-    expected, losses, divergences, accuracies, counts = plain_loss(
-        head, plain_states, labels, loss_weights, num_items, kl_weight
-    )
+    expected, logged = plain_loss(head, plain_states, labels, loss_weights, num_items, kl_weight, depth_weights)
     (3 * expected).backward()
     expected_grad, head.weight.grad = head.weight.grad, None
     options = {"mtp_weight": MTP_WEIGHT, "kl_weight": kl_weight, "loss_weights": loss_weights}
+    options |= {"depth_weights": depth_weights, "code_ids": CODE_IDS}
     num_items = num_items and torch.tensor(num_items)
     output = MTPLoss()(fused_states, labels, POSITIONS, head=head, num_items_in_batch=num_items, **options)
     (3 * output["loss"]).backward()
     close = {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(output["loss"], expected, **close)
-    torch.testing.assert_close(torch.cat([output["main_loss"][None], output["mtp_losses"]]), losses.detach(), **close)
-    torch.testing.assert_close(output["accuracies"], accuracies)
-    assert output["num_targets"].tolist() == counts
-    if kl_weight:
-        torch.testing.assert_close(output["mtp_kl"], divergences[1:].detach(), **close)
-    else:
-        assert output["mtp_kl"] is None
+    torch.testing.assert_close({name: output[name] for name in logged}, logged, **close)
     for plain, fused in zip(plain_states, fused_states, strict=True):
         torch.testing.assert_close(fused.grad, plain.grad, **close)
     torch.testing.assert_close(head.weight.grad, expected_grad, **close)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from vita_audio.interleave import InterleavePlan
 from vita_audio.training.arguments import argument_values, parse_arguments, trainer_flags
@@ -35,9 +36,9 @@ def to_argv(values):
     return [part for name, value in values.items() for part in (f"--{name}", *str(value).split())]
 
 
-def test_defaults_send_nothing_anywhere(flags):
+def test_defaults_send_nothing_to_other_machines(flags):
     model, data, training = parse_arguments(to_argv(flags()))
-    assert training.report_to == [] and not training.push_to_hub
+    assert training.report_to == ["tensorboard"] * is_tensorboard_available() and not training.push_to_hub
     assert model.plan == InterleavePlan.parse("boost")
     assert (data.user_audio_loss_weight, training.mtp_model_lr_mult) == (0.0, 1.0)
 
@@ -83,6 +84,15 @@ def test_changed_values_are_those_that_were_given(flags):
         ({"model_max_length": 1}, "--model_max_length must be at least 2, got 1"),
         ({"mtp_loss_weight": -1}, "--mtp_loss_weight must be 0 or more"),
         ({"mtp_kl_weight": -1}, "--mtp_kl_weight must be 0 or more"),
+        (
+            {"mtp_depth_weights": "0.8 fast"},
+            "--mtp_depth_weights must be numbers, 0 or more, or vocalnet, got 0.8 fast",
+        ),
+        ({"mtp_depth_weights": "-1"}, "--mtp_depth_weights must be numbers"),
+        ({"alignment_weight": -1}, "--alignment_weight must be 0 or more"),
+        ({"curriculum_length": 1}, "--curriculum_length must be at least 2, got 1"),
+        ({"curriculum_ratio": 0}, r"--curriculum_ratio must be in \(0, 1\], got 0"),
+        ({"num_gpus": 0}, "--num_gpus must be at least 1, got 0"),
         ({"mtp_model_lr_mult": 0}, "--mtp_model_lr_mult must be positive"),
         ({"log_main_loss": 0}, "--log_main_loss must be at least 1"),
         ({"user_audio_loss_weight": -0.5}, "--user_audio_loss_weight must be 0 or more"),

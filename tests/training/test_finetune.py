@@ -48,6 +48,7 @@ def test_each_stage_leaves_a_model_that_loads(stages, toy_run):
         assert model.generation_config.mtp_inference_mode == [1, 10, 4, 10]
         assert "<|audio_0|>" in AutoTokenizer.from_pretrained(folder).get_vocab()
         assert (folder / "curves.png").stat().st_size > 10_000
+        assert "samples left out: 0" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_each_stage_changes_what_it_trains_and_nothing_else(stages):

@@ -8,6 +8,7 @@ import torch
 
 from vita_audio.interleave import InterleavePlan
 from vita_audio.training.arguments import parse_arguments
+from vita_audio.training.curriculum import LengthCurriculum
 from vita_audio.training.settings import stage_settings
 
 
@@ -34,6 +35,12 @@ def test_what_no_flag_says_follows_from_the_others(toy_run, tmp_path):
     assert found.tokenizer_name == found.model_name_or_path == str(toy_run.text_model)
     assert settings(toy_run, tmp_path, tokenizer_name="other").tokenizer_name == "other"
     assert settings(toy_run, tmp_path, audio_code_dir="codes").audio_code_dir == Path("codes")
+
+
+def test_a_curriculum_ends_with_whole_packs(toy_run, tmp_path):
+    assert settings(toy_run, tmp_path).curriculum is None
+    found = settings(toy_run, tmp_path, curriculum_length=16, curriculum_ratio=0.25)
+    assert found.curriculum == LengthCurriculum(start=16, end=found.model_max_length, ratio=0.25)
 
 
 def test_bfloat16_weights_need_deepspeed(toy_run, tmp_path):

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import Qwen2MTPForCausalLM
 from vita_audio.text import TextTokenizer
-from vita_audio.training.stage_model import load_stage_model, resolve_attention
+from vita_audio.training.stage_model import depth_weights, load_stage_model, resolve_attention
 
 NUM_TEXT_TOKENS = 736
 
@@ -100,9 +100,13 @@ def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
         language_model_freeze=True,
         mtp_loss_weight=0.5,
         mtp_kl_weight=0.25,
+        mtp_depth_weights=["vocalnet"],
+        alignment_weight=0.125,
     )
     assert (model.config.num_backbone_layers, model.config.num_nextn_predict_layers) == (NUM_BACKBONE_LAYERS, 3)
     assert (model.config.mtp_loss_weight, model.config.mtp_kl_weight) == (0.5, 0.25)
+    assert model.config.alignment_weight == 0.125
+    assert model.config.mtp_depth_weights == pytest.approx([0.8, 0.64, 0.512])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     modules = ("mtp_", *(f"model.layers.{layer}." for layer in range(2, 5)))
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(modules)}
@@ -238,3 +242,10 @@ def test_a_model_remembers_its_audio_tokenizer(load, tmp_path, checkpoint):
     with pytest.raises(ValueError, match="mine was trained on codes of .* glm4voice-1, got glm4voice-2"):
         load(audio_tokenizer=other, model_name_or_path=str(tmp_path / "mine"))
     assert load(audio_tokenizer=other, model_name_or_path=checkpoint).config.audio_tokenizer == other
+
+
+def test_depth_weights_are_numbers_or_the_decay_of_vocalnet():
+    assert depth_weights(["1", "0.5"], 2) == [1.0, 0.5]
+    assert depth_weights(["vocalnet"], 3) == pytest.approx([0.8, 0.64, 0.512])
+    with pytest.raises(ValueError, match="--mtp_depth_weights needs 3 numbers, one per MTP module, got 1 0.5"):
+        depth_weights(["1", "0.5"], 3)

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -7,10 +8,13 @@ from models.toy_models import make_model
 
 from vita_audio.data.collator import PackCollator
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
+from vita_audio.speech_features import SenseVoiceFrontEnd
+from vita_audio.training.curriculum import LengthCurriculum
 from vita_audio.training.curves import summarise, training_entries
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments, depth_name
 
 NUM_MODULES = 2
+COLLATOR = PackCollator(pad_id=100)  # an id that no pack has
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def packs():
 
 @pytest.fixture
 def make_trainer(tmp_path, packs):
-    def make(model, **arguments):
+    def make(model, collator=COLLATOR, curriculum=None, front_end=None, **arguments):
         arguments = {
             "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
@@ -44,10 +48,27 @@ def make_trainer(tmp_path, packs):
         } | arguments
         training_arguments = SpeechTrainingArguments(output_dir=str(tmp_path), **arguments)
         return SpeechTrainer(
-            model=model, args=training_arguments, train_dataset=packs, data_collator=PackCollator(pad_id=0)
+            model=model,
+            args=training_arguments,
+            train_dataset=packs,
+            data_collator=collator,
+            curriculum=curriculum,
+            front_end=front_end,
         )
 
     return make
+
+
+@pytest.fixture
+def train_on(packs, make_trainer):
+    """Train a model for one step on all packs; return the log entry."""
+
+    def train(model, **options):
+        trainer = make_trainer(model, per_device_train_batch_size=8, **options)
+        trainer.train()
+        return training_entries(trainer.state.log_history)[0]
+
+    return train
 
 
 def is_mtp(name):
@@ -111,7 +132,7 @@ def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs)
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     sums = torch.zeros(4, 1 + NUM_MODULES)
     for pack in packs:  # two steps of two batches of two packs are all of them
-        batch = PackCollator(pad_id=0)([pack])
+        batch = COLLATOR([pack])
         output = reference(**batch, use_cache=False)
         losses = torch.cat([output.main_loss[None], output.mtp_losses])
         divergences = torch.cat([torch.zeros(1), output.mtp_kl])
@@ -137,11 +158,101 @@ def test_a_frozen_backbone_is_scored_at_times(make_trainer):
     entries, some = (training_entries(history) for history in histories)
     assert [entry["step"] for entry in some if "main_loss" in entry] == [1, 4, 6]
     for entry, expected in zip(some, entries, strict=True):
-        names = entry.keys() if "main_loss" in entry else expected.keys() - {"main_loss", "main_accuracy"}
+        names = entry.keys()
+        if "main_loss" not in entry:
+            names = expected.keys() - {"main_loss", "main_accuracy", "mtp_0_agreement", "mtp_1_agreement"}
         assert entry.keys() == names
-        for name in names - {"minutes", "tokens_per_second"}:
+        for name in names - {"minutes", "eta_minutes", "tokens_per_second"}:
             assert entry[name] == pytest.approx(expected[name], rel=1e-6), name
     assert summarise(histories[1])["final_losses"] == pytest.approx(summarise(histories[0])["final_losses"])
+
+
+def test_log_tells_text_from_audio_and_tokens_from_padding(train_on, packs):
+    model = make_model(NUM_MODULES)
+    batch = COLLATOR(list(packs))
+    reference = copy.deepcopy(model)
+    entry = train_on(model, collator=PackCollator(pad_id=100, code_ids=range(60, 100)))
+    labels = batch.pop("labels")
+    for kind, kept in (("audio", labels >= 60), ("text", labels < 60)):
+        output = reference(**batch, labels=labels.where(kept, -100), use_cache=False)
+        losses = [output.main_loss, *output.mtp_losses]
+        for depth, loss in enumerate(losses):
+            assert entry[f"{depth_name(depth)}_{kind}_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    lengths = [len(pack["input_ids"]) for pack in packs]
+    assert entry["pack_fill"] == pytest.approx(sum(lengths) / (8 * max(lengths)))
+
+
+def test_modules_that_copy_the_backbone_agree_with_it(train_on):
+    """With a head of zeros all depths predict token 0, which is hardly ever right."""
+    model = make_model(NUM_MODULES)
+    model.lm_head.weight.data.zero_()
+    entry = train_on(model)
+    assert (entry["mtp_0_agreement"], entry["mtp_1_agreement"]) == (1.0, 1.0)
+    assert entry["mtp_0_accuracy"] < 0.1
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.1])
+def test_log_has_the_gradient_norm_of_every_part(train_on, packs, max_grad_norm):
+    model = make_model(NUM_MODULES)
+    reference = copy.deepcopy(model).train()
+    batch = COLLATOR(list(packs))
+    num_items = (batch["labels"][:, 1:] != -100).sum()  # as transformers' Trainer counts
+    reference(**batch, num_items_in_batch=num_items, use_cache=False).loss.backward()
+    entry = train_on(model, max_grad_norm=max_grad_norm)
+    squares = {"backbone": 0.0, "head": 0.0, "mtp": 0.0}
+    for name, parameter in reference.named_parameters():
+        is_head = name in ("lm_head.weight", "model.embed_tokens.weight")
+        squares["mtp" if is_mtp(name) else "head" if is_head else "backbone"] += parameter.grad.square().sum().item()
+    for part, square in squares.items():
+        assert entry[f"grad_norm_{part}"] == pytest.approx(square**0.5, rel=1e-4), part
+    assert entry["grad_norm"] == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-4)
+    assert "grad_norm_audio" not in entry
+
+
+def test_packs_grow_with_the_curriculum(make_trainer):
+    curriculum = LengthCurriculum(start=8, end=26, ratio=0.5)
+    assert [curriculum.length(step, 10) for step in range(8)] == [8, 8, 8, 16, 16, 26, 26, 26]
+    trainer = make_trainer(make_model(1), max_steps=10, curriculum=curriculum)
+    trainer.train()
+    entries = training_entries(trainer.state.log_history)
+    assert [entry["num_tokens"] for entry in entries[:5]] == [16, 16, 16, 32, 32]
+    assert all(entry["num_tokens"] > 40 for entry in entries[5:])
+
+
+def test_a_curriculum_for_continuous_input_is_refused(make_trainer):
+    curriculum = LengthCurriculum(start=8, end=26, ratio=0.5)
+    with pytest.raises(ValueError, match="--curriculum_length needs audio input as codes"):
+        make_trainer(
+            make_model(1), curriculum=curriculum, front_end=SenseVoiceFrontEnd(torch.zeros(560), torch.ones(560))
+        )
+
+
+def test_the_loss_of_a_cut_batch_is_divided_by_what_is_left(make_trainer, packs):
+    model = make_model(1)
+    reference = copy.deepcopy(model)
+    trainer = make_trainer(
+        model, per_device_train_batch_size=8, max_steps=2, curriculum=LengthCurriculum(start=10, end=26, ratio=1.0)
+    )
+    trainer.train()
+    batch = {name: values[:, :10] for name, values in COLLATOR(list(packs)).items()}
+    expected = reference(**batch, use_cache=False)
+    entry = training_entries(trainer.state.log_history)[0]
+    assert entry["main_loss"] == pytest.approx(expected.main_loss.item(), rel=1e-5)
+
+
+def test_the_time_that_remains_follows_from_the_last_steps(make_trainer):
+    trainer = make_trainer(make_model(1), max_steps=6, logging_steps=2)
+    trainer.train()
+    entries = training_entries(trainer.state.log_history)
+    gaps = [entries[0]["minutes"], *(b["minutes"] - a["minutes"] for a, b in itertools.pairwise(entries))]
+    remaining = [gap / 2 * steps for gap, steps in zip(gaps, (4, 2, 0), strict=True)]
+    assert [entry["eta_minutes"] for entry in entries] == pytest.approx(remaining)
+
+
+def test_tensorboard_receives_the_log_if_it_is_installed(make_trainer, tmp_path):
+    pytest.importorskip("tensorboard")
+    make_trainer(make_model(1)).train()
+    assert list(tmp_path.glob("runs/*/events.out.tfevents.*"))
 
 
 def test_a_backbone_that_trains_is_scored_in_every_step(make_trainer):

@@ -29,7 +29,7 @@ from vita_audio.files.atomic import write_json, write_text
 TEMPLATE = Path(__file__).with_name("ablations_template.md")
 VANILLA = "vanilla"
 SPEED_KEYS = (PASSES_PER_TOKEN, "tokens_per_second")
-JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "module_accuracy")
+JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "option", "module_accuracy")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Result:
     num_modules: int
     schedule: str
     kl_weight: float
+    option: str
     outcomes: Sequence[Outcome]
     module_accuracy: float
 
@@ -70,7 +71,9 @@ class Result:
         """Return this run in the format of `draw_ablations`."""
         return {
             "label": str(self.num_modules),
-            "series": self.schedule + (f", KL {self.kl_weight:g}" if self.kl_weight else ""),
+            "series": ", ".join(
+                filter(None, [self.schedule, f"KL {self.kl_weight:g}" * (self.kl_weight > 0), self.option])
+            ),
             "tokens_per_pass": 1 / self.speeds()[PASSES_PER_TOKEN],
             "errors": self.errors(),
         }
@@ -99,7 +102,7 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
     training = json.loads((folder / row["training"] / RESULTS_FILE).read_text(encoding="utf-8"))
     modules = [value for name, value in training["final_accuracies"].items() if name != "main"]
     name = row["name"] if mode == row["schedule"] else f"{row['name']}, {mode}"
-    return Result(name, row["num_modules"], mode, row["kl_weight"], outcomes, fmean(modules))
+    return Result(name, row["num_modules"], mode, row["kl_weight"], row["option"], outcomes, fmean(modules))
 
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:

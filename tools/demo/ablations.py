@@ -6,6 +6,10 @@
 One setting changes at a time: first the number of modules, with and without --mtp_kl_weight, with the plan of the quick
 start, then the plan, with all modules. Each run repeats stages 2 to 4 of the quick start with its own plan for training
 and decoding; runs that differ only in the number of modules share stage 2. The same command resumes an interrupted run.
+With --options, the options of training in `OPTIONS` follow, each with all modules:
+
+    python -m tools.demo.ablations --modules 10 --schedules boost --kl-weight 0 --options all
+
 Writes ablations.md, ablations.json, ablations.png and a folder for each run with its answers.
 """
 
@@ -14,12 +18,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tools.demo.plan import VARIANTS, WITHOUT_EFFECT, Run, Stage, listed_step, stage_step
+from tools.demo.plan import TEXT_MODEL, VARIANTS, WITHOUT_EFFECT, Run, Stage, listed_step, stage_step
 from tools.demo.steps import ROOT, Progress, Step, open_folder, read_path, run_steps, seen_from_root
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
@@ -29,20 +33,37 @@ from vita_audio.interleave import MODES
 CENTRE_SCHEDULE = "boost"  # the quick start's
 MODULES = {"quick": (1, 2, 5, 10), "ci": (1, 2)}  # by form of the quick start
 SCHEDULES = {"quick": ("boost", "balance", "turbo"), "ci": ("boost",)}
+ALL_OPTIONS = "all"
+
+
+@dataclass(frozen=True)
+class Option:
+    """Flags of the training program, and the first stage that they are for."""
+
+    flags: Mapping[str, object]
+    first_stage: int = 2
+
+
+OPTIONS = {
+    "depth_decay": Option({"mtp_depth_weights": "vocalnet"}),
+    "curriculum": Option({"curriculum_length": 32, "curriculum_ratio": 0.5}),
+    "alignment": Option({"alignment_weight": 0.1}, first_stage=1),
+}
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A model to train; `schedule` names the interleave plan of its data and answers."""
+    """A model to train; `schedule` names the interleave plan of its data and answers, `option` one of `OPTIONS`."""
 
     num_modules: int
     schedule: str
     kl_weight: float
+    option: str = ""
 
     @property
     def family(self) -> str:
         """Name shared by the models whose training is the same until modules are added."""
-        return self.schedule + ("_kl" if self.kl_weight else "")
+        return self.schedule + ("_kl" if self.kl_weight else "") + (f"_{self.option}" if self.option else "")
 
     @property
     def name(self) -> str:
@@ -65,6 +86,7 @@ class Setting:
     schedules: tuple[str, ...]
     kl_weight: float
     extra_args: str
+    options: tuple[str, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -79,9 +101,11 @@ class Setting:
 def ablations(setting: Setting) -> list[Ablation]:
     """List all runs, the reference first, which has all modules and no KL divergence."""
     modules = sorted(set(setting.modules), reverse=True)
-    found = [Ablation(number, CENTRE_SCHEDULE, weight) for weight in (0.0, setting.kl_weight) for number in modules]
+    weights = dict.fromkeys((0.0, setting.kl_weight))
+    found = [Ablation(number, CENTRE_SCHEDULE, weight) for weight in weights for number in modules]
     schedules = [name for name in dict.fromkeys(setting.schedules) if name != CENTRE_SCHEDULE]
-    return found + [Ablation(modules[0], name, 0.0) for name in schedules]
+    found += [Ablation(modules[0], name, 0.0) for name in schedules]
+    return found + [Ablation(modules[0], CENTRE_SCHEDULE, 0.0, option) for option in setting.options]
 
 
 def plan_steps(setting: Setting, runs: Sequence[Ablation]) -> list[Step]:
@@ -94,8 +118,12 @@ def plan_steps(setting: Setting, runs: Sequence[Ablation]) -> list[Step]:
 def _run_steps(setting: Setting, run: Ablation) -> Iterator[Step]:
     first, second, third = setting.stages
     shared, folder = setting.output / f"1_{run.family}_{first.name}", setting.output / run.name
-    single = Ablation(1, run.schedule, run.kl_weight)
-    yield _training_step(setting, single, first, setting.first_stage, shared)
+    start = setting.first_stage
+    if run.option and OPTIONS[run.option].first_stage == 1:
+        zeroth = setting.base.variant.stages[0]
+        start = setting.output / f"0_{run.family}_{zeroth.name}"
+        yield _training_step(setting, replace(run, num_modules=0), zeroth, Path(TEXT_MODEL), start)
+    yield _training_step(setting, replace(run, num_modules=1), first, start, shared)
     yield _training_step(setting, run, second, shared, folder / second.name)
     yield _training_step(setting, run, third, folder / second.name, folder / third.name)
     yield _evaluation_step(setting, run, folder / third.name, folder / "evaluation")
@@ -113,6 +141,7 @@ def _training_step(setting: Setting, run: Ablation, stage: Stage, start: Path, o
             "text_audio_interval_ratio": MODES[run.schedule],
             "save_steps": 0.5,
             "save_total_limit": 1,
+            **(OPTIONS[run.option].flags if run.option else {}),
         },
         environment={"OUTPUT_ROOT": str(setting.output), "EXTRA_ARGS": setting.extra_args},
     )
@@ -135,7 +164,7 @@ def write_configs(setting: Setting, runs: Sequence[Ablation]) -> None:
     values = json.loads((setting.first_stage / "config.json").read_text(encoding="utf-8"))
     values.pop("layer_types", None)  # one entry per layer of the first stage
     num_layers = values["num_hidden_layers"] - values["num_nextn_predict_layers"]
-    for number in {1, *(run.num_modules for run in runs)}:
+    for number in {0, 1, *(run.num_modules for run in runs)}:
         changed = values | {"num_hidden_layers": num_layers + number, "num_nextn_predict_layers": number}
         write_json(config_path(setting, number), changed)
 
@@ -146,7 +175,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, help="folder (default: outputs/ablations, with --ci _ci appended)")
     parser.add_argument("--variant", choices=VARIANTS, default="glm4voice", help="variant of the quick start")
     parser.add_argument(
-        "--kl-weight", type=in_range(float, above=0), default=1.0, help="--mtp_kl_weight of the runs that use it"
+        "--kl-weight", type=in_range(float, minimum=0), default=1.0, help="--mtp_kl_weight of the runs that use it"
+    )
+    parser.add_argument(
+        "--options", nargs="+", choices=[*OPTIONS, ALL_OPTIONS], default=[], help="options of training to try"
     )
     parser.add_argument(
         "--modules", type=in_range(int, minimum=1), nargs="+", help="numbers of MTP modules (default: 1 2 5 10)"
@@ -178,6 +210,7 @@ def make_setting(options: argparse.Namespace) -> Setting:
         schedules=tuple(options.schedules or SCHEDULES[options.form]),
         kl_weight=options.kl_weight,
         extra_args=options.extra_args,
+        options=tuple(OPTIONS if ALL_OPTIONS in options.options else dict.fromkeys(options.options)),
     )
 
 

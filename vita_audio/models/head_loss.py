@@ -61,8 +61,8 @@ class HeadLoss(torch.autograd.Function):
             targets: Token to predict, (rows,).
             factors: Factor of each row's cross entropy in the loss, float32, (rows,).
             teacher: Predicts the same tokens; None if the rows learn their targets only.
-        Returns: The loss, a scalar, and for each row, float32 without gradients: its cross entropy, its divergence from
-            the teacher (0 without one), and 1 if its target is the most likely token.
+        Returns: The loss, a scalar, and for each row without gradients: its cross entropy and its divergence from the
+            teacher (0 without one), float32, and the most likely token, int64.
         """
         device = hidden_states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
@@ -70,7 +70,8 @@ class HeadLoss(torch.autograd.Function):
         trains_states, trains_head = ctx.needs_input_grad[:2]
         state_grads = torch.zeros_like(hidden_states) if trains_states else None
         head_grad = torch.zeros_like(weight) if trains_head else None
-        entropies, divergences, correct = torch.zeros((3, len(targets)), device=targets.device)
+        entropies, divergences = torch.zeros((2, len(targets)), device=targets.device)
+        predictions = torch.zeros_like(targets)
         num_rows = chunk_rows(weight)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), num_rows):
@@ -78,7 +79,8 @@ class HeadLoss(torch.autograd.Function):
                 states = hidden_states[chunk].to(dtype)
                 taught = None if teacher is None else (teacher.log_probs(chunk, head), teacher.factors[chunk])
                 logits = (states @ head.T).float()
-                entropies[chunk], divergences[chunk], correct[chunk], gradient = _score(
+                predictions[chunk] = logits.argmax(dim=-1)
+                entropies[chunk], divergences[chunk], gradient = _score(
                     logits, targets[chunk], factors[chunk], taught, wants_gradient=trains_states or trains_head
                 )
                 if trains_states:
@@ -90,8 +92,8 @@ class HeadLoss(torch.autograd.Function):
         if teacher is not None:
             loss = loss + (divergences * teacher.factors).sum()
         ctx.gradients = state_grads, head_grad
-        ctx.mark_non_differentiable(entropies, divergences, correct)
-        return loss, entropies, divergences, correct
+        ctx.mark_non_differentiable(entropies, divergences, predictions)
+        return loss, entropies, divergences, predictions
 
     @staticmethod
     @once_differentiable
@@ -105,7 +107,7 @@ class HeadLoss(torch.autograd.Function):
 
 def _score(
     logits: Tensor, targets: Tensor, factors: Tensor, taught: tuple[Tensor, Tensor] | None, *, wants_gradient: bool
-) -> tuple[Tensor, Tensor | float, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | float, Tensor | None]:
     """Score the rows of a chunk.
 
     Args:
@@ -113,11 +115,10 @@ def _score(
         targets: (rows,).
         factors: Factor of each row's cross entropy in the loss, (rows,).
         taught: What the teacher predicts, (rows, vocabulary), overwritten; and the factor of each row's divergence.
-    Returns: By row: cross entropy, divergence, whether the target is the most likely token; and the gradient of the
-        loss with respect to the logits, (rows, vocabulary).
+    Returns: By row: cross entropy and divergence; and the gradient of the loss with respect to the logits, (rows,
+        vocabulary).
     """
     target = targets[:, None]
-    correct = (logits.argmax(dim=-1) == targets).float()
     log_probs = logits.log_softmax(dim=-1)
     entropies, divergences, gradient = -log_probs.gather(1, target).squeeze(1), 0.0, None
     if taught is not None:
@@ -130,7 +131,7 @@ def _score(
             log_taught, taught_factors = taught
             gradient.mul_((factors + taught_factors)[:, None]).sub_(log_taught.exp_().mul_(taught_factors[:, None]))
         gradient.scatter_add_(1, target, -factors[:, None])
-    return entropies, divergences, correct, gradient
+    return entropies, divergences, gradient
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

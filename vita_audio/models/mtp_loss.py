@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -26,6 +26,12 @@ class MTPOutput(CausalLMOutputWithPast):
         accuracies: Share of targets that are the most likely token, backbone first, (1 + modules,); NaN for a backbone
             that is not scored.
         num_targets: Number of targets, backbone first, (1 + modules,), int64.
+        agreements: Share of each module's targets for which it predicts the backbone's token, (modules,); None if the
+            backbone is not scored.
+        audio_losses: Part of each depth's loss that audio codes contribute, (1 + modules,); None if `code_ids` is not
+            given.
+        num_audio_targets: Number of targets that are audio codes, (1 + modules,), int64; None as above.
+        alignment: Contrastive loss between audio and text embeddings, see `alignment_loss`; None if its weight is 0.
     """
 
     main_loss: Tensor | None = None
@@ -33,13 +39,21 @@ class MTPOutput(CausalLMOutputWithPast):
     mtp_kl: Tensor | None = None
     accuracies: Tensor | None = None
     num_targets: Tensor | None = None
+    agreements: Tensor | None = None
+    audio_losses: Tensor | None = None
+    num_audio_targets: Tensor | None = None
+    alignment: Tensor | None = None
+
+
+LOGGED = [item.name for item in fields(MTPOutput)[len(fields(CausalLMOutputWithPast)) :]]
 
 
 class MTPLoss(nn.Module):
     """Training loss over all depths.
 
     The loss is that of the backbone (if the head trains, or there are no modules) plus `mtp_weight` times the mean over
-    the modules. A depth without targets, in short documents or where all labels are masked, has loss 0.
+    the modules, each times its entry of `depth_weights`. A depth without targets, in short documents or where all
+    labels are masked, has loss 0.
 
     With `kl_weight` modules also learn what the backbone would have predicted in their place: that times the mean over
     the modules of their divergences is added. The divergence of depth d is the mean over its targets of
@@ -60,9 +74,11 @@ class MTPLoss(nn.Module):
         head: nn.Linear,
         mtp_weight: float = 1.0,
         kl_weight: float = 0.0,
+        depth_weights: Sequence[float] | None = None,
         loss_weights: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         score_backbone: bool = True,
+        code_ids: range | None = None,
     ) -> dict[str, Tensor | None]:
         """Score every depth and add up the training loss.
 
@@ -71,11 +87,12 @@ class MTPLoss(nn.Module):
             labels: (batch, time); depth d, counting the backbone as 0, predicts the label d + 1 tokens to the right.
             position_ids: (batch or 1, time); restarts at 0 where a packed document begins.
             head: The shared output layer.
+            depth_weights: Factor of the cross entropy of depth 1, 2 and so on; None means 1.
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
-            num_items_in_batch: Divisor of every sum; None means the number of targets (the sum of their weights) of
-                each. Where it is 0, the sums are 0 too, and so are the losses.
+            num_items_in_batch: Divisor of every sum; where it is 0, so is the loss. None: its sum of target weights.
             score_backbone: Also score a backbone that is not part of the loss.
-        Returns: `loss` and the logging fields of `MTPOutput`.
+            code_ids: Ids of the audio codes, to report their part of the losses.
+        Returns: `loss` and the fields of `MTPOutput` that are logged.
         Raises: TypeError if the head is not a plain linear layer without a bias.
         """
         weight = _plain_weight(head)
@@ -85,20 +102,18 @@ class MTPLoss(nn.Module):
         targets, weights = _shifted_targets(labels, loss_weights, position_ids, num_depths)
         num_targets = (targets != IGNORE_INDEX).sum(dim=1)
         divisor = _divisor(weights, num_items_in_batch)
-        depth, place = _rows(targets, first_depth)
+        depth, place, labels = _rows(targets, first_depth)
         unit = divisor.min()  # the loss is divided by it last: float16 could not hold the gradients otherwise
         scale = weights[depth, place] * unit / divisor[depth]
-        factors, kl_factors = _depth_factors(weights, trains_backbone, mtp_weight, kl_weight)[:, depth] * scale
-        teacher = None
-        if kl_weight:
-            teacher = Teacher(hidden_states[0].detach().flatten(0, 1), place + depth, kl_factors)
+        factors, kl_factors = _factors(weights, trains_backbone, mtp_weight, kl_weight, depth_weights)[:, depth] * scale
+        teacher = Teacher(hidden_states[0].detach().flatten(0, 1), place + depth, kl_factors) if kl_weight else None
         places = torch.stack(tuple(hidden_states[first_depth:])).flatten(0, 2)  # (depths x places, hidden)
         rows = places.index_select(0, (depth - first_depth) * targets.shape[1] + place)
         weight = weight if torch.is_grad_enabled() else weight.detach()  # or a gradient would be formed
-        loss, entropies, divergences, correct = HeadLoss.apply(rows, weight, targets[depth, place], factors, teacher)
+        loss, entropies, divergences, predictions = HeadLoss.apply(rows, weight, labels, factors, teacher)
         sum_depths = partial(weights.new_zeros(num_depths).index_add, 0, depth)
         losses = sum_depths(entropies * scale) / unit
-        accuracies = sum_depths(correct) / num_targets.clamp(min=1)
+        accuracies = sum_depths((predictions == labels).to(weights)) / num_targets.clamp(min=1)
         accuracies[:first_depth] = torch.nan
         return {
             "loss": loss / unit,
@@ -107,7 +122,29 @@ class MTPLoss(nn.Module):
             "mtp_kl": sum_depths(divergences * scale)[1:] / unit if kl_weight else None,
             "accuracies": accuracies,
             "num_targets": num_targets,
+            "agreements": _agreements(depth, predictions, num_targets) if first_depth == 0 else None,
+            **_audio_part(labels, entropies * scale / unit, sum_depths, code_ids),
         }
+
+
+def _agreements(depth: Tensor, predictions: Tensor, num_targets: Tensor) -> Tensor:
+    """Return the share of each module's targets for which it predicts the backbone's token, (modules,)."""
+    # Rows of the same token are adjacent, and the backbone, which has every label that a module has, comes first.
+    row = torch.arange(len(depth), device=depth.device)
+    backbone_row = torch.where(depth == 0, row, 0).cummax(dim=0).values
+    agree = predictions == predictions[backbone_row]
+    counts = num_targets.new_zeros(len(num_targets)).index_add(0, depth, agree.to(num_targets))
+    return (counts / num_targets.clamp(min=1))[1:]
+
+
+def _audio_part(
+    labels: Tensor, losses: Tensor, sum_depths: Callable[[Tensor], Tensor], code_ids: range | None
+) -> dict[str, Tensor | None]:
+    """Return the part of every depth's loss that audio codes contribute, and their number, (depths,) each."""
+    if code_ids is None:
+        return {"audio_losses": None, "num_audio_targets": None}
+    is_audio = ((labels >= code_ids.start) & (labels < code_ids.stop)).to(losses)
+    return {"audio_losses": sum_depths(losses * is_audio), "num_audio_targets": sum_depths(is_audio).long()}
 
 
 def _plain_weight(head: nn.Module) -> Tensor:
@@ -116,12 +153,13 @@ def _plain_weight(head: nn.Module) -> Tensor:
     return head.weight
 
 
-def _rows(targets: Tensor, first_depth: int) -> tuple[Tensor, Tensor]:
-    """Return depth and place of every target, (rows,) each; those of the same token come together."""
+def _rows(targets: Tensor, first_depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return depth, place and token of every target, (rows,) each; those of the same token come together."""
     depth, place = (targets[first_depth:] != IGNORE_INDEX).nonzero(as_tuple=True)
     depth = depth + first_depth
     order = (place + depth).argsort(stable=True)
-    return depth[order], place[order]
+    depth, place = depth[order], place[order]
+    return depth, place, targets[depth, place]
 
 
 def _shifted_targets(
@@ -138,9 +176,17 @@ def _shifted_targets(
     return targets, weights if loss_weights is None else weights * shifted(loss_weights, 0)
 
 
-def _depth_factors(weights: Tensor, trains_backbone: bool, mtp_weight: float, kl_weight: float) -> Tensor:
+def _factors(
+    weights: Tensor,
+    trains_backbone: bool,
+    mtp_weight: float,
+    kl_weight: float,
+    depth_weights: Sequence[float] | None,
+) -> Tensor:
     """Return the factors of every depth's cross entropy and divergence in the loss, (2, depths)."""
     factors = weights.new_tensor([[mtp_weight], [kl_weight]]).repeat(1, len(weights)) / max(len(weights) - 1, 1)
+    if depth_weights is not None:
+        factors[0, 1:] *= weights.new_tensor(depth_weights)
     factors[:, 0] = weights.new_tensor([float(trains_backbone), 0.0])
     return factors
 

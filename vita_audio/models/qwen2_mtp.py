@@ -20,8 +20,9 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from vita_audio.models.alignment import alignment_loss
 from vita_audio.models.mtp_generation import MTPGenerationMixin
-from vita_audio.models.mtp_loss import MTPLoss, MTPOutput
+from vita_audio.models.mtp_loss import LOGGED, MTPLoss, MTPOutput
 from vita_audio.models.packed_rows import is_packed
 
 Masks = dict[str, Tensor | None]  # attention type -> mask in the form its attention back end wants
@@ -34,15 +35,19 @@ class Qwen2MTPConfig(Qwen2Config):
         num_nextn_predict_layers: Number of MTP modules; they are the last layers.
         mtp_loss_weight: Factor of the mean module loss in the training loss.
         mtp_kl_weight: Factor of the modules' mean divergence from the backbone in the training loss.
+        mtp_depth_weights: Factor of each module's loss in the mean over the modules; None means 1.
+        alignment_weight: Factor of the contrastive loss between audio and text embeddings, see `alignment_loss`.
         audio_tokenizer: Type and fingerprint of the audio tokenizer that made the training codes; None if unknown.
     """
 
     model_type = "qwen2_mtp"
-    keys_to_ignore_at_inference = ["past_key_values", "main_loss", "mtp_losses", "mtp_kl", "accuracies", "num_targets"]
+    keys_to_ignore_at_inference = ["past_key_values", *LOGGED]
 
     num_nextn_predict_layers: int = 0
     mtp_loss_weight: float = 1.0
     mtp_kl_weight: float = 0.0
+    mtp_depth_weights: list[float] | None = None
+    alignment_weight: float = 0.0
     audio_tokenizer: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs):
@@ -50,6 +55,11 @@ class Qwen2MTPConfig(Qwen2Config):
             raise ValueError(
                 "num_hidden_layers counts backbone layers and MTP modules, so num_nextn_predict_layers must be between "
                 f"0 and {self.num_hidden_layers - 1}, got {self.num_nextn_predict_layers}"
+            )
+        if self.mtp_depth_weights is not None and len(self.mtp_depth_weights) != self.num_nextn_predict_layers:
+            raise ValueError(
+                f"mtp_depth_weights must be {self.num_nextn_predict_layers} numbers, one for each MTP module, got "
+                f"{self.mtp_depth_weights}"
             )
         super().__post_init__(**kwargs)
 
@@ -273,6 +283,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         loss_weights: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         score_backbone: bool = True,
+        code_ids: range | None = None,
         **kwargs,
     ) -> MTPOutput:
         """Run the backbone and, given labels, all depths; arguments as in `Qwen2ForCausalLM` except:
@@ -280,14 +291,13 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         Args:
             position_ids: (batch, time); restarts at 0 where a packed document begins, and then `attention_mask` must be
                 None. No document sees another one, and no target lies in another one.
-            inputs_embeds: Input of the backbone instead of the embeddings of `input_ids`. The modules read the
-                embeddings of `input_ids` if both are given.
-            labels: (batch, time), IGNORE_INDEX for no target. If the head is frozen, the backbone counts as frozen: its
+            inputs_embeds: Input of the backbone; the modules read the embeddings of `input_ids` if these are given too.
+            labels: (batch, time), IGNORE_INDEX for no target. With a frozen head the backbone counts as frozen: its
                 loss is only reported, and the modules' inputs are detached.
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
-            num_items_in_batch: Divisor of every summed loss; None means the number of targets (the sum of their
-                weights) of each depth.
+            num_items_in_batch: Divisor of every summed loss; None: the sum of the target weights of each depth.
             score_backbone: Also report the loss of a frozen backbone.
+            code_ids: Ids of the audio codes, for the report of their losses and for the alignment loss.
         Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
         """
         # Reading lm_head.weight here would make ZeRO-3 hold the whole head during the whole step.
@@ -309,9 +319,10 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
                 logits = self.lm_head(hidden_states[:, kept])
         losses = {}
         if labels is not None:
-            options = {"loss_weights": loss_weights, "num_items_in_batch": num_items_in_batch}
-            options["score_backbone"] = score_backbone
+            options = {"num_items_in_batch": num_items_in_batch, "score_backbone": score_backbone}
+            options |= {"loss_weights": loss_weights, "code_ids": code_ids}
             losses = self._score_depths(token_embeds, hidden_states, labels, position_ids, attention_mask, **options)
+            losses |= self._align(losses, token_embeds, input_ids, position_ids, code_ids, num_items_in_batch)
         return MTPOutput(
             **losses,
             logits=logits,
@@ -319,6 +330,25 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _align(
+        self,
+        losses: dict[str, Tensor | None],
+        token_embeds: Tensor,
+        input_ids: Tensor | None,
+        position_ids: Tensor | None,
+        code_ids: range | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """Return the loss with the alignment loss, if embeddings train; a batch counts by its share of the targets."""
+        if not (self.config.alignment_weight and code_ids and token_embeds.requires_grad):
+            return {}
+        alignment = alignment_loss(token_embeds, input_ids, position_ids, code_ids)
+        share = 1
+        if num_items_in_batch is not None:
+            share = losses["num_targets"][0] / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        loss = losses["loss"] + self.config.alignment_weight * share * alignment
+        return {"loss": loss, "alignment": alignment.detach()}
 
     def _score_depths(
         self,
@@ -339,5 +369,6 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             head=self.lm_head,
             mtp_weight=self.config.mtp_loss_weight,
             kl_weight=self.config.mtp_kl_weight,
+            depth_weights=self.config.mtp_depth_weights,
             **options,
         )

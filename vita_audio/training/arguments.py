@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from importlib.util import find_spec
 from math import inf
@@ -63,6 +63,14 @@ class ModelArguments:
     mtp_kl_weight: float | None = option(
         "Weight of the mean divergence of the MTP modules from the backbone (default: the model configuration's)"
     )
+    mtp_depth_weights: list[str] | None = option(
+        "Factor of each MTP module's loss, one number per module, or vocalnet: 0.8, 0.8^2, ... (default: the model "
+        "configuration's, 1)"
+    )
+    alignment_weight: float | None = option(
+        "Weight of a contrastive loss between the mean audio and text embeddings of a document (default: the model "
+        "configuration's, 0)"
+    )
     model_max_length: int = option("Tokens in a pack", 4096)
     attn_implementation: str = option("eager, sdpa or flash_attention_2; auto: the fastest available", "auto")
 
@@ -73,10 +81,11 @@ class ModelArguments:
             raise ValueError("random weights need --tokenizer_name")
         if self.model_max_length < 2:
             raise ValueError(f"--model_max_length must be at least 2, got {self.model_max_length}")
-        for name in ("mtp_loss_weight", "mtp_kl_weight"):
+        for name in ("mtp_loss_weight", "mtp_kl_weight", "alignment_weight"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"--{name} must be 0 or more, got {value}")
+        check_depth_weights(self.mtp_depth_weights)
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
         self.input_by_role = parse_audio_input(self.audio_input or ())
 
@@ -94,6 +103,10 @@ class DataArguments:
     preprocessing_num_workers: int = option("Worker processes that pack the data; 0: none", 0)
     user_audio_loss_weight: float = option("Also learn the codes of user speech, with this loss weight", 0.0)
     audio_code_noise: float = option("Fraction of input audio codes to replace by random ones, as regularisation", 0.0)
+    curriculum_length: int | None = option(
+        "Tokens of a pack in the first step, from where the length grows to --model_max_length (default: whole packs)"
+    )
+    curriculum_ratio: float = option("Share of the steps in which the length grows", 0.5)
 
     def __post_init__(self):
         if self.dataset_name is None:
@@ -104,6 +117,10 @@ class DataArguments:
             raise ValueError(f"--user_audio_loss_weight must be 0 or more, got {self.user_audio_loss_weight}")
         if not 0 <= self.audio_code_noise < 1:
             raise ValueError(f"--audio_code_noise must be in [0, 1), got {self.audio_code_noise}")
+        if self.curriculum_length is not None and self.curriculum_length < 2:
+            raise ValueError(f"--curriculum_length must be at least 2, got {self.curriculum_length}")
+        if not 0 < self.curriculum_ratio <= 1:
+            raise ValueError(f"--curriculum_ratio must be in (0, 1], got {self.curriculum_ratio}")
 
 
 @dataclass
@@ -117,7 +134,12 @@ class SpeechOptions:
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
     log_main_loss: int = option("Steps from one measurement of a frozen backbone's loss to the next", 10)
     remove_unused_columns: bool = option("Drop columns of the packs that the model does not accept", False)
-    report_to: str = option("Integrations that also receive the log (tensorboard, ...)", "none")
+    report_to: str = option(
+        "Integrations that also receive the log, or none (default: tensorboard if it is installed)", "auto"
+    )
+    dry_run: bool = option("Only print what would train, the memory, the steps and the time, without weights", False)
+    num_gpus: int = option("GPUs that --dry_run assumes", 8)
+    tokens_per_second: float | None = option("Speed of all GPUs together, from which --dry_run computes the days")
     eval_suite: list[str] | None = option("Evaluate every checkpoint on suites of evaluation.run, such as demo")
     eval_corpus: str | None = option("Folder made by tools.demo.make_corpus, for the demo suite")
     eval_data: str | None = option("Folder made by evaluation.prepare, for the public sets")
@@ -131,6 +153,8 @@ class SpeechOptions:
             raise ValueError("--output_dir is missing")
         if self.mtp_model_lr_mult <= 0:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
+        if self.num_gpus < 1:
+            raise ValueError(f"--num_gpus must be at least 1, got {self.num_gpus}")
         if self.log_main_loss < 1:
             raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
         if self.eval_suite and not 0 < 60 * self.eval_minutes < self.ddp_timeout:
@@ -142,18 +166,19 @@ class SpeechOptions:
             raise ValueError(f"--eval_options must be NAME=VALUE, got {' '.join(wrong)}")
 
 
-def trainer_flags(*, without: Container[str] = ()) -> type:
+def trainer_flags(base: type | None = None) -> type:
     """Return a dataclass with the fields of TrainingArguments, read from its source because importing it takes seconds.
 
     Names, help texts and the types of booleans and numbers are those of the original. Values of other types stay
     strings or lists of strings; defaults that are not literals become None.
 
     Args:
-        without: Names of fields to leave out.
+        base: Dataclass to which the fields that it lacks are added.
     """
     path = Path(find_spec("transformers").submodule_search_locations[0], "training_args.py")
-    fields = [item for item in _read_fields(path) if item[0] not in without]
-    return make_dataclass("TrainerFlags", fields)
+    known = {item.name for item in fields(base)} if base else ()
+    added = [item for item in _read_fields(path) if item[0] not in known]
+    return make_dataclass("TrainerFlags", added, bases=(base,) if base else ())
 
 
 def _read_fields(path: Path) -> Iterator[tuple[str, Any, Any]]:
@@ -189,6 +214,19 @@ def _literal(node: ast.expr | None) -> Any:
         return None
 
 
+VOCALNET = "vocalnet"
+
+
+def check_depth_weights(weights: Sequence[str] | None) -> None:
+    """Check the value of --mtp_depth_weights. Raises: ValueError."""
+    try:
+        wrong = weights not in (None, [VOCALNET]) and not all(0 <= float(weight) < inf for weight in weights)
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise ValueError(f"--mtp_depth_weights must be numbers, 0 or more, or {VOCALNET}, got {' '.join(weights)}")
+
+
 Arguments = tuple[ModelArguments, DataArguments, "SpeechTrainingArguments"]
 
 
@@ -210,15 +248,22 @@ class _Parser(HfArgumentParser):
         return self.parse_args_into_dataclasses(argv)
 
 
+def parse_flags(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, SpeechOptions]:
+    """Parse flags as `parse_arguments`, without torch; those of TrainingArguments are not checked.
+
+    Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return _Parser(ModelArguments, DataArguments, trainer_flags(SpeechOptions)).parse(argv)
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Parse flags, or the one JSON file whose keys are flag names.
 
     Raises: ValueError, FileNotFoundError for impossible values; SystemExit for --help and unknown flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    ours = {item.name for item in fields(SpeechOptions)}
-    # answers --help and reports most mistakes before the slow import of TrainingArguments
-    _Parser(ModelArguments, DataArguments, SpeechOptions, trainer_flags(without=ours)).parse(argv)
+    parse_flags(argv)  # answers --help and reports most mistakes before the slow import of TrainingArguments
     from vita_audio.training.trainer import SpeechTrainingArguments
 
     return _Parser(ModelArguments, DataArguments, SpeechTrainingArguments).parse(argv)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vita_audio.files.atomic import atomic_path
 from vita_audio.files.checkpoint import read_json
 from vita_audio.plots import new_figure
 from vita_audio.training.run_folder import QUALITY_FILE
@@ -36,10 +37,10 @@ def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
     num_modules = len(names) - 1
     colours = ["black", *(colormaps["viridis"](index / num_modules) for index in range(num_modules))]
     for name, colour in zip(names, colours, strict=True):
-        _plot(loss_axis, entries, f"{name}_loss", label=name, color=colour)
-        _plot(accuracy_axis, entries, f"{name}_accuracy", label=name, color=colour)
+        plot_entries(loss_axis, entries, f"{name}_loss", label=name, color=colour)
+        plot_entries(accuracy_axis, entries, f"{name}_accuracy", label=name, color=colour)
     for name in ("learning_rate", "mtp_learning_rate"):
-        _plot(rate_axis, entries, name, label=name)
+        plot_entries(rate_axis, entries, name, label=name)
     for axis, text in ((loss_axis, "loss"), (accuracy_axis, "accuracy"), (rate_axis, "learning rate")):
         axis.set(title=text, xlabel="step")
         axis.grid(alpha=0.3)
@@ -49,7 +50,8 @@ def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
         _plot_quality(axes[3], quality)
     figure.suptitle(f"{folder.parent.name}/{folder.name}")
     figure.subplots_adjust(left=0.05, right=0.98, wspace=0.18)
-    figure.savefig(folder / "curves.png", dpi=100)
+    with atomic_path(folder / "curves.png") as partial:
+        figure.savefig(partial, format="png", dpi=100)
 
 
 def summarise(log_history: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +91,8 @@ def _last(entries: Sequence[dict[str, Any]], key: str) -> float:
     return next(entry[key] for entry in reversed(entries) if key in entry)
 
 
-def _plot(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) -> None:
+def plot_entries(axis: Any, entries: Sequence[dict[str, Any]], key: str, **style: Any) -> None:
+    """Plot a value of the log over the steps, if any entry has it."""
     points = [(entry["step"], entry[key]) for entry in entries if key in entry]
     if points:
         axis.plot(*zip(*points, strict=True), **style)

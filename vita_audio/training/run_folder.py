@@ -13,6 +13,7 @@ from typing import Any, Literal
 from vita_audio.training.arguments import DataArguments, ModelArguments
 
 ARGUMENTS_FILE = "run_arguments.json"  # written first: marks the folder of a run
+DATA_FILE = "data_report.json"  # statistics of the packs, and the samples that were left out
 RESULTS_FILE = "train_results.json"  # written last: marks a finished run
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint
 EVALUATIONS = "evaluation"  # folder of the evaluations of the checkpoints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.training.arguments import DataArguments, ModelArguments
+from vita_audio.training.curriculum import LengthCurriculum
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class StageSettings:
         audio_input: How the audio of each role enters the model, see `TextTokenizer`.
         plan: Layout of text and audio in answers.
         dtype: Type of the weights.
+        curriculum: Lengths of the packs in the first steps; None for whole packs.
     """
 
     dataset_name: str
@@ -48,8 +50,11 @@ class StageSettings:
     attn_implementation: str = "auto"
     dtype: torch.dtype = torch.float32
     seed: int = 42
+    mtp_depth_weights: Sequence[str] | None = None
+    alignment_weight: float | None = None
     extract_codes: bool = False
     preprocessing_num_workers: int = 0
+    curriculum: LengthCurriculum | None = None
 
 
 def stage_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> StageSettings:
@@ -63,6 +68,8 @@ def stage_settings(model: ModelArguments, data: DataArguments, training: Trainin
         "dtype": weight_dtype(training),
         "seed": training.seed,
     }
+    curriculum = LengthCurriculum(data.curriculum_length, model.model_max_length, data.curriculum_ratio)
+    resolved["curriculum"] = curriculum if data.curriculum_length else None
     values = vars(model) | vars(data) | resolved
     return StageSettings(**{item.name: values[item.name] for item in fields(StageSettings)})
 

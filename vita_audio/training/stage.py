@@ -15,9 +15,11 @@ from vita_audio.files.atomic import write_json
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
-from vita_audio.training.curves import draw_run, read_quality, summarise
+from vita_audio.training.curves import read_quality, summarise
+from vita_audio.training.report import RunReport, write_report
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,
+    DATA_FILE,
     NUM_PROCESSES,
     QUALITY_FILE,
     RESULTS_FILE,
@@ -54,7 +56,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
-    callbacks = []
+    callbacks = [RunReport()]
     if training_arguments.eval_suite:
         command = evaluation_command(settings, training_arguments)
         if training_arguments.process_index == 0:
@@ -65,6 +67,8 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     with whole_models(training_arguments), training_arguments.main_process_first(local=True, desc="packing"):
         is_main = training_arguments.local_process_index == 0
         data = load_stage_data(settings, is_main=is_main, device=str(training_arguments.device))
+    if training_arguments.process_index == 0:
+        write_json(Path(training_arguments.output_dir) / DATA_FILE, data.report.to_json())
     trainer = SpeechTrainer(
         model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
         args=training_arguments,
@@ -77,6 +81,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         ),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
+        curriculum=settings.curriculum,
         callbacks=callbacks,
     )
     return trainer, str(checkpoint) if checkpoint else None
@@ -121,7 +126,7 @@ def finish(trainer: SpeechTrainer) -> None:
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
-        draw_run(folder, trainer.state.log_history)
+        write_report(folder, trainer.state.log_history)
         results = summarise(trainer.state.log_history)
         if quality := read_quality(folder):
             failures = quality["failures"]

@@ -12,7 +12,7 @@ from datasets import Dataset
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.data.codes import AudioCodeStore, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
-from vita_audio.data.packing import build_packs
+from vita_audio.data.packing import PackReport, build_packs
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 from vita_audio.training.settings import StageSettings
@@ -28,12 +28,14 @@ class StageData:
         tokenizer: Text tokenizer with the audio codes.
         front_end: Computes the features of continuous input; None if there is none.
         audio_tokenizer: `AudioTokenizer.identity` of the tokenizer that made the codes.
+        report: Statistics of the packs, and the samples that were left out.
     """
 
     tokenizer: TextTokenizer
     packs: Dataset
     front_end: SenseVoiceFrontEnd | None
     audio_tokenizer: dict[str, str]
+    report: PackReport
 
 
 def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: str = "cpu") -> StageData:
@@ -79,7 +81,7 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
         command = _extraction_command(settings, tokenizer)
         raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     logger.info("%s", report.summary())
-    return StageData(tokenizer, packs, front_end, audio_tokenizer.identity)
+    return StageData(tokenizer, packs, front_end, audio_tokenizer.identity, report)
 
 
 def _extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:

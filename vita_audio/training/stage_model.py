@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -28,6 +28,7 @@ from vita_audio.models.surgery import (
     set_trainable,
 )
 from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import VOCALNET
 from vita_audio.training.settings import StageSettings
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,15 @@ logger = logging.getLogger(__name__)
 MAY_CHANGE = frozenset(
     ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "audio_tokenizer")
     + ("num_hidden_layers", "num_nextn_predict_layers", "use_sliding_window", "max_window_layers")
-    + ("mtp_loss_weight", "mtp_kl_weight", "attention_dropout", "initializer_range", "max_position_embeddings")
+    + (
+        "mtp_loss_weight",
+        "mtp_kl_weight",
+        "mtp_depth_weights",
+        "alignment_weight",
+        "attention_dropout",
+        "initializer_range",
+        "max_position_embeddings",
+    )
 )
 # Sampling defaults of the released models.
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
@@ -59,10 +68,11 @@ def read_stage_config(path: str | Path) -> Qwen2MTPConfig:
 
     Raises: FileNotFoundError; ValueError for another kind of model.
     """
-    return _as_speech_config(read_config(path, (Qwen2Config, *SPEECH_CONFIGS)))
+    return as_speech_config(read_config(path, (Qwen2Config, *SPEECH_CONFIGS)))
 
 
-def _as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
+def as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
+    """Return a configuration of our kind as it is, and a plain Qwen2 one as one without MTP modules."""
     if isinstance(config, Qwen2MTPConfig):
         return config
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
@@ -132,7 +142,7 @@ def load_stage_model(
             logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
         if not isinstance(base, Qwen2MTPConfig):
             add_tokens(model, tokenizer, settings.seed)
-    _choose_trained(model, settings)
+    choose_trained(model, settings)
     model.generation_config = GenerationConfig(
         **SAMPLING,
         eos_token_id=[tokenizer.im_end_id, tokenizer.pad_id],
@@ -152,22 +162,13 @@ def _stage_config(
     audio_tokenizer: Mapping[str, str] | None,
 ) -> Qwen2MTPConfig:
     """Return the configuration of the model, checked against tokenizers and the checkpoint in `folder`, if any."""
-    config = read_stage_config(settings.config_name) if settings.config_name else _as_speech_config(base)
-    if settings.model_max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
-            f"max_position_embeddings {config.max_position_embeddings}"
-        )
-    for name in ("mtp_loss_weight", "mtp_kl_weight"):
-        if getattr(settings, name) is not None:
-            setattr(config, name, getattr(settings, name))
-    if settings.language_model_freeze and not config.num_nextn_predict_layers:
-        raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
+    config = read_stage_config(settings.config_name) if settings.config_name else as_speech_config(base)
+    apply_settings(config, settings)
     _check_speech_input(config, tokenizer, settings)
     if base is None:
         config.vocab_size = tokenizer.padded_size
         return config
-    checkpoint = _as_speech_config(base)
+    checkpoint = as_speech_config(base)
     check_configs(config, checkpoint, (settings.config_name or str(folder), str(folder)))
     if checkpoint.audio_tokenizer and audio_tokenizer:
         check_identity(checkpoint.audio_tokenizer, audio_tokenizer, folder)
@@ -180,7 +181,39 @@ def _stage_config(
     return config
 
 
-def _choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+def apply_settings(config: Qwen2MTPConfig, settings: StageSettings) -> None:
+    """Set the fields that flags override. Raises: ValueError for settings that the model cannot be trained with."""
+    if settings.model_max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
+            f"max_position_embeddings {config.max_position_embeddings}"
+        )
+    for name in ("mtp_loss_weight", "mtp_kl_weight", "alignment_weight"):
+        if getattr(settings, name) is not None:
+            setattr(config, name, getattr(settings, name))
+    if settings.mtp_depth_weights is not None:
+        config.mtp_depth_weights = depth_weights(settings.mtp_depth_weights, config.num_nextn_predict_layers)
+    if settings.language_model_freeze and not config.num_nextn_predict_layers:
+        raise ValueError("--language_model_freeze needs MTP modules, the model config has none; set --config_name")
+
+
+def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
+    """Return the factor of each module's loss from the value of --mtp_depth_weights.
+
+    Raises: ValueError if their number is not that of the modules.
+    Source: VocalNet (arXiv 2504.04060) multiplies the loss of depth k by 0.8 to the power of k.
+    """
+    if list(weights) == [VOCALNET]:
+        return [0.8**depth for depth in range(1, num_modules + 1)]
+    if len(weights) != num_modules:
+        raise ValueError(
+            f"--mtp_depth_weights needs {num_modules} numbers, one per MTP module, got {' '.join(weights)}"
+        )
+    return [float(weight) for weight in weights]
+
+
+def choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+    """Let only the parameters that a stage trains require gradients."""
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used

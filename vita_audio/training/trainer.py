@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from vita_audio.models.mtp_loss import MTPOutput
-from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.arguments import SpeechOptions
+from vita_audio.training.curriculum import LengthCurriculum
+from vita_audio.training.gradient_norms import GradientNorms
+from vita_audio.training.parts import MTP, PARTS, parameter_parts
 
 MAIN = "main"
-_SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")
+_SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "eta_minutes", "epoch")
 
 
 def depth_name(depth: int) -> str:
@@ -34,60 +37,85 @@ class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
 
     def __post_init__(self):
         SpeechOptions.__post_init__(self)
+        if self.report_to == "auto":
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         TrainingArguments.__post_init__(self)
         if self.eval_suite and self.save_strategy == SaveStrategy.NO:
             raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
 
 
 class DepthMeter:
-    """Sums of loss, correct targets and targets of every depth since the last reading; the backbone is depth 0.
+    """Sums over the targets of every depth since the last reading; the backbone is depth 0.
 
-    Where modules also learn from the backbone, the divergence from it is summed too. A backbone that was not scored has
-    no average.
+    What a batch does not report, such as the loss of a backbone that was not scored, has no part in the averages.
     """
 
     def __init__(self):
-        self._sums: Tensor | None = None  # (3, depths), with divergences (4, depths), float64
-        self._num_tokens = 0
+        self._sums: dict[str, Tensor] = {}  # (depths,) each, float64
 
-    def add(self, outputs: MTPOutput, num_tokens: int, num_items_in_batch: Tensor | int | None) -> None:
+    def add(self, outputs: MTPOutput, is_token: Tensor, num_items_in_batch: Tensor | int | None) -> None:
         """Count one forward pass.
 
         Args:
             outputs: Outputs of the model.
-            num_tokens: Input tokens.
+            is_token: Whether a place of the batch is not padding, (batch, time).
             num_items_in_batch: Divisor of the losses; None if each was divided by its number of targets.
         """
         counts = outputs.num_targets.double()
         if outputs.main_loss is None:
             counts[0] = 0
         divisor = counts if num_items_in_batch is None else num_items_in_batch
-        unknown = torch.zeros_like(outputs.loss)
-        main_loss = unknown if outputs.main_loss is None else outputs.main_loss
-        losses = torch.cat([main_loss[None], outputs.mtp_losses]).double()
-        sums = [losses * divisor, outputs.accuracies.double().where(counts > 0, 0) * counts, counts]
+        backbone = torch.zeros_like(outputs.loss)[None]  # where only modules have a value
+        main_loss = backbone if outputs.main_loss is None else outputs.main_loss[None]
+        sums = {
+            "places": torch.full_like(counts, is_token.numel()),
+            "filled": is_token.sum().expand_as(counts),
+            "loss": torch.cat([main_loss, outputs.mtp_losses]).double() * divisor,
+            "correct": outputs.accuracies.double().where(counts > 0, 0) * counts,
+            "count": counts,
+        }
         if outputs.mtp_kl is not None:
-            sums.append(torch.cat([unknown[None], outputs.mtp_kl]).double() * divisor)
-        sums = torch.stack(sums)
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._num_tokens += num_tokens
+            sums["kl"] = torch.cat([backbone, outputs.mtp_kl]).double() * divisor
+        if outputs.agreements is not None:
+            sums["agreeing"] = torch.cat([backbone, outputs.agreements]).double() * counts
+            sums["compared"] = counts
+        if outputs.audio_losses is not None:
+            sums["audio_loss"] = outputs.audio_losses.double() * divisor
+            sums["audio_count"] = outputs.num_audio_targets.double()
+        if outputs.alignment is not None:
+            sums["alignment"], sums["aligned"] = outputs.alignment.expand_as(counts), torch.ones_like(counts)
+        for name, values in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + values.double()
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return averages over the targets of all processes and reset; every process must call this."""
-        if self._sums is None:
+        if not self._sums:
             return {}
-        num_tokens = self._sums.new_full((1, self._sums.shape[1]), self._num_tokens)
-        sums = accelerator.reduce(torch.cat([num_tokens, self._sums]), reduction="sum").cpu()
-        self._sums, self._num_tokens = None, 0
-        values = {"num_tokens": int(sums[0, 0])}
-        for depth, (_, loss, num_correct, count, *divergence) in enumerate(sums.T.tolist()):
-            if depth == 0 and count == 0:  # a frozen backbone that was not scored
-                continue
-            values[f"{depth_name(depth)}_loss"] = loss / max(count, 1)
-            values[f"{depth_name(depth)}_accuracy"] = num_correct / max(count, 1)
-            if divergence and depth:
-                values[f"{depth_name(depth)}_kl"] = divergence[0] / max(count, 1)
+        table = accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").cpu()
+        depths = [dict(zip(self._sums, column, strict=True)) for column in table.T.tolist()]
+        self._sums = {}
+        values = {"num_tokens": int(depths[0]["places"]), "pack_fill": depths[0]["filled"] / depths[0]["places"]}
+        if "aligned" in depths[0]:
+            values["alignment_loss"] = depths[0]["alignment"] / depths[0]["aligned"]
+        for depth, sums in enumerate(depths):
+            if depth or sums["count"]:  # not a frozen backbone that was not scored
+                values |= {f"{depth_name(depth)}_{name}": value for name, value in _averages(sums, depth > 0)}
         return values
+
+
+def _averages(sums: dict[str, float], is_module: bool) -> Iterator[tuple[str, float]]:
+    """Yield the averages of one depth by name."""
+    count = sums["count"]
+    yield "loss", sums["loss"] / max(count, 1)
+    yield "accuracy", sums["correct"] / max(count, 1)
+    if is_module and "kl" in sums:
+        yield "kl", sums["kl"] / max(count, 1)
+    if is_module and "compared" in sums:
+        yield "agreement", sums["agreeing"] / max(sums["compared"], 1)
+    if num_audio := sums.get("audio_count"):
+        yield "audio_loss", sums["audio_loss"] / num_audio
+    if "audio_count" in sums and count > num_audio:
+        yield "text_loss", (sums["loss"] - sums["audio_loss"]) / (count - num_audio)
 
 
 class CompactProgress(ProgressCallback):
@@ -107,15 +135,15 @@ class StepLog(TrainerCallback):
     """Measures the time between log entries, and logs the last step whatever --logging_steps is."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.last_time = time.monotonic()
+        self.last = time.monotonic(), state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= state.global_step >= state.max_steps
 
-    def elapsed(self) -> float:
-        """Return the seconds since the last call or the start of training."""
-        before, self.last_time = self.last_time, time.monotonic()
-        return self.last_time - before
+    def elapsed(self, step: int) -> tuple[float, int]:
+        """Return the seconds and the steps, at least one, since the last call or the start of training."""
+        before, self.last = self.last, (time.monotonic(), step)
+        return self.last[0] - before[0], max(step - before[1], 1)
 
 
 class SpeechTrainer(Trainer):
@@ -123,18 +151,32 @@ class SpeechTrainer(Trainer):
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
-    targets since the last entry; `tokens_per_second` over all processes; and the `minutes` of training, including those
-    before a resumption.
+    targets since the last entry; the loss of text and of audio codes alone (`main_text_loss`, `main_audio_loss`); how
+    often a module predicts the backbone's token (`mtp_0_agreement`); `pack_fill`, the share of places that are not
+    padding; the norm of the last gradient, before clipping, of each part of the model (`grad_norm_backbone`);
+    `tokens_per_second` over all processes; the `minutes` of training, including those before a resumption, and an
+    estimate of those that remain, `eta_minutes`.
 
-    A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values.
+    A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values and
+    the agreement with it.
     """
 
-    def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        front_end: SenseVoiceFrontEnd | None = None,
+        curriculum: LengthCurriculum | None = None,
+        **kwargs: Any,
+    ):
         """Make a trainer; `args` and `kwargs` are those of transformers' Trainer.
+
+        The data collator must be a `PackCollator`, whose ids tell padding and audio codes.
 
         Args:
             front_end: Computes the features of continuous input; it is saved with the model.
-        Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
+            curriculum: Lengths of the packs in the first steps; None for whole packs.
+        Raises: ValueError for one process with several GPUs, which would split batches without regard to documents; and
+            for a curriculum with continuous input, whose features cannot be cut with its placeholders.
         """
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
@@ -142,35 +184,43 @@ class SpeechTrainer(Trainer):
                 f"training runs one process for each GPU, got one for {self.args.n_gpu}; start it with torchrun "
                 f"--nproc_per_node {self.args.n_gpu}, or set CUDA_VISIBLE_DEVICES to one of them"
             )
+        if curriculum is not None and front_end is not None:
+            raise ValueError("--curriculum_length needs audio input as codes, got continuous input; leave it out")
         self.front_end = front_end
+        self.curriculum = curriculum
         self._meter = DepthMeter()
         self._step_log = StepLog()
         self.add_callback(self._step_log)
+        self._gradient_norms = GradientNorms()
+        self.add_callback(self._gradient_norms)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(CompactProgress)
 
     def parameter_groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
-        """Group the trained parameters by learning rate (MTP modules or not) and weight decay (not for norms, biases).
+        """Group the trained parameters by part of the model and weight decay (not for norms, biases).
+
+        Groups of MTP modules, the last ones, have a learning rate of their own.
 
         Raises: ValueError if no parameter trains.
         """
-        patterns = mtp_parameter_patterns(model.config)
+        parts = parameter_parts(model)
         decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                is_mtp = any(fnmatchcase(name, pattern) for pattern in patterns)
-                groups.setdefault((is_mtp, name in decayed and "_norms." not in name), []).append(parameter)
+                key = PARTS.index(parts[name]), name in decayed and "_norms." not in name
+                groups.setdefault(key, []).append(parameter)
         if not groups:
             raise ValueError("no parameter trains; a frozen language model needs a config with MTP modules")
         return [
             {
                 "params": parameters,
-                "lr": self.args.learning_rate * (self.args.mtp_model_lr_mult if is_mtp else 1.0),
+                "part": PARTS[part],
+                "lr": self.args.learning_rate * (self.args.mtp_model_lr_mult if PARTS[part] == MTP else 1.0),
                 "weight_decay": self.args.weight_decay if decays else 0.0,
             }
-            for (is_mtp, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+            for (part, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
         ]
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
@@ -190,10 +240,18 @@ class SpeechTrainer(Trainer):
         step = self.state.global_step
         scores_backbone = step % self.args.log_main_loss == 0 or step + 1 >= self.state.max_steps
         inputs = {**inputs, "score_backbone": scores_backbone}  # a backbone that trains is scored anyway
+        inputs["code_ids"] = self.data_collator.code_ids or None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
-            self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
+            is_token = inputs["input_ids"] != self.data_collator.pad_id
+            self._meter.add(outputs, is_token, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self.curriculum is not None:
+            step, max_steps = self.state.global_step, self.state.max_steps
+            epoch_iterator = (self.curriculum.cut(batch, step, max_steps) for batch in epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:  # DeepSpeed gathers tied weights once for each name
@@ -208,12 +266,15 @@ class SpeechTrainer(Trainer):
         """Add the values of all depths, the speed and the time to an entry of the training log."""
         if "loss" in logs:
             values = self._meter.read(self.accelerator)
-            seconds = self._step_log.elapsed()
+            values |= self._gradient_norms.read(self.accelerator, logs.get("grad_norm"))
+            seconds, num_steps = self._step_log.elapsed(self.state.global_step)
             minutes_before = next(
                 (entry["minutes"] for entry in reversed(self.state.log_history) if "minutes" in entry), 0
             )
             values["tokens_per_second"] = values["num_tokens"] / seconds
             values["minutes"] = minutes_before + seconds / 60
+            num_left = self.state.max_steps - self.state.global_step
+            values["eta_minutes"] = seconds / 60 / num_steps * num_left
             if self.args.mtp_model_lr_mult != 1 and self.model.lm_head.weight.requires_grad:
                 logs["mtp_learning_rate"] = logs["learning_rate"] * self.args.mtp_model_lr_mult
             logs = {**logs, **values}

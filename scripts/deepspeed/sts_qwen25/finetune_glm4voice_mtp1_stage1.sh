@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Stage 2: a first MTP module learns to predict one more token. Everything else is frozen.
 # Starts from the result of stage 1.
-# Arguments: SEQ_LENGTH [32768] TIMESTAMP [now] [flags]; the environment variables are described in ../launch.sh.
+# Arguments: [SEQ_LENGTH [TIMESTAMP]] [flags]; they and the environment variables are described in ../launch.sh.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$here/../../..
-exec "$here/../launch.sh" "$(basename "$0" .sh)" "${1:-32768}" "${2:-}" \
+exec "$here/../launch.sh" "$(basename "$0" .sh)" \
     --config_name "${CONFIG_NAME:-$root/configs/models/qwen2_7b_mtp1.json}" \
     --dataset_name "${DATA:-$root/configs/sts_finetune_stage1.yaml}" \
     --learning_rate 1e-3 --weight_decay 0 --max_steps 4000 --language_model_freeze true \
-    "${@:3}"
+    -- "$@"

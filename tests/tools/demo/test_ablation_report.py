@@ -35,7 +35,7 @@ def folder(tmp_path_factory, toy_folders) -> Path:
         results = {"final_accuracies": {"main": 0.9, "mtp_0": accuracy, "mtp_1": accuracy}}
         (folder / name / "stage4" / "train_results.json").write_text(json.dumps(results))
         paths = {"evaluation": f"{name}/evaluation", "training": f"{name}/stage4"}
-        rows.append({"name": name, "num_modules": 2, "schedule": "boost", "kl_weight": weight} | paths)
+        rows.append({"name": name, "num_modules": 2, "schedule": "boost", "kl_weight": weight, "option": ""} | paths)
     (folder / "plan.json").write_text(json.dumps({"runs": rows}))
     return folder
 

@@ -64,6 +64,25 @@ def test_one_thing_changes_at_a_time(setting):
     ]
 
 
+def test_options_follow_with_all_modules_and_begin_with_their_first_stage(setting, base):
+    (base / "corpus" / "stage1.yaml").write_text("dataset: {}\n")
+    chosen = setting("--modules", "10", "--schedules", "boost", "--kl-weight", "0", "--options", "all")
+    runs = ablations(chosen)
+    assert [run.name for run in runs] == ["10_boost", *(f"10_boost_{option}" for option in program.OPTIONS)]
+    steps = {step.name: step for step in plan_steps(chosen, runs)}
+    assert len(steps) == 4 * len(runs) + 1 + 1  # alignment begins one stage earlier, and the report
+    for option, choice in program.OPTIONS.items():
+        names = [name for name in steps if name.split("_stage")[0].endswith(option) and "stage" in name]
+        assert len(names) == 5 - choice.first_stage
+        for name in names:
+            for flag, value in choice.flags.items():
+                place = steps[name].command.index(f"--{flag}")
+                assert steps[name].command[place + 1] == str(value)
+    starts = {name: steps[name].environment["MODEL_NAME_OR_PATH"] for name in steps if "stage2" in name}
+    assert starts["1_boost_alignment_stage2"] == str(chosen.output / "0_boost_alignment_stage1")
+    assert starts["1_boost_stage2"] == starts["1_boost_curriculum_stage2"] == str(chosen.first_stage)
+
+
 def test_every_stage_starts_from_an_earlier_one_and_is_trained_once(setting, base):
     steps = plan_steps(setting(), ablations(setting()))
     assert len({step.name for step in steps}) == len({step.product for step in steps}) == len(steps)
@@ -135,6 +154,6 @@ def test_folders_that_do_not_fit_are_refused(base, setting, tmp_path, capsys, mo
     assert "other settings (weights)" in refused(*options)
     (tmp_path / "file").touch()
     assert "--output must be a folder, got the file" in refused(*options, "--output", str(tmp_path / "file"))
-    for flags in (["--kl-weight", "0"], ["--modules", "0"], ["--schedules", "vanilla"]):
+    for flags in (["--kl-weight", "-1"], ["--options", "none"], ["--modules", "0"], ["--schedules", "vanilla"]):
         with pytest.raises(SystemExit):
             program.parse_arguments(flags)

@@ -1,0 +1,72 @@
+"""The dry run: what it prints for flags of every kind, and that it needs and leaves nothing."""
+
+import re
+
+import pytest
+from toy_run import NUM_TEXT_ROWS
+
+from tools.finetune_sts import main as train
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import parse_flags
+from vita_audio.training.dry_run import dry_run
+from vita_audio.training.memory import StepMemory
+
+
+@pytest.fixture
+def describe(toy_run, tmp_path):
+    """Return the text and its tables, first cell -> the others."""
+
+    def run(**changes):
+        text = dry_run(parse_flags([*toy_run.flags(tmp_path / "run", dry_run=True, **changes)]))
+        rows = [re.split(r" {2,}", line) for line in text.splitlines()]
+        return text, {row[0].removesuffix(" <-"): row[1:] for row in rows if len(row) > 1}
+
+    return run
+
+
+def test_a_stage_with_a_frozen_language_model(describe, toy_run, tmp_path):
+    text, tables = describe(
+        config_name=toy_run.config(2, hidden_size=512, intermediate_size=2048),
+        model_name_or_path=tmp_path / "missing",
+        language_model_freeze=True,
+        tokens_per_second=100,
+    )
+    layer = 2 * 512 * 512 + 2 * 512 * 256 + 512 + 2 * 256 + 3 * 512 * 2048 + 2 * 512  # of two heads and one pair
+    modules = 2 * (layer + 2 * 512 * 512 + 2 * 512)
+    table = NUM_TEXT_ROWS * 512
+    assert tables["MTP modules"] == [f"{modules / 1e6:.1f}"] * 2
+    assert tables["backbone"] == [f"{(2 * layer + 512) / 1e6:.1f}", "0.0"]
+    assert tables["embeddings and head"] == [f"{table / 1e6:.1f}", "0.0"]  # tied
+    assert "8 GPUs, 2 x 128 tokens each, float32, no gradient checkpointing" in text
+    assert "16 packs, up to 2,048 tokens, in a step" in text
+    assert f"{4 * 2048 / 100 / 24 / 3600:.2f} days at 100 tokens/s" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plain_checkpoint_gets_rows_for_the_audio_codes(describe, toy_run):
+    _, tables = describe(gradient_accumulation_steps=2)
+    assert re.fullmatch(r"[\d.,]+", tables["total"][0]) and tables["total"][0] == tables["total"][1]
+    flags = parse_flags(toy_run.flags("unused"))
+    from vita_audio.training.dry_run import _config, stage_settings
+
+    tokenizer = TextTokenizer.from_pretrained(toy_run.text_model, 64)
+    assert _config(stage_settings(*flags)).vocab_size >= tokenizer.first_audio_id
+
+
+def test_zero_stages_are_listed_and_the_chosen_one_is_marked(describe, tmp_path):
+    config = tmp_path / "zero.json"
+    config.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}')
+    text, tables = describe(deepspeed=config, bf16=True, num_gpus=4)
+    names = ["no DeepSpeed", "ZeRO 0", "ZeRO 1", "ZeRO 2", "ZeRO 3"]
+    assert [name for name in tables if name in names] == names
+    assert all(len(tables[name]) == len(StepMemory.__dataclass_fields__) + 1 for name in names)
+    assert [line[:9] for line in text.splitlines() if " <-" in line] == ["ZeRO 3 <-"]
+    assert "keeps optimizer in the memory of the CPU" in text and "4 GPUs" in text
+
+
+def test_flags_that_do_not_fit_are_refused(describe, toy_run, capsys):
+    with pytest.raises(ValueError, match="--language_model_freeze needs MTP modules"):
+        describe(language_model_freeze=True)
+    with pytest.raises(SystemExit) as stop:
+        train([*toy_run.flags("unused", dry_run=True, model_max_length=9999)])
+    assert stop.value.code == 2 and "exceeds the positions of the model" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""What a stage would do, from its flags alone: what trains, memory, steps, tokens and time. No weights, GPU or data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, Qwen2Config
+
+from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
+from vita_audio.files.checkpoint import read_json
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig
+from vita_audio.models.loading import read_config
+from vita_audio.text import TextTokenizer
+from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
+from vita_audio.training.memory import (
+    BFLOAT16,
+    FLOAT32,
+    activation_bytes,
+    empty_model,
+    loss_bytes,
+    step_memory,
+)
+from vita_audio.training.parts import PARTS, TITLES, parameter_parts
+from vita_audio.training.settings import StageSettings, stage_settings
+from vita_audio.training.stage_model import (
+    apply_settings,
+    as_speech_config,
+    check_configs,
+    choose_trained,
+    read_stage_config,
+)
+
+GIB = 2**30
+ZERO_STAGES = (None, 0, 1, 2, 3)
+SECONDS_PER_DAY = 24 * 3600
+
+
+def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
+    """Return a description of the stage that the flags define.
+
+    Args:
+        flags: Result of `parse_flags`; the last part also has the flags of TrainingArguments.
+    Raises: FileNotFoundError; ValueError for flags that do not fit each other or the configurations.
+    """
+    settings, options = stage_settings(*flags), flags[2]
+    model = empty_model(_config(settings), torch.bfloat16 if options.bf16 else torch.float32)
+    choose_trained(model, settings)
+    return "\n\n".join([_parameter_table(model), _memory_table(model, settings, options), _schedule(settings, options)])
+
+
+def _config(settings: StageSettings) -> Qwen2MTPConfig:
+    """Return the configuration of the model; only a plain Qwen2 checkpoint needs the tokenizers, for its new rows."""
+    base = None
+    if settings.model_name_or_path and (Path(settings.model_name_or_path).exists() or not settings.config_name):
+        base = read_config(settings.model_name_or_path, (Qwen2Config, *SPEECH_CONFIGS))
+    if settings.config_name is None:
+        config = as_speech_config(base)
+        if not isinstance(base, Qwen2MTPConfig):
+            config.vocab_size = _vocabulary(settings)
+    else:
+        config = read_stage_config(settings.config_name)
+        if base is not None:
+            check_configs(config, as_speech_config(base), (settings.config_name, str(settings.model_name_or_path)))
+    apply_settings(config, settings)
+    return config
+
+
+def _vocabulary(settings: StageSettings) -> int:
+    audio = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path)
+    continuous = is_continuous(settings.audio_tokenizer_type)
+    return TextTokenizer.from_pretrained(
+        settings.tokenizer_name, audio.vocab_size, continuous_input=continuous, audio_input=settings.audio_input
+    ).padded_size
+
+
+def _parameter_table(model: PreTrainedModel) -> str:
+    parts, totals, trained = parameter_parts(model), Counter(), Counter()
+    for name, parameter in model.named_parameters():
+        totals[parts[name]] += parameter.numel()
+        trained[parts[name]] += parameter.numel() * parameter.requires_grad
+    rows = [(TITLES[part], _millions(totals[part]), _millions(trained[part])) for part in PARTS if totals[part]]
+    rows.append(("total", _millions(totals.total()), _millions(trained.total())))
+    return _table(("parameters, millions", "all", "trained"), rows)
+
+
+def _memory_table(model: PreTrainedModel, settings: StageSettings, options: SpeechOptions) -> str:
+    """Describe the memory for every ZeRO stage; an arrow marks the one of the DeepSpeed configuration."""
+    deepspeed = read_json(Path(options.deepspeed)).get("zero_optimization", {}) if options.deepspeed else {}
+    used = deepspeed.get("stage", 0) if options.deepspeed else None
+    shape = options.per_device_train_batch_size, settings.model_max_length
+    activations, layer = activation_bytes(model, *shape, checkpointing=options.gradient_checkpointing)
+    working = max(loss_bytes(model, *shape, BFLOAT16 if options.bf16 else FLOAT32), layer)
+    rows = []
+    for zero in ZERO_STAGES:
+        memory = step_memory(
+            model,
+            activations,
+            working,
+            zero=zero,
+            bf16=options.bf16,
+            num_gpus=options.num_gpus,
+            deepspeed=deepspeed,
+        )
+        name = "no DeepSpeed" if zero is None else f"ZeRO {zero}"
+        sizes = [f"{size / GIB:.1f}" for size in (*vars(memory).values(), memory.total)]
+        rows.append((name + (" <-" if zero == used else ""), *sizes))
+    header = ("GiB on each GPU", "weights", "gradients", "optimizer", "buffers", "activations", "working", "total")
+    kind = "bfloat16" if options.bf16 else "float32"
+    checkpointing = "gradient checkpointing" if options.gradient_checkpointing else "no gradient checkpointing"
+    lines = [
+        _table(header, rows),
+        f"{options.num_gpus} GPUs, {shape[0]} x {shape[1]} tokens each, {kind}, {checkpointing}; not counted: the CUDA "
+        "context, communication and fragmentation (some GiB), and the audio of continuous input",
+    ]
+    moved = [
+        part for part in ("optimizer", "param") if deepspeed.get(f"offload_{part}", {}).get("device", "none") != "none"
+    ]
+    if moved:
+        lines.append(f"{options.deepspeed} keeps {' and '.join(moved)} in the memory of the CPU: subtract that column")
+    return "\n".join(lines)
+
+
+def _schedule(settings: StageSettings, options: SpeechOptions) -> str:
+    batch = options.num_gpus * options.per_device_train_batch_size * options.gradient_accumulation_steps
+    tokens = batch * settings.model_max_length
+    lines = [f"{batch} packs, up to {tokens:,} tokens, in a step"]
+    if options.max_steps <= 0:
+        return lines[0] + f"; {options.num_train_epochs:g} epochs, whose steps are known when the data is packed"
+    lines.append(f"{options.max_steps:,} steps, up to {options.max_steps * tokens / 1e9:.2f} billion tokens")
+    if options.tokens_per_second:
+        days = options.max_steps * tokens / options.tokens_per_second / SECONDS_PER_DAY
+        lines.append(f"{days:.2f} days at {options.tokens_per_second:g} tokens/s of all GPUs together")
+    else:
+        lines.append("--tokens_per_second, the speed of all GPUs together, gives the days")
+    return "\n".join(lines)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return columns of equal width, the first one aligned to the left."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
