@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 
 from transformers import set_seed
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging as transformers_logging
 
+from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
 from vita_audio.files.atomic import write_json
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
+from vita_audio.training.checkpoints import check_space, checkpoint_bytes, delete_leftovers
 from vita_audio.training.curves import draw_run, read_quality, summarise
 from vita_audio.training.run_folder import (
     ARGUMENTS_FILE,
@@ -51,7 +54,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     if not open_run(arguments):
         logger.info("this run is finished, see %s; --overwrite_output_dir restarts it", training_arguments.output_dir)
         return None, None
-    checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
+    checkpoint = last_checkpoint(training_arguments.output_dir)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
     callbacks = []
@@ -72,14 +75,35 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         data_collator=PackCollator(
             data.tokenizer.pad_id,
             data.front_end,
-            code_noise=data_arguments.audio_code_noise,
-            code_ids=data.tokenizer.code_ids,
+            data.files,
         ),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
+        code_noise=CodeNoise(data_arguments.audio_code_noise, data.tokenizer.code_ids),
         callbacks=callbacks,
     )
+    if training_arguments.process_index == 0:
+        check_disk_space(trainer)
     return trainer, str(checkpoint) if checkpoint else None
+
+
+def check_disk_space(trainer: SpeechTrainer) -> None:
+    """Check that there is room for the checkpoints of a run and its result. Raises: RunError."""
+    arguments = trainer.args
+    weights, checkpoint = checkpoint_bytes(trainer.model, deepspeed=trainer.is_deepspeed_enabled)
+    check_space(Path(arguments.output_dir), weights, checkpoint, num_checkpoints(arguments))
+
+
+def num_checkpoints(arguments: SpeechTrainingArguments) -> int:
+    """Return the most checkpoints that a run has at a time: those it keeps, and the one that it writes."""
+    if arguments.save_strategy == SaveStrategy.NO:
+        return 0
+    if arguments.save_strategy == SaveStrategy.STEPS and arguments.max_steps > 0:
+        steps = arguments.save_steps if arguments.save_steps >= 1 else arguments.save_steps * arguments.max_steps
+        saves = max(int(arguments.max_steps / max(steps, 1)), 1)
+    else:
+        saves = max(int(arguments.num_train_epochs), 1)
+    return min(saves, (arguments.save_total_limit or saves) + 1)
 
 
 def start_logging(training_arguments: SpeechTrainingArguments) -> None:
@@ -108,6 +132,7 @@ def open_run(arguments: Arguments) -> bool:
     if training_arguments.process_index == 0:
         if overwrite:
             clear_run(folder)
+        delete_leftovers(folder)
         write_json(folder / ARGUMENTS_FILE, values)
         logger.info("arguments: %s", json.dumps(argument_values(arguments, changed_only=True)))
     training_arguments.distributed_state.wait_for_everyone()

@@ -27,12 +27,14 @@ class StageData:
 
     Attributes:
         tokenizer: Text tokenizer with the audio codes.
+        files: Data files, which `sources` of the packs refer to.
         front_end: Computes the features of continuous input; None if there is none.
         audio_tokenizer: Description of the tokenizer that made the codes, see `audio_tokenizers.identity`.
     """
 
     tokenizer: TextTokenizer
     packs: Dataset
+    files: tuple[str, ...]
     front_end: SenseVoiceFrontEnd | None
     audio_tokenizer: dict[str, str]
 
@@ -80,7 +82,8 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
         command = _extraction_command(settings, tokenizer)
         raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     logger.info("%s", report.summary())
-    return StageData(tokenizer, packs, front_end, describe_audio_tokenizer(audio_tokenizer))
+    files = tuple(source.file for source in report.sources)
+    return StageData(tokenizer, packs, files, front_end, describe_audio_tokenizer(audio_tokenizer))
 
 
 def _extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from vita_audio.data.code_noise import CodeNoise
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.arguments import SpeechOptions
+from vita_audio.training.checkpoints import publish, unfinished_folder, write_error
+from vita_audio.training.nonfinite import NonfiniteGuard
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "epoch")
@@ -35,6 +40,8 @@ class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
     def __post_init__(self):
         SpeechOptions.__post_init__(self)
         TrainingArguments.__post_init__(self)
+        if self.deepspeed:  # which clips at 1.0 if its configuration does not say otherwise
+            self.hf_deepspeed_config.config.setdefault("gradient_clipping", self.max_grad_norm)
         if self.eval_suite and self.save_strategy == SaveStrategy.NO:
             raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
 
@@ -68,7 +75,7 @@ class DepthMeter:
         sums = [losses * divisor, outputs.accuracies.double().where(counts > 0, 0) * counts, counts]
         if outputs.mtp_kl is not None:
             sums.append(torch.cat([unknown[None], outputs.mtp_kl]).double() * divisor)
-        sums = torch.stack(sums)
+        sums = torch.stack(sums).where(outputs.loss.isfinite(), 0)  # such a step is not applied
         self._sums = sums if self._sums is None else self._sums + sums
         self._num_tokens += num_tokens
 
@@ -129,11 +136,18 @@ class SpeechTrainer(Trainer):
     A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values.
     """
 
-    def __init__(self, *args: Any, front_end: SenseVoiceFrontEnd | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        front_end: SenseVoiceFrontEnd | None = None,
+        code_noise: CodeNoise | None = None,
+        **kwargs: Any,
+    ):
         """Make a trainer; `args` and `kwargs` are those of transformers' Trainer.
 
         Args:
             front_end: Computes the features of continuous input; it is saved with the model.
+            code_noise: Noise in the audio codes that the model reads.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents.
         """
         super().__init__(*args, **kwargs)
@@ -142,7 +156,11 @@ class SpeechTrainer(Trainer):
                 f"training runs one process for each GPU, got one for {self.args.n_gpu}; start it with torchrun "
                 f"--nproc_per_node {self.args.n_gpu}, or set CUDA_VISIBLE_DEVICES to one of them"
             )
-        self.front_end = front_end
+        self.front_end, self.code_noise = front_end, code_noise
+        self._checkpoint_parent: Path | None = None  # while a checkpoint is written
+        folder, process = Path(self.args.output_dir), self.args.process_index
+        skip = self.args.on_nonfinite == "skip"
+        self._guard = NonfiniteGuard(folder, process, max_loss=self.args.max_loss, skip=skip)
         self._meter = DepthMeter()
         self._step_log = StepLog()
         self.add_callback(self._step_log)
@@ -190,10 +208,46 @@ class SpeechTrainer(Trainer):
         step = self.state.global_step
         scores_backbone = step % self.args.log_main_loss == 0 or step + 1 >= self.state.max_steps
         inputs = {**inputs, "score_backbone": scores_backbone}  # a backbone that trains is scored anyway
+        samples = inputs.pop("samples", ())
+        if self.is_in_train and self.code_noise is not None and self.code_noise.fraction:
+            inputs["input_ids"] = self.code_noise(inputs["input_ids"])
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
+            share = 1 if num_items_in_batch is None else num_items_in_batch / outputs.num_targets[0].clamp(min=1)
+            outputs.loss = loss = self._guard.watch(loss, outputs.loss * share, samples)
             self._meter.add(outputs, inputs["input_ids"].numel(), num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self._guard.accepts(self.state.global_step + 1, grad_norm):
+            model.zero_grad()  # without gradients the optimizer changes nothing; DeepSpeed has skipped the step already
+        return grad_norm
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # resumed at the last step, the Trainer would take another
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial):
+        return str(self._checkpoint_parent or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial):
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        self._checkpoint_parent = unfinished_folder(folder, step)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # the files of all processes are there
+            if self.args.should_save:
+                publish(folder, step, self.args.save_total_limit)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch.save raises a RuntimeError if the disk is full
+            raise write_error(folder, step, error) from error
+        finally:
+            self._checkpoint_parent = None
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:  # DeepSpeed gathers tied weights once for each name
