@@ -33,6 +33,7 @@ from vita_audio.training.settings import stage_settings
 from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
+from vita_audio.training.world_size import load_universal, make_universal, saved_processes
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     checkpoint = last_checkpoint(training_arguments.output_dir)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
+        fit_world_size(checkpoint, training_arguments)
     callbacks = []
     if training_arguments.eval_suite:
         command = evaluation_command(settings, training_arguments)
@@ -104,6 +106,14 @@ def num_checkpoints(arguments: SpeechTrainingArguments) -> int:
     else:
         saves = max(int(arguments.num_train_epochs), 1)
     return min(saves, (arguments.save_total_limit or saves) + 1)
+
+
+def fit_world_size(checkpoint: Path, training_arguments: SpeechTrainingArguments) -> None:
+    """Prepare to resume from a DeepSpeed checkpoint of another number of processes."""
+    if training_arguments.deepspeed and saved_processes(checkpoint) != training_arguments.world_size:
+        with training_arguments.main_process_first(local=False, desc="converting the checkpoint"):
+            make_universal(checkpoint)
+        load_universal(training_arguments.hf_deepspeed_config.config)
 
 
 def start_logging(training_arguments: SpeechTrainingArguments) -> None:
