@@ -19,12 +19,27 @@ class RunError(RuntimeError):
 
 @contextmanager
 def one_line_run_errors(program: str) -> Iterator[None]:
-    """Turn a RunError into one line on stderr. Raises: SystemExit with code `RUN_ENDED`."""
+    """Turn a RunError, and the loss of another process, into one line on stderr.
+
+    Raises: SystemExit with code `RUN_ENDED`.
+    """
     try:
         yield
-    except RunError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+    except RuntimeError as error:
+        if is_lost_process(error):
+            message = "another process of this run has ended, see its message"
+        elif isinstance(error, RunError):
+            message = " ".join(str(error).split())
+        else:
+            raise
+        print(f"{program}: {message}", file=sys.stderr)
         raise SystemExit(RUN_ENDED) from error
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Return whether an error says that another process of a distributed run has ended."""
+    kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed, which is slow to import
+    return type(error).__name__ in kinds or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 @contextmanager

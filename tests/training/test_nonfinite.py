@@ -111,13 +111,12 @@ def test_every_kind_of_run_skips_the_same_steps(toy_run, tmp_path, config, monke
     skipped, stopped = logs.values()
     first = skipped[0]["step"]
     assert {row["step"] for row in stopped} == {first} and {row["step"] for row in skipped} < set(range(1, 7))
-    samples = {sample for row in skipped for sample in row["samples"]}
     lines = toy_run.data.with_name("data.jsonl").read_text().splitlines()
-    assert {
-        "<|audio|>" in json.loads(lines[int(sample.split(":")[1]) - 1])["messages"][0]["content"] for sample in samples
-    }
+    for row in skipped:
+        samples = [json.loads(lines[int(sample.split(":")[1]) - 1]) for sample in row["samples"]]
+        assert any("<|audio|>" in sample["messages"][0]["content"] for sample in samples)
     last = last_checkpoint(tmp_path / "stop")
     assert last is None if first == 1 else last.name == f"checkpoint-{first - 1}"
     weights = load_file(tmp_path / "skip" / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
-    assert all(0 < loss < 100 for loss in logged(tmp_path / "skip"))
+    assert all(loss < 100 for loss in logged(tmp_path / "skip"))

@@ -33,7 +33,7 @@ from vita_audio.training.settings import stage_settings
 from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
-from vita_audio.training.world_size import load_universal, make_universal, saved_processes
+from vita_audio.training.world_size import load_universal, make_universal, needs_universal
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ def num_checkpoints(arguments: SpeechTrainingArguments) -> int:
 
 
 def fit_world_size(checkpoint: Path, training_arguments: SpeechTrainingArguments) -> None:
-    """Prepare to resume from a DeepSpeed checkpoint of another number of processes."""
-    if training_arguments.deepspeed and saved_processes(checkpoint) != training_arguments.world_size:
+    """Prepare to resume from a checkpoint of another number of processes. Raises: ValueError if that is impossible."""
+    if needs_universal(checkpoint, training_arguments.world_size, deepspeed=bool(training_arguments.deepspeed)):
         with training_arguments.main_process_first(local=False, desc="converting the checkpoint"):
             make_universal(checkpoint)
         load_universal(training_arguments.hf_deepspeed_config.config)

@@ -17,6 +17,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from vita_audio.data.code_noise import CodeNoise
+from vita_audio.errors import is_lost_process
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.models.surgery import mtp_parameter_patterns
 from vita_audio.speech_features import SenseVoiceFrontEnd
@@ -244,6 +245,8 @@ class SpeechTrainer(Trainer):
             RuntimeError,
             SafetensorError,
         ) as error:  # torch.save raises a RuntimeError if the disk is full
+            if is_lost_process(error):
+                raise
             raise write_error(folder, step, error) from error
         finally:
             self._checkpoint_parent = None

@@ -1,7 +1,8 @@
-"""Resume a DeepSpeed run on another number of processes, through DeepSpeed's universal checkpoints.
+"""Resume a run on another number of processes; under DeepSpeed through its universal checkpoints.
 
 ZeRO stores the optimizer state in as many parts as there are processes. The universal form of a checkpoint has one file
-for each parameter instead, and every number of processes can read it.
+for each parameter instead, which every number of processes can read. For ZeRO-3 it lacks the optimizer's step (as of
+DeepSpeed 0.19.8), so Adam would correct its averages as in a new run.
 """
 
 from __future__ import annotations
@@ -20,9 +21,24 @@ _OPTIONS = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder"
 logger = logging.getLogger(__name__)
 
 
-def saved_processes(checkpoint: Path) -> int:
-    """Return the number of processes that wrote the optimizer state of a DeepSpeed checkpoint."""
-    return len(list(_parts(checkpoint).glob("*zero_pp_rank_*_optim_states.pt")))
+def needs_universal(checkpoint: Path, num_processes: int, *, deepspeed: bool) -> bool:
+    """Return whether a run can resume from a checkpoint only after `make_universal`.
+
+    Raises: ValueError if it cannot resume from it.
+    """
+    if (checkpoint / _LATEST).exists() != deepspeed:
+        written, remedy = ("without", "leave out") if deepspeed else ("with", "give")
+        raise ValueError(f"{checkpoint} was written {written} DeepSpeed, {remedy} --deepspeed to resume from it")
+    if not deepspeed:
+        return False
+    parts = _parts(checkpoint)
+    num_saved = len(list(parts.glob("*zero_pp_rank_*_optim_states.pt")))
+    if num_saved != num_processes and list(parts.glob("*zero_pp_rank_*_model_states.pt")):
+        raise ValueError(
+            f"{checkpoint} was written by {num_saved} processes with ZeRO-3, and {num_processes} cannot resume from "
+            f"it; start {num_saved}, or a new run in another --output_dir with --model_name_or_path {checkpoint}"
+        )
+    return num_saved != num_processes
 
 
 def _parts(checkpoint: Path) -> Path:
