@@ -7,12 +7,14 @@ import logging
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
+from vita_audio.errors import RunError
 from vita_audio.files.atomic import write_json
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
@@ -150,10 +152,19 @@ def open_run(arguments: Arguments) -> bool:
 
 
 def finish(trainer: SpeechTrainer) -> None:
-    """Save the model, draw the curves and write the results, which mark the run as finished."""
+    """Save the model, draw the curves and write the results, which mark the run as finished.
+
+    Raises: RunError if the model cannot be written.
+    """
     trainer.model.config.use_cache = True  # training turned it off
-    trainer.save_model()
-    trainer.save_state()
+    try:
+        trainer.save_model()
+        trainer.save_state()
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the model could not be written to {trainer.args.output_dir} ({error}); make room, then run the same "
+            "command, which continues from the last checkpoint"
+        ) from error
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         draw_run(folder, trainer.state.log_history)
