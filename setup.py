@@ -45,6 +45,7 @@ setup(
         ],
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
         "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
+        "ray": ["ray[data]>=2.60,<3"],  # audio codes on a cluster
         # audio tokenizers other than GLM-4-Voice
         "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime"],
         "snac24khz": ["snac>=1.2,<2"],

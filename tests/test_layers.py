@@ -35,7 +35,7 @@ IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
     *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx"),
-    *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords"),
+    *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords", "ray"),
 )
 PATH_EDITS = re.compile(r"sys\.path\b|PYTHONPATH")
 

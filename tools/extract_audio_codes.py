@@ -3,6 +3,8 @@
     python tools/extract_audio_codes.py --data data/demo/stage1.yaml --codes outputs/codes --processes 2
 
 Continues an earlier run. Files that cannot be read are counted and named, and tried again in the next run.
+With --ray, the processes are workers of the Ray cluster that RAY_ADDRESS names, where all machines see the audio files
+under the same paths; only this program writes the database.
 """
 
 import argparse
@@ -10,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from vita_audio.command_line import OneLineParser, add_codec_options, check_files, in_range
-from vita_audio.errors import one_line_errors
+from vita_audio.errors import one_line_errors, one_line_run_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,6 +25,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--processes", type=count, default=0, help="worker processes; 0: encode in this process")
     devices = "devices of the processes in turn, such as cuda:0 cuda:1 (default: the GPU if there is one)"
     add("--devices", nargs="+", default=["auto"], help=devices)
+    add("--ray", action="store_true", help="encode on a Ray cluster (default without RAY_ADDRESS: Ray on this machine)")
     return parser.parse_args(arguments)
 
 
@@ -33,6 +36,7 @@ def extract(options: argparse.Namespace) -> None:
     from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
     from vita_audio.data.codes import AudioCodeStore, extract_codes
     from vita_audio.data.mixture import load_mixture, referenced_audio
+    from vita_audio.data.ray_map import map_with_ray
     from vita_audio.inference.pipeline import resolve_device
 
     devices = [resolve_device(device) for device in options.devices]
@@ -42,15 +46,19 @@ def extract(options: argparse.Namespace) -> None:
     roles = text.roles_with(audio_input, text.DISCRETE)
     mixtures = [load_mixture(data, options.seed) for data in options.data]
     paths = {path: None for mixture in mixtures for path in referenced_audio(mixture, roles)}
+    workers = {"devices": devices, "num_workers": options.processes}
+    if options.ray:
+        num_gpus = int(any(device.startswith("cuda") for device in devices))
+        workers |= {"num_workers": options.processes or 1, "mapper": partial(map_with_ray, num_gpus=num_gpus)}
     store = AudioCodeStore(options.codes, make_tokenizer(device="cpu").fingerprint)
-    report = extract_codes(paths, store, make_tokenizer, devices=devices, num_workers=options.processes, progress=True)
+    report = extract_codes(paths, store, make_tokenizer, **workers, progress=True)
     print(report.summary())
     print(f"{len(store)} entries in {store.path}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    with one_line_errors("extract_audio_codes"):
+    with one_line_run_errors("extract_audio_codes"), one_line_errors("extract_audio_codes"):
         extract(options)
 
 

@@ -11,26 +11,30 @@ With --eval_suite, every checkpoint is evaluated, see vita_audio/training/checkp
 
 from collections.abc import Sequence
 
-from vita_audio.errors import one_line_errors
+from vita_audio.errors import one_line_errors, one_line_run_errors
 from vita_audio.training.arguments import parse_arguments, parse_flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train a stage, or with --dry_run describe it; wrong input exits with one line and code 2."""
-    with one_line_errors("finetune_sts.py"):
-        flags = parse_flags(argv)
-        if flags[2].dry_run:
-            from vita_audio.training.dry_run import dry_run
+    """Train a stage, or with --dry_run describe it.
 
-            print(dry_run(flags))
-            return
-        arguments = parse_arguments(argv)
-        from vita_audio.training import stage  # imports torch: not before the flags are parsed
+    Wrong input exits with one line and code 2, a full disk or a diverging loss with code 1.
+    """
+    with one_line_run_errors("finetune_sts.py"):
+        with one_line_errors("finetune_sts.py"):
+            flags = parse_flags(argv)
+            if flags[2].dry_run:
+                from vita_audio.training.dry_run import dry_run
 
-        trainer, checkpoint = stage.prepare(arguments)
-    if trainer is not None:
-        trainer.train(resume_from_checkpoint=checkpoint)
-        stage.finish(trainer)
+                print(dry_run(flags))
+                return
+            arguments = parse_arguments(argv)
+            from vita_audio.training import stage  # imports torch: not before the flags are parsed
+
+            trainer, checkpoint = stage.prepare(arguments)
+        if trainer is not None:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            stage.finish(trainer)
 
 
 if __name__ == "__main__":

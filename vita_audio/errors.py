@@ -10,7 +10,36 @@ import soundfile
 
 from vita_audio.optional import MissingPackageError
 
-WRONG_INPUT = 2  # exit code, as argparse uses
+WRONG_INPUT, RUN_ENDED = 2, 1  # exit codes; argparse uses 2
+
+
+class RunError(RuntimeError):
+    """A run cannot continue for a reason outside the program, such as a full disk; the message says what to do."""
+
+
+@contextmanager
+def one_line_run_errors(program: str) -> Iterator[None]:
+    """Turn a RunError, and the loss of another process, into one line on stderr.
+
+    Raises: SystemExit with code `RUN_ENDED`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost_process(error):
+            message = "another process of this run has ended, see its message"
+        elif isinstance(error, RunError):
+            message = " ".join(str(error).split())
+        else:
+            raise
+        print(f"{program}: {message}", file=sys.stderr)
+        raise SystemExit(RUN_ENDED) from error
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Return whether an error says that another process of a distributed run has ended."""
+    kinds = ("DistBackendError", "DistNetworkError", "DistStoreError")  # torch.distributed, which is slow to import
+    return type(error).__name__ in kinds or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 @contextmanager

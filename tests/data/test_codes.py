@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import sqlite3
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from vita_audio.data.audio import AudioError
 from vita_audio.data.codes import AudioCodeStore, Extraction, FileState, MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
 from vita_audio.data.packing import build_packs
+from vita_audio.errors import RunError
 from vita_audio.interleave import InterleavePlan
 
 MESSAGE = {"role": "user", "content": "<|audio|>"}
@@ -174,7 +174,7 @@ def test_a_store_to_look_at_is_not_written(tmp_path, store):
     extract_codes([path], store, make_toy_codec)
     reader = pickle.loads(pickle.dumps(AudioCodeStore(store.folder, store.tokenizer_id, read_only=True)))
     assert reader.codes(path) == [1] and len(reader) == 1
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(RunError, match="toy-0.sqlite: attempt to write a readonly database"):
         reader.add([Extraction(FileState.of(path), b"0" * 16, [2])])
     with pytest.raises(FileNotFoundError, match=r"no .*gone/toy-0\.sqlite; run tools/extract_audio_codes\.py --codes"):
         AudioCodeStore(tmp_path / "gone", store.tokenizer_id, read_only=True)

@@ -61,15 +61,10 @@ def model(request):
     return Qwen2ForCausalLM(config).eval()
 
 
-def test_code_noise_changes_only_what_is_read_of_the_codes():
-    clean, codes = PackCollator(PAD)([pack([50, 150])]), range(5, 30)
-    torch.manual_seed(0)
-    noisy = PackCollator(PAD, code_noise=0.5, code_ids=codes)([pack([50, 150])])
-    assert all(torch.equal(noisy[name], clean[name]) for name in clean if name != "input_ids")
-    was_code = (clean["input_ids"] >= 5) & (clean["input_ids"] < 30)
-    changed = noisy["input_ids"] != clean["input_ids"]
-    assert not changed[~was_code].any() and 0.3 < changed[was_code].float().mean() < 0.6
-    assert set(noisy["input_ids"][changed].tolist()) <= set(codes)
+def test_samples_are_named_by_file_and_line():
+    packs = [pack([1, 2], sources=[1, 0], lines=[3, 14]), pack([5], sources=[1], lines=[7])]
+    assert PackCollator(PAD, files=["a.jsonl", "b.jsonl"])(packs)["samples"] == ["b.jsonl:3", "a.jsonl:14", "b.jsonl:7"]
+    assert "samples" not in PackCollator(PAD)(packs)
 
 
 @torch.no_grad()

@@ -108,13 +108,17 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(stages, toy_run, tmp_
         torch.testing.assert_close(weights(killed)[name], value, atol=0, rtol=0)
 
 
-def test_a_run_killed_before_its_results_ends_at_the_same_step(toy_run, stages, tmp_path):
-    flags = toy_run.flags(tmp_path, max_steps=3, save_strategy="steps", save_steps=2)
+def test_a_run_killed_before_its_results_takes_no_further_step(toy_run, stages, tmp_path):
+    flags = toy_run.flags(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
     train(flags)
-    losses = logged(tmp_path)
-    (tmp_path / RESULTS_FILE).unlink()
+    before, losses = weights(tmp_path), logged(tmp_path)
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-3"]
+    for name in (RESULTS_FILE, "trainer_state.json", "model.safetensors"):
+        (tmp_path / name).unlink()
     train(flags)
-    assert logged(tmp_path) == losses
+    assert logged(tmp_path) == losses and len(losses) == 3
+    for name, value in before.items():
+        assert torch.equal(weights(tmp_path)[name], value), name
 
 
 def test_a_folder_with_other_files_needs_overwriting(stages, toy_run, tmp_path, capsys):

@@ -47,13 +47,6 @@ def test_the_last_checkpoint_is_the_newest_complete_one(tmp_path):
     add_checkpoint(tmp_path, 140, state='{"global_st')
     (tmp_path / "checkpoint-final").mkdir()
     assert last_checkpoint(tmp_path) == newest
-    assert last_checkpoint(tmp_path, max_steps=101) == newest
-
-
-def test_the_checkpoint_of_the_last_step_is_passed_over(tmp_path):
-    earlier = add_checkpoint(tmp_path, 20)
-    add_checkpoint(tmp_path, 100)
-    assert last_checkpoint(tmp_path, max_steps=100) == earlier
 
 
 def test_clearing_leaves_what_is_not_of_the_run(tmp_path):

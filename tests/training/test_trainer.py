@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset
 from models.toy_models import make_model
 
+from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
 from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
 from vita_audio.speech_features import SenseVoiceFrontEnd
@@ -34,7 +35,7 @@ def packs():
 
 @pytest.fixture
 def make_trainer(tmp_path, packs):
-    def make(model, collator=COLLATOR, curriculum=None, front_end=None, **arguments):
+    def make(model, collator=COLLATOR, curriculum=None, front_end=None, code_noise=None, **arguments):
         arguments = {
             "learning_rate": 1e-3,
             "lr_scheduler_type": "constant",
@@ -54,6 +55,7 @@ def make_trainer(tmp_path, packs):
             data_collator=collator,
             curriculum=curriculum,
             front_end=front_end,
+            code_noise=code_noise,
         )
 
     return make
@@ -171,7 +173,7 @@ def test_log_tells_text_from_audio_and_tokens_from_padding(train_on, packs):
     model = make_model(NUM_MODULES)
     batch = COLLATOR(list(packs))
     reference = copy.deepcopy(model)
-    entry = train_on(model, collator=PackCollator(pad_id=100, code_ids=range(60, 100)))
+    entry = train_on(model, code_noise=CodeNoise(0.0, range(60, 100)))
     labels = batch.pop("labels")
     for kind, kept in (("audio", labels >= 60), ("text", labels < 60)):
         output = reference(**batch, labels=labels.where(kept, -100), use_cache=False)

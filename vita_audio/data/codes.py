@@ -10,7 +10,8 @@ import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from vita_audio.data.audio import AudioError, load_audio
 from vita_audio.data.parallel import map_ordered
+from vita_audio.errors import RunError
 
 _COMMIT_EVERY = 64  # files between two writes: the most that an interrupted extraction loses
 _SCHEMA = """
@@ -74,7 +76,8 @@ class AudioCodeStore:
             tokenizer_id: `AudioTokenizer.fingerprint`; tokenizers with other weights make other codes, so each has its
                 own database.
             read_only: Open an existing database without changing it.
-        Raises: FileNotFoundError if there is no database to read; ValueError for an invalid `tokenizer_id`.
+        Raises: FileNotFoundError if there is no database to read; ValueError for an invalid `tokenizer_id`; RunError,
+            like the methods, if the database is damaged or cannot be written.
         """
         if not re.fullmatch(r"[\w.-]+", tokenizer_id):
             raise ValueError(f"tokenizer_id may hold letters, digits, '.', '_' and '-', got {tokenizer_id!r}")
@@ -86,8 +89,9 @@ class AudioCodeStore:
             self._database = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", timeout=60, uri=True)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.path, timeout=60)
-            self._database.executescript(_SCHEMA)
+            with self._explained_errors():
+                self._database = sqlite3.connect(self.path, timeout=60)
+                self._database.executescript(_SCHEMA)
 
     def __reduce__(self) -> tuple[Callable[..., AudioCodeStore], tuple[Path, str]]:
         return partial(AudioCodeStore, read_only=self.read_only), (self.folder, self.tokenizer_id)
@@ -131,7 +135,7 @@ class AudioCodeStore:
         ]
         if not new:
             return
-        with self._database as database:
+        with self._explained_errors(), self._database as database:
             for item in new:
                 state = item.state
                 if item.codes is not None:
@@ -143,15 +147,25 @@ class AudioCodeStore:
                 )
             database.execute(f"PRAGMA user_version = {self.revision + 1}")
 
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:  # not an OSError, which would count as one of an audio file
+            raise RunError(
+                f"{self.path}: {error}; its folder must be writable, with free space on the disk. If the file is "
+                "damaged, delete it and extract the codes again"
+            ) from error
+
     def _known(self, state: FileState) -> tuple[bytes | None, str | None]:
-        row = self._database.execute(
-            "SELECT digest, error FROM files WHERE path = ? AND size = ? AND mtime = ?",
-            (state.path, state.size, state.mtime),
-        ).fetchone()
+        query = "SELECT digest, error FROM files WHERE path = ? AND size = ? AND mtime = ?"
+        with self._explained_errors():
+            row = self._database.execute(query, (state.path, state.size, state.mtime)).fetchone()
         return row or (None, None)
 
     def _by_digest(self, digest: bytes) -> list[int] | None:
-        row = self._database.execute("SELECT codes FROM codes WHERE digest = ?", (digest,)).fetchone()
+        with self._explained_errors():
+            row = self._database.execute("SELECT codes FROM codes WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else np.frombuffer(row[0], dtype="<i4").tolist()
 
 
@@ -179,6 +193,7 @@ def extract_codes(
     *,
     devices: Sequence[str] = ("cpu",),
     num_workers: int = 0,
+    mapper: Callable[..., Iterator[Any]] | None = None,
     progress: bool = False,
 ) -> ExtractionReport:
     """Encode the audio files that have no codes yet, and report those that cannot be read.
@@ -189,6 +204,7 @@ def extract_codes(
         make_tokenizer: Makes the audio tokenizer, given `device`; called once per worker, so it must be picklable.
         devices: Devices assigned to the workers in turn.
         num_workers: Number of processes; 0 encodes in the calling process.
+        mapper: Function like `map_ordered` whose workers may be on other machines, and so do not open the database.
     """
     report = ExtractionReport()
     pending = []
@@ -203,7 +219,8 @@ def extract_codes(
             report.num_present += 1
         else:
             pending.append(state)
-    results = map_ordered(partial(_make_encoder, make_tokenizer, tuple(devices), store), pending, num_workers)
+    make_encoder = partial(_make_encoder, make_tokenizer, tuple(devices), None if mapper else store)
+    results = (mapper or map_ordered)(make_encoder, pending, num_workers)
     waiting: list[Extraction] = []
     try:
         for result in tqdm(results, total=len(pending), desc="audio codes", unit="file", disable=not progress):
@@ -223,14 +240,14 @@ def extract_codes(
 
 
 def _make_encoder(
-    make_tokenizer: Callable[..., Any], devices: Sequence[str], store: AudioCodeStore, rank: int
+    make_tokenizer: Callable[..., Any], devices: Sequence[str], store: AudioCodeStore | None, rank: int
 ) -> Callable[[FileState], Extraction]:
     tokenizer = make_tokenizer(device=devices[rank % len(devices)])
 
     def encode(state: FileState) -> Extraction:
         try:
             digest = hash_file(state.path)
-            if store.has_digest(digest):
+            if store is not None and store.has_digest(digest):
                 return Extraction(state, digest)
             wave = load_audio(state.path, tokenizer.sample_rate)
         except (AudioError, OSError) as error:

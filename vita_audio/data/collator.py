@@ -28,20 +28,18 @@ class PackCollator:
 
     Attributes:
         front_end: Computes the features of continuous input.
-        code_noise: Fraction of the input audio codes that are replaced by random codes, with torch's global generator;
-            labels are unchanged. Keeps a small model from memorising recordings.
-        code_ids: Token ids of the audio codes.
+        files: Data files that `sources` of the packs refer to; with them, batches name their samples.
     """
 
     pad_id: int
     front_end: SenseVoiceFrontEnd | None = None
-    code_noise: float = 0.0
-    code_ids: range = range(0)
+    files: Sequence[str] = ()
 
     def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return `input_ids`, `labels`, `position_ids` (batch, time), int64, and `loss_weights`, float32, if given.
 
-        Packs with continuous input also give `audios` and `audio_indices`, arguments of the Plus models.
+        Packs with continuous input also give `audios` and `audio_indices`, arguments of the Plus models. `samples`, if
+        given, are file and line of each document, for messages.
 
         Raises: ValueError for an `attention_mask`; FileNotFoundError or AudioError for audio that has changed since the
             packs were made.
@@ -51,8 +49,12 @@ class PackCollator:
             raise ValueError("packs must not have an attention_mask: with one, documents attend to each other")
         length = max(len(pack["input_ids"]) for pack in packs)
         batch: dict[str, Any] = {name: self._stack(packs, name, length) for name in _COLUMNS if name in names}
-        if self.code_noise:
-            self._disturb(batch["input_ids"])
+        if self.files and "sources" in names:
+            batch["samples"] = [
+                f"{self.files[source]}:{line}"
+                for pack in packs
+                for source, line in zip(pack["sources"], pack["lines"], strict=True)
+            ]
         if "audio_paths" in names:
             batch["audios"], batch["audio_indices"] = [], []
             for row, pack in enumerate(packs):
@@ -61,11 +63,6 @@ class PackCollator:
                     batch["audios"].append(self._features(str(path), int(num_rows)))
                     batch["audio_indices"].append(torch.stack([torch.full_like(places, row), places])[:, None])
         return batch
-
-    def _disturb(self, input_ids: Tensor) -> None:
-        is_code = (input_ids >= self.code_ids.start) & (input_ids < self.code_ids.stop)
-        is_hit = is_code & (torch.rand(input_ids.shape) < self.code_noise)
-        input_ids[is_hit] = torch.randint(self.code_ids.start, self.code_ids.stop, (int(is_hit.sum()),))
 
     def _features(self, path: str, num_rows: int) -> Tensor:
         """Return the features of an audio file with `num_rows` placeholders, (rows, 560)."""

@@ -34,7 +34,7 @@ from vita_audio.speech_features import num_encoder_rows
 from vita_audio.text import CONTINUOUS, DISCRETE, TextTokenizer
 
 NUM_OPEN_PACKS = 256  # with more open packs, packs are fuller but deviate further from the mixture's order
-_LAYOUT = 1  # part of the cache key; increment it when the same inputs give other packs
+_LAYOUT = 2  # part of the cache key; increment it when the same inputs give other packs
 _PACKS_PER_WRITE = 64
 _PROBLEMS_SHOWN = 10  # of each kind, in a summary
 
@@ -50,12 +50,17 @@ class PackedAudio:
 
 @dataclass(frozen=True)
 class Document:
-    """One encoded sample: int32 ids and labels of the same length; float32 loss weights, None if all are 1."""
+    """One encoded sample: int32 ids and labels of the same length; float32 loss weights, None if all are 1.
+
+    `source` and `line` tell where it comes from, as in the rows of a mixture.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
     loss_weights: np.ndarray | None = None
     audios: tuple[PackedAudio, ...] = ()
+    source: int = 0
+    line: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -145,7 +150,7 @@ class PackRecipe:
             for span in encoded.audio_spans
             if span.num_rows
         )
-        return Document(input_ids, labels, weights, audios)
+        return Document(input_ids, labels, weights, audios, row["source"], row["line"])
 
     def encoder(self, sources: Sequence[Source], rank: int) -> Callable[[Mapping[str, Any]], Document | Problem]:
         return partial(self.encode, sources)
@@ -254,6 +259,7 @@ def _join(members: list[Document], with_audio: bool) -> dict[str, Any]:
     names = ["input_ids", "labels"] + ["loss_weights"] * (members[0].loss_weights is not None)
     pack = {name: np.concatenate([getattr(member, name) for member in members]) for name in names}
     pack["position_ids"] = np.concatenate([np.arange(len(member), dtype=np.int32) for member in members])
+    pack |= {"sources": [member.source for member in members], "lines": [member.line for member in members]}
     if with_audio:
         offsets = np.cumsum([0] + [len(member) for member in members[:-1]]).tolist()
         audios = [(offset, audio) for offset, member in zip(offsets, members, strict=True) for audio in member.audios]
@@ -265,6 +271,7 @@ def _join(members: list[Document], with_audio: bool) -> dict[str, Any]:
 
 def _schema(with_weights: bool, with_audio: bool) -> pa.Schema:
     columns = {name: pa.list_(pa.int32()) for name in ("input_ids", "labels", "position_ids")}
+    columns |= {"sources": pa.list_(pa.int32()), "lines": pa.list_(pa.int64())}
     if with_weights:
         columns["loss_weights"] = pa.list_(pa.float32())
     if with_audio:
@@ -295,9 +302,10 @@ def build_packs(
         user_audio_loss_weight: If positive, packs have `loss_weights`, and user audio is learnt with this weight.
         seed: Seed for the order of the rows.
         num_workers: Number of encoding processes; 0 encodes in the calling process.
-    Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), and the report. With
-        continuous input they also have `audio_paths`, `audio_starts` (position of the first placeholder in the pack)
-        and `audio_rows` (number of placeholders).
+    Returns: Packs with `input_ids`, `labels`, `position_ids` (int32 lists of at most max_length), `sources` and `lines`
+        (index in the report's sources, and line, of each document), and the report. With continuous input they also
+        have `audio_paths`, `audio_starts` (position of the first placeholder in the pack) and `audio_rows` (number of
+        placeholders).
     Raises: FileNotFoundError or ValueError for the yaml and its files, MissingCodesError for audio without codes,
         ValueError if no sample is usable.
     """

@@ -133,6 +133,10 @@ class SpeechOptions:
     )
     mtp_model_lr_mult: float = option("Learning rate of the MTP modules, as a multiple of --learning_rate", 1.0)
     log_main_loss: int = option("Steps from one measurement of a frozen backbone's loss to the next", 10)
+    on_nonfinite: str = option(
+        "Response to a step with a loss or gradient that is not finite: stop the run, or skip the step", "stop"
+    )
+    max_loss: float = option("Loss per target above which a step counts as not finite (untrained: about 12)", 100.0)
     remove_unused_columns: bool = option("Drop columns of the packs that the model does not accept", False)
     report_to: str = option(
         "Integrations that also receive the log, or none (default: tensorboard if it is installed)", "auto"
@@ -155,6 +159,10 @@ class SpeechOptions:
             raise ValueError(f"--mtp_model_lr_mult must be positive, got {self.mtp_model_lr_mult}")
         if self.num_gpus < 1:
             raise ValueError(f"--num_gpus must be at least 1, got {self.num_gpus}")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"--on_nonfinite must be stop or skip, got {self.on_nonfinite!r}")
+        if not self.max_loss > 0:
+            raise ValueError(f"--max_loss must be positive, got {self.max_loss}")
         if self.log_main_loss < 1:
             raise ValueError(f"--log_main_loss must be at least 1, got {self.log_main_loss}")
         if self.eval_suite and not 0 < 60 * self.eval_minutes < self.ddp_timeout:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vita_audio.training.arguments import DataArguments, ModelArguments
+from vita_audio.training.checkpoints import list_checkpoints
 
 ARGUMENTS_FILE = "run_arguments.json"  # written first: marks the folder of a run
 DATA_FILE = "data_report.json"  # statistics of the packs, and the samples that were left out
@@ -18,6 +18,7 @@ RESULTS_FILE = "train_results.json"  # written last: marks a finished run
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint
 EVALUATIONS = "evaluation"  # folder of the evaluations of the checkpoints
 QUALITY_FILE = "quality.json"  # their summary
+NONFINITE_FILE = "nonfinite.jsonl"  # batches whose loss or gradient was not finite
 
 NUM_PROCESSES = "num_processes"  # in the arguments file, next to the arguments
 
@@ -32,7 +33,6 @@ _BATCH = frozenset(("per_device_train_batch_size", "gradient_accumulation_steps"
 _FREE = frozenset(
     ("audio_code_dir", "pack_cache_dir", "extract_codes", "preprocessing_num_workers", "attn_implementation")
 )
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 RunState = Literal["new", "started", "finished"]
 
@@ -93,30 +93,17 @@ def _same(stored: Any, given: Any) -> bool:
     return stored == given
 
 
-def last_checkpoint(folder: str | Path, max_steps: int = -1) -> Path | None:
-    """Return the newest complete checkpoint to resume from.
-
-    Args:
-        max_steps: Steps of the run, -1 if unknown. The checkpoint of the last step is left out, because the Trainer
-            would take one more step from it.
-    """
-    complete = [(step, path) for step, path in _checkpoints(folder) if _is_complete(path)]
-    return next((path for step, path in reversed(complete) if max_steps < 0 or step < max_steps), None)
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """Return the newest complete checkpoint to resume from."""
+    return next((path for _, path in reversed(list_checkpoints(folder)) if _is_complete(path)), None)
 
 
 def clear_run(folder: str | Path) -> None:
     """Delete the checkpoints, evaluations and marker files of an earlier run; other files stay."""
-    for path in [*(path for _, path in _checkpoints(folder)), *Path(folder, EVALUATIONS).glob("step-*")]:
+    for path in [*(path for _, path in list_checkpoints(folder)), *Path(folder, EVALUATIONS).glob("step-*")]:
         shutil.rmtree(path)
-    for name in (ARGUMENTS_FILE, RESULTS_FILE, QUALITY_FILE):
+    for name in (ARGUMENTS_FILE, RESULTS_FILE, QUALITY_FILE, NONFINITE_FILE):
         (Path(folder) / name).unlink(missing_ok=True)
-
-
-def _checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """List the step and folder of all checkpoints, complete or not, sorted by step."""
-    return sorted(
-        (int(match[1]), path) for path in Path(folder).glob("*/") if (match := _CHECKPOINT.fullmatch(path.name))
-    )
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -7,14 +7,19 @@ import logging
 import sys
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import set_seed
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging as transformers_logging
 
+from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
+from vita_audio.errors import RunError
 from vita_audio.files.atomic import write_json
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
+from vita_audio.training.checkpoints import check_space, checkpoint_bytes, delete_leftovers
 from vita_audio.training.curves import read_quality, summarise
 from vita_audio.training.report import RunReport, write_report
 from vita_audio.training.run_folder import (
@@ -32,6 +37,7 @@ from vita_audio.training.settings import stage_settings
 from vita_audio.training.stage_data import load_stage_data
 from vita_audio.training.stage_model import load_stage_model, whole_models
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
+from vita_audio.training.world_size import load_universal, make_universal, needs_universal
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +59,10 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
     if not open_run(arguments):
         logger.info("this run is finished, see %s; --overwrite_output_dir restarts it", training_arguments.output_dir)
         return None, None
-    checkpoint = last_checkpoint(training_arguments.output_dir, training_arguments.max_steps)
+    checkpoint = last_checkpoint(training_arguments.output_dir)
     if checkpoint:
         logger.info("resuming from %s", checkpoint)
+        fit_world_size(checkpoint, training_arguments)
     callbacks = [RunReport()]
     if training_arguments.eval_suite:
         command = evaluation_command(settings, training_arguments)
@@ -76,15 +83,44 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         data_collator=PackCollator(
             data.tokenizer.pad_id,
             data.front_end,
-            code_noise=data_arguments.audio_code_noise,
-            code_ids=data.tokenizer.code_ids,
+            data.files,
         ),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
+        code_noise=CodeNoise(data_arguments.audio_code_noise, data.tokenizer.code_ids),
         curriculum=settings.curriculum,
         callbacks=callbacks,
     )
+    if training_arguments.process_index == 0:
+        check_disk_space(trainer)
     return trainer, str(checkpoint) if checkpoint else None
+
+
+def check_disk_space(trainer: SpeechTrainer) -> None:
+    """Check that there is room for the checkpoints of a run and its result. Raises: RunError."""
+    arguments = trainer.args
+    weights, checkpoint = checkpoint_bytes(trainer.model, deepspeed=trainer.is_deepspeed_enabled)
+    check_space(Path(arguments.output_dir), weights, checkpoint, num_checkpoints(arguments))
+
+
+def num_checkpoints(arguments: SpeechTrainingArguments) -> int:
+    """Return the most checkpoints that a run has at a time: those it keeps, and the one that it writes."""
+    if arguments.save_strategy == SaveStrategy.NO:
+        return 0
+    if arguments.save_strategy == SaveStrategy.STEPS and arguments.max_steps > 0:
+        steps = arguments.save_steps if arguments.save_steps >= 1 else arguments.save_steps * arguments.max_steps
+        saves = max(int(arguments.max_steps / max(steps, 1)), 1)
+    else:
+        saves = max(int(arguments.num_train_epochs), 1)
+    return min(saves, (arguments.save_total_limit or saves) + 1)
+
+
+def fit_world_size(checkpoint: Path, training_arguments: SpeechTrainingArguments) -> None:
+    """Prepare to resume from a checkpoint of another number of processes. Raises: ValueError if that is impossible."""
+    if needs_universal(checkpoint, training_arguments.world_size, deepspeed=bool(training_arguments.deepspeed)):
+        with training_arguments.main_process_first(local=False, desc="converting the checkpoint"):
+            make_universal(checkpoint)
+        load_universal(training_arguments.hf_deepspeed_config.config)
 
 
 def start_logging(training_arguments: SpeechTrainingArguments) -> None:
@@ -113,6 +149,7 @@ def open_run(arguments: Arguments) -> bool:
     if training_arguments.process_index == 0:
         if overwrite:
             clear_run(folder)
+        delete_leftovers(folder)
         write_json(folder / ARGUMENTS_FILE, values)
         logger.info("arguments: %s", json.dumps(argument_values(arguments, changed_only=True)))
     training_arguments.distributed_state.wait_for_everyone()
@@ -120,10 +157,19 @@ def open_run(arguments: Arguments) -> bool:
 
 
 def finish(trainer: SpeechTrainer) -> None:
-    """Save the model, draw the curves and write the results, which mark the run as finished."""
+    """Save the model, draw the curves and write the results, which mark the run as finished.
+
+    Raises: RunError if the model cannot be written.
+    """
     trainer.model.config.use_cache = True  # training turned it off
-    trainer.save_model()
-    trainer.save_state()
+    try:
+        trainer.save_model()
+        trainer.save_state()
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the model could not be written to {trainer.args.output_dir} ({error}); make room, then run the same "
+            "command, which continues from the last checkpoint"
+        ) from error
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         write_report(folder, trainer.state.log_history)

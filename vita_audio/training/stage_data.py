@@ -26,6 +26,7 @@ class StageData:
 
     Attributes:
         tokenizer: Text tokenizer with the audio codes.
+        files: Data files, which `sources` of the packs refer to.
         front_end: Computes the features of continuous input; None if there is none.
         audio_tokenizer: `AudioTokenizer.identity` of the tokenizer that made the codes.
         report: Statistics of the packs, and the samples that were left out.
@@ -33,6 +34,7 @@ class StageData:
 
     tokenizer: TextTokenizer
     packs: Dataset
+    files: tuple[str, ...]
     front_end: SenseVoiceFrontEnd | None
     audio_tokenizer: dict[str, str]
     report: PackReport
@@ -81,7 +83,8 @@ def load_stage_data(settings: StageSettings, *, is_main: bool = True, device: st
         command = _extraction_command(settings, tokenizer)
         raise FileNotFoundError(f"{error}: {command}, or train with --extract_codes true") from error
     logger.info("%s", report.summary())
-    return StageData(tokenizer, packs, front_end, audio_tokenizer.identity, report)
+    files = tuple(source.file for source in report.sources)
+    return StageData(tokenizer, packs, files, front_end, audio_tokenizer.identity, report)
 
 
 def _extraction_command(settings: StageSettings, tokenizer: TextTokenizer) -> str:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from vita_audio.data.code_noise import CodeNoise
+from vita_audio.errors import is_lost_process
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.arguments import SpeechOptions
+from vita_audio.training.checkpoints import publish, unfinished_folder, write_error
 from vita_audio.training.curriculum import LengthCurriculum
 from vita_audio.training.gradient_norms import GradientNorms
+from vita_audio.training.nonfinite import NonfiniteGuard
 from vita_audio.training.parts import MTP, PARTS, parameter_parts
 
 MAIN = "main"
@@ -40,6 +46,8 @@ class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
         if self.report_to == "auto":
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         TrainingArguments.__post_init__(self)
+        if self.deepspeed:  # which clips at 1.0 if its configuration does not say otherwise
+            self.hf_deepspeed_config.config.setdefault("gradient_clipping", self.max_grad_norm)
         if self.eval_suite and self.save_strategy == SaveStrategy.NO:
             raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
 
@@ -84,8 +92,8 @@ class DepthMeter:
             sums["audio_count"] = outputs.num_audio_targets.double()
         if outputs.alignment is not None:
             sums["alignment"], sums["aligned"] = outputs.alignment.expand_as(counts), torch.ones_like(counts)
-        for name, values in sums.items():
-            self._sums[name] = self._sums.get(name, 0) + values.double()
+        for name, values in sums.items():  # a step that is not finite is not applied
+            self._sums[name] = self._sums.get(name, 0) + values.double().where(outputs.loss.isfinite(), 0)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return averages over the targets of all processes and reset; every process must call this."""
@@ -165,6 +173,7 @@ class SpeechTrainer(Trainer):
         self,
         *args: Any,
         front_end: SenseVoiceFrontEnd | None = None,
+        code_noise: CodeNoise | None = None,
         curriculum: LengthCurriculum | None = None,
         **kwargs: Any,
     ):
@@ -174,6 +183,7 @@ class SpeechTrainer(Trainer):
 
         Args:
             front_end: Computes the features of continuous input; it is saved with the model.
+            code_noise: Noise in the audio codes that the model reads; with it, text and audio loss are logged apart.
             curriculum: Lengths of the packs in the first steps; None for whole packs.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents; and
             for a curriculum with continuous input, whose features cannot be cut with its placeholders.
@@ -186,8 +196,12 @@ class SpeechTrainer(Trainer):
             )
         if curriculum is not None and front_end is not None:
             raise ValueError("--curriculum_length needs audio input as codes, got continuous input; leave it out")
-        self.front_end = front_end
+        self.front_end, self.code_noise = front_end, code_noise
         self.curriculum = curriculum
+        self._checkpoint_parent: Path | None = None  # while a checkpoint is written
+        folder, process = Path(self.args.output_dir), self.args.process_index
+        skip = self.args.on_nonfinite == "skip"
+        self._guard = NonfiniteGuard(folder, process, max_loss=self.args.max_loss, skip=skip)
         self._meter = DepthMeter()
         self._step_log = StepLog()
         self.add_callback(self._step_log)
@@ -240,9 +254,14 @@ class SpeechTrainer(Trainer):
         step = self.state.global_step
         scores_backbone = step % self.args.log_main_loss == 0 or step + 1 >= self.state.max_steps
         inputs = {**inputs, "score_backbone": scores_backbone}  # a backbone that trains is scored anyway
-        inputs["code_ids"] = self.data_collator.code_ids or None
+        samples = inputs.pop("samples", ())
+        if self.is_in_train and self.code_noise is not None and self.code_noise.fraction:
+            inputs["input_ids"] = self.code_noise(inputs["input_ids"])
+        inputs["code_ids"] = None if self.code_noise is None else self.code_noise.code_ids
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
+            share = 1 if num_items_in_batch is None else num_items_in_batch / outputs.num_targets[0].clamp(min=1)
+            outputs.loss = loss = self._guard.watch(loss, outputs.loss * share, samples)
             is_token = inputs["input_ids"] != self.data_collator.pad_id
             self._meter.add(outputs, is_token, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -252,6 +271,40 @@ class SpeechTrainer(Trainer):
             step, max_steps = self.state.global_step, self.state.max_steps
             epoch_iterator = (self.curriculum.cut(batch, step, max_steps) for batch in epoch_iterator)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        checked = 0.0 if self.args.fp16 else grad_norm  # in fp16, overflows are normal and the loss scaler skips them
+        if not self._guard.accepts(self.state.global_step + 1, checked):
+            model.zero_grad()  # without gradients the optimizer changes nothing; DeepSpeed has skipped the step already
+        return grad_norm
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # resumed at the last step, the Trainer would take another
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial):
+        return str(self._checkpoint_parent or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial):
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        self._checkpoint_parent = unfinished_folder(folder, step)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # the files of all processes are there
+            if self.args.should_save:
+                publish(folder, step, self.args.save_total_limit)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch.save raises a RuntimeError if the disk is full
+            if is_lost_process(error):
+                raise
+            raise write_error(folder, step, error) from error
+        finally:
+            self._checkpoint_parent = None
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:  # DeepSpeed gathers tied weights once for each name

@@ -1,0 +1,59 @@
+"""Runs that resume on another number of processes."""
+
+import shutil
+
+import pytest
+from processes import run
+from test_survival import flags_of
+from toy_run import logged
+
+from vita_audio.training.run_folder import RESULTS_FILE
+from vita_audio.training.world_size import needs_universal
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+def train(toy_run, folder, config, num_processes, log):
+    """Train four steps without random numbers, which every process draws for itself."""
+    changes = {"config_name": toy_run.config(2), "audio_code_noise": 0.0, "max_steps": 4, "save_steps": 2}
+    return run(flags_of(toy_run, log.parent, folder, config, num_processes, **changes), num_processes, log)
+
+
+def interrupt(straight, folder):
+    """Copy a finished run as if it had been killed after its first checkpoint."""
+    shutil.copytree(straight, folder)
+    (folder / RESULTS_FILE).unlink()
+    shutil.rmtree(folder / "checkpoint-4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["none", "zero1", "zero2"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_continues_on_another_number_of_processes(toy_run, tmp_path, config, before, after):
+    log = tmp_path / "log.txt"
+    assert train(toy_run, tmp_path / "straight", config, before, log) == [0] * before, log.read_text()[-4000:]
+    interrupt(tmp_path / "straight", tmp_path / "changed")
+    assert train(toy_run, tmp_path / "changed", config, after, log) == [0] * after, log.read_text()[-4000:]
+    assert "resuming from" in log.read_text()
+    assert logged(tmp_path / "changed") == pytest.approx(logged(tmp_path / "straight"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_zero3_asks_for_the_same_number(toy_run, tmp_path):
+    log = tmp_path / "log.txt"
+    assert train(toy_run, tmp_path / "straight", "zero3", 2, log) == [0, 0], log.read_text()[-4000:]
+    interrupt(tmp_path / "straight", tmp_path / "changed")
+    assert train(toy_run, tmp_path / "changed", "zero3", 1, log) == [2]
+    assert "written by 2 processes with ZeRO-3, and 1 cannot resume from it; start 2" in log.read_text()
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(tmp_path):
+    assert not needs_universal(tmp_path, 2, deepspeed=False)
+    with pytest.raises(ValueError, match="written without DeepSpeed, leave out --deepspeed"):
+        needs_universal(tmp_path, 2, deepspeed=True)
+    (tmp_path / "latest").write_text("global_step3")
+    with pytest.raises(ValueError, match="written with DeepSpeed, give --deepspeed"):
+        needs_universal(tmp_path, 2, deepspeed=False)
