@@ -17,7 +17,8 @@ from urllib.parse import quote
 import soundfile
 
 from evaluation.metrics.ours import scored_tokens
-from evaluation.reporting.plots import draw_errors_over_speed
+from evaluation.metrics.score import Score
+from evaluation.reporting.plots import draw_acceptance, draw_errors_over_speed
 from evaluation.results import DONE, ORIGINAL, Answer, Outcome, comparisons, pooled, published_rows, worst
 from evaluation.suites import SPOKEN_QA, TEXT_QA
 from evaluation.tasks import MEASURES, PASSES_PER_TOKEN, SPEEDS, TASKS, TEXT, TRANSCRIPT, WITHOUT_AUDIO, Task, Value
@@ -26,6 +27,8 @@ NUM_WORST = 20
 PLAYER_RATE = 24_000  # Hz
 MAX_CLIP_SECONDS = 30
 DIFFERENCE_HEADER = ("points, 95 % interval", "p")
+QUALITY, ACCEPTANCE = "quality over speed", "acceptance by depth"
+CHART_FILES = {QUALITY: "chart.png", ACCEPTANCE: "acceptance.png"}
 MAX_EMBEDDED_BYTES = 12_000_000  # for all clips; the rest are links to their files
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
@@ -71,7 +74,7 @@ class Table:
 
 
 def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """Return a table for each task, then speed, then differences between modes; empty ones are left out."""
+    """Return a table for each task, then speed, acceptance and differences between modes; empty ones are left out."""
     tables = []
     for name, task in TASKS.items():
         chosen = [outcome for outcome in outcomes if outcome.benchmark.task == name]
@@ -79,7 +82,7 @@ def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
             columns = _columns(task, chosen)
             header = ["benchmark", "mode", "samples", *columns.values(), "note"]
             tables.append(Table(task.title, header, list(_rows(list(columns), chosen))))
-    tables += [_speed_table(outcomes), _difference_table(outcomes)]
+    tables += [_speed_table(outcomes), _acceptance_table(outcomes), _difference_table(outcomes)]
     return [table for table in tables if table.rows]
 
 
@@ -120,12 +123,27 @@ def _row(keys: Sequence[str], outcome: Outcome) -> list[str]:
 
 def _speed_table(outcomes: Sequence[Outcome]) -> Table:
     timed = [outcome for outcome in outcomes if outcome.speed]
-    keys = [key for key in SPEEDS if any(key in outcome.speed for outcome in timed)]
+    keys = [key for key in SPEEDS if key != PASSES_PER_TOKEN and any(key in outcome.speed for outcome in timed)]
     rows = []
     for outcome in timed:
         cells = [str(Value.of(key, outcome.speed[key])) if key in outcome.speed else "-" for key in keys]
         rows.append([outcome.benchmark.name, outcome.mode, *cells])
     return Table("Speed", ["benchmark", "mode", *(SPEEDS[key] for key in keys)], rows)
+
+
+def _acceptance_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return the accepted share of verified predictions by depth."""
+    depths = sorted({depth for outcome in outcomes for depth in outcome.acceptance}, key=int)
+    rows = [
+        [one.benchmark.name, one.mode, *(_share(one.acceptance[d]) if d in one.acceptance else "-" for d in depths)]
+        for one in outcomes
+        if one.acceptance
+    ]
+    return Table("Predictions that the backbone accepted", ["benchmark", "mode", *(f"depth {d}" for d in depths)], rows)
+
+
+def _share(score: Score) -> str:
+    return f"{100 * score.value:.1f} %"
 
 
 def _difference_table(outcomes: Sequence[Outcome]) -> Table:
@@ -150,12 +168,15 @@ def difference_cells(row: Mapping[str, float]) -> list[str]:
 
 
 def as_markdown(
-    outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundings: Mapping[str, Any], chart: str | None = None
+    outcomes: Sequence[Outcome],
+    settings: Mapping[str, Any],
+    surroundings: Mapping[str, Any],
+    charts: Sequence[str],
 ) -> str:
-    """Return the content of results.md; `chart` is the path of the plot."""
+    """Return the content of results.md; `charts` are the titles of plots in CHART_FILES."""
     lines = [f"# Evaluation of {settings['model']}", ""]
-    if chart:
-        lines += [f"![quality over speed]({chart})", ""]
+    for title in charts:
+        lines += [f"![{title}]({CHART_FILES[title]})", ""]
     for table in all_tables(outcomes):
         lines += [f"## {table.title}", "", *table.markdown(), ""]
     lines += ["Rates with 95 % intervals.", "", "## Made with", ""]
@@ -187,21 +208,20 @@ def as_html(
     outcomes: Sequence[Outcome],
     settings: Mapping[str, Any],
     surroundings: Mapping[str, Any],
-    chart: bytes | None,
+    charts: Mapping[str, bytes],
 ) -> str:
     """Return the page.
 
     Args:
         folder: Folder of the page, from which audio that does not fit into the page is linked.
-        chart: PNG of `draw_chart`.
+        charts: `draw_charts` of the outcomes.
     """
     model = escape(str(settings["model"]))
-    image = f'<p><img alt="quality over speed" src="{data_uri("image/png", chart)}"></p>' if chart else ""
     facts = {"Made with": surroundings, "Settings": settings}
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation of {model}</title>',
         f"<style>{STYLE}</style><h1>Evaluation of {model}</h1>",
-        image,
+        *(f'<p><img alt="{name}" src="{data_uri("image/png", chart)}"></p>' for name, chart in charts.items()),
         *(table.html() for table in all_tables(outcomes)),
         *_worst_samples(outcomes, Clips(folder)),
         *(
@@ -212,8 +232,29 @@ def as_html(
     return "\n".join(parts) + "</html>\n"
 
 
-def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
-    """Return a PNG plot of errors over the speed of the modes, or None without data.
+def draw_charts(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """Return PNG plots by their titles in CHART_FILES; those without data are left out."""
+    charts = {QUALITY: _draw_quality(outcomes), ACCEPTANCE: _draw_acceptance(outcomes)}
+    return {title: chart for title, chart in charts.items() if chart}
+
+
+def _draw_acceptance(outcomes: Sequence[Outcome]) -> bytes | None:
+    """Return a plot of the accepted share over the depth, a line for each mode over all its benchmarks."""
+    lines: dict[str, dict[int, float]] = {}
+    for mode in dict.fromkeys(outcome.mode for outcome in outcomes):
+        scores = [outcome.acceptance for outcome in outcomes if outcome.mode == mode]
+        depths = sorted({int(depth) for by_depth in scores for depth in by_depth})
+        shares = {depth: pooled([one[str(depth)] for one in scores if str(depth) in one]) for depth in depths}
+        lines |= {mode: shares} if shares else {}
+    if not lines:
+        return None
+    plot = io.BytesIO()
+    draw_acceptance(lines, plot)
+    return plot.getvalue()
+
+
+def _draw_quality(outcomes: Sequence[Outcome]) -> bytes | None:
+    """Return a plot of errors over the speed of the modes, or None without data.
 
     A line is the mean over the benchmarks of a task that ran in all modes.
     """

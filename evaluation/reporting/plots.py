@@ -70,6 +70,17 @@ def draw_errors_over_speed(
     figure.savefig(target, dpi=110, format="png")
 
 
+def draw_acceptance(lines: Mapping[str, Mapping[int, float]], target: Path | IO[bytes]) -> None:
+    """Plot the accepted share of verified predictions over their depth, a line for each name."""
+    figure, (axis,) = _figure(1, height=4, width=7.5)
+    for label, shares in lines.items():
+        axis.plot(list(shares), [100 * share for share in shares.values()], marker="o", label=label)
+    axis.set(xlabel="depth", ylabel="predictions accepted, %", ylim=(0, 102))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(target, dpi=110, format="png")
+
+
 def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot errors over the tokens per backbone pass, a panel for each metric.
 
