@@ -7,6 +7,7 @@ failed, and the next one begins.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,6 +201,7 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
         "wav": wav,
         "speech_seconds": seconds,
         "num_codes": len(response.codes),
+        "ids_digest": hashlib.blake2b(repr(response.ids).encode(), digest_size=8).hexdigest(),
         "num_tokens": timings.num_tokens,
         "num_backbone_passes": timings.num_backbone_passes,
         "num_verified": timings.counts.num_verified,

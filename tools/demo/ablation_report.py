@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.metrics.significance import Score, compare
+from evaluation.metrics.significance import compare
 from evaluation.reporting.page import DIFFERENCE_HEADER, Table, difference_cells
-from evaluation.reporting.plots import draw_ablations
-from evaluation.results import Outcome, environment, pooled, read_outcomes
+from evaluation.reporting.plots import draw_runs
+from evaluation.results import environment, pooled, read_outcomes
 from evaluation.suites import DEMO
-from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS, Metric, Value
+from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS
+from tools.demo.outcomes import Outcomes
 from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
@@ -32,42 +33,20 @@ JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "module_accuracy"
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Outcomes):
     """A run in one mode; `module_accuracy` is the mean accuracy of the MTP modules on the training targets."""
 
     name: str
     num_modules: int
     schedule: str
     kl_weight: float
-    outcomes: Sequence[Outcome]
     module_accuracy: float
-
-    def metrics(self) -> Iterator[tuple[str, Metric, Outcome]]:
-        """Yield the title, the metric and the outcome for each of our own metrics."""
-        for outcome in self.outcomes:
-            for metric in outcome.task.own_metrics:
-                yield f"{outcome.task.title}: {metric.title}", metric, outcome
-
-    def values(self) -> dict[str, Value]:
-        return {title: one.metrics[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
-
-    def scores(self) -> dict[str, Score]:
-        return {title: one.scores[one.benchmark.key(metric.name)] for title, metric, one in self.metrics()}
 
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
 
-    def errors(self) -> dict[str, tuple[float, float, float]]:
-        """Return the error rate and its interval, by title."""
-        errors, values = {}, self.values()
-        for title, metric, _ in self.metrics():
-            value, low, high = values[title].value, values[title].low, values[title].high
-            bounds = (1 - value, 1 - high, 1 - low) if metric.more_is_better else (value, low, high)
-            errors[title.replace("right", "wrong")] = bounds
-        return errors
-
     def point(self) -> dict[str, Any]:
-        """Return this run in the format of `draw_ablations`."""
+        """Return this run in the format of `draw_runs`."""
         return {
             "label": str(self.num_modules),
             "series": self.schedule + (f", KL {self.kl_weight:g}" if self.kl_weight else ""),
@@ -99,7 +78,7 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
     training = json.loads((folder / row["training"] / RESULTS_FILE).read_text(encoding="utf-8"))
     modules = [value for name, value in training["final_accuracies"].items() if name != "main"]
     name = row["name"] if mode == row["schedule"] else f"{row['name']}, {mode}"
-    return Result(name, row["num_modules"], mode, row["kl_weight"], outcomes, fmean(modules))
+    return Result(outcomes, name, row["num_modules"], mode, row["kl_weight"], fmean(modules))
 
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
@@ -156,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = parse_arguments(arguments).folder
     results = read_results(folder)
     surroundings = environment()
-    draw_ablations([result.point() for result in results], folder / "ablations.png")
+    points = [result.point() for result in results]
+    draw_runs(points, folder / "ablations.png", labels="MTP modules")
     write_text(folder / "ablations.md", as_markdown(results, surroundings))
     write_json(folder / "ablations.json", {"runs": as_json(results), "environment": surroundings})
 
