@@ -16,21 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tools.common.checkouts import ROOT, THIS, is_checkout, run_worker
 from vita_audio.command_line import OneLineParser
 
-ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tools" / "common" / "training_step.py"
-# Started with -c, Python imports the vita_audio of the current folder.
-RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2])"
 STEPS = {"frozen": "backbone frozen", "trainable": "all trainable"}
-THIS = "this checkout"
 DEFAULT_CONFIG = {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -80,9 +74,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("rows", "tokens", "documents", "log_main_loss", "repeats", "steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    for path in (options.config, options.compare_with and options.compare_with / "vita_audio"):
-        if path and not path.exists():
-            parser.error(f"no such file or folder: {path}")
+    if options.config and not options.config.exists():
+        parser.error(f"no such file: {options.config}")
+    if options.compare_with and not is_checkout(options.compare_with):
+        parser.error(f"--compare-with must be a checkout with a folder vita_audio, got {options.compare_with}")
     return options
 
 
@@ -91,12 +86,7 @@ def measure(options: argparse.Namespace, step: str, checkout: Path) -> dict[str,
     names = ("rows", "tokens", "documents", "masked", "warm_up", "steps", "log_main_loss", "device", "dtype")
     settings = {name: getattr(options, name) for name in (*names, "attention", "optimizer", "profile", "seed")}
     settings |= {"config": str(options.config.absolute()) if options.config else DEFAULT_CONFIG, "step": step}
-    command = [sys.executable, "-c", RUN_WORKER, str(WORKER), json.dumps(settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"benchmark_training: the {STEPS[step]} step of {checkout} failed, see above")
-    return json.loads(result.stdout.splitlines()[-1])
+    return run_worker(WORKER, settings, checkout)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
