@@ -125,9 +125,7 @@ def decoding_options(
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     plans = [InterleavePlan.parse(mode) for mode in modes if mode is not None]
     if options.acceptance and plans and len(plans) == len(modes) and not any(plan.has_modules for plan in plans):
-        parser.error(
-            f"--acceptance needs a mode with MTP steps, such as boost, got {' '.join(map(str, plans))}"
-        )
+        parser.error(f"--acceptance needs a mode with MTP steps, such as boost, got {' '.join(map(str, plans))}")
     return given
 
 
