@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, WhisperFeatureExtractor
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
@@ -175,7 +176,12 @@ def make_prompt(speech_lm: SpeechLM, num_tokens: int) -> dict[str, Any]:
 
 
 def load(settings: Settings) -> SpeechLM:
-    """Load the model, or make it with random weights."""
+    """Load the model, or make it with random weights.
+
+    Raises: ValueError if flash attention is not available; the errors of loading.
+    """
+    if settings.loading.get("attn_implementation") == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError("--attn-implementation flash_attention_2 needs a GPU and the package flash-attn; leave it out")
     device = resolve_device(settings.device)
     dtype = getattr(torch, settings.dtype) if settings.dtype else default_dtype(device)
     audio = dict(settings.audio)
