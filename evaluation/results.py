@@ -16,7 +16,17 @@ from evaluation.metrics.score import Score, shorten
 from evaluation.metrics.significance import compare
 from evaluation.run_folder import Row, RowFile, changed_items, read_items, read_settings
 from evaluation.suites import Benchmark, Item, fingerprints, limit_of
-from evaluation.tasks import TASKS, TEXT, TRANSCRIPT, WITHOUT_AUDIO, Task, Value, measured, speed_scores
+from evaluation.tasks import (
+    TASKS,
+    TEXT,
+    TRANSCRIPT,
+    WITHOUT_AUDIO,
+    Task,
+    Value,
+    acceptance_scores,
+    measured,
+    speed_scores,
+)
 from vita_audio.optional import MissingPackageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +63,7 @@ class Outcome:
         note: Why there are no metrics, or a remark for the reader.
         scores: Scores of quality by key of the metric, in the order of the samples.
         speed: Scores of speed and length, likewise.
+        acceptance: By depth, the share of verified predictions that the backbone accepted.
         metrics: Values of the scores with their intervals.
         against: Another model's name, and its outcome of the same benchmark and mode.
     """
@@ -64,6 +75,7 @@ class Outcome:
     samples: list[Answer] = field(default_factory=list)
     scores: dict[str, Score] = field(default_factory=dict)
     speed: dict[str, Score] = field(default_factory=dict)
+    acceptance: dict[str, Score] = field(default_factory=dict)
     metrics: dict[str, Value] = field(default_factory=dict)
     judge: str | None = None
     against: tuple[str, Outcome] | None = None
@@ -130,7 +142,8 @@ def collect(output: Path, benchmark: Benchmark, items: Sequence[Item], mode: str
         outcome.note = f"{outcome.num_errors} samples failed and count as wrong"
     if mode != ORIGINAL:
         alone = RowFile(folder, ALONE).read()
-        outcome.speed = speed_scores([answers[item.id] for item in items], list(alone.values()))
+        rows = [answers[item.id] for item in items]
+        outcome.speed, outcome.acceptance = speed_scores(rows, list(alone.values())), acceptance_scores(rows)
     _score(outcome)
     return outcome
 
@@ -280,6 +293,7 @@ def as_json(outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundin
                 "num_failed_samples": outcome.num_errors,
                 "figures": {name: asdict(value) for name, value in outcome.metrics.items()},
                 "speed": {name: asdict(Value.of(name, score)) for name, score in outcome.speed.items()},
+                "acceptance": {name: asdict(Value.of(name, score)) for name, score in outcome.acceptance.items()},
             }
             for outcome in outcomes
         ],

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
 from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
 from evaluation.tasks import MEASURES, TASKS
-from vita_audio.command_line import OneLineParser, add_codec_options, add_dtype_option, in_range, plan_name
+from vita_audio.command_line import (
+    DECODING,
+    OneLineParser,
+    add_codec_options,
+    add_decoding_options,
+    add_dtype_option,
+    decoding_options,
+    in_range,
+    plan_name,
+)
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import atomic_path, write_json
 from vita_audio.files.checkpoint import find_checkpoint
@@ -47,6 +56,7 @@ class EvaluationOptions:
 
     Attributes:
         judge: Name of the judge by language.
+        decoding: Options of `add_decoding_options`, as arguments of `SpeechLM.respond`.
         limit: Number of items by benchmark, or for EVERY benchmark.
         time_alone: The same for the items that are timed.
     """
@@ -67,7 +77,7 @@ class EvaluationOptions:
     device: str
     batch_size: int
     max_new_tokens: int | None
-    acceptance: float | None
+    decoding: Mapping[str, Any]
     limit: Mapping[str, int]
     seed: int
     time_alone: Mapping[str, int]
@@ -126,8 +136,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: this process's GPU if there is one)")
     add("--batch-size", type=at_least_one, default=8, help="answers generated together")
     add("--max-new-tokens", type=at_least_one, help="longest answer (default: the benchmark's)")
-    share = in_range(float, minimum=0, maximum=1)
-    add("--acceptance", type=share, help="agreement of modules and backbone, 0 to 1 (default: the model's)")
+    add_decoding_options(parser)
     add("--limit", **counts, help="use N samples of each benchmark, or of one, drawn with a fixed seed")
     add("--seed", type=int, default=42, help="seed for sampling")
     add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
@@ -135,7 +144,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--retry-errors", action="store_true", help="run samples again that failed earlier")
     add("--against", type=Path, metavar="DIR", help="--output of another model, for paired tests")
     add("--check", action="store_true", help="only check arguments, data and judges")
-    values = vars(parser.parse_args(arguments))
+    namespace = parser.parse_args(arguments)
+    decoding = decoding_options(parser, namespace, namespace.modes or [None])
+    values = {name: value for name, value in vars(namespace).items() if name not in DECODING}
+    values["decoding"] = decoding
     values["judge"] = DEFAULT_JUDGES | dict(values["judge"])
     values |= {name: dict(values[name]) for name in ("limit", "time_alone")}
     options = EvaluationOptions(**values)
@@ -244,7 +256,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
         size=processes.size,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
-        acceptance=options.acceptance,
+        decoding=options.decoding,
         seed=options.seed,
         measures=tuple(options.measure),
         retry_errors=options.retry_errors,
@@ -263,7 +275,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
 
 
 def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -> str:
-    """Write results.json, results.md, chart.png and results.html; return the Markdown."""
+    """Write results.json, results.md, results.html and the plots; return the Markdown."""
     from evaluation.reporting.page import render_results
     from evaluation.results import RESULTS, as_json, environment
 

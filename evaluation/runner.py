@@ -7,10 +7,11 @@ failed, and the next one begins.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ class Runner:
         rank: Number of this process.
         size: Number of processes.
         max_new_tokens: Longest answer; None: the benchmark's.
-        acceptance: How far the modules' tokens must agree with the backbone; None: the model's.
+        decoding: Further arguments of `SpeechLM.respond`, such as `acceptance`.
         seed: Seed for sampling; a sampled answer also depends on its batch.
         retry_errors: Retry samples that failed earlier.
         measures: Further measures of speech, keys of `evaluation.tasks.MEASURES`.
@@ -67,7 +68,7 @@ class Runner:
     size: int = 1
     batch_size: int = 8
     max_new_tokens: int | None = None
-    acceptance: float | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 42
     measures: tuple[str, ...] = ()
     retry_errors: bool = False
@@ -117,10 +118,7 @@ class Runner:
         return {"num_tokens": timings.num_tokens, "generate_seconds": timings.generate_seconds}
 
     def _limits(self, benchmark: Benchmark) -> dict[str, Any]:
-        return {
-            "max_new_tokens": self.max_new_tokens or benchmark.max_new_tokens,
-            "acceptance": self.acceptance,
-        }
+        return {"max_new_tokens": self.max_new_tokens or benchmark.max_new_tokens, **self.decoding}
 
     def _done(self, rows: Mapping[str, Row]) -> set[str]:
         return {name for name, row in rows.items() if not (self.retry_errors and "error" in row)}
@@ -203,8 +201,11 @@ def _answer_row(item: Item, response: Response, folder: Path, batch_size: int) -
         "wav": wav,
         "speech_seconds": seconds,
         "num_codes": len(response.codes),
+        "ids_digest": hashlib.blake2b(repr(response.ids).encode(), digest_size=8).hexdigest(),
         "num_tokens": timings.num_tokens,
         "num_backbone_passes": timings.num_backbone_passes,
+        "num_verified": timings.counts.num_verified,
+        "num_accepted": timings.counts.num_accepted,
         "generate_seconds": timings.generate_seconds / batch_size,
         "total_seconds": timings.total_seconds / batch_size,
     }

@@ -34,11 +34,12 @@ WITHOUT_AUDIO = "without_audio"
 SIMILARITY, MOS = "similarity", "mos"
 MEASURES = {SIMILARITY: "voice similarity", MOS: "predicted MOS"}  # of speech; computed on request
 WORST_MEASURES = {SIMILARITY: NO_SIMILARITY, MOS: LOWEST_MOS}
-PASSES_PER_TOKEN, SPEED_ALONE = "passes_per_token", "tokens_per_second_alone"
+PASSES_PER_TOKEN, TOKENS_PER_PASS, SPEED_ALONE = "passes_per_token", "tokens_per_pass", "tokens_per_second_alone"
 SPEEDS = {
     "tokens_per_second": "tokens/s",
     SPEED_ALONE: "tokens/s, one at a time",
     PASSES_PER_TOKEN: "backbone passes per token",
+    TOKENS_PER_PASS: "tokens per backbone pass",
     "real_time_factor": "real-time factor",
     "tokens_per_answer": "tokens per answer",
     "seconds_per_answer": "seconds of speech per answer",
@@ -165,6 +166,7 @@ def speed_scores(rows: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str,
     ratios = {
         "tokens_per_second": (tokens, column("generate_seconds")),
         PASSES_PER_TOKEN: (column("num_backbone_passes"), tokens),
+        TOKENS_PER_PASS: (tokens, column("num_backbone_passes")),
         "real_time_factor": (column("total_seconds"), speech),
     }
     scores = {key: Score(*sums, ids) for key, sums in ratios.items() if sum(sums[1])}
@@ -175,6 +177,22 @@ def speed_scores(rows: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str,
         sums = ([row[name] for row in alone] for name in ("num_tokens", "generate_seconds"))
         scores[SPEED_ALONE] = Score(*sums, [row["id"] for row in alone])
     return scores
+
+
+def acceptance_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
+    """Return by depth the share of verified predictions that the backbone accepted; empty without verification.
+
+    Args:
+        rows: The runner's answers.
+    """
+    verified, accepted = ([row.get(name, ()) for row in rows] for name in ("num_verified", "num_accepted"))
+    ids, num_depths = [row["id"] for row in rows], max(map(len, verified), default=0)
+
+    def column(counts: Sequence[Sequence[int]], depth: int) -> list[int]:
+        return [row[depth] if depth < len(row) else 0 for row in counts]
+
+    columns = {depth: (column(accepted, depth), column(verified, depth)) for depth in range(1, num_depths)}
+    return {str(depth): Score(*sums, ids) for depth, sums in columns.items() if any(sums[1])}
 
 
 def measured(measures: Sequence[Mapping[str, float]], ids: Sequence[str]) -> dict[str, Score]:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from vita_audio.command_line import OneLineParser, check_files, in_range, plan_name
+from vita_audio.command_line import (
+    OneLineParser,
+    add_decoding_options,
+    check_files,
+    decoding_options,
+    in_range,
+    plan_name,
+)
 
 
 @pytest.fixture
@@ -49,6 +56,42 @@ def test_help_shows_defaults_and_the_description_as_written(parser):
     assert "how many (default: 3)" in shown and "plan (default: the best)" in shown
     assert "\n    with an example\n" in shown
     assert shown.count("default") == 2
+
+
+@pytest.fixture
+def decode(parser):
+    """Read options of decoding; return them as arguments of `SpeechLM`."""
+    add_decoding_options(parser)
+
+    def read(arguments: str, *modes: str | None) -> dict:
+        return decoding_options(parser, parser.parse_args(arguments.split()), modes)
+
+    return read
+
+
+def test_options_of_decoding_are_arguments_of_the_model(decode):
+    assert decode("", "vanilla") == {}
+    given = decode("--acceptance 0.5 --mtp-head audio --first-chunk committed", None)
+    assert given == {"acceptance": 0.5, "mtp_head": "audio", "first_chunk": "committed"}
+    assert decode("--acceptance 1", "vanilla", "boost") == decode("--acceptance 1", "vanilla", None)
+    assert decode("--acceptance 0", "vanilla") == {"acceptance": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--acceptance 1.5", "--acceptance: must be at least 0 and at most 1, got 1.5"),
+        ("--acceptance nan", "--acceptance: must be at least 0 and at most 1, got nan"),
+        ("--acceptance 0.5", "--acceptance needs a mode with MTP steps, such as boost, got vanilla 2,0"),
+        ("--mtp-head text", "--mtp-head: invalid choice: 'text'"),
+        ("--first-chunk fast", "--first-chunk: invalid choice: 'fast'"),
+    ],
+)
+def test_wrong_options_of_decoding_are_one_line(decode, capsys, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        decode(arguments, "vanilla", "2,0")
+    written = capsys.readouterr().err
+    assert ended.value.code == 2 and message in written and written.count("\n") == 1
 
 
 def test_the_first_missing_file_is_named(tmp_path):

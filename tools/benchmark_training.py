@@ -15,23 +15,16 @@ Writes training_speed.json and training_speed.md into the output folder.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tools.common.checkouts import ROOT, THIS, is_checkout, run_worker
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.files.atomic import write_json, write_text
 
-ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tools" / "common" / "training_step.py"
-# Started with -c, Python imports the vita_audio of the current folder.
-RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2])"
 STEPS = {"frozen": "backbone frozen", "trainable": "all trainable"}
-THIS = "this checkout"
 DEFAULT_CONFIG = {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -79,9 +72,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="list the operations that take longest")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and tokens")
     options = parser.parse_args(arguments)
-    for path in (options.config, options.compare_with and options.compare_with / "vita_audio"):
-        if path and not path.exists():
-            parser.error(f"no such file or folder: {path}")
+    if options.config and not options.config.exists():
+        parser.error(f"no such file: {options.config}")
+    if options.compare_with and not is_checkout(options.compare_with):
+        parser.error(f"--compare-with must be a checkout with a folder vita_audio, got {options.compare_with}")
     return options
 
 
@@ -90,12 +84,7 @@ def measure(options: argparse.Namespace, step: str, checkout: Path) -> dict[str,
     names = ("rows", "tokens", "documents", "masked", "warm_up", "steps", "log_main_loss", "device", "dtype")
     settings = {name: getattr(options, name) for name in (*names, "attention", "optimizer", "profile", "seed")}
     settings |= {"config": str(options.config.absolute()) if options.config else DEFAULT_CONFIG, "step": step}
-    command = [sys.executable, "-c", RUN_WORKER, str(WORKER), json.dumps(settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"benchmark_training: the {STEPS[step]} step of {checkout} failed, see above")
-    return json.loads(result.stdout.splitlines()[-1])
+    return run_worker(WORKER, settings, checkout)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,9 +22,11 @@ import soundfile
 
 from vita_audio.command_line import (
     OneLineParser,
+    add_decoding_options,
     add_model_options,
     check_files,
     check_model_folder,
+    decoding_options,
     in_range,
     load_audio_tokenizer,
     load_speech_lm,
@@ -41,10 +43,7 @@ if TYPE_CHECKING:
     from vita_audio.inference.response import Chunk, Response
 
 DEFAULT_OUTPUT = Path("outputs/answer.wav")
-GENERATION_OPTIONS = (
-    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens"),
-    *("acceptance", "first_chunk"),
-)
+GENERATION_OPTIONS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,12 +67,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--top-p", type=in_range(float, above=0, maximum=1))
     group.add_argument("--repetition-penalty", type=in_range(float, above=0))
     group.add_argument("--max-new-tokens", type=in_range(int, minimum=1))
-    verified = "how far the modules' tokens must agree with the backbone: 0 not at all, 1 exactly"
-    group.add_argument("--acceptance", type=in_range(float, minimum=0, maximum=1), help=verified)
-    committed = "with --stream and --acceptance, hand on the modules' first tokens before they are verified"
-    group.add_argument("--first-chunk", choices=("verified", "committed"), help=committed)
+    add_decoding_options(group)
     group.add_argument("--seed", type=int, default=42, help="seed for sampling")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.decoding = decoding_options(parser, options, [options.mode])
+    return options
 
 
 def run(options: argparse.Namespace) -> None:
@@ -103,6 +101,7 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     generation = {name: value for name in GENERATION_OPTIONS if (value := getattr(options, name)) is not None}
     generation |= {"plan": options.mode, "voice": voice, "decode_audio": options.output is not None}
+    generation |= options.decoding
     answer = pieces(speech_lm, conversation, stream=options.stream, **generation)
     write_answer(answer, options.output, audio_tokenizer.output_rate)
 

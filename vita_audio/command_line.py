@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,6 +24,7 @@ DEFAULT_MODEL = Path("outputs/quickstart/stage4")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 DTYPES = ("float32", "bfloat16", "float16")  # names in torch
 QUANTIZATIONS = ("int8", "int4")
+DECODING = ("acceptance", "mtp_head", "first_chunk")  # options of `add_decoding_options`, arguments of `SpeechLM`
 
 T = TypeVar("T")
 
@@ -101,6 +102,32 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:
     """Add --dtype, the name of a dtype in torch."""
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of weights (default: bfloat16 on a GPU, else float32)")
+
+
+def add_decoding_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say how tokens of MTP modules are made and verified, see `decoding_options`."""
+    add = parser.add_argument
+    share = in_range(float, minimum=0, maximum=1)
+    agreement = "how far the modules' tokens must agree with the backbone: 0 not at all, 1 exactly"
+    add("--acceptance", type=share, help=f"{agreement} (default: the model's, else 0)")
+    add("--mtp-head", choices=("full", "audio"), help="tokens that the modules score: all (default), or audio only")
+    first = "whether the modules' first tokens wait for their verification (default: verified)"
+    add("--first-chunk", choices=("verified", "committed"), help=first)
+
+
+def decoding_options(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, modes: Sequence[str | None]
+) -> dict[str, Any]:
+    """Return the given options of `add_decoding_options` as arguments of `SpeechLM.respond`.
+
+    Args:
+        modes: Modes to decode in; None is the model's own.
+    """
+    given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
+    plans = [InterleavePlan.parse(mode) for mode in modes if mode is not None]
+    if options.acceptance and plans and len(plans) == len(modes) and not any(plan.has_modules for plan in plans):
+        parser.error(f"--acceptance needs a mode with MTP steps, such as boost, got {' '.join(map(str, plans))}")
+    return given
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

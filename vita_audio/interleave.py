@@ -66,6 +66,11 @@ class InterleavePlan:
             raise ValueError(f"interleave plan must be one of {', '.join(MODES)} or integers, got {value!r}") from error
         return cls(numbers)
 
+    @property
+    def has_modules(self) -> bool:
+        """Whether modules predict any tokens."""
+        return any(self.ratio[1::2])
+
     def check_data(self) -> InterleavePlan:
         """Return self if data can be laid out with it, else raise ValueError."""
         if min(self.ratio[1::2]) <= NUM_MARKERS:

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.metrics.ours import scored_tokens
-from evaluation.reporting.plots import draw_errors_over_speed
+from evaluation.reporting.plots import draw_acceptance, draw_errors_over_speed
 from evaluation.results import DONE, ORIGINAL, Answer, Outcome, comparisons, pooled, published_rows, worst
 from evaluation.tasks import MEASURES, PASSES_PER_TOKEN, SPEEDS, TASKS, WITHOUT_AUDIO, Task, Value
 
@@ -25,6 +25,8 @@ NUM_WORST = 20
 PLAYER_RATE = 24_000  # Hz
 MAX_CLIP_SECONDS = 30
 DIFFERENCE_HEADER = ("points, 95 % interval", "p")
+QUALITY, ACCEPTANCE = "quality over speed", "acceptance by depth"
+CHART_FILES = {QUALITY: "chart.png", ACCEPTANCE: "acceptance.png"}
 MAX_EMBEDDED_BYTES = 12_000_000  # for all clips; the rest are links to their files
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -59,7 +61,7 @@ def percent(fraction: float | None) -> str:
 
 
 def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
-    """Return a table for each task, then speed, then differences between modes; empty ones are left out."""
+    """Return a table for each task, then speed, acceptance and differences between modes; empty ones are left out."""
     tables = []
     for name, task in TASKS.items():
         chosen = [outcome for outcome in outcomes if outcome.benchmark.task == name]
@@ -67,7 +69,7 @@ def all_tables(outcomes: Sequence[Outcome]) -> list[Table]:
             columns = _columns(task, chosen)
             header = ["benchmark", "mode", "samples", *columns.values(), "note"]
             tables.append(Table(task.title, header, list(_rows(list(columns), chosen))))
-    tables += [_speed_table(outcomes), _difference_table(outcomes)]
+    tables += [_speed_table(outcomes), _acceptance_table(outcomes), _difference_table(outcomes)]
     return [table for table in tables if table.rows]
 
 
@@ -108,12 +110,25 @@ def _row(keys: Sequence[str], outcome: Outcome) -> list[str]:
 
 def _speed_table(outcomes: Sequence[Outcome]) -> Table:
     timed = [outcome for outcome in outcomes if outcome.speed]
-    keys = [key for key in SPEEDS if any(key in outcome.speed for outcome in timed)]
+    keys = [key for key in SPEEDS if key != PASSES_PER_TOKEN and any(key in outcome.speed for outcome in timed)]
     rows = []
     for outcome in timed:
         cells = [str(Value.of(key, outcome.speed[key])) if key in outcome.speed else "-" for key in keys]
         rows.append([outcome.benchmark.name, outcome.mode, *cells])
     return Table("Speed", ["benchmark", "mode", *(SPEEDS[key] for key in keys)], rows)
+
+
+def _acceptance_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return the accepted share of verified predictions by depth."""
+    depths = sorted({depth for outcome in outcomes for depth in outcome.acceptance}, key=int)
+    rows = [
+        [one.benchmark.name, one.mode, *(_share(one, depth) for depth in depths)] for one in outcomes if one.acceptance
+    ]
+    return Table("Predictions that the backbone accepted", ["benchmark", "mode", *(f"depth {d}" for d in depths)], rows)
+
+
+def _share(outcome: Outcome, depth: str) -> str:
+    return percent(outcome.acceptance[depth].value if depth in outcome.acceptance else None)
 
 
 def _difference_table(outcomes: Sequence[Outcome]) -> Table:
@@ -140,23 +155,45 @@ def difference_cells(row: Mapping[str, float]) -> list[str]:
 def render_results(
     folder: Path, outcomes: Sequence[Outcome], settings: Mapping[str, Any], surroundings: Mapping[str, Any]
 ) -> dict[str, str | bytes]:
-    """Return the contents of results.md, results.html and, if there is anything to plot, chart.png by file name.
+    """Return the contents of results.md, results.html and the plots that have data, by file name.
 
     Args:
         folder: Folder of the page, from which audio that does not fit into the page is linked.
     """
-    chart = draw_chart(outcomes)
-    values = {"tables": all_tables(outcomes), "settings": settings, "surroundings": surroundings, "chart": chart}
+    charts = draw_charts(outcomes)
+    files = {title: CHART_FILES[title] for title in charts}
+    values = {"tables": all_tables(outcomes), "settings": settings, "surroundings": surroundings}
     page = {"worst": list(_worst_samples(outcomes)), "clips": Clips(folder), "diff": diff}
     return {
-        "results.md": render(TEMPLATES / "results.md", **values),
-        "results.html": render(TEMPLATES / "results.html", **values, **page),
-        **({"chart.png": chart} if chart else {}),
+        "results.md": render(TEMPLATES / "results.md", **values, charts=files),
+        "results.html": render(TEMPLATES / "results.html", **values, charts=charts, **page),
+        **{files[title]: chart for title, chart in charts.items()},
     }
 
 
-def draw_chart(outcomes: Sequence[Outcome]) -> bytes | None:
-    """Return a PNG plot of errors over the speed of the modes, or None without data.
+def draw_charts(outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """Return PNG plots by their titles in CHART_FILES; those without data are left out."""
+    charts = {QUALITY: _draw_quality(outcomes), ACCEPTANCE: _draw_acceptance(outcomes)}
+    return {title: chart for title, chart in charts.items() if chart}
+
+
+def _draw_acceptance(outcomes: Sequence[Outcome]) -> bytes | None:
+    """Return a plot of the accepted share over the depth, a line for each mode over all its benchmarks."""
+    lines: dict[str, dict[int, float]] = {}
+    for mode in dict.fromkeys(outcome.mode for outcome in outcomes):
+        scores = [outcome.acceptance for outcome in outcomes if outcome.mode == mode]
+        depths = sorted({int(depth) for by_depth in scores for depth in by_depth})
+        shares = {depth: pooled([one[str(depth)] for one in scores if str(depth) in one]) for depth in depths}
+        lines |= {mode: shares} if shares else {}
+    if not lines:
+        return None
+    plot = io.BytesIO()
+    draw_acceptance(lines, plot)
+    return plot.getvalue()
+
+
+def _draw_quality(outcomes: Sequence[Outcome]) -> bytes | None:
+    """Return a plot of errors over the speed of the modes, or None without data.
 
     A line is the mean over the benchmarks of a task that ran in all modes.
     """

@@ -76,12 +76,24 @@ def draw_errors_over_speed(
     figure.savefig(target, dpi=110, format="png")
 
 
-def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_acceptance(lines: Mapping[str, Mapping[int, float]], target: Path | IO[bytes]) -> None:
+    """Plot the accepted share of verified predictions over their depth, a line for each name."""
+    figure, (axis,) = _figure(1, height=4, width=7.5)
+    for label, shares in lines.items():
+        axis.plot(list(shares), [100 * share for share in shares.values()], marker="o", label=label)
+    axis.set(xlabel="depth", ylabel="predictions accepted, %", ylim=(0, 102))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(target, dpi=110, format="png")
+
+
+def draw_runs(points: Sequence[Mapping[str, Any]], path: Path, *, labels: str) -> None:
     """Plot errors over the tokens per backbone pass, a panel for each metric.
 
     Args:
         points: For each run its `label`, the `series` it belongs to, `tokens_per_pass`, and `errors`: by metric the
             fraction that is wrong and the two ends of its interval.
+        labels: What the labels are.
     """
     titles = list(points[0]["errors"])
     figure, axes = _figure(len(titles), height=4)
@@ -98,7 +110,7 @@ def draw_ablations(points: Sequence[Mapping[str, Any]], path: Path) -> None:
                 )
         axis.set(title=title, xlabel="tokens per backbone pass", ylabel="%", ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small", title="numbers: MTP modules")
+    axes[0].legend(fontsize="small", title=f"numbers: {labels}")
     figure.savefig(path, dpi=110)
 
 

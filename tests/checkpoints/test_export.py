@@ -8,7 +8,7 @@ from files.broken_folders import make_pointer
 from safetensors.torch import load_file
 from toy_speech_lm import load_toy, make_toy_folders
 
-from vita_audio.checkpoints.export import export_checkpoint, public_config
+from vita_audio.checkpoints.export import export_checkpoint, public_config, public_generation_config
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
@@ -42,6 +42,12 @@ def test_the_configuration_has_the_older_form(exported):
         "mtp_inference_mode": [1, 10, 4, 10],
         "pad_token_id": 714,
     }
+
+
+def test_the_acceptance_of_decoding_is_kept(tmp_path):
+    values = {"acceptance": 0.5, "mtp_inference_mode": [1, 10], "something_else": 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    assert public_generation_config(tmp_path) == {"acceptance": 0.5, "mtp_inference_mode": [1, 10]}
 
 
 def test_values_at_their_default_are_written_too():

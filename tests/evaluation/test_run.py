@@ -269,6 +269,7 @@ def test_arguments_that_do_not_fit_are_named(toy_folders, corpus, tmp_path, caps
         (("--modes", "fast"), "--modes: interleave plan must be one of"),
         (("--batch-size", "0"), "--batch-size: must be at least 1, got 0"),
         (("--limit", "demo-tts=0"), "--limit: must be at least 1, got 0"),
+        (("--modes", "vanilla", "--acceptance", "1"), "--acceptance needs a mode with MTP steps"),
     ):
         with pytest.raises(SystemExit):
             run.main(arguments(toy_folders, corpus, tmp_path, *change))

@@ -104,6 +104,14 @@ def test_plan_and_system_reach_the_model(speech_lm):
     assert model.generate_until([("say one", SHORT)], system="omni") == [other]
 
 
+def test_options_of_decoding_reach_the_model(speech_lm):
+    verified = HarnessModel(speech_lm, "boost", acceptance=1, mtp_head="audio").respond("say one", **SHORT)
+    backbone = HarnessModel(speech_lm, "vanilla").respond("say one", **SHORT)
+    assert verified.ids == backbone.ids and sum(verified.timings.counts.num_verified) > 0
+    with pytest.raises(ValueError, match="acceptance must be a number from 0 to 1, got 2"):
+        HarnessModel(speech_lm, "boost", acceptance=2).generate_until([("say one", SHORT)])
+
+
 def test_errors_are_raised_or_count_as_wrong(speech_lm, path, tmp_path, caplog):
     model = HarnessModel(speech_lm)
     requests = [("say one", SHORT), ("hear", SHORT, {"audio": [str(tmp_path / "none.wav")]}), ("say two", SHORT)]

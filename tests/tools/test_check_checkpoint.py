@@ -209,6 +209,16 @@ def rename_tensor(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def set_acceptance(folder, value):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"acceptance": value}))
+
+
+def test_the_acceptance_is_reported(check, toy_folders, tmp_path):
+    code, report = check(damaged(toy_folders, tmp_path, lambda folder: set_acceptance(folder, 0.5)))
+    assert code == 0 and "plan 1 10 4 10, acceptance 0.5" in json.dumps(report)
+
+
 def test_weights_that_do_not_fit_are_named(check, toy_folders, tmp_path):
     code, report = check(damaged(toy_folders, tmp_path, rename_tensor))
     [part] = report["parts"]
@@ -224,11 +234,15 @@ def test_weights_that_do_not_fit_are_named(check, toy_folders, tmp_path):
         (lambda folder: cut_off(folder / "tokenizer.json"), "tokenizer.json is not JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights in"),
         (
+            lambda folder: set_acceptance(folder, 1.5),
+            "generation_config.json: acceptance must be a number from 0 to 1, got 1.5",
+        ),
+        (
             lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
             "is not a known kind of checkpoint; it holds",
         ),
     ],
-    ids=["pointer", "cut off", "no weights", "another kind"],
+    ids=["pointer", "cut off", "no weights", "acceptance", "another kind"],
 )
 def test_damaged_folders_do_not_load(check, toy_folders, tmp_path, damage, problem):
     code, report = check(damaged(toy_folders, tmp_path, damage))

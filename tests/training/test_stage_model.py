@@ -128,6 +128,13 @@ def test_generation_defaults_are_those_of_the_released_models(load, tokenizer, t
     assert config.eos_token_id == [tokenizer.im_end_id, tokenizer.pad_id]
 
 
+def test_the_acceptance_of_decoding_is_stored_if_it_is_chosen(load, tmp_path):
+    for acceptance, stored in ((None, False), (0.0, True), (0.7, True)):
+        load(mtp_acceptance=acceptance).save_pretrained(tmp_path)
+        config = Qwen2MTPForCausalLM.from_pretrained(tmp_path).generation_config
+        assert hasattr(config, "acceptance") == stored and getattr(config, "acceptance", None) == acceptance
+
+
 def test_random_weights_need_no_checkpoint(load, toy_run, tokenizer):
     model = load(model_name_or_path=None, config_name=str(toy_run.config(1)))
     assert model.config.vocab_size == tokenizer.padded_size

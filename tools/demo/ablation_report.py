@@ -16,12 +16,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evaluation.metrics.significance import Score, compare
+from evaluation.metrics.significance import compare
 from evaluation.reporting.page import DIFFERENCE_HEADER, difference_cells, render
-from evaluation.reporting.plots import draw_ablations
-from evaluation.results import Outcome, environment, pooled, read_outcomes
+from evaluation.reporting.plots import draw_runs
+from evaluation.results import environment, pooled, read_outcomes
 from evaluation.suites import DEMO
-from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS, Metric, Value
+from evaluation.tasks import PASSES_PER_TOKEN, SPEEDS
+from tools.demo.outcomes import Outcomes
 from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
@@ -33,7 +34,7 @@ JSON_FIELDS = ("name", "num_modules", "schedule", "kl_weight", "option", "module
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Outcomes):
     """A run in one mode; `module_accuracy` is the mean accuracy of the MTP modules on the training targets."""
 
     name: str
@@ -41,34 +42,13 @@ class Result:
     schedule: str
     kl_weight: float
     option: str
-    outcomes: Sequence[Outcome]
     module_accuracy: float
-
-    def metrics(self) -> dict[str, tuple[Metric, Value, Score]]:
-        """Return each of our own metrics with its value and score, by title."""
-        rows = [
-            (one, metric, one.benchmark.key(metric.name)) for one in self.outcomes for metric in one.task.own_metrics
-        ]
-        return {f"{one.task.title}: {m.title}": (m, one.metrics[key], one.scores[key]) for one, m, key in rows}
-
-    def values(self) -> dict[str, Value]:
-        return {title: value for title, (_, value, _) in self.metrics().items()}
 
     def speeds(self) -> dict[str, float]:
         return {key: pooled([outcome.speed[key] for outcome in self.outcomes]) for key in SPEED_KEYS}
 
-    def errors(self) -> dict[str, tuple[float, float, float]]:
-        """Return the error rate and its interval, by title."""
-        errors = {}
-        for title, (metric, rate, _) in self.metrics().items():
-            wrong = (1 - rate.value, 1 - rate.high, 1 - rate.low)
-            errors[title.replace("right", "wrong")] = (
-                wrong if metric.more_is_better else (rate.value, rate.low, rate.high)
-            )
-        return errors
-
     def point(self) -> dict[str, Any]:
-        """Return this run in the format of `draw_ablations`."""
+        """Return this run in the format of `draw_runs`."""
         return {
             "label": str(self.num_modules),
             "series": ", ".join(
@@ -102,13 +82,13 @@ def _read_run(folder: Path, row: Mapping[str, Any], mode: str) -> Result:
     training = json.loads((folder / row["training"] / RESULTS_FILE).read_text(encoding="utf-8"))
     modules = [value for name, value in training["final_accuracies"].items() if name != "main"]
     name = row["name"] if mode == row["schedule"] else f"{row['name']}, {mode}"
-    return Result(name, row["num_modules"], mode, row["kl_weight"], row["option"], outcomes, fmean(modules))
+    return Result(outcomes, name, row["num_modules"], mode, row["kl_weight"], row["option"], fmean(modules))
 
 
 def differences(result: Result, first: Result) -> dict[str, dict[str, float]]:
     """Return paired comparisons with the first run, by title of the metric."""
-    others = first.metrics()
-    return {title: asdict(compare(score, others[title][2])) for title, (_, _, score) in result.metrics().items()}
+    others = first.scores()
+    return {title: asdict(compare(score, others[title])) for title, score in result.scores().items()}
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -134,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = parse_arguments(arguments).folder
     results = read_results(folder)
     surroundings = environment()
-    draw_ablations([result.point() for result in results], folder / "ablations.png")
+    draw_runs([result.point() for result in results], folder / "ablations.png", labels="MTP modules")
     rows = [
         [result.name, title, *difference_cells(row)]
         for result in results[1:]

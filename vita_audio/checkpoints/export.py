@@ -117,8 +117,11 @@ def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
 
 
 def public_generation_config(folder: Path) -> dict[str, Any]:
-    """Return the values of generation_config.json that mean the same in the public code."""
-    known = GenerationConfig().to_dict().keys() | {"mtp_inference_mode"}
+    """Return the values of generation_config.json that mean the same in the public code, and our own `acceptance`.
+
+    The public code ignores `acceptance` and commits all tokens of the modules.
+    """
+    known = GenerationConfig().to_dict().keys() | {"mtp_inference_mode", "acceptance"}
     values = read_json(folder / GENERATION_FILE)
     return {
         name: value

@@ -44,6 +44,7 @@ from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoice
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import match_any, mtp_parameter_patterns
+from vita_audio.models.verification import Verification
 from vita_audio.speech_decoder.glm4voice.flow import MaskedDiffWithXvec
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.released_files import read_config as read_decoder_config
@@ -220,6 +221,11 @@ def _inspect_generation(folder: Path, report: Report) -> None:
         facts.append(f"repetition penalty {config.repetition_penalty}")
     if mode := getattr(config, "mtp_inference_mode", None):
         facts.append(f"plan {' '.join(map(str, InterleavePlan.parse(mode).ratio))}")
+    if (acceptance := getattr(config, "acceptance", None)) is not None:
+        try:
+            facts.append(f"acceptance {Verification(acceptance).acceptance:g}")
+        except ValueError as error:
+            report.problems.append(f"{folder / GENERATION_FILE}: {error}")
     report.facts["generation"] = ", ".join(facts)
 
 

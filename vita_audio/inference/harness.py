@@ -50,15 +50,27 @@ class HarnessModel:
     Args:
         plan: Interleave plan to decode with; None: the checkpoint's.
         system: System message of all requests, or the name of one in `SYSTEMS`.
+        acceptance: How far the modules' tokens must agree with the backbone; None: the checkpoint's.
+        mtp_head: Tokens that the modules score, as in `SpeechLM`.
+        first_chunk: Whether the modules' first tokens wait for their verification.
     """
 
     def __init__(
-        self, speech_lm: SpeechLM, plan: Plan | None = None, *, system: str | None = None, batch_size: int = 8
+        self,
+        speech_lm: SpeechLM,
+        plan: Plan | None = None,
+        *,
+        system: str | None = None,
+        batch_size: int = 8,
+        acceptance: float | None = None,
+        mtp_head: str = "full",
+        first_chunk: str = "verified",
     ):
         self.speech_lm = speech_lm
         self.plan = plan
         self.system = system
         self.batch_size = batch_size
+        self.decoding = {"acceptance": acceptance, "mtp_head": mtp_head, "first_chunk": first_chunk}
 
     @classmethod
     def from_pretrained(
@@ -85,7 +97,7 @@ class HarnessModel:
     ) -> Response:
         """Return the complete answer, with its speech; `generation` as in `generate_until`."""
         request = make_request(text, generation, audios, system=system or self.system)
-        return self.speech_lm.respond(request.conversation, self.plan, **request.generation)
+        return self.speech_lm.respond(request.conversation, self.plan, **self.decoding, **request.generation)
 
     def generate_until(
         self, requests: Sequence[Any], *, system: str | None = None, skip_errors: bool = False
@@ -120,7 +132,7 @@ class HarnessModel:
         conversations = [request.conversation for request in requests]
         try:
             responses = self.speech_lm.respond_batch(
-                conversations, self.plan, decode_audio=False, **requests[0].generation
+                conversations, self.plan, decode_audio=False, **self.decoding, **requests[0].generation
             )
         except Exception as error:
             if not skip_errors:

@@ -71,6 +71,10 @@ class ModelArguments:
         "Weight of a contrastive loss between the mean audio and text embeddings of a document (default: the model "
         "configuration's, 0)"
     )
+    mtp_acceptance: float | None = option(
+        "How far the modules' tokens must agree with the backbone when the trained model decodes, 0 to 1 (default: not "
+        "stored in its generation_config.json, which means 0)"
+    )
     model_max_length: int = option("Tokens in a pack", 4096)
     attn_implementation: str = option("eager, sdpa or flash_attention_2; auto: the fastest available", "auto")
 
@@ -86,6 +90,8 @@ class ModelArguments:
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"--{name} must be 0 or more, got {value}")
         check_depth_weights(self.mtp_depth_weights)
+        if self.mtp_acceptance is not None and not 0 <= self.mtp_acceptance <= 1:
+            raise ValueError(f"--mtp_acceptance must be from 0 to 1, got {self.mtp_acceptance}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
         self.input_by_role = parse_audio_input(self.audio_input or ())
 

@@ -47,6 +47,7 @@ class StageSettings:
     user_audio_loss_weight: float = 0.0
     mtp_loss_weight: float | None = None
     mtp_kl_weight: float | None = None
+    mtp_acceptance: float | None = None
     attn_implementation: str = "auto"
     dtype: torch.dtype = torch.float32
     seed: int = 42

@@ -143,8 +143,10 @@ def load_stage_model(
         if not isinstance(base, Qwen2MTPConfig):
             add_tokens(model, tokenizer, settings.seed)
     choose_trained(model, settings)
+    verified = {} if settings.mtp_acceptance is None else {"acceptance": settings.mtp_acceptance}
     model.generation_config = GenerationConfig(
         **SAMPLING,
+        **verified,
         eos_token_id=[tokenizer.im_end_id, tokenizer.pad_id],
         pad_token_id=tokenizer.pad_id,
         mtp_inference_mode=list(settings.plan.ratio),

@@ -1,0 +1,41 @@
+"""Measure several checkouts of this project side by side: a worker runs with the code of one, in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vita_audio.errors import WRONG_INPUT
+
+ROOT = Path(__file__).parents[2]
+THIS = "this checkout"
+# Started with -c, Python imports the vita_audio of the current folder.
+RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2])"
+
+
+def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dict[str, Any]:
+    """Run a worker with the code of a checkout, with one thread, and return what it measures.
+
+    Args:
+        worker: Python file with a `main` that takes settings as JSON and prints its result as JSON in the last line. It
+            may only use names that the checkout has.
+    Raises: SystemExit if the worker fails.
+    """
+    command = [sys.executable, "-c", RUN_WORKER, str(worker), json.dumps(settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode == WRONG_INPUT:
+        raise SystemExit(WRONG_INPUT)  # the worker has written the reason
+    if result.returncode:
+        raise SystemExit(f"{worker.stem} failed in {checkout}, see above")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def is_checkout(folder: Path) -> bool:
+    """Return whether a folder has this project's package."""
+    return (folder / "vita_audio").is_dir()
