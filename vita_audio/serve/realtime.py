@@ -271,12 +271,13 @@ class RealtimeSession:
     # answers
 
     async def _on_response_create(self, event: events.ResponseCreate) -> None:
-        if self._reply is not None:
+        if self._reply is not None and not self._reply.is_cancelled:
             raise EventError("there is a response already; cancel it first", "conversation_already_has_active_response")
         if not any(item.role == "user" for item in self._conversation.items):
             raise EventError("the conversation has no message of a user", "conversation_empty")
         modalities = event.response.output_modalities or self._config.output_modalities
-        await self._respond(self._config.model_copy(update={"output_modalities": modalities}))
+        config = self._config.model_copy(update={"output_modalities": modalities})
+        await self._respond(config, SpeechEnd(perf_counter(), 0.0))
 
     async def _on_response_cancel(self, event: events.ResponseCancel) -> None:
         if self._reply is None or event.response_id not in (None, self._reply.id):
@@ -287,7 +288,7 @@ class RealtimeSession:
         if self._answering is not None:
             await asyncio.wait([self._answering])
 
-    async def _respond(self, config: events.SessionConfig, speech_end: SpeechEnd | None = None) -> None:
+    async def _respond(self, config: events.SessionConfig, speech_end: SpeechEnd) -> None:
         if self._reply is not None:
             self._reply.cancel("turn_detected")
         await self._finish_reply()
@@ -304,7 +305,7 @@ class RealtimeSession:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run_reply(self, reply: Reply, question: Item, speech_end: SpeechEnd | None) -> None:
+    async def _run_reply(self, reply: Reply, question: Item, speech_end: SpeechEnd) -> None:
         try:
             await reply.run(speech_end)
         finally:

@@ -37,11 +37,11 @@ def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -
 
 @dataclass(frozen=True)
 class SpeechEnd:
-    """The end of the user's speech that a response answers.
+    """The end of the user's turn that a response answers.
 
     Attributes:
-        detected_at: Time of `perf_counter` when it was detected.
-        vad_seconds: Silence that was waited for.
+        detected_at: Time of `perf_counter` when it was detected, or the client asked for the response.
+        vad_seconds: Silence that turn detection waited for.
     """
 
     detected_at: float
@@ -59,13 +59,17 @@ class Reply:
         self._answer: Answer | None = None
         self._metadata: dict[str, str] = {}
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self._reason is not None
+
     def cancel(self, reason: str) -> None:
         """Stop within one decoding step; `run` then sends `response.done`."""
         self._reason = self._reason or reason
         if self._answer is not None:
             self._answer.cancel()
 
-    async def run(self, speech_end: SpeechEnd | None = None) -> None:
+    async def run(self, speech_end: SpeechEnd) -> None:
         """Generate the answer and send all events of the response."""
         await self._send("response.created", response=self._json("in_progress"))
         limit = None if self._config.max_output_tokens == "inf" else self._config.max_output_tokens
@@ -97,7 +101,7 @@ class Reply:
                 await self._answer.close()
         await self._send("response.done", response=self._json(details["type"], details))
 
-    async def _stream(self, answer: Answer, speech_end: SpeechEnd | None) -> None:
+    async def _stream(self, answer: Answer, speech_end: SpeechEnd) -> None:
         kind, text_field = ("output_text", "text") if self._as_text else ("output_audio_transcript", "transcript")
         part_type = "text" if self._as_text else "audio"
         place = {"response_id": self.id, "output_index": 0}
@@ -116,7 +120,7 @@ class Reply:
                 if piece.chunk.text:
                     await self._send(f"response.{kind}.delta", **where, delta=piece.chunk.text)
                 if len(piece.chunk.wave):
-                    if speech_end and not self._metadata:
+                    if not self._metadata:
                         self._metadata = time_to_first_sound(speech_end, piece.seconds)
                     delta = base64.b64encode(to_pcm16(piece.chunk.wave)).decode()
                     await self._send("response.output_audio.delta", **where, delta=delta)
