@@ -69,9 +69,7 @@ def run(options: argparse.Namespace) -> None:
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
     service = Service(speech_lm, options.model.resolve().name, limits)
     app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token)
-    scheme, host = "https" if options.tls_key else "http", "localhost" if options.host == LOCAL else options.host
-    print(f"talk to {options.model}: {scheme}://{host}:{options.port}", flush=True)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=options.host,
         port=options.port,
@@ -80,6 +78,11 @@ def run(options: argparse.Namespace) -> None:
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
     )
+    socket = config.bind_socket()
+    socket.listen()  # so that clients who read the next line may connect
+    scheme, host = "https" if options.tls_key else "http", "localhost" if options.host == LOCAL else options.host
+    print(f"talk to {options.model}: {scheme}://{host}:{socket.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run([socket])
 
 
 def main(arguments: list[str] | None = None) -> None:

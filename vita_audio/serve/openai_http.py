@@ -44,10 +44,11 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": [model]}
 
     @app.post("/v1/audio/speech")
-    async def speech(body: SpeechRequest) -> Response:
+    async def speech(request: Request, body: SpeechRequest) -> Response:
         check(service, body.model, body.input)
         item = Item("", "user", TTS_PROMPT + plain_text(body.input, service.speech_lm.tokenizer))
-        pieces = await started(service.pieces(service.submit(Conversation([item]))))
+        answer = service.submit(Conversation([item]))
+        pieces = await while_connected(request, started(service.pieces(answer)))
         header = wav_header() if body.response_format == "wav" else b""
         return StreamingResponse(sound(pieces, header), media_type=f"audio/{body.response_format}")
 
@@ -65,8 +66,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         wave = await asyncio.to_thread(read_audio, await file.read(), service.limits.max_audio_seconds)
         conversation = Conversation([Item("", "user", f"{ASR_PROMPT}\n", wave)])
         answer = service.submit(conversation, plan="vanilla", decode_audio=False, **GREEDY)
-        pieces = [piece async for piece in service.pieces(answer) if isinstance(piece, Piece)]
-        text = "".join(piece.chunk.text for piece in pieces).strip()
+        text = await while_connected(request, words(service.pieces(answer)))
         return PlainTextResponse(text) if response_format == "text" else JSONResponse({"text": text})
 
     @app.post("/v1/chat/completions")
@@ -77,7 +77,8 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         answer = service.submit(conversation, **body.options)
         pieces = service.pieces(answer)
         if body.stream:
-            events = stream_events(body, service, conversation, await started(pieces))
+            pieces = await while_connected(request, started(pieces))
+            events = stream_events(body, service, conversation, pieces)
             return StreamingResponse(events, media_type="text/event-stream")
         return JSONResponse(await while_connected(request, complete(body, service, conversation, pieces)))
 
@@ -109,6 +110,10 @@ async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
             await pieces.aclose()
 
     return rest()
+
+
+async def words(pieces: AsyncIterator[Any]) -> str:
+    return "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)]).strip()
 
 
 async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[bytes]:

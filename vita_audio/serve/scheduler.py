@@ -104,7 +104,7 @@ class Answer:
         self.open_stream, self.stream = open_stream, None
         self.seconds, self.is_cancelled = Seconds(), False
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
-        self._is_over = asyncio.Event()
+        self._is_over, self._place = asyncio.Event(), 0
 
     def cancel(self) -> None:
         """Stop before the next step; the iteration then ends."""
@@ -114,6 +114,12 @@ class Answer:
         """Stop, and wait until the model has left the answer, so that its state may be used again."""
         self.cancel()
         await self._is_over.wait()
+
+    def tell_place(self, number: int) -> None:
+        """Tell the consumer the place in the queue, if it has changed; 0 or less is no place."""
+        if 0 < number != self._place:
+            self._place = number
+            self.post(Place(number))
 
     def post(self, event: Place | Piece | Exception | None) -> None:
         """Hand something to the consumer; None ends the iteration. Called by the scheduler's thread."""
@@ -161,12 +167,12 @@ class Scheduler:
         Raises: BusyError if the queue is full.
         """
         with self._changed:
-            if len(self._active) + len(self._waiting) >= self._max_streams + self._max_queue or self._is_closed:
+            place = len(self._active) + len(self._waiting) + 1 - self._max_streams
+            if place > self._max_queue or self._is_closed:
                 raise BusyError(f"the server is busy, {len(self._waiting)} answers are waiting; try again later")
             answer = Answer(open_stream)
             self._waiting.append(answer)
-            if len(self._active) + len(self._waiting) > self._max_streams:
-                answer.post(Place(len(self._waiting)))
+            answer.tell_place(place)
             self._changed.notify()
         return answer
 
@@ -205,7 +211,7 @@ class Scheduler:
             self._active.append(self._waiting.popleft())
         if len(self._waiting) < num_waiting:
             for number, answer in enumerate(self._waiting, 1):
-                answer.post(Place(number))
+                answer.tell_place(number)
 
     def _step(self, answer: Answer) -> bool:
         """Take one step of an answer: read its prompt, or make its next chunk. Returns whether more will follow."""
