@@ -7,8 +7,8 @@ import httpx2 as httpx
 import openai
 import pytest
 import websockets.sync.client
-from serve.conftest import serve
-from serve.test_realtime import MANUAL, append, ask, pcm, read_until, session, silence, speech
+from realtime_client import MANUAL, append, ask, pcm, read_until, session, silence, speech
+from toy_server import serve
 
 from vita_audio.serve.settings import Limits
 

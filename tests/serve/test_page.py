@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from serve.conftest import serve
+from toy_server import serve
 
 from vita_audio.serve.audio import OUTPUT_RATE, from_pcm16
 from vita_audio.serve.settings import Limits

@@ -2,58 +2,14 @@
 
 import base64
 import json
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-import soxr
 from openai.types.realtime import ConversationItemDone, ResponseDoneEvent, SessionCreatedEvent
-from serve.conftest import serve
+from realtime_client import GREEDY, MANUAL, RATE, append, ask, pcm, read_until, session, silence, speech
+from toy_server import serve
 
 from vita_audio.serve.settings import Limits
-
-SPEECH = Path(__file__).parents[1] / "assets" / "speech_tokenizer" / "vq_wav" / "speech_short.wav"
-RATE = 24_000
-GREEDY = {"temperature": 0, "plan": "boost"}
-MANUAL = {"audio": {"input": {"turn_detection": None}}, "generation": GREEDY}
-
-
-def pcm(wave):
-    return base64.b64encode((32767 * wave).astype("<i2").tobytes()).decode()
-
-
-def silence(seconds, rate=RATE):
-    return np.zeros(int(seconds * rate))
-
-
-def speech(seconds=1.5, rate=RATE):
-    wave, file_rate = soundfile.read(SPEECH)
-    return soxr.resample(wave[: int(seconds * file_rate)], file_rate, rate)
-
-
-@contextmanager
-def session(server, **config):
-    """Open a session; the events of its beginning are read."""
-    with server.client.realtime.connect(model="toy") as connection:
-        assert connection.recv().type == "session.created"
-        connection.session.update(session={"type": "realtime", **config})
-        assert connection.recv().type == "session.updated"
-        yield connection
-
-
-def read_until(connection, *kinds):
-    """Return the events up to the first one of these types."""
-    events = []
-    while not events or events[-1].type not in kinds:
-        events.append(connection.recv())
-    return events
-
-
-def append(connection, wave, rate=RATE):
-    for start in range(0, len(wave), rate // 10):
-        connection.input_audio_buffer.append(audio=pcm(wave[start : start + rate // 10]))
 
 
 def types(events):
@@ -62,14 +18,6 @@ def types(events):
 
 def item_of(events):
     return next(event.item for event in events if event.type == "response.output_item.done")
-
-
-def ask(connection, text):
-    connection.conversation.item.create(
-        item={"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-    )
-    connection.response.create()
-    return read_until(connection, "response.done", "error")
 
 
 def test_a_spoken_turn_is_detected_and_answered(server):

@@ -8,6 +8,9 @@ Then open http://localhost:8000.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import webbrowser
 from dataclasses import fields
 from pathlib import Path
 
@@ -37,6 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--token-file", type=Path, help="file with the token that clients must send (default: none needed)")
     add("--tls-certificate", type=Path, help="certificate, PEM; browsers need TLS for a microphone on another machine")
     add("--tls-key", type=Path, help="its key, PEM")
+    add("--open-page", action="store_true", help="open the page in the browser, if this machine has a screen")
     group = parser.add_argument_group("limits")
     for field in fields(Limits):
         kind = type(field.default)
@@ -81,7 +85,10 @@ def run(options: argparse.Namespace) -> None:
     socket = config.bind_socket()
     socket.listen()  # so that clients who read the next line may connect
     scheme, host = "https" if options.tls_key else "http", "localhost" if options.host == LOCAL else options.host
-    print(f"talk to {options.model}: {scheme}://{host}:{socket.getsockname()[1]}", flush=True)
+    url = f"{scheme}://{host}:{socket.getsockname()[1]}"
+    print(f"talk to {options.model}: {url}", flush=True)
+    if options.open_page and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+        webbrowser.open(url)  # without a screen it would start a browser for the terminal
     uvicorn.Server(config).run([socket])
 
 
