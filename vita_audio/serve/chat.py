@@ -110,8 +110,7 @@ def _usage(conversation: Conversation, ids: list[int]) -> dict[str, int]:
 
 
 def _finish(body: ChatRequest, service: Service, ids: list[int]) -> str:
-    limit = min(body.max_completion_tokens or service.limits.max_new_tokens, service.limits.max_new_tokens)
-    return "length" if len(ids) >= limit else "stop"
+    return "length" if len(ids) >= service.answer_limit(body.max_completion_tokens) else "stop"
 
 
 async def complete(

@@ -73,33 +73,34 @@ class RealtimeSession:
         try:
             await self._configure(self._config)
             await self._send("session.created", session=self._session_json())
-            while True:
-                text = await self._receive()
-                if not self._rate_limit.allows():
-                    await self._send_error(EventError("too many events per second", "rate_limit_exceeded"))
-                    return await self._websocket.close(1008)
-                await self._handle(text)
-        except asyncio.TimeoutError:
-            await self._send_error(EventError("the session was idle for too long", "idle_timeout"))
-            await self._websocket.close(1000)
+            await self._serve()
         except WebSocketDisconnect:
             pass
         finally:
-            if self._reply is not None:
-                self._reply.cancel("client_cancelled")
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _serve(self) -> None:
+        error, code = EventError("too many events per second", "rate_limit_exceeded"), 1008
+        try:
+            text = await self._receive()
+            while self._rate_limit.allows():
+                await self._handle(text)
+                text = await self._receive()
+        except asyncio.TimeoutError:
+            error, code = EventError("the session was idle for too long", "idle_timeout"), 1000
+        await self._send_error(error)
+        await self._websocket.close(code)
+
     async def _receive(self) -> str | bytes:
-        while True:
-            left = self._active_at + self._service.limits.idle_seconds - perf_counter()
-            if self._answering is not None and not self._answering.done():
-                left = self._service.limits.idle_seconds
-            message = await asyncio.wait_for(self._websocket.receive(), max(left, 0))
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1000))
-            return message["text"] if message.get("text") is not None else message.get("bytes", b"")
+        is_answering = self._answering is not None and not self._answering.done()
+        since = perf_counter() if is_answering else self._active_at
+        left = since + self._service.limits.idle_seconds - perf_counter()
+        message = await asyncio.wait_for(self._websocket.receive(), max(left, 0))
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1000))
+        return message["text"] if message.get("text") is not None else message.get("bytes", b"")
 
     async def _handle(self, text: str | bytes) -> None:
         """Carry out an event, or send an error about it."""

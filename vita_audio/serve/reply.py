@@ -89,9 +89,7 @@ class Reply:
             await self._stream(self._answer, speech_end)
             if self._reason:
                 details = {"type": "cancelled", "reason": self._reason}
-            elif len(self.item.ids) >= min(
-                limit or self._service.limits.max_new_tokens, self._service.limits.max_new_tokens
-            ):
+            elif len(self.item.ids) >= self._service.answer_limit(limit):
                 details = {"type": "incomplete", "reason": "max_output_tokens"}
         except (BusyError, GenerationError, ValueError) as error:
             details = {"type": "failed", "error": error_json(error)}

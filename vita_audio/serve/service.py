@@ -26,6 +26,10 @@ class Service:
         self.metrics = Metrics(self.scheduler)
         self.num_sessions = 0
 
+    def answer_limit(self, max_new_tokens: int | None) -> int:
+        """Return the longest answer, in tokens, to a request for this length; None is no wish."""
+        return min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
+
     def submit(
         self,
         conversation: Conversation,
@@ -39,7 +43,7 @@ class Service:
 
         Raises: BusyError.
         """
-        limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
+        limit = self.answer_limit(max_new_tokens)
         instructions = plain_text(instructions, self.speech_lm.tokenizer)
         items = list(conversation.items)
 
