@@ -31,6 +31,7 @@ LOCAL = "127.0.0.1"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line. Raises: SystemExit for wrong arguments."""
     parser = OneLineParser("python -m vita_audio.serve", description=__doc__)
     add = parser.add_argument
     add_model_options(parser)

@@ -105,7 +105,7 @@ def _item(message: Message, service: Service) -> Item:
 
 
 def _usage(conversation: Conversation, ids: list[int]) -> dict[str, int]:
-    num_prompt = len(conversation.state.keys)
+    num_prompt = len(conversation.prompt)
     return {"prompt_tokens": num_prompt, "completion_tokens": len(ids), "total_tokens": num_prompt + len(ids)}
 
 

@@ -68,6 +68,11 @@ class Conversation:
     items: list[Item] = field(default_factory=list)
     state: ChatState = field(default_factory=ChatState)
 
+    @property
+    def prompt(self) -> list[int | bytes]:
+        """The tokens of the latest prompt; digests stand for audio that is continuous input."""
+        return self.state.keys
+
     def find(self, item_id: str) -> Item | None:
         return next((item for item in self.items if item.id == item_id), None)
 

@@ -86,6 +86,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, status: int, messag
 
 
 def given_token(headers: Headers) -> str:
+    """Return the token that a request carries, or an empty string."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token

@@ -113,10 +113,12 @@ async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 async def words(pieces: AsyncIterator[Any]) -> str:
+    """Return the text of an answer."""
     return "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)]).strip()
 
 
 async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[bytes]:
+    """Yield a header, then the sound of an answer as 16-bit PCM."""
     yield header
     async for piece in pieces:
         if isinstance(piece, Piece):

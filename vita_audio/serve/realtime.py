@@ -331,7 +331,7 @@ class RealtimeSession:
 
 def count_tokens(conversation: Conversation, text: str, service: Service) -> dict[str, int]:
     """Count the tokens of a transcription."""
-    num_prompt, num_answer = len(conversation.state.keys), len(service.speech_lm.tokenizer.encode(text))
+    num_prompt, num_answer = len(conversation.prompt), len(service.speech_lm.tokenizer.encode(text))
     return {"input_tokens": num_prompt, "output_tokens": num_answer, "total_tokens": num_prompt + num_answer}
 
 

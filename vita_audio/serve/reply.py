@@ -164,7 +164,7 @@ def usage(service: Service, conversation: Conversation, ids: list[int]) -> dict[
         num_audio = sum(service.speech_lm.tokenizer.is_audio(token) for token in tokens if isinstance(token, int))
         return {"audio_tokens": num_audio, "text_tokens": len(tokens) - num_audio}
 
-    prompt = conversation.state.keys
+    prompt = conversation.prompt
     return {
         "input_tokens": len(prompt),
         "output_tokens": len(ids),
