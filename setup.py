@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["vita_audio", "vita_audio.*"]),
-    package_data={"vita_audio": ["assets/**/*"]},
+    package_data={"vita_audio": ["assets/**/*", "serve/static/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -46,6 +46,16 @@ setup(
         "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
         "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
         "ray": ["ray[data]>=2.60,<3"],  # audio codes on a cluster
+        "tensorboard": ["tensorboard>=2.16"],  # curves of a training run
+        # the server and its page
+        "serve": [
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "websockets>=13",
+            "python-multipart>=0.0.9",
+            "prometheus_client>=0.20",
+            "silero-vad>=6.2",
+        ],
         # audio tokenizers other than GLM-4-Voice
         "cosyvoice2": ["s3tokenizer>=0.3,<0.4", "onnx", "onnxruntime"],
         "snac24khz": ["snac>=1.2,<2"],

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Create .venv with pinned versions and this package; exits at once if the environment is up to date.
+# Create .venv with pinned versions and this package; exits at once if the environment is up to date. With the argument
+# talk, create .venv_talk with only what the server needs, which takes no compiler.
 #   PYTHON  interpreter to create it with, 3.10 to 3.12 (default: python3)
-#   VENV    folder of the environment (default: .venv)
+#   VENV    folder of the environment (default: .venv, .venv_talk)
 # A torch that sees a GPU is kept, whether in the environment or in the interpreter's own packages. Otherwise torch is
 # installed; without nvidia-smi, its CPU build, which is several GB smaller.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=${VENV:-$root/.venv}
+suffix=${1:+_$1}
+venv=${VENV:-$root/.venv$suffix}
 python=${PYTHON:-python3}
-requirements=$root/scripts/requirements_quickstart.txt
+requirements=$root/scripts/requirements${suffix:-_quickstart}.txt
+versions=$root/scripts/requirements_quickstart.txt
 torch_version=2.13.0
 cpu_builds=https://download.pytorch.org/whl/cpu
 
@@ -45,6 +48,7 @@ show_progress() {
     printf '\r  %d packages in %d s                              \n' "$count" "$((SECONDS - start))"
 }
 
+[ -f "$requirements" ] || fail "the argument must be talk or left out, got $1"
 stamp=$(cat "$requirements" "$root/setup.py" "$root/scripts/setup_env.sh" | cksum)
 if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$stamp" ]; then
     exit 0
@@ -59,7 +63,7 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "${options[@]}" "$venv" \
         || fail "$python cannot make environments; install its venv module (python3-venv) or set PYTHON"
 fi
-command -v c++ > /dev/null || fail "no C++ compiler, which DeepSpeed needs to build an extension; install g++"
+[ -n "$suffix" ] || command -v c++ > /dev/null || fail "no C++ compiler, which DeepSpeed needs to build an extension; install g++"
 
 echo "Installing into $venv; this takes a few minutes."
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
@@ -72,10 +76,12 @@ if ! sees_gpu "$venv/bin/python"; then
             echo "$cpu_builds cannot be reached; pip's own index may offer a torch for GPUs, which is several GB larger."
         fi
     fi
-    "${pip[@]}" install --constraint "$requirements" "${torch[@]}" | show_progress 10
+    "${pip[@]}" install --constraint "$versions" "${torch[@]}" | show_progress 10
 fi
 "$venv/bin/python" -c "import torch; print('torch==' + torch.__version__)" > "$venv/torch_version.txt"
-"${pip[@]}" install --constraint "$venv/torch_version.txt" --requirement "$requirements" \
-    | show_progress "$(grep -c '^[a-zA-Z]' "$requirements")"
+number=$(grep -c '^[a-zA-Z]' "$requirements")
+[ -z "$suffix" ] || number=42 # with the packages that those listed need
+"${pip[@]}" install --constraint "$versions" --constraint "$venv/torch_version.txt" --requirement "$requirements" \
+    | show_progress "$number"
 "${pip[@]}" --quiet install --no-deps --no-build-isolation --editable "$root"
 echo "$stamp" > "$venv/.installed"

@@ -19,6 +19,7 @@ LAYERS = (
     ("data",),
     ("checkpoints", "training", "inference"),
     ("command_line",),
+    ("serve",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the modules of a folder may import of this project; the longest name that fits counts.
@@ -31,11 +32,15 @@ MAY_IMPORT = {
     "tools.codec": ("vita_audio", "tools.common", "tools.demo.domain", "tools.codec"),
 }
 FOLDERS = (PACKAGE, "evaluation", "tools")
-IMPORTED_AS = {"pyyaml": {"yaml"}, "datasets": {"datasets", "pyarrow"}}  # where it is not the name of the requirement
+IMPORTED_AS = {
+    "pyyaml": {"yaml"},
+    "datasets": {"datasets", "pyarrow"},
+    "fastapi": {"fastapi", "pydantic", "starlette"},
+}  # where it is not the name of the requirement
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
     *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx"),
-    *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords", "ray"),
+    *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords", "ray", "silero_vad"),
 )
 PATH_EDITS = re.compile(r"sys\.path\b|PYTHONPATH")
 
@@ -133,9 +138,15 @@ def test_nothing_edits_the_import_path(path):
 
 @pytest.mark.parametrize("path", sources(PACKAGE), ids=name_of)
 def test_modules_begin_with_what_the_package_requires(path):
-    """Other packages are imported inside the function that needs them."""
-    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
-    required = re.findall(r'^ +"([A-Za-z_-]+)', setup.split("install_requires=[")[1].split("]")[0], re.MULTILINE)
+    """Other packages are imported inside the function that needs them; a folder may have an extra of its own name."""
+    keywords = {
+        node.arg: node.value
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword)
+    }
+    extras = ast.literal_eval(keywords["extras_require"])
+    needed = ast.literal_eval(keywords["install_requires"]) + extras.get(path.relative_to(ROOT / PACKAGE).parts[0], [])
+    required = [re.match("[A-Za-z_-]+", requirement)[0] for requirement in needed]
     assert "transformers" in required
     known = {PACKAGE, *sys.stdlib_module_names}.union(*(IMPORTED_AS.get(name, {name}) for name in required))
     assert {name.split(".")[0] for name in imports(path, lazy=False)} - known == set()

@@ -31,7 +31,12 @@ def is_program(path: Path) -> bool:
 
 
 def programs() -> list[str]:
-    paths = [path for folder in ("tools", "evaluation") for path in (ROOT / folder).rglob("*.py") if is_program(path)]
+    paths = [
+        path
+        for folder in ("tools", "evaluation", "vita_audio")
+        for path in (ROOT / folder).rglob("*.py")
+        if is_program(path)
+    ]
     return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
 
 

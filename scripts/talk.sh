@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Talk to a model in the browser: set up only what that needs, start the server and open its page. Options are those of
+# `python -m vita_audio.serve`, such as --model DIR (default: the demo model, or the one of the quick start).
+#   PYTHON, VENV  as in setup_env.sh (default: .venv if it can serve, else .venv_talk)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+options=("$@")
+if [[ " $* " != *" --model"[\ =]* && " $* " != *" --help "* ]]; then
+    for model in "$root/vita_audio/assets/demo_model" "$root/outputs/quickstart/stage4" ""; do
+        [ -f "$model/config.json" ] && break
+    done
+    if [ -z "$model" ]; then
+        echo "talk.sh: no model; bash scripts/quickstart.sh trains one in outputs/quickstart/stage4, or give --model DIR" >&2
+        exit 2
+    fi
+    options=(--model "$model" --max-turns 1 "$@") # these models answer one question at a time
+fi
+
+can_serve() {
+    "$1/bin/python" -c 'from importlib.util import find_spec as find
+assert all(map(find, ("vita_audio", "fastapi", "uvicorn", "websockets", "prometheus_client", "silero_vad")))' 2> /dev/null
+}
+
+venv=${VENV:-$root/.venv}
+if ! can_serve "$venv"; then
+    venv=${VENV:-$root/.venv_talk}
+    VENV=$venv bash "$root/scripts/setup_env.sh" talk
+fi
+exec "$venv/bin/python" -m vita_audio.serve --open-page "${options[@]}"

@@ -1,0 +1,168 @@
+"""Who may use the server and how much; a client that leaves frees everything."""
+
+import json
+import time
+
+import httpx2 as httpx
+import openai
+import pytest
+import websockets.sync.client
+from realtime_client import MANUAL, append, ask, pcm, read_until, session, silence, speech
+from toy_server import serve
+
+from vita_audio.serve.settings import Limits
+
+LONG = Limits(max_new_tokens=400, max_streams=1, max_queue=1)
+QUESTION = {"model": "toy", "messages": [{"role": "user", "content": "hello"}]}
+MESSAGE = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
+
+
+@pytest.fixture(scope="module")
+def guarded(speech_lm):
+    with serve(speech_lm, hosts=["localhost"], token="secret", limits=Limits(max_bytes=50_000)) as server:
+        yield server
+
+
+def connect(server, **options):
+    return websockets.sync.client.connect(f"ws://localhost:{server.port}/v1/realtime", **options)
+
+
+def free(server):
+    """Wait until nothing is generated; a step of the tiny model takes milliseconds."""
+    deadline = time.monotonic() + 5
+    while server.service.scheduler.num_active or server.service.scheduler.num_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_token_is_needed_but_for_the_page(guarded):
+    for path, status in (
+        ("/", 200),
+        ("/health", 200),
+        ("/static/talk.js", 200),
+        ("/v1/models", 401),
+        ("/metrics", 401),
+    ):
+        assert httpx.get(guarded.url + path).status_code == status, path
+    with pytest.raises(openai.AuthenticationError, match="needs its token"):
+        guarded.client.models.list()
+    assert guarded.client.copy(api_key="secret").models.list().data
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        connect(guarded)
+    with connect(guarded, subprotocols=["realtime", "openai-insecure-api-key.secret"]) as socket:
+        assert socket.subprotocol == "realtime" and json.loads(socket.recv())["type"] == "session.created"
+
+
+@pytest.mark.parametrize("origin", ["http://example.com", "http://localhost:1", "null"])
+def test_pages_of_others_are_refused(server, origin):
+    assert httpx.get(f"{server.url}/v1/models", headers={"origin": origin}).status_code == 403
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        connect(server, origin=origin)
+    with connect(server, origin=server.url) as socket:
+        assert json.loads(socket.recv())["type"] == "session.created"
+
+
+def test_other_hosts_are_refused(server):
+    response = httpx.get(f"{server.url}/v1/models", headers={"host": "example.com"})
+    assert response.status_code == 400 and "--allow-host" in response.json()["error"]["message"]
+
+
+def test_no_file_outside_the_page_is_served(server):
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/..%2fapp.py"):
+        assert httpx.get(server.url + path).status_code == 404, path
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_request_that_is_too_large_is_refused(guarded, is_chunked):
+    body = json.dumps({"model": "toy", "input": "x" * 60_000}).encode()
+    headers = {"authorization": "Bearer secret", "content-type": "application/json"}
+    content = iter([body[:30_000], body[30_000:]]) if is_chunked else body
+    response = httpx.post(f"{guarded.url}/v1/audio/speech", content=content, headers=headers)
+    assert response.status_code == 413 and response.json()["error"]["message"] == "a request has at most 50000 bytes"
+
+
+def test_an_event_that_is_too_large_ends_the_session(guarded):
+    with connect(guarded, additional_headers={"authorization": "Bearer secret"}) as socket:
+        socket.recv()
+        with pytest.raises(websockets.exceptions.ConnectionClosedError) as error:
+            socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": "A" * 60_000}))
+            socket.recv()
+        assert error.value.rcvd.code == 1009
+
+
+def test_too_many_events_end_the_session(speech_lm):
+    with serve(speech_lm, limits=Limits(events_per_second=10)) as server, session(server, **MANUAL) as connection:
+        with pytest.raises(websockets.exceptions.ConnectionClosedError):
+            for _ in range(1000):
+                connection.input_audio_buffer.append(audio=pcm(silence(0.001)))
+        assert read_until(connection, "error")[-1].error.code == "rate_limit_exceeded"
+
+
+def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
+    with serve(speech_lm, limits=Limits(idle_seconds=1)) as server, session(server) as connection:
+        start = time.monotonic()
+        with pytest.raises(websockets.exceptions.ConnectionClosed):
+            while time.monotonic() < start + 30:
+                append(connection, silence(0.1))
+                time.sleep(0.05)
+        events = []
+        with pytest.raises(websockets.exceptions.ConnectionClosedOK):
+            while True:
+                events.append(connection.recv())
+    assert events[-1].error.code == "idle_timeout"
+
+
+def test_sessions_have_a_limit(speech_lm):
+    with serve(speech_lm, limits=Limits(max_sessions=1)) as server, connect(server):
+        with pytest.raises(websockets.exceptions.InvalidStatus):
+            connect(server)
+
+
+def test_who_waits_sees_a_place_and_who_finds_no_place_an_error(speech_lm):
+    with (
+        serve(speech_lm, limits=LONG) as server,
+        session(server, **MANUAL) as first,
+        session(server, **MANUAL) as second,
+    ):
+        for connection in (first, second):
+            connection.conversation.item.create(item=MESSAGE)
+            connection.response.create()
+            read_until(connection, "response.created")
+        events = read_until(second, "vita.queue")
+        assert events[-1].to_dict()["place"] == 1
+        with session(server, **MANUAL) as third:
+            error = ask(third, "hello")[-1].response.status_details.error
+            assert (error.type, error.code) == ("server_error", "server_busy")
+        with pytest.raises(openai.RateLimitError, match="busy"):
+            server.client.chat.completions.create(**QUESTION)
+        assert read_until(second, "response.done")[-1].response.output  # its turn comes
+
+
+def test_a_session_that_leaves_in_mid_answer_frees_everything(speech_lm):
+    with serve(speech_lm, limits=LONG) as server:
+        with session(server) as connection:
+            append(connection, silence(0.5))
+            append(connection, speech())
+            append(connection, silence(1))
+            read_until(connection, "response.output_audio.delta")
+            assert server.service.scheduler.num_active == 1
+        free(server)
+        while server.service.num_sessions:
+            time.sleep(0.01)
+        text = server.service.metrics.text().decode()
+        assert 'vita_audio_answers_total{outcome="cancelled"} 1.0' in text
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_request_whose_client_leaves_frees_everything(speech_lm, is_streamed):
+    with serve(speech_lm, limits=LONG) as server:
+        body = {**QUESTION, "stream": is_streamed}
+        url = f"{server.url}/v1/chat/completions"
+        if is_streamed:
+            with httpx.stream("POST", url, json=body, timeout=30) as response:
+                next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, json=body, timeout=httpx.Timeout(10, read=0.2))
+        free(server)
+        assert 'outcome="cancelled"} 1.0' in server.service.metrics.text().decode()

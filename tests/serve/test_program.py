@@ -1,0 +1,53 @@
+"""`python -m vita_audio.serve` as users start it."""
+
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(toy_folders, *options):
+    folders = ["--audio-tokenizer-path", toy_folders.audio_tokenizer, "--audio-decoder-path", toy_folders.audio_decoder]
+    command = [sys.executable, "-m", "vita_audio.serve", "--model", toy_folders.model, *folders, *options]
+    return subprocess.Popen(map(str, command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
+    key, certificate, token = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "token"
+    options = ["-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = ["openssl", "req", "-x509", *options, "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    token.write_text("secret\n")
+    files = ["--token-file", token, "--tls-certificate", certificate, "--tls-key", key]
+    server = start(toy_folders, "--port", 0, *files)
+    try:
+        url = re.search(r"https://localhost:\d+", server.stdout.readline())[0]
+        with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=certificate)) as client:
+            assert client.get("/health").json() == {"status": "ok", "model": "model"}
+            assert client.get("/v1/models").status_code == 401
+            assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--tls-key", "key.pem"], "--tls-certificate and --tls-key go together, got one of them"),
+        (["--token-file", "nothing"], "nothing: no such file"),
+        (["--max-streams", "0"], "must be above 0, got 0"),
+        (["--port", "70000"], "must be at least 0 and at most 65535, got 70000"),
+    ],
+)
+def test_wrong_options_get_one_line(toy_folders, options, message):
+    _, errors = (server := start(toy_folders, *options)).communicate(timeout=60)
+    assert server.returncode == 2 and errors.count("\n") == 1 and message in errors

@@ -1,0 +1,107 @@
+"""Interleaved answers are those of the model alone; a queue has places; whoever leaves frees its room at once."""
+
+import asyncio
+
+import pytest
+import torch
+
+from vita_audio.inference.pipeline import SpeechLM
+from vita_audio.inference.tasks import make_conversation
+from vita_audio.serve.scheduler import BusyError, GenerationError, Piece, Place, Scheduler
+
+OPTIONS = {"plan": "boost", "do_sample": False, "max_new_tokens": 60}
+CONVERSATIONS = [make_conversation("text", text=text) for text in ("hello", "what is the day", "and now")]
+
+
+@pytest.fixture
+def scheduler(speech_lm):
+    scheduler = Scheduler(speech_lm, max_streams=2, max_queue=2)
+    yield scheduler
+    scheduler.close()
+
+
+def opener(conversation):
+    return lambda speech_lm: speech_lm.stream(conversation, **OPTIONS)
+
+
+async def collect(answer):
+    return [event async for event in answer]
+
+
+def test_answers_are_those_of_the_model_alone(speech_lm, scheduler):
+    async def run():
+        answers = [scheduler.submit(opener(conversation)) for conversation in CONVERSATIONS]
+        return await asyncio.gather(*map(collect, answers))
+
+    for events, conversation in zip(asyncio.run(run()), CONVERSATIONS, strict=True):
+        chunks = [event.chunk for event in events if isinstance(event, Piece)]
+        expected = speech_lm.respond(conversation, **OPTIONS)
+        assert [token_id for chunk in chunks for token_id in chunk.ids] == expected.ids
+        torch.testing.assert_close(sum(len(chunk.wave) for chunk in chunks), len(expected.wave))
+        seconds = events[-1].seconds
+        assert min(seconds.encoder, seconds.model, seconds.decoder) > 0
+
+
+def test_streams_take_turns(scheduler):
+    order = []
+
+    async def follow(name, answer):
+        async for event in answer:
+            if isinstance(event, Piece):
+                order.append(name)
+
+    async def run():
+        answers = [scheduler.submit(opener(CONVERSATIONS[0])) for _ in range(2)]
+        await asyncio.gather(*(follow(*pair) for pair in enumerate(answers)))
+
+    asyncio.run(run())
+    assert len(order) > 8 and order.count(0) == order.count(1)
+    assert all(abs(order[:stop].count(0) - order[:stop].count(1)) <= 2 for stop in range(len(order)))
+
+
+def test_waiting_answers_know_their_place_and_the_queue_has_an_end(scheduler):
+    async def run():
+        answers = [scheduler.submit(opener(CONVERSATIONS[0])) for _ in range(4)]
+        with pytest.raises(BusyError, match="busy"):
+            scheduler.submit(opener(CONVERSATIONS[0]))
+        return await asyncio.gather(*map(collect, answers))
+
+    places = [[event.number for event in events if isinstance(event, Place)] for events in asyncio.run(run())]
+    assert places == [[], [], [1], [2, 1]]
+
+
+def test_a_cancelled_answer_stops_before_its_next_step(scheduler):
+    async def run():
+        answers = [scheduler.submit(opener(CONVERSATIONS[0])) for _ in range(3)]
+        events = []
+        async for event in answers[0]:
+            events.append(event)
+            if len(events) == 2:
+                for answer in answers:
+                    await answer.close()
+        while scheduler.num_active or scheduler.num_waiting:  # until the thread has left the last one
+            await asyncio.sleep(0.001)
+        return events, [await collect(answer) for answer in answers[1:]]
+
+    whole = len(asyncio.run(collect_one(scheduler)))
+    events, _ = asyncio.run(run())
+    assert len(events) < whole
+
+
+async def collect_one(scheduler):
+    return await collect(scheduler.submit(opener(CONVERSATIONS[0])))
+
+
+def test_the_fault_of_one_answer_is_its_own(scheduler, caplog):
+    def broken(speech_lm: SpeechLM):
+        yield from list(speech_lm.stream(CONVERSATIONS[0], **OPTIONS))[:2]
+        raise ZeroDivisionError("secret")
+
+    async def run():
+        answers = [scheduler.submit(broken), scheduler.submit(opener(CONVERSATIONS[0]))]
+        with pytest.raises(GenerationError, match="the log of the server has the reason"):
+            await collect(answers[0])
+        return await collect(answers[1])
+
+    assert len(asyncio.run(run())) > 2
+    assert "secret" in caplog.text

@@ -1,0 +1,47 @@
+"""A server in a thread, on a port of this machine."""
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from openai import OpenAI
+
+from vita_audio.serve.app import create_app
+from vita_audio.serve.service import Service
+from vita_audio.serve.settings import Limits
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    service: Service
+
+    @property
+    def url(self):
+        return f"http://localhost:{self.port}"
+
+    @property
+    def client(self):
+        return OpenAI(api_key="none", base_url=f"{self.url}/v1", max_retries=0)
+
+
+@contextmanager
+def serve(speech_lm, *, limits=None, port=0, **options):
+    """Run a server in a thread; other arguments as in `create_app`."""
+    service = Service(speech_lm, "toy", limits or Limits(max_new_tokens=40))
+    config = uvicorn.Config(
+        create_app(service, **options), port=port, log_level="error", ws_max_size=service.limits.max_bytes
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield Server(server.servers[0].sockets[0].getsockname()[1], service)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()

@@ -1,0 +1,103 @@
+"""Serve a model: a page to talk to it, and the interface of OpenAI's clients.
+
+    python -m vita_audio.serve --model outputs/quickstart/stage4
+
+Then open http://localhost:8000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import webbrowser
+from dataclasses import fields
+from pathlib import Path
+
+from vita_audio.command_line import (
+    OneLineParser,
+    add_model_options,
+    check_files,
+    check_model_folder,
+    in_range,
+    load_audio_tokenizer,
+    load_speech_lm,
+    quieten_transformers,
+)
+from vita_audio.errors import one_line_errors
+from vita_audio.serve.settings import Limits
+
+LOCAL = "127.0.0.1"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line. Raises: SystemExit for wrong arguments."""
+    parser = OneLineParser("python -m vita_audio.serve", description=__doc__)
+    add = parser.add_argument
+    add_model_options(parser)
+    add("--host", default=LOCAL, help="address to listen on; 0.0.0.0 is every one of this machine")
+    add("--port", type=in_range(int, minimum=0, maximum=65535), default=8000, help="port; 0 is any free one")
+    add("--allow-host", nargs="+", default=[], metavar="NAME", help="names besides localhost that clients use")
+    add("--token-file", type=Path, help="file with the token that clients must send (default: none needed)")
+    add("--tls-certificate", type=Path, help="certificate, PEM; browsers need TLS for a microphone on another machine")
+    add("--tls-key", type=Path, help="its key, PEM")
+    add("--open-page", action="store_true", help="open the page in the browser, if this machine has a screen")
+    group = parser.add_argument_group("limits")
+    for field in fields(Limits):
+        kind = type(field.default)
+        name = "--" + field.name.replace("_", "-")
+        group.add_argument(name, type=in_range(kind, above=0), default=field.default, help=field.metadata["help"])
+    options = parser.parse_args(arguments)
+    if (options.tls_certificate is None) != (options.tls_key is None):
+        parser.error("--tls-certificate and --tls-key go together, got one of them")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load the model and serve it until the process is ended."""
+    check_model_folder(options.model)
+    check_files(options.token_file, options.tls_certificate, options.tls_key)
+    token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
+    if token == "":
+        raise ValueError(f"{options.token_file} has no token; write one line into it")
+
+    import uvicorn
+
+    from vita_audio.serve.app import create_app
+    from vita_audio.serve.guard import LOCAL_HOSTS
+    from vita_audio.serve.service import Service
+    from vita_audio.serve.turns import load_vad
+
+    quieten_transformers()
+    load_vad()  # so that a missing package is reported now
+    speech_lm = load_speech_lm(options, load_audio_tokenizer(options))
+    limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
+    service = Service(speech_lm, options.model.resolve().name, limits)
+    app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token)
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        ws_max_size=limits.max_bytes,
+        ssl_certfile=options.tls_certificate,
+        ssl_keyfile=options.tls_key,
+    )
+    socket = config.bind_socket()
+    socket.listen()  # so that clients who read the next line may connect
+    scheme, host = "https" if options.tls_key else "http", "localhost" if options.host == LOCAL else options.host
+    url = f"{scheme}://{host}:{socket.getsockname()[1]}"
+    print(f"talk to {options.model}: {url}", flush=True)
+    if options.open_page and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
+        webbrowser.open(url)  # without a screen it would start a browser for the terminal
+    uvicorn.Server(config).run([socket])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with one_line_errors("vita_audio.serve"):
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The web application: the page, the realtime socket and the HTTP endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Response, WebSocket
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from vita_audio.serve.guard import LOCAL_HOSTS, Guard
+from vita_audio.serve.openai_http import add_endpoints
+from vita_audio.serve.realtime import RealtimeSession
+from vita_audio.serve.service import Service
+
+STATIC = Path(__file__).parent / "static"
+POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+
+
+def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: str | None = None) -> FastAPI:
+    """Make the application; arguments as in `Guard`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.scheduler.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, hosts=hosts, token=token, max_bytes=service.limits.max_bytes)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    add_endpoints(app, service)
+
+    @app.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "model": service.name}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.websocket("/v1/realtime")
+    async def realtime(websocket: WebSocket) -> None:
+        gauge = service.metrics.sessions
+        if service.num_sessions >= service.limits.max_sessions:
+            return await websocket.close(1013, "too many sessions")
+        protocols = websocket.scope.get("subprotocols", [])
+        service.num_sessions += 1
+        gauge.set(service.num_sessions)
+        try:
+            await websocket.accept("realtime" if "realtime" in protocols else None)
+            await RealtimeSession(service, websocket).run()
+        finally:
+            service.num_sessions -= 1
+            gauge.set(service.num_sessions)
+
+    return app

@@ -1,0 +1,171 @@
+"""Requests and answers of `/v1/chat/completions`; fields that are not here are refused."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from vita_audio.serve.audio import read_audio, to_pcm16, to_wav
+from vita_audio.serve.conversation import Conversation, Item, plain_text
+from vita_audio.serve.events import Strict, sampling
+from vita_audio.serve.reply import new_id
+from vita_audio.serve.scheduler import Piece
+from vita_audio.serve.service import Service
+
+
+class InputAudio(Strict):
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+class Part(Strict):
+    """A part of a message: text, or speech of a user."""
+
+    type: Literal["text", "input_audio"]
+    text: str | None = None
+    input_audio: InputAudio | None = None
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+
+class OutputAudio(Strict):
+    format: Literal["wav", "pcm16"]
+    voice: Literal["default"] = "default"
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class ChatRequest(Strict):
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    modalities: list[Literal["text", "audio"]] = Field(["text"], min_length=1)
+    audio: OutputAudio | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def speaks(self) -> bool:
+        return "audio" in self.modalities
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `Service.submit`."""
+        options = {"max_new_tokens": self.max_completion_tokens, "decode_audio": self.speaks}
+        return {**options, **sampling(self.temperature)}
+
+
+def items_of(body: ChatRequest, service: Service) -> list[Item]:
+    """Return the messages of a request.
+
+    Raises: ValueError for a request that contradicts itself, or for audio that cannot be used.
+    """
+    if body.speaks != (body.audio is not None):
+        raise ValueError('modalities ["text", "audio"] and audio go together, got one of them')
+    if body.stream and body.speaks and body.audio.format != "pcm16":
+        raise ValueError(f"streamed audio is pcm16, got the format {body.audio.format!r}")
+    if body.messages[-1].role != "user":
+        raise ValueError(f"the last message must be a user's, got one of {body.messages[-1].role!r}")
+    return [_item(message, service) for message in body.messages]
+
+
+def _item(message: Message, service: Service) -> Item:
+    role = {"developer": "system"}.get(message.role, message.role)
+    parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+    for part in parts:
+        if (part.text, part.input_audio)[part.type == "text"] or not (part.text or part.input_audio):
+            raise ValueError(f"a message's part of type {part.type} needs {part.type}, and nothing else")
+    texts = [part.text for part in parts if part.text]
+    audios = [part.input_audio for part in parts if part.input_audio]
+    if not parts:
+        raise ValueError("a message needs content, got an empty list")
+    if len(audios) > 1 or (audios and role != "user"):
+        raise ValueError("a user's message may have one input_audio, others none")
+    text = plain_text("\n".join(texts), service.speech_lm.tokenizer)
+    if not audios:
+        return Item("", role, text)
+    try:
+        data = base64.b64decode(audios[0].data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"input_audio.data must be base64: {error}") from error
+    return Item("", role, f"{text}\n" if text else "", read_audio(data, service.limits.max_audio_seconds))
+
+
+def _usage(conversation: Conversation, ids: list[int]) -> dict[str, int]:
+    num_prompt = len(conversation.prompt)
+    return {"prompt_tokens": num_prompt, "completion_tokens": len(ids), "total_tokens": num_prompt + len(ids)}
+
+
+def _finish(body: ChatRequest, service: Service, ids: list[int]) -> str:
+    return "length" if len(ids) >= service.answer_limit(body.max_completion_tokens) else "stop"
+
+
+async def complete(
+    body: ChatRequest, service: Service, conversation: Conversation, pieces: AsyncIterator[Any]
+) -> dict[str, Any]:
+    """Return the completion of a request that is not streamed."""
+    chunks = [piece.chunk async for piece in pieces if isinstance(piece, Piece)]
+    text = "".join(chunk.text for chunk in chunks).strip()
+    ids = [token_id for chunk in chunks for token_id in chunk.ids]
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if body.speaks:
+        wave = torch.cat([chunk.wave for chunk in chunks])
+        data = to_wav(wave) if body.audio.format == "wav" else to_pcm16(wave)
+        audio = {"id": new_id("audio"), "data": base64.b64encode(data).decode(), "transcript": text, "expires_at": 0}
+        message |= {"content": None, "audio": audio}
+    choice = {"index": 0, "message": message, "finish_reason": _finish(body, service, ids), "logprobs": None}
+    return {
+        "id": new_id("chatcmpl"),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": service.name,
+        "choices": [choice],
+        "usage": _usage(conversation, ids),
+    }
+
+
+async def stream_events(
+    body: ChatRequest, service: Service, conversation: Conversation, pieces: AsyncIterator[Any]
+) -> AsyncIterator[str]:
+    """Yield the server-sent events of a streamed completion."""
+    head = {"id": new_id("chatcmpl"), "object": "chat.completion.chunk", "created": int(time.time())}
+    audio_id, ids = new_id("audio"), []
+
+    def event(delta: dict[str, Any], finish: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return _sse({**head, "model": service.name, "choices": [choice]})
+
+    yield event({"role": "assistant"})
+    async for piece in pieces:
+        if not isinstance(piece, Piece):
+            continue
+        chunk, ids = piece.chunk, ids + piece.chunk.ids
+        if chunk.text:
+            yield event(
+                {"audio": {"id": audio_id, "transcript": chunk.text}} if body.speaks else {"content": chunk.text}
+            )
+        if len(chunk.wave):
+            data = base64.b64encode(to_pcm16(chunk.wave)).decode()
+            yield event({"audio": {"id": audio_id, "data": data}})
+    yield event({}, _finish(body, service, ids))
+    if body.stream_options and body.stream_options.include_usage:
+        yield _sse({**head, "model": service.name, "choices": [], "usage": _usage(conversation, ids)})
+    yield "data: [DONE]\n\n"
+    await pieces.aclose()
+
+
+def _sse(fields: dict[str, Any]) -> str:
+    return f"data: {json.dumps(fields)}\n\n"

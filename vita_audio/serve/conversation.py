@@ -1,0 +1,110 @@
+"""A conversation of a session: its items, what of an answer was heard, and its form for `SpeechLM`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vita_audio.constants import AUDIO_TAG
+from vita_audio.inference.pipeline import SpeechLM
+from vita_audio.inference.prompts import ChatState
+from vita_audio.text import TextTokenizer
+
+
+def plain_text(text: str, tokenizer: TextTokenizer) -> str:
+    """Return a client's text in a form that encodes to no special token, audio code or audio tag.
+
+    A space breaks the name of each such token, as in `< |im_end|>`.
+    """
+    text = text.replace("<|", "< |")  # all structural tokens, tags and audio codes begin so
+    for name in tokenizer.base.get_added_vocab():
+        if name in text:
+            text = text.replace(name, f"{name[0]} {name[1:]}")
+    return text
+
+
+@dataclass
+class Item:
+    """A message of a conversation.
+
+    Attributes:
+        role: system, user or assistant.
+        text: Text; with audio, what precedes it; of an answer, also that of its speech.
+        audio: Speech of a user: a wave and its rate, or audio codes once they are known; None for text.
+        ids: Token ids of an answer, as generated; empty if nothing of it was heard.
+    """
+
+    id: str
+    role: str
+    text: str = ""
+    audio: tuple[Tensor, int] | list[int] | None = None
+    ids: list[int] | None = None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        content = self.text if self.audio is None else self.text + AUDIO_TAG
+        message = {"role": self.role, "content": content}
+        return message if self.ids is None else message | {"ids": self.ids}
+
+    def truncate(self, seconds: float, speech_lm: SpeechLM) -> None:
+        """Keep of an answer what was heard: everything up to the last code of its first `seconds`."""
+        tokenizer = speech_lm.tokenizer
+        num_heard = math.ceil(seconds * speech_lm.audio_tokenizer.frame_rate)
+        positions = [place for place, token_id in enumerate(self.ids) if tokenizer.is_audio(token_id)]
+        if num_heard and num_heard >= len(positions):
+            return
+        self.ids = self.ids[: positions[num_heard - 1] + 1] + [tokenizer.end_of_audio_id] if num_heard else []
+        self.text = tokenizer.decode(self.ids)
+
+
+@dataclass
+class Conversation:
+    """Items in order, and the state of the model, which has read them up to some point."""
+
+    items: list[Item] = field(default_factory=list)
+    state: ChatState = field(default_factory=ChatState)
+
+    @property
+    def prompt(self) -> list[int | bytes]:
+        """The tokens of the latest prompt; digests stand for audio that is continuous input."""
+        return self.state.keys
+
+    def find(self, item_id: str) -> Item | None:
+        return next((item for item in self.items if item.id == item_id), None)
+
+
+def forget_oldest(items: Sequence[Item], num_kept: int) -> list[Item]:
+    """Return the system messages and the last `num_kept` other items, without an answer at their beginning."""
+    turns = [place for place, item in enumerate(items) if item.role != "system"]
+    kept = turns[max(0, len(turns) - num_kept) :]
+    if len(kept) < len(turns) and items[kept[0]].role == "assistant":
+        kept = kept[1:]
+    return [item for place, item in enumerate(items) if item.role == "system" or place in kept]
+
+
+def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, max_new_tokens: int) -> dict[str, Any]:
+    """Return items as a conversation for `SpeechLM.stream`; the oldest turns that do not fit are left out.
+
+    The audio of users becomes codes, unless the model hears it as continuous input, so that it is encoded once.
+
+    Args:
+        instructions: System message, may be empty.
+    """
+    items = [item for item in items if item.role != "assistant" or item.ids != []]  # not answers that nobody heard
+    if "user" not in speech_lm.tokenizer.continuous_roles:
+        for item in items:
+            if isinstance(item.audio, tuple):
+                item.audio = speech_lm.audio_tokenizer.encode(*item.audio)
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    room = speech_lm.model.config.max_position_embeddings - max_new_tokens
+    while True:
+        audios = [item.audio for item in items if item.audio is not None]
+        sample = {"messages": system + [item.message for item in items], "audios": audios}
+        num_turns = sum(item.role != "system" for item in items)
+        if num_turns <= 2 or len(speech_lm.prompt_ids(sample)) <= room:
+            return sample
+        items = forget_oldest(items, num_turns - 2)

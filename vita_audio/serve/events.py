@@ -1,0 +1,183 @@
+"""Events of a client of `/v1/realtime`, with OpenAI's names and fields; fields that are not here are refused."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from vita_audio.interleave import InterleavePlan
+from vita_audio.serve.audio import OUTPUT_RATE
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class InputFormat(Strict):
+    """16-bit PCM; 16 kHz is an extension, which saves resampling."""
+
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: Literal[24_000, 16_000] = 24_000
+
+
+class OutputFormat(Strict):
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: Literal[24_000] = OUTPUT_RATE
+
+
+class ServerVad(Strict):
+    """Turn detection; None in its place means that the client commits its turns."""
+
+    type: Literal["server_vad"] = "server_vad"
+    threshold: float = Field(0.5, gt=0.15, lt=1)
+    prefix_padding_ms: int = Field(200, ge=0, le=2000)
+    silence_duration_ms: int = Field(400, ge=0, le=5000)
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+class Transcription(Strict):
+    """The model itself transcribes the user's speech, after the answer."""
+
+    model: str | None = None
+
+
+class AudioInput(Strict):
+    format: InputFormat = InputFormat()
+    turn_detection: ServerVad | None = ServerVad()
+    transcription: Transcription | None = None
+    noise_reduction: None = None
+
+
+class AudioOutput(Strict):
+    format: OutputFormat = OutputFormat()
+    voice: Literal["default"] = "default"
+
+
+class Audio(Strict):
+    input: AudioInput = AudioInput()
+    output: AudioOutput = AudioOutput()
+
+
+class Generation(Strict):
+    """An extension: how answers are decoded; None is the model's default.
+
+    Attributes:
+        plan: Name or ratio of an interleave plan.
+        acceptance: As in `generate`.
+        temperature: 0 is greedy.
+    """
+
+    plan: str | None = None
+    acceptance: float | None = Field(None, ge=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+
+    @field_validator("plan")
+    @classmethod
+    def _check_plan(cls, plan: str | None) -> str | None:
+        if plan is not None:
+            InterleavePlan.parse(plan)
+        return plan
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `Service.submit`."""
+        options = {"plan": self.plan, "acceptance": self.acceptance, **sampling(self.temperature)}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def sampling(temperature: float | None) -> dict[str, Any]:
+    """Return the arguments of `generate` for a temperature; None is the model's default, 0 is greedy."""
+    if temperature is None:
+        return {}
+    return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+
+
+class SessionConfig(Strict):
+    type: Literal["realtime"] = "realtime"
+    model: str | None = None
+    instructions: str = ""
+    output_modalities: list[Literal["text", "audio"]] = Field(["audio"], min_length=1, max_length=1)
+    max_output_tokens: int | Literal["inf"] = "inf"
+    audio: Audio = Audio()
+    generation: Generation = Generation()
+
+    @field_validator("max_output_tokens")
+    @classmethod
+    def _check_length(cls, length: int | str) -> int | str:
+        if isinstance(length, int) and length < 1:
+            raise ValueError(f"must be at least 1 or inf, got {length}")
+        return length
+
+    def updated(self, changes: SessionConfig) -> SessionConfig:
+        """Return the configuration with the fields that a client has set in `changes`."""
+        return SessionConfig.model_validate(_merge(self.model_dump(), changes.model_dump(exclude_unset=True)))
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    both_dicts = {key for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)}
+    return {**old, **new, **{key: _merge(old[key], new[key]) for key in both_dicts}}
+
+
+class Content(Strict):
+    type: Literal["input_text", "input_audio"]
+    text: str | None = None
+    audio: str | None = None
+
+
+class NewItem(Strict):
+    type: Literal["message"]
+    role: Literal["user", "system"]
+    content: list[Content] = Field(min_length=1, max_length=1)
+    id: str | None = Field(None, max_length=64)
+
+
+class ResponseOptions(Strict):
+    output_modalities: list[Literal["text", "audio"]] | None = Field(None, min_length=1, max_length=1)
+
+
+class ClientEvent(Strict):
+    type: str
+    event_id: str | None = None
+
+
+class SessionUpdate(ClientEvent):
+    session: SessionConfig
+
+
+class Append(ClientEvent):
+    audio: str
+
+
+class Truncate(ClientEvent):
+    item_id: str
+    content_index: Literal[0]
+    audio_end_ms: int = Field(ge=0)
+
+
+class ItemCreate(ClientEvent):
+    item: NewItem
+    previous_item_id: None = None
+
+
+class ResponseCreate(ClientEvent):
+    response: ResponseOptions = ResponseOptions()
+
+
+class ResponseCancel(ClientEvent):
+    response_id: str | None = None
+
+
+CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
+    "session.update": SessionUpdate,
+    "input_audio_buffer.append": Append,
+    "input_audio_buffer.commit": ClientEvent,
+    "input_audio_buffer.clear": ClientEvent,
+    "conversation.item.create": ItemCreate,
+    "conversation.item.truncate": Truncate,
+    "response.create": ResponseCreate,
+    "response.cancel": ResponseCancel,
+}

@@ -1,0 +1,94 @@
+"""Who may talk to the server, and how much: hosts, origins, a token, the size of requests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+TOKEN_PROTOCOL = "openai-insecure-api-key."  # before the token, in the subprotocols of a browser's WebSocket
+OPEN_PATHS = ("/", "/health")  # need no token, as do files of the page
+STATIC = "/static/"
+
+
+class Guard:
+    """ASGI middleware that refuses requests.
+
+    A request must name a host in `hosts` (against DNS rebinding), come from this server's own page if it comes from a
+    browser, and carry the token, if there is one: as `Authorization: Bearer`, or as a WebSocket's subprotocol.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], token: str | None, max_bytes: int):
+        self.app, self.hosts, self.token, self.max_bytes = app, set(hosts), token, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        if refusal := self._refusal(Headers(scope=scope), scope["path"]):
+            return await refuse(scope, receive, send, *refusal)
+        if scope["type"] == "websocket":  # the server limits its messages
+            return await self.app(scope, receive, send)
+        await self._limit_body(scope, receive, send)
+
+    async def _limit_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app; it sees a client that leaves in place of a body that is too long."""
+        num_bytes = 0
+
+        async def receive_some() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            return message if num_bytes <= self.max_bytes else {"type": "http.disconnect"}
+
+        async def send_answer(message: Message) -> None:
+            if num_bytes <= self.max_bytes:
+                await send(message)
+
+        try:
+            await self.app(scope, receive_some, send_answer)
+        finally:
+            if num_bytes > self.max_bytes:
+                await refuse(scope, receive, send, *self._too_large())
+
+    def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
+        host, length = headers.get("host", ""), headers.get("content-length", "0")
+        if urlsplit(f"//{host}").hostname not in self.hosts:
+            return 400, f"this server does not answer for the host {host!r}; see --allow-host"
+        if (origin := headers.get("origin")) is not None and urlsplit(origin).netloc != host:
+            return 403, f"pages of {origin!r} may not use this server"
+        if not length.isdecimal() or int(length) > self.max_bytes:
+            return self._too_large()
+        is_open = path in OPEN_PATHS or path.startswith(STATIC)
+        if (
+            self.token
+            and not is_open
+            and not secrets.compare_digest(given_token(headers).encode(), self.token.encode())
+        ):
+            return 401, "this server needs its token, as Authorization: Bearer TOKEN"
+        return None
+
+    def _too_large(self) -> tuple[int, str]:
+        return 413, f"a request has at most {self.max_bytes} bytes"
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
+    """Answer with an error; a WebSocket is closed before it opens, which clients see as status 403."""
+    if scope["type"] == "websocket":
+        return await WebSocketClose(1008, message)(scope, receive, send)
+    error = {"type": "invalid_request_error", "code": None, "param": None, "message": message}
+    await JSONResponse({"error": error}, status)(scope, receive, send)
+
+
+def given_token(headers: Headers) -> str:
+    """Return the token that a request carries, or an empty string."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token
+    protocols = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+    return next((name[len(TOKEN_PROTOCOL) :] for name in protocols if name.startswith(TOKEN_PROTOCOL)), "")

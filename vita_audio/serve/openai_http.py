@@ -1,0 +1,170 @@
+"""HTTP endpoints that OpenAI's clients know: models, speech, transcriptions and chat completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from vita_audio.inference.pipeline import GREEDY
+from vita_audio.serve.audio import read_audio, to_pcm16, wav_header
+from vita_audio.serve.chat import ChatRequest, complete, items_of, stream_events
+from vita_audio.serve.conversation import Conversation, Item, plain_text
+from vita_audio.serve.events import Strict
+from vita_audio.serve.reply import error_json
+from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
+from vita_audio.serve.service import Service
+from vita_audio.text import ASR_PROMPT, TTS_PROMPT
+
+T = TypeVar("T")
+POLL_SECONDS = 0.1  # how often a waiting request looks whether its client has left
+
+
+class SpeechRequest(Strict):
+    model: str
+    input: str = Field(min_length=1)
+    voice: Literal["default"] = "default"
+    response_format: Literal["wav", "pcm"] = "wav"
+    stream_format: Literal["audio"] = "audio"
+
+
+def add_endpoints(app: FastAPI, service: Service) -> None:
+    """Add all endpoints, and the form of their errors."""
+    add_errors(app, service)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "vita_audio"}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/audio/speech")
+    async def speech(request: Request, body: SpeechRequest) -> Response:
+        check(service, body.model, body.input)
+        item = Item("", "user", TTS_PROMPT + plain_text(body.input, service.speech_lm.tokenizer))
+        answer = service.submit(Conversation([item]))
+        pieces = await while_connected(request, started(service.pieces(answer)))
+        header = wav_header() if body.response_format == "wav" else b""
+        return StreamingResponse(sound(pieces, header), media_type=f"audio/{body.response_format}")
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(
+        request: Request,
+        file: UploadFile,
+        model: Annotated[str, Form()],
+        response_format: Annotated[Literal["json", "text"], Form()] = "json",
+    ) -> Response:
+        form = await request.form()
+        if unknown := form.keys() - {"file", "model", "response_format"}:
+            raise ValueError(f"{min(unknown)}: not supported")
+        check(service, model)
+        wave = await asyncio.to_thread(read_audio, await file.read(), service.limits.max_audio_seconds)
+        conversation = Conversation([Item("", "user", f"{ASR_PROMPT}\n", wave)])
+        answer = service.submit(conversation, plan="vanilla", decode_audio=False, **GREEDY)
+        text = await while_connected(request, words(service.pieces(answer)))
+        return PlainTextResponse(text) if response_format == "text" else JSONResponse({"text": text})
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        items = items_of(body, service)
+        check(service, body.model, *(item.text for item in items))
+        conversation = Conversation(items)
+        answer = service.submit(conversation, **body.options)
+        pieces = service.pieces(answer)
+        if body.stream:
+            pieces = await while_connected(request, started(pieces))
+            events = stream_events(body, service, conversation, pieces)
+            return StreamingResponse(events, media_type="text/event-stream")
+        return JSONResponse(await while_connected(request, complete(body, service, conversation, pieces)))
+
+
+def check(service: Service, model: str, *texts: str) -> None:
+    """Check what a request names. Raises: HTTPException for another model, ValueError for a text that is too long."""
+    if model != service.name:
+        raise HTTPException(404, f"the model is {service.name!r}, got {model!r}")
+    for text in texts:
+        if len(text) > service.limits.max_text:
+            raise ValueError(f"text must have at most {service.limits.max_text} characters, got {len(text)}")
+
+
+async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Wait for the first piece, so that errors before it are those of the request, and return all pieces."""
+    early = []
+    async for piece in pieces:
+        early.append(piece)
+        if isinstance(piece, Piece):
+            break
+
+    async def rest() -> AsyncIterator[Any]:
+        try:
+            for piece in early:
+                yield piece
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
+
+    return rest()
+
+
+async def words(pieces: AsyncIterator[Any]) -> str:
+    """Return the text of an answer."""
+    return "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)]).strip()
+
+
+async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[bytes]:
+    """Yield a header, then the sound of an answer as 16-bit PCM."""
+    yield header
+    async for piece in pieces:
+        if isinstance(piece, Piece):
+            yield to_pcm16(piece.chunk.wave)
+    await pieces.aclose()
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Await some work, and cancel it when the client leaves."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
+            if await request.is_disconnected():
+                raise HTTPException(499, "the client has left")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def add_errors(app: FastAPI, service: Service) -> None:
+    """Answer every error in the form that OpenAI's clients expect."""
+
+    def respond(status: int, error: dict[str, Any]) -> JSONResponse:
+        service.metrics.errors.labels(error["code"] or status).inc()
+        return JSONResponse({"error": error}, status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:])
+        message = "not supported" if first["type"] == "extra_forbidden" else first["msg"]
+        return respond(400, error_json(ValueError(f"{param}: {message}"), param=param))
+
+    @app.exception_handler(ValueError)
+    async def wrong(request: Request, error: ValueError) -> JSONResponse:
+        return respond(400, error_json(error))
+
+    @app.exception_handler(GenerationError)
+    async def failed(request: Request, error: GenerationError) -> JSONResponse:
+        return respond(500, error_json(error))
+
+    @app.exception_handler(BusyError)
+    async def busy(request: Request, error: BusyError) -> JSONResponse:
+        return respond(429, error_json(error))
+
+    @app.exception_handler(StarletteHTTPException)
+    async def http(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return respond(error.status_code, error_json(ValueError(message), code=None))

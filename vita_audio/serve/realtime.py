@@ -1,0 +1,343 @@
+"""A session of `/v1/realtime`: audio in, turns, answers out, with the events of OpenAI's Realtime interface."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Awaitable
+from contextlib import aclosing, suppress
+from time import perf_counter
+from typing import Any
+
+import torch
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+from torch import Tensor
+
+from vita_audio.inference.pipeline import GREEDY
+from vita_audio.serve import events
+from vita_audio.serve.audio import StreamResampler, from_pcm16
+from vita_audio.serve.conversation import Conversation, Item, forget_oldest, plain_text
+from vita_audio.serve.reply import Reply, SpeechEnd, error_json, item_json, new_id
+from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
+from vita_audio.serve.service import Service
+from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, load_vad
+from vita_audio.text import ASR_PROMPT
+
+MIN_TURN_SECONDS = 0.1
+
+
+class EventError(ValueError):
+    """An event of the client cannot be carried out."""
+
+    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None):
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class RateLimit:
+    """Allows `rate` events per second on average, and bursts of twice that number."""
+
+    def __init__(self, rate: float):
+        self._rate, self._left, self._time = rate, 2 * rate, perf_counter()
+
+    def allows(self) -> bool:
+        now = perf_counter()
+        self._left, self._time = min(2 * self._rate, self._left + (now - self._time) * self._rate), now
+        self._left -= 1
+        return self._left >= 0
+
+
+class RealtimeSession:
+    """One connection with its conversation; everything it holds ends with `run`."""
+
+    def __init__(self, service: Service, websocket: WebSocket):
+        self._service, self._websocket = service, websocket
+        self._config = events.SessionConfig(model=service.name)
+        self._conversation = Conversation()
+        self._vad: Any = None
+        self._detector: TurnDetector | None = None
+        self._resampler: StreamResampler | None = None
+        self._turn_id = new_id("item")  # of the user's next turn
+        self._reply: Reply | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self._answering: asyncio.Task | None = None
+        self._active_at = perf_counter()
+        self._buffer = torch.zeros(0)  # without turn detection
+        self._rate_limit = RateLimit(service.limits.events_per_second)
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, is idle for too long, or sends too much."""
+        try:
+            await self._configure(self._config)
+            await self._send("session.created", session=self._session_json())
+            await self._serve()
+        except WebSocketDisconnect:
+            pass
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self) -> None:
+        error, code = EventError("too many events per second", "rate_limit_exceeded"), 1008
+        try:
+            text = await self._receive()
+            while self._rate_limit.allows():
+                await self._handle(text)
+                text = await self._receive()
+        except asyncio.TimeoutError:
+            error, code = EventError("the session was idle for too long", "idle_timeout"), 1000
+        await self._send_error(error)
+        await self._websocket.close(code)
+
+    async def _receive(self) -> str | bytes:
+        is_answering = self._answering is not None and not self._answering.done()
+        since = perf_counter() if is_answering else self._active_at
+        left = since + self._service.limits.idle_seconds - perf_counter()
+        message = await asyncio.wait_for(self._websocket.receive(), max(left, 0))
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1000))
+        return message["text"] if message.get("text") is not None else message.get("bytes", b"")
+
+    async def _handle(self, text: str | bytes) -> None:
+        """Carry out an event, or send an error about it."""
+        event_id = None
+        try:
+            event, event_id = self._parse(text)
+            if not isinstance(event, events.Append):
+                self._active_at = perf_counter()
+            await getattr(self, "_on_" + event.type.replace(".", "_"))(event)
+        except ValidationError as error:
+            first = error.errors()[0]
+            param = ".".join(map(str, first["loc"]))
+            code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+            message = "not supported" if code == "unknown_parameter" else first["msg"]
+            await self._send_error(EventError(f"{param}: {message}", code, param), event_id)
+        except ValueError as error:
+            await self._send_error(error, event_id)
+
+    def _parse(self, text: str | bytes) -> tuple[events.ClientEvent, str | None]:
+        try:
+            fields = json.loads(text) if isinstance(text, str) else None
+        except (json.JSONDecodeError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
+            raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
+        if (kind := events.CLIENT_EVENTS.get(fields["type"])) is None:
+            known = ", ".join(events.CLIENT_EVENTS)
+            raise EventError(
+                f"event {fields['type'][:100]!r} is not supported; known are {known}", "unknown_event", "type"
+            )
+        event = kind.model_validate(fields)
+        return event, event.event_id
+
+    async def _send(self, kind: str, **fields: Any) -> None:
+        self._active_at = perf_counter()
+        await self._websocket.send_json({"type": kind, "event_id": new_id("event"), **fields})
+
+    async def _send_error(self, error: ValueError, event_id: str | None = None) -> None:
+        fields = {"code": error.code, "param": error.param} if isinstance(error, EventError) else {}
+        details = error_json(error, event_id=event_id, **fields)
+        self._service.metrics.errors.labels(details["code"]).inc()
+        await self._send("error", error=details)
+
+    # session
+
+    async def _on_session_update(self, event: events.SessionUpdate) -> None:
+        config = self._config.updated(event.session)
+        if config.model != self._service.name:
+            raise EventError(f"the model is {self._service.name!r}, got {config.model!r}", param="session.model")
+        self._check_text(config.instructions)
+        await self._configure(config)
+        await self._send("session.updated", session=self._session_json())
+
+    async def _configure(self, config: events.SessionConfig) -> None:
+        old, new = self._config.audio.input, config.audio.input
+        self._config = config
+        if self._resampler is None or old.format != new.format:
+            self._resampler = StreamResampler(new.format.rate, VAD_RATE)
+        if new.turn_detection is None:
+            self._detector = None
+        elif self._detector is None or old.turn_detection != new.turn_detection:
+            self._vad = self._vad or await asyncio.to_thread(load_vad)
+            options = new.turn_detection.model_dump(include={"threshold", "prefix_padding_ms", "silence_duration_ms"})
+            self._detector = TurnDetector(self._vad, **options, max_seconds=self._service.limits.max_audio_seconds)
+            self._buffer = torch.zeros(0)
+
+    def _session_json(self) -> dict[str, Any]:
+        return {**self._config.model_dump(), "object": "realtime.session"}
+
+    def _check_text(self, text: str) -> None:
+        if len(text) > self._service.limits.max_text:
+            raise EventError(f"text must have at most {self._service.limits.max_text} characters, got {len(text)}")
+
+    # audio in
+
+    async def _on_input_audio_buffer_append(self, event: events.Append) -> None:
+        wave = self._resampler.push(decode_pcm16(event.audio, "audio"))
+        if self._detector is None:
+            if len(self._buffer) + len(wave) > self._service.limits.max_audio_seconds * VAD_RATE:
+                raise EventError(f"a turn has at most {self._service.limits.max_audio_seconds:g} s", "buffer_full")
+            self._buffer = torch.cat([self._buffer, wave])
+            return
+        for found in await asyncio.to_thread(self._detector.push, wave):
+            if isinstance(found, SpeechStarted):
+                await self._start_turn(found)
+            else:
+                await self._stop_turn(found)
+
+    async def _start_turn(self, found: SpeechStarted) -> None:
+        start_ms = found.start * 1000 // VAD_RATE
+        await self._send("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._turn_id)
+        if self._reply is not None and self._config.audio.input.turn_detection.interrupt_response:
+            self._reply.cancel("turn_detected")
+
+    async def _stop_turn(self, found: SpeechStopped) -> None:
+        speech_end = SpeechEnd(perf_counter(), (self._detector.position - found.end) / VAD_RATE)
+        end_ms = found.end * 1000 // VAD_RATE
+        await self._send("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._turn_id)
+        await self._commit(found.wave)
+        if self._config.audio.input.turn_detection.create_response:
+            await self._respond(self._config, speech_end)
+
+    async def _on_input_audio_buffer_commit(self, event: events.ClientEvent) -> None:
+        rest = self._resampler.flush()
+        self._resampler = StreamResampler(self._config.audio.input.format.rate, VAD_RATE)
+        wave, self._buffer = torch.cat([self._take_audio(), rest]), torch.zeros(0)
+        if len(wave) < MIN_TURN_SECONDS * VAD_RATE:
+            raise EventError(
+                f"the buffer must have at least {MIN_TURN_SECONDS:g} s, got {len(wave) / VAD_RATE:.3f} s",
+                "input_audio_buffer_commit_empty",
+            )
+        await self._commit(wave)
+
+    def _take_audio(self) -> Tensor:
+        wave, self._buffer = self._buffer, torch.zeros(0)
+        return wave if self._detector is None else self._detector.end_turn()
+
+    async def _on_input_audio_buffer_clear(self, event: events.ClientEvent) -> None:
+        self._take_audio()
+        await self._send("input_audio_buffer.cleared")
+
+    async def _commit(self, wave: Tensor) -> None:
+        item = Item(self._turn_id, "user", audio=(wave, VAD_RATE))
+        previous, self._turn_id = self._last_item_id(), new_id("item")
+        await self._send("input_audio_buffer.committed", item_id=item.id, previous_item_id=previous)
+        await self._add(item, previous)
+
+    # conversation
+
+    def _last_item_id(self) -> str | None:
+        return self._conversation.items[-1].id if self._conversation.items else None
+
+    async def _add(self, item: Item, previous: str | None) -> None:
+        items = [*self._conversation.items, item]
+        self._conversation.items = forget_oldest(items, self._service.limits.max_turns)
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            await self._send(kind, item=item_json(item), previous_item_id=previous)
+
+    async def _on_conversation_item_create(self, event: events.ItemCreate) -> None:
+        content, item = event.item.content[0], Item(event.item.id or new_id("item"), event.item.role)
+        if self._conversation.find(item.id):
+            raise EventError(f"there is an item {item.id!r} already", param="item.id")
+        if content.type == "input_text" and content.text and content.audio is None:
+            self._check_text(content.text)
+            item.text = plain_text(content.text, self._service.speech_lm.tokenizer)
+        elif content.type == "input_audio" and content.audio and content.text is None and item.role == "user":
+            rate = self._config.audio.input.format.rate
+            wave = decode_pcm16(content.audio, "item.content.0.audio")
+            if len(wave) > self._service.limits.max_audio_seconds * rate:
+                raise EventError(f"a turn has at most {self._service.limits.max_audio_seconds:g} s")
+            item.audio = (wave, rate)
+        else:
+            raise EventError(
+                "content must be an input_text with text, or a user's input_audio with audio", param="item"
+            )
+        await self._add(item, self._last_item_id())
+
+    async def _on_conversation_item_truncate(self, event: events.Truncate) -> None:
+        item = self._conversation.find(event.item_id)
+        if item is None or item.role != "assistant":
+            raise EventError(f"there is no answer with the id {event.item_id!r}", "item_not_found", "item_id")
+        if self._reply is not None and self._reply.item is item:
+            self._reply.cancel("client_cancelled")
+            await self._finish_reply()
+        item.truncate(event.audio_end_ms / 1000, self._service.speech_lm)
+        fields = event.model_dump(include={"item_id", "content_index", "audio_end_ms"})
+        await self._send("conversation.item.truncated", **fields)
+
+    # answers
+
+    async def _on_response_create(self, event: events.ResponseCreate) -> None:
+        if self._reply is not None and not self._reply.is_cancelled:
+            raise EventError("there is a response already; cancel it first", "conversation_already_has_active_response")
+        if not any(item.role == "user" for item in self._conversation.items):
+            raise EventError("the conversation has no message of a user", "conversation_empty")
+        modalities = event.response.output_modalities or self._config.output_modalities
+        config = self._config.model_copy(update={"output_modalities": modalities})
+        await self._respond(config, SpeechEnd(perf_counter(), 0.0))
+
+    async def _on_response_cancel(self, event: events.ResponseCancel) -> None:
+        if self._reply is None or event.response_id not in (None, self._reply.id):
+            raise EventError("there is no such response in progress", "response_cancel_not_active")
+        self._reply.cancel("client_cancelled")
+
+    async def _finish_reply(self) -> None:
+        if self._answering is not None:
+            await asyncio.wait([self._answering])
+
+    async def _respond(self, config: events.SessionConfig, speech_end: SpeechEnd) -> None:
+        if self._reply is not None:
+            self._reply.cancel("turn_detected")
+        await self._finish_reply()
+        self._reply = Reply(self._service, self._send, self._conversation, config)
+        self._answering = self._start(self._run_reply(self._reply, self._conversation.items[-1], speech_end))
+
+    def _start(self, work: Awaitable[None]) -> asyncio.Task:
+        async def until_client_leaves() -> None:
+            with suppress(WebSocketDisconnect):
+                await work
+
+        task = asyncio.create_task(until_client_leaves())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run_reply(self, reply: Reply, question: Item, speech_end: SpeechEnd) -> None:
+        try:
+            await reply.run(speech_end)
+        finally:
+            self._reply = None
+        if question.audio is not None and self._config.audio.input.transcription is not None:
+            self._start(self._transcribe(question))
+
+    async def _transcribe(self, question: Item) -> None:
+        """Send the words of the user's turn; the model recognises them, apart from the conversation."""
+        conversation, text = Conversation([Item("", "user", f"{ASR_PROMPT}\n", question.audio)]), ""
+        where = {"item_id": question.id, "content_index": 0}
+        kind = "conversation.item.input_audio_transcription"
+        try:
+            answer = self._service.submit(conversation, plan="vanilla", decode_audio=False, **GREEDY)
+            async with aclosing(self._service.pieces(answer)) as pieces:
+                text = "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)])
+        except (BusyError, GenerationError, ValueError) as error:
+            return await self._send(f"{kind}.failed", **where, error=error_json(error))
+        usage = {"type": "tokens", **count_tokens(conversation, text, self._service)}
+        await self._send(f"{kind}.completed", **where, transcript=text.strip(), usage=usage)
+
+
+def count_tokens(conversation: Conversation, text: str, service: Service) -> dict[str, int]:
+    """Count the tokens of a transcription."""
+    num_prompt, num_answer = len(conversation.prompt), len(service.speech_lm.tokenizer.encode(text))
+    return {"input_tokens": num_prompt, "output_tokens": num_answer, "total_tokens": num_prompt + num_answer}
+
+
+def decode_pcm16(text: str, param: str) -> Tensor:
+    """Decode base64 of 16-bit PCM. Raises: EventError."""
+    try:
+        return from_pcm16(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise EventError(f"{param} must be base64 of 16-bit PCM: {error}", param=param) from error

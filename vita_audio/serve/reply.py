@@ -1,0 +1,181 @@
+"""One response of a realtime session: runs an answer and sends its events."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+from vita_audio.serve.audio import to_pcm16
+from vita_audio.serve.conversation import Conversation, Item
+from vita_audio.serve.events import SessionConfig
+from vita_audio.serve.scheduler import Answer, BusyError, GenerationError, Piece, Seconds
+from vita_audio.serve.service import Service
+
+Send = Callable[..., Awaitable[None]]  # type of an event, its fields as keywords
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}_{uuid4().hex[:24]}"
+
+
+def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -> dict[str, Any]:
+    """Return an item as OpenAI's clients expect it, without its audio."""
+    if item.role == "assistant":
+        part = (
+            {"type": "output_text", "text": item.text} if as_text else {"type": "output_audio", "transcript": item.text}
+        )
+    else:
+        part = {"type": "input_audio"} if item.audio is not None else {"type": "input_text", "text": item.text}
+    fields = {"id": item.id, "object": "realtime.item", "type": "message", "status": status}
+    return {**fields, "role": item.role, "content": [part]}
+
+
+@dataclass(frozen=True)
+class SpeechEnd:
+    """The end of the user's turn that a response answers.
+
+    Attributes:
+        detected_at: Time of `perf_counter` when it was detected, or the client asked for the response.
+        vad_seconds: Silence that turn detection waited for.
+    """
+
+    detected_at: float
+    vad_seconds: float
+
+
+class Reply:
+    """A response in progress; `item` is its answer, which is in the conversation."""
+
+    def __init__(self, service: Service, send: Send, conversation: Conversation, config: SessionConfig):
+        self.id, self.item = new_id("resp"), Item(new_id("item"), "assistant", ids=[])
+        self._service, self._send, self._conversation, self._config = service, send, conversation, config
+        self._as_text = config.output_modalities == ["text"]
+        self._reason: str | None = None
+        self._answer: Answer | None = None
+        self._metadata: dict[str, str] = {}
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._reason is not None
+
+    def cancel(self, reason: str) -> None:
+        """Stop within one decoding step; `run` then sends `response.done`."""
+        self._reason = self._reason or reason
+        if self._answer is not None:
+            self._answer.cancel()
+
+    async def run(self, speech_end: SpeechEnd) -> None:
+        """Generate the answer and send all events of the response."""
+        await self._send("response.created", response=self._json("in_progress"))
+        limit = None if self._config.max_output_tokens == "inf" else self._config.max_output_tokens
+        details: dict[str, Any] = {"type": "completed"}
+        try:
+            options = self._config.generation.options
+            self._answer = self._service.submit(
+                self._conversation,
+                self._config.instructions,
+                max_new_tokens=limit,
+                decode_audio=not self._as_text,
+                **options,
+            )
+            if self._reason:
+                self._answer.cancel()
+            self._conversation.items.append(self.item)
+            await self._stream(self._answer, speech_end)
+            if self._reason:
+                details = {"type": "cancelled", "reason": self._reason}
+            elif len(self.item.ids) >= self._service.answer_limit(limit):
+                details = {"type": "incomplete", "reason": "max_output_tokens"}
+        except (BusyError, GenerationError, ValueError) as error:
+            details = {"type": "failed", "error": error_json(error)}
+            self._service.metrics.errors.labels(details["error"]["code"]).inc()
+        finally:
+            if self._answer is not None:
+                await self._answer.close()
+        await self._send("response.done", response=self._json(details["type"], details))
+
+    async def _stream(self, answer: Answer, speech_end: SpeechEnd) -> None:
+        kind, text_field = ("output_text", "text") if self._as_text else ("output_audio_transcript", "transcript")
+        part_type = "text" if self._as_text else "audio"
+        place = {"response_id": self.id, "output_index": 0}
+        where = {**place, "item_id": self.item.id, "content_index": 0}
+        item = item_json(self.item, status="in_progress", as_text=self._as_text) | {"content": []}
+        await self._send("response.output_item.added", **place, item=item)
+        await self._send("conversation.item.added", item=item)
+        await self._send("response.content_part.added", **where, part={"type": part_type, text_field: ""})
+        async with aclosing(self._service.pieces(answer)) as pieces:
+            async for piece in pieces:
+                if not isinstance(piece, Piece):
+                    await self._send("vita.queue", response_id=self.id, place=piece.number)
+                    continue
+                self.item.ids += piece.chunk.ids
+                self.item.text += piece.chunk.text
+                if piece.chunk.text:
+                    await self._send(f"response.{kind}.delta", **where, delta=piece.chunk.text)
+                if len(piece.chunk.wave):
+                    if not self._metadata:
+                        self._metadata = time_to_first_sound(speech_end, piece.seconds)
+                    delta = base64.b64encode(to_pcm16(piece.chunk.wave)).decode()
+                    await self._send("response.output_audio.delta", **where, delta=delta)
+        if not self._as_text:
+            await self._send("response.output_audio.done", **where)
+        await self._send(f"response.{kind}.done", **where, **{text_field: self.item.text})
+        await self._send("response.content_part.done", **where, part={"type": part_type, text_field: self.item.text})
+        item = item_json(self.item, status="incomplete" if self._reason else "completed", as_text=self._as_text)
+        await self._send("response.output_item.done", **place, item=item)
+        await self._send("conversation.item.done", item=item)
+
+    def _json(self, status: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
+        output = [item_json(self.item, as_text=self._as_text)] if details and self.item.ids else []
+        return {
+            "id": self.id,
+            "object": "realtime.response",
+            "status": status,
+            "status_details": details,
+            "output": output,
+            "output_modalities": self._config.output_modalities,
+            "metadata": self._metadata,
+            "usage": usage(self._service, self._conversation, self.item.ids) if details else None,
+        }
+
+
+def time_to_first_sound(speech_end: SpeechEnd, seconds: Seconds) -> dict[str, str]:
+    """Return the milliseconds from the end of speech to the first sound, with their parts, as metadata."""
+    total = speech_end.vad_seconds + perf_counter() - speech_end.detected_at
+    parts = {
+        "first_sound_ms": total,
+        "vad_ms": speech_end.vad_seconds,
+        "encoder_ms": seconds.encoder,
+        "model_ms": seconds.model,
+        "decoder_ms": seconds.decoder,
+    }
+    return {name: f"{1000 * value:.0f}" for name, value in parts.items()}
+
+
+def usage(service: Service, conversation: Conversation, ids: list[int]) -> dict[str, Any]:
+    """Count the tokens of the latest prompt and of an answer."""
+
+    def details(tokens: list[Any]) -> dict[str, int]:
+        num_audio = sum(service.speech_lm.tokenizer.is_audio(token) for token in tokens if isinstance(token, int))
+        return {"audio_tokens": num_audio, "text_tokens": len(tokens) - num_audio}
+
+    prompt = conversation.prompt
+    return {
+        "input_tokens": len(prompt),
+        "output_tokens": len(ids),
+        "total_tokens": len(prompt) + len(ids),
+        "input_token_details": details(prompt),
+        "output_token_details": details(ids),
+    }
+
+
+def error_json(error: Exception, **fields: Any) -> dict[str, Any]:
+    """Return an error for the client, as OpenAI's clients expect it."""
+    kinds = {BusyError: ("server_error", "server_busy"), GenerationError: ("server_error", "generation_failed")}
+    kind, code = kinds.get(type(error), ("invalid_request_error", "invalid_value"))
+    return {"type": kind, "code": code, "message": str(error), "param": None, **fields}

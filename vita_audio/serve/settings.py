@@ -1,0 +1,26 @@
+"""Limits of the server, each with a flag of the same name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _limit(default: float, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may use; the texts are those of `--help`."""
+
+    max_streams: int = _limit(4, "answers generated at the same time")
+    max_queue: int = _limit(16, "answers that wait for their turn")
+    max_sessions: int = _limit(32, "open WebSocket connections")
+    max_audio_seconds: float = _limit(30.0, "length of one turn or uploaded file, s")
+    max_text: int = _limit(4000, "characters of one message or system prompt")
+    max_turns: int = _limit(40, "messages that a conversation keeps; older ones are forgotten")
+    max_bytes: int = _limit(10_000_000, "size of a request, or of one event")
+    max_new_tokens: int = _limit(1024, "length of an answer, tokens")
+    idle_seconds: float = _limit(300.0, "a session ends after this time without speech, text or an answer, s")
+    events_per_second: float = _limit(200.0, "mean rate of a session's events; twice as many may come at once")

@@ -1,0 +1,63 @@
+// AudioWorklet: a jitter buffer. Sound starts once some of it is there, or all of it; `clear` empties it at once.
+const START_SECONDS = 0.1;
+
+class Player extends AudioWorkletProcessor {
+  constructor() {
+    super();
+    this.reset(null);
+    this.port.onmessage = ({ data }) => this.receive(data);
+  }
+
+  reset(item) {
+    Object.assign(this, { item, pieces: [], offset: 0, waiting: 0, played: 0, runs: false, ended: false });
+  }
+
+  receive({ item, samples, end, clear }) {
+    if (clear) {
+      this.tell("cleared");
+      this.reset(null);
+      return;
+    }
+    if (item !== this.item) this.reset(item);
+    if (samples) {
+      this.pieces.push(samples);
+      this.waiting += samples.length;
+    }
+    this.ended ||= Boolean(end);
+  }
+
+  tell(state) {
+    this.port.postMessage({ state, item: this.item, played: this.played });
+  }
+
+  process(inputs, [[output]]) {
+    if (!this.runs && this.waiting && (this.ended || this.waiting >= START_SECONDS * sampleRate)) {
+      this.runs = true;
+      if (!this.played) this.tell("started");
+    }
+    if (this.runs) this.fill(output);
+    if (!this.waiting) this.runs = false; // more of it may still arrive
+    if (!this.waiting && this.ended) {
+      this.tell("ended");
+      this.reset(null);
+    }
+    return true;
+  }
+
+  fill(output) {
+    let power = 0;
+    for (let i = 0; i < output.length && this.waiting; i++) {
+      output[i] = this.pieces[0][this.offset++];
+      power += output[i] * output[i];
+      this.played++;
+      this.waiting--;
+      if (this.offset === this.pieces[0].length) {
+        this.pieces.shift();
+        this.offset = 0;
+      }
+    }
+    this.port.postMessage({ level: Math.sqrt(power / output.length) });
+  }
+}
+
+registerProcessor("player", Player);
