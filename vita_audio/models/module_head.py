@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class ModuleHead:
@@ -23,11 +22,12 @@ class ModuleHead:
         if head.weight.is_meta:
             raise ValueError("module_tokens need the head in memory, got one on disk; leave module_tokens out")
         self._ids = torch.tensor(sorted(set(token_ids)), device=head.weight.device)
-        self._weight = head.weight.detach()[self._ids]
+        # (hidden, tokens): for a single row, a product with this layout is twice as fast on a CPU
+        self._weight = head.weight.detach()[self._ids].t().contiguous()
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return logits, (..., vocabulary), -inf for all other tokens."""
-        scored = F.linear(hidden_states.to(self._weight.device), self._weight)
+        scored = hidden_states.to(self._weight.device) @ self._weight
         logits = scored.new_full((*scored.shape[:-1], self._vocab_size), -torch.inf)
         logits[..., self._ids] = scored
         return logits

@@ -17,12 +17,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils.generic import is_flash_attention_requested
 
-from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
+from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel, begin_decoding
-from vita_audio.models.decode_step import DecodeCounts, DecodeStep, choose_tokens, count_rows
+from vita_audio.models.decode_step import DecodeCounts, DecodeStep, count_rows
+from vita_audio.models.decoding import Decoding
 from vita_audio.models.module_head import ModuleHead
-from vita_audio.models.verification import FirstChunk, Verification, VerifiedDecoding
+from vita_audio.models.verification import FirstChunk, Verification
 
 
 def mtp_steps(
@@ -49,69 +51,30 @@ def mtp_steps(
         `begin_decoding` does.
     """
     _check_supported(generation_config)
+    verification = Verification() if verification is None else verification
     module_head = model.lm_head if module_tokens is None else ModuleHead(model.lm_head, module_tokens)
-    state = begin_decoding(model, input_ids, decode_state, **prepared)
+    state = DecodeState() if decode_state is None else decode_state
+    begin_decoding(model, input_ids, state, max_length=generation_config.max_length, **prepared)
     has_modules = any(plan.ratio[1::2]) and model.config.num_nextn_predict_layers > 0
-    if verification is not None and verification.acceptance > 0 and has_modules:
-        pad_id = _padding_id(generation_config, stopping_criteria)
-        return VerifiedDecoding(
-            model,
-            state,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            plan,
-            verification,
-            pad_id,
-            module_head,
-        ).steps()
-    return _decode(model, state, logits_processor, stopping_criteria, generation_config, plan, module_head)
-
-
-@torch.no_grad()  # around each step, so that the consumer of the generator keeps its own grad mode
-def _decode(
-    model: MTPModel,
-    state: DecodeState,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    plan: InterleavePlan,
-    module_head: Callable[[Tensor], Tensor],
-) -> Generator[DecodeStep, None, None]:
-    keeps_scores = generation_config.return_dict_in_generate and generation_config.output_scores
+    if verification.acceptance > 0 and has_modules and is_flash_attention_requested(model.config):
+        if len(state.tokens) > 1 or state.has_padding:
+            raise ValueError(
+                f"acceptance above 0 with flash attention works for one row without padding, got {len(state.tokens)} "
+                'rows; load the model with attn_implementation="sdpa"'
+            )
     pad_id = _padding_id(generation_config, stopping_criteria)
-    is_new = torch.ones(len(state.tokens), dtype=torch.bool, device=state.tokens.device)
-    all_scores: list[Tensor] = []
-    for depth in plan.steps(model.config.num_nextn_predict_layers):  # no token is rejected
-        head = model.lm_head if depth == BACKBONE else module_head
-        logits = state.advance(model, depth, head).to(state.tokens.device)
-        scores = logits_processor(state.tokens, logits.clone() if generation_config.output_logits else logits)
-        tokens = choose_tokens(scores, generation_config.do_sample)
-        if pad_id is not None:
-            tokens = torch.where(is_new, tokens, pad_id)
-        state.append(tokens)
-        all_scores += [scores] if keeps_scores else []
-        ended = stopping_criteria(state.tokens, tuple(all_scores) or None)
-        yield DecodeStep(
-            tokens=tokens,
-            is_new=is_new,
-            depths=(depth,) * len(tokens),
-            drafts=(BACKBONE,) * len(tokens),
-            scores=scores,
-            logits=logits if generation_config.output_logits else None,
-        )
-        is_new = is_new & ~ended
-        if not is_new.any():
-            return
+    arguments = (logits_processor, stopping_criteria, generation_config, plan, verification, pad_id, module_head)
+    steps = Decoding(model, state, *arguments).steps()
+    state.claim(steps)
+    return steps
 
 
-def _padding_id(generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList) -> int | None:
-    """Return the token that follows the end of a row as in transformers; None where no token ends rows."""
+def _padding_id(generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList) -> int:
+    """Return the token that follows the end of a row, as in transformers; 0 where no token ends rows."""
+    if generation_config.pad_token_id is not None:
+        return int(generation_config.pad_token_id)
     end_ids = [criterion.eos_token_id for criterion in stopping_criteria if hasattr(criterion, "eos_token_id")]
-    if not end_ids:
-        return None
-    pad_id = generation_config.pad_token_id
-    return int(end_ids[0].flatten()[0]) if pad_id is None else int(pad_id)
+    return int(end_ids[0].flatten()[0]) if end_ids else 0
 
 
 def _check_supported(generation_config: GenerationConfig) -> None:
