@@ -104,24 +104,19 @@ class DecodeState:
         self._call = weakref.ref(call)
 
     def rewind(self, model: MTPModel, num_kept: int) -> int:
-        """Shorten the stream to `num_kept` positions, or to none if there is nothing to continue from.
+        """Shorten the stream to `num_kept` positions, or to none if this model cannot continue from the slots.
 
         Returns: How many positions the backbone does not have to read again, at most `num_kept`.
-        Raises: ValueError if another call uses the state or another model has filled it.
+        Raises: ValueError if another call uses the state.
         """
-        self._check(model)
-        if num_kept > 0 and self.cache is not None:
+        call = self._call and self._call()
+        if call is not None and call.gi_frame is not None:
+            raise ValueError("the decode_state is in use by a call that has not ended; close that one, or give another")
+        if num_kept > 0 and self.cache is not None and self._model() is model:
             self.crop(num_kept)
             return self.num_read[BACKBONE]
         self.__init__()
         return 0
-
-    def _check(self, model: MTPModel) -> None:
-        call = self._call and self._call()
-        if call is not None and call.gi_frame is not None:
-            raise ValueError("the decode_state is in use by a call that has not ended; close that one, or give another")
-        if self._model is not None and self._model() is not model:
-            raise ValueError("the decode_state was filled by another model; give an empty DecodeState()")
 
     def crop(self, length: int) -> None:
         """Shorten the stream; all depths keep what they have read of the rest."""
@@ -177,15 +172,21 @@ class DecodeState:
             prompt_embeds: Embeddings that the backbone reads in place of the first ids, (batch, prompt, hidden). Other
                 depths read them only where there are no ids.
             room: Positions to make room for.
+        Raises: ValueError for a state that another call uses, or that holds other rows or those of another model.
         """
-        self._check(model)
-        for place, row in enumerate(sorted(self.order)):
-            self._swap(place, self.order.index(row))
         (batch_size, length), config = positions.shape, model.config
+        if self.length and self._model() is not model:
+            raise ValueError("the decode_state was filled by another model; give an empty DecodeState()")
+        if self.length and len(self._ids) != batch_size:
+            raise ValueError(
+                f"the decode_state holds {len(self._ids)} rows, got {batch_size} prompts; give an empty DecodeState()"
+            )
         num_shared = self._common_prefix(ids, positions, valid)
         if not self.rewind(model, min(num_shared, length - 1)):  # the last position is read again for its logits
             num_depths = 1 + config.num_nextn_predict_layers
             self.slots = Slots(config.num_hidden_layers, num_depths, batch_size, room)
+        for place, row in enumerate(sorted(self.order)):
+            self._swap(place, self.order.index(row))
         self.slots.align()
         self._model, self.offset, self._prompt_embeds = weakref.ref(model), length - ids.shape[1], prompt_embeds
         self.order, self.lengths, self.length = list(range(batch_size)), [length] * batch_size, length
@@ -195,20 +196,14 @@ class DecodeState:
         self._make_room(max(room, self.slots.room))
 
     def _common_prefix(self, ids: Tensor, positions: Tensor, valid: Tensor) -> int:
-        """Count the first positions that agree in tokens, rotary positions and padding.
-
-        Raises: ValueError for another number of rows.
-        """
-        if self.length and len(ids) != len(self._ids):
-            raise ValueError(
-                f"the decode_state holds {len(self._ids)} rows, got {len(ids)} prompts; give an empty DecodeState()"
-            )
+        """Count the first positions that agree in tokens, rotary positions and padding."""
         num_shared = min(self.length, ids.shape[1])
         if not num_shared or self.offset or ids.shape != positions.shape:
             return 0
+        order = torch.tensor(self.order, device=self.device)
         pairs = [(self._ids, ids), (self._positions, positions), (self._valid, valid)]
-        same = torch.stack([(a[:, :num_shared] == b[:, :num_shared]).all(dim=0) for a, b in pairs]).all(dim=0)
-        return int(same.cumprod(dim=0).sum())
+        same = [(kept[:, :num_shared] == new[order, :num_shared]).all(dim=0) for kept, new in pairs]
+        return int(torch.stack(same).all(dim=0).cumprod(dim=0).sum())
 
     def _make_room(self, room: int) -> None:
         """Lengthen all buffers; positions of new columns follow each other."""

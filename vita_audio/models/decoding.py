@@ -10,7 +10,7 @@ nothing any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -22,6 +22,7 @@ from vita_audio.interleave import BACKBONE, InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel
 from vita_audio.models.decode_step import DecodeStep
 from vita_audio.models.lean_layers import LeanLayers
+from vita_audio.models.module_head import ModuleHead
 from vita_audio.models.slots import place_index
 from vita_audio.models.verification import Verification, choose_tokens, judge_greedy, judge_sampled
 
@@ -61,7 +62,7 @@ class Decoding:
     Attributes:
         state: With the prompt; see `begin_decoding`.
         pad_id: Token of rows that have ended.
-        module_head: Makes the modules' logits of their hidden states.
+        module_head: Makes the modules' logits where it fits; None: the model's head makes all.
     """
 
     model: MTPModel
@@ -72,7 +73,7 @@ class Decoding:
     plan: InterleavePlan
     verification: Verification
     pad_id: int
-    module_head: Callable[[Tensor], Tensor]
+    module_head: ModuleHead | None
     _places: list[_Place] = field(default_factory=list)
     _draft_probs: list[Tensor] = field(default_factory=list)  # of each depth, (rows, vocabulary)
 
@@ -156,7 +157,10 @@ class Decoding:
         rows, places = place_index(firsts, width, device=hidden_states.device)
         if isinstance(places, Tensor):  # rows with fewer drafts have fewer than `width` places that mean anything
             places = places.clamp(max=hidden_states.shape[1] - 1)
-        head = self.module_head if depth else self.model.lm_head
+        head = self.model.lm_head
+        if depth and self.module_head is not None:
+            latest = self.state.ids_at([column - 1 for column in columns], 1)
+            head = self.module_head if self.module_head.fits(latest) else head
         return head(hidden_states[rows, places]).float().to(self.state.device)
 
     def _choose(self, scores: Tensor) -> Tensor:
@@ -238,6 +242,9 @@ class Decoding:
         for dropped in self._places[length - self._num_prompt : row.num_final - self._num_prompt]:
             dropped.is_new[row.index] = False
             dropped.depths[row.index] = dropped.drafts[row.index] = BACKBONE
+            for values in (dropped.scores, dropped.logits):
+                if values is not None:
+                    values[row.index] = 0
         self.state.crop_row(place, length)
         self._rows[place] = self._rows[self.state.retire(place, self.pad_id)]
         self._rows.pop()

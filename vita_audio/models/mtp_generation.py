@@ -37,6 +37,7 @@ def mtp_steps(
     decode_state: DecodeState | None = None,
     verification: Verification | None = None,
     module_tokens: Sequence[int] | None = None,
+    module_context: Sequence[int] | None = None,
     **prepared,
 ) -> Generator[DecodeStep, None, None]:
     """Decode with an interleave plan, one step for each `next`; `generate(custom_generate=mtp_steps)` returns it.
@@ -44,7 +45,7 @@ def mtp_steps(
     The state is consistent between steps, so closing the iterator ends the generation and nothing else is to be done.
 
     Args:
-        plan, decode_state, verification, module_tokens: Bound by `MTPGenerationMixin.generate`.
+        plan, decode_state, verification, module_tokens, module_context: Bound by `MTPGenerationMixin.generate`.
         prepared: Arguments of `begin_decoding` as transformers prepares them. They must not be named in this signature:
             transformers takes every named argument of a custom function for an option of its own.
     Raises: ValueError at once, not at the first `next`, for search modes other than greedy search and sampling, and as
@@ -52,7 +53,7 @@ def mtp_steps(
     """
     _check_supported(generation_config)
     verification = Verification() if verification is None else verification
-    module_head = model.lm_head if module_tokens is None else ModuleHead(model.lm_head, module_tokens)
+    module_head = None if module_tokens is None else ModuleHead(model.lm_head, module_tokens, module_context)
     state = DecodeState() if decode_state is None else decode_state
     begin_decoding(model, input_ids, state, max_length=generation_config.max_length, **prepared)
     has_modules = any(plan.ratio[1::2]) and model.config.num_nextn_predict_layers > 0
@@ -112,6 +113,7 @@ def mtp_decode(
     decode_state: DecodeState | None = None,
     verification: Verification | None = None,
     module_tokens: Sequence[int] | None = None,
+    module_context: Sequence[int] | None = None,
     streamer: BaseStreamer | None = None,
     **prepared,
 ) -> MTPDecodeOutput | Tensor:
@@ -123,7 +125,7 @@ def mtp_decode(
     as_dict, scores, logits = generation_config.return_dict_in_generate, [], []
     is_new, depths, drafts = [], [], []
     arguments = (model, input_ids, logits_processor, stopping_criteria, generation_config, plan, state, verification)
-    for step in mtp_steps(*arguments, module_tokens, **prepared):
+    for step in mtp_steps(*arguments, module_tokens, module_context, **prepared):
         if as_dict:
             is_new.append(step.is_new)
             depths.append(step.depths)
@@ -161,6 +163,7 @@ class MTPGenerationMixin:
         acceptance: float | None = None,
         first_chunk: FirstChunk = "verified",
         module_tokens: Sequence[int] | None = None,
+        module_context: Sequence[int] | None = None,
         custom_generate: Callable[..., Any] | str | None = None,
         streamer: BaseStreamer | None = None,
         **kwargs,
@@ -178,6 +181,8 @@ class MTPGenerationMixin:
             first_chunk: "committed" hands on the first tokens of modules at once, whatever the acceptance.
             module_tokens: Ids of the only tokens that the modules score, which saves most of the work of a large head;
                 None: all. The backbone always scores all.
+            module_context: With `module_tokens`, the tokens after which the modules score nothing else; elsewhere they
+                score all. None: they never do.
             custom_generate: `mtp_steps` for an iterator over single steps, also with "vanilla"; otherwise as in
                 transformers.
         Raises: ValueError for an unknown plan, and as `mtp_steps` does.
@@ -195,7 +200,7 @@ class MTPGenerationMixin:
             configs = [config for config in (generation_config, self.generation_config) if config is not None]
             kwargs = _with_stop_strings(kwargs, [config.stop_strings for config in configs])
             bound = {"plan": plan, "decode_state": decode_state, "verification": verification}
-            bound["module_tokens"] = module_tokens
+            bound |= {"module_tokens": module_tokens, "module_context": module_context}
             if custom_generate is None:  # transformers does not pass the streamer to a custom function
                 custom_generate, bound = mtp_decode, {**bound, "streamer": streamer}
             custom_generate = partial(custom_generate, **bound)

@@ -28,7 +28,8 @@ def place_index(starts: Sequence[int], width: int, shift: int = 0, device: torch
 
 
 def on_device(index: Index, device: torch.device) -> Index:
-    return tuple(part.to(device) if isinstance(part, Tensor) else part for part in index)
+    """Move the tensors of an index."""
+    return index if isinstance(index[0], slice) else (index[0].to(device), index[1].to(device))
 
 
 def pad_columns(values: Tensor, num_columns: int) -> Tensor:
