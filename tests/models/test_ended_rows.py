@@ -50,6 +50,7 @@ def test_ended_rows_take_part_in_no_call(model, prompts, ends, acceptance, proce
     options = {**ends, **processors, "acceptance": acceptance}
     batch, rows = run(model, prompts, **options)
     assert rows[0] == 8 > rows[-1] and rows == sorted(rows, reverse=True)
+    assert (batch.steps is not None) == (acceptance == 0)  # committed rows differ in length only
     num_positions = 0
     for row, length in enumerate(LENGTHS):
         single = {"input_ids": prompts["input_ids"][row : row + 1, 12 - length :]}

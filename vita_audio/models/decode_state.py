@@ -32,8 +32,6 @@ class MTPModel(Protocol):
     lm_head: nn.Module
     read_depth: Callable[..., Tensor]
 
-    def get_input_embeddings(self) -> nn.Module: ...
-
 
 class DecodeState:
     """Everything that changes while one batch is decoded; an empty one is filled by the first call it is given to.
@@ -258,7 +256,7 @@ class DecodeState:
 
     def _embed(self, model: MTPModel, depth: int, index: Index, start: int) -> Tensor:
         """Embed positions as one depth reads them, (rows, time, hidden)."""
-        embeds = model.get_input_embeddings()(self._ids[index])
+        embeds = model.model.embed_tokens(self._ids[index])
         num_given = 0
         if self._prompt_embeds is not None:  # rows do not differ before the end of a prompt
             num_given = (self._prompt_embeds.shape[1] if depth == BACKBONE else self.offset) - start

@@ -199,8 +199,8 @@ class Decoding:
         for depth, draft in zip(depths, drafts, strict=True):
             number = row.num_final - self._num_prompt
             if number == len(self._places):
-                batch_size = len(self.state.order)
-                self._places.append(_Place([BACKBONE] * batch_size, [BACKBONE] * batch_size, [False] * batch_size))
+                batch_size = len(self.state.order)  # rows that have ended follow the others
+                self._places.append(_Place([depth] * batch_size, [draft] * batch_size, [False] * batch_size))
             place = self._places[number]
             place.depths[row.index], place.drafts[row.index], place.is_new[row.index] = depth, draft, True
             row.num_final += 1

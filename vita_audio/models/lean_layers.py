@@ -78,7 +78,7 @@ class LeanLayers:
         inputs = [(linear.weight, linear.bias) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         norms = [self._norm_weights(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         outputs = [linear.weight for linear in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-        return *norms, *inputs, *outputs, mlp.act_fn
+        return *norms, *inputs, *outputs
 
     def read_depth(
         self,
@@ -109,7 +109,7 @@ class LeanLayers:
     def _layer(
         self, number: int, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, slots: Slots
     ) -> Tensor:
-        norm, mlp_norm, *inputs, o_weight, gate_weight, up_weight, down_weight, activation = self._layers[number]
+        norm, mlp_norm, *inputs, o_weight, gate_weight, up_weight, down_weight = self._layers[number]
         rows, time, _ = hidden_states.shape
         normed = _rms_norm(norm, hidden_states)
         query, key, value = (F.linear(normed, *linear).view(rows, time, -1, self._head_dim) for linear in inputs)
@@ -123,5 +123,5 @@ class LeanLayers:
         hidden_states = hidden_states + F.linear(attended.transpose(1, 2).reshape(rows, time, -1), o_weight)
         normed = _rms_norm(mlp_norm, hidden_states)
         return hidden_states + F.linear(
-            activation(F.linear(normed, gate_weight)) * F.linear(normed, up_weight), down_weight
+            F.silu(F.linear(normed, gate_weight)) * F.linear(normed, up_weight), down_weight
         )
