@@ -37,8 +37,8 @@ class SpeechLM:
     A conversation is a sample without its answer (see `vita_audio.inference.tasks`). `plan` is a name, a ratio or an
     `InterleavePlan`, by default the checkpoint's. With `mtp_head="audio"`, the modules score only audio codes, the
     markers around them and the ends of answers, which is faster and enough for answers whose text is all made by the
-    backbone; "full" is all tokens. By default they score audio only where audio goes before and `acceptance` is 1, so
-    that the answer cannot depend on it; otherwise all. Other keyword arguments, such as `acceptance`, go to `generate`.
+    backbone; "full" is all tokens. By default they score audio only where audio goes before and everything is verified
+    with `acceptance` 1, so that the answer cannot depend on it. Other keyword arguments go to `generate`.
     """
 
     def __init__(
@@ -283,7 +283,8 @@ class SpeechLM:
         if mtp_head not in (None, "full", "audio"):
             raise ValueError(f"mtp_head must be full or audio, got {mtp_head!r}")
         acceptance = options.get("acceptance", getattr(self.model.generation_config, "acceptance", None))
-        if mtp_head == "full" or (mtp_head is None and (acceptance != 1 or self.model.lm_head.weight.is_meta)):
+        is_free = acceptance == 1 and options.get("first_chunk") != "committed"  # drafts cannot change the answer
+        if mtp_head == "full" or (mtp_head is None and (not is_free or self.model.lm_head.weight.is_meta)):
             return {}
         end_ids = options["eos_token_id"]
         end_ids = [end_ids] if isinstance(end_ids, int) else end_ids
