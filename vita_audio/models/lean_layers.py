@@ -1,4 +1,6 @@
-"""Decoder layers without the cost of calling modules: the same operations on the same weights, bit for bit.
+"""Decoder layers without the cost of calling modules: the same operations on the same weights.
+
+The numbers are equal bit for bit, except that attention with a mask shares heads where transformers repeats them.
 
 For one token of a small model, calling the modules of a transformers layer takes longer than the arithmetic.
 """
