@@ -122,6 +122,18 @@ def test_a_head_for_audio_scores_audio_on_module_steps_only(talker, acceptance):
         assert all(ids <= audio for ids in by_modules[0]) and not all(ids <= audio for ids in by_modules[1])
 
 
+@pytest.mark.parametrize("acceptance", [0, 0.2, 1])
+def test_the_default_head_cannot_change_an_answer(talker, acceptance):
+    """At acceptance 1 the modules score audio only where audio goes before; nobody but the drafts can tell."""
+    model, conversations = talker
+    options = {"acceptance": acceptance, **OPTIONS}
+    default = model.respond_batch(conversations, "boost", **options)
+    full = model.respond_batch(conversations, "boost", **options, mtp_head="full")
+    assert [response.ids for response in default] == [response.ids for response in full]
+    same_drafts = [response.timings.counts for response in default] == [response.timings.counts for response in full]
+    assert same_drafts or acceptance == 1
+
+
 def test_an_unknown_head_is_an_error(speech_lm):
     with pytest.raises(ValueError, match="mtp_head must be full or audio, got 'text'"):
         speech_lm.respond(CONVERSATIONS[0], mtp_head="text")

@@ -1,5 +1,7 @@
 """Continuing from the state of an earlier call: the answers of reading everything again, without reading it again."""
 
+import weakref
+
 import pytest
 import torch
 from toy_models import check_consistent, make_model, make_plus_model, random_audios
@@ -164,27 +166,46 @@ def test_a_failed_processor_leaves_a_state_to_continue_from(model, ids):
     check_equal(model.generate(ids, decode_state=state, **GREEDY, **FULL), model.generate(ids, **GREEDY, **FULL))
 
 
+@pytest.mark.parametrize("more", [{}, {"use_cache": False}], ids=str)
 @pytest.mark.parametrize("fields", [{}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}])
-def test_a_cache_that_cannot_be_cropped_is_not_continued(ids, fields):
-    """That of another model, and a sliding window, which forgets; everything is read again."""
-    other = make_model(1)
+def test_a_sliding_window_and_a_turn_without_a_cache_continue(ids, fields, more):
+    """Slots forget nothing; what a call without a cache has computed is not used again."""
     model = make_model(2, **fields)
-    for made_by in (other, model):
-        state = made_by.generate(ids, **GREEDY, **FULL).state
-        prompt = torch.cat([state.tokens, ids[:, :3]], dim=1)
-        check_equal(
-            model.generate(prompt, decode_state=state, **GREEDY, **FULL), model.generate(prompt, **GREEDY, **FULL)
-        )
-    state = model.generate(ids, **GREEDY, **FULL, use_cache=False).state
-    assert state.cache is None
+    state = model.generate(ids, **GREEDY, **FULL, **more).state
+    assert (state.cache is None) == bool(more)
     prompt = torch.cat([state.tokens, ids[:, :3]], dim=1)
     check_equal(model.generate(prompt, decode_state=state, **GREEDY, **FULL), model.generate(prompt, **GREEDY, **FULL))
 
 
-def test_another_batch_size_and_embeddings_read_everything_again(model, ids):
+def test_the_state_of_another_model_or_batch_size_is_refused(model, ids):
     state = model.generate(ids, **GREEDY, **FULL).state
-    alone = model.generate(ids[:1], decode_state=state, **GREEDY, **FULL)
-    check_equal(alone, model.generate(ids[:1], **GREEDY, **FULL))
+    before = state.tokens.tolist()
+    with pytest.raises(ValueError, match="decode_state was filled by another model; give an empty DecodeState"):
+        make_model(2).generate(ids, decode_state=state, **GREEDY)
+    for acceptance in (0, 1):
+        with pytest.raises(ValueError, match="decode_state holds 2 rows, got 1 prompts; give an empty DecodeState"):
+            model.generate(ids[:1], decode_state=state, **GREEDY, acceptance=acceptance)
+    assert state.tokens.tolist() == before
+    check_equal(model.generate(ids, decode_state=state, **GREEDY, **FULL), model.generate(ids, **GREEDY, **FULL))
+
+
+def test_a_state_belongs_to_one_call_at_a_time(model, ids):
+    state, expected = DecodeState(), model.generate(ids, **GREEDY, **FULL)
+    options = GREEDY | {"custom_generate": mtp_steps, "decode_state": state}
+    for end in (lambda steps: steps.close(), list):
+        steps = model.generate(ids, **options)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="decode_state is in use by a call that has not ended"):
+                model.generate(ids, decode_state=state, **GREEDY)
+            next(steps)
+        rest = end(steps)
+        assert rest is None or [step.tokens.tolist() for step in rest] == expected.sequences[:, 14:].T.tolist()
+        check_equal(model.generate(ids, decode_state=state, **GREEDY, **FULL), expected)
+    model.generate(ids, **options)  # a call that is dropped has ended, too
+    check_equal(model.generate(ids, decode_state=state, **GREEDY, **FULL), expected)
+
+
+def test_prompts_of_embeddings_only_read_everything_again(model, ids):
     embeds = model.get_input_embeddings()(ids)
     state = model.generate(inputs_embeds=embeds, **GREEDY, **FULL).state
     check_equal(model.generate(ids, decode_state=state, **GREEDY, **FULL), model.generate(ids, **GREEDY, **FULL))
@@ -195,22 +216,21 @@ def test_a_filled_cache_without_a_state_is_refused(model, ids):
     prompt = torch.cat([ids, ids], dim=1)
     with pytest.raises(ValueError, match="must be empty, got 12 tokens; to continue, give the decode_state"):
         model.generate(prompt, past_key_values=cache, **GREEDY)
-    empty = DynamicCache()
-    output = model.generate(prompt, past_key_values=empty, **GREEDY, **FULL)
-    assert output.past_key_values is empty
+    output = model.generate(prompt, past_key_values=DynamicCache(), **GREEDY, **FULL)
+    assert output.past_key_values is output.state.cache
     check_equal(output, model.generate(prompt, **GREEDY, **FULL))
 
 
 def test_a_state_holds_no_model(model, ids):
     """Nothing in it leads back to a module, so keeping it keeps no weights."""
     state = model.generate(ids, **GREEDY, **FULL).state
-    seen, queue = set(), [state, *vars(state).values(), *state.cache.layers]
+    seen, queue = set(), [state]
     while queue:
         value = queue.pop()
-        if id(value) in seen or isinstance(value, torch.Tensor | type):
+        if id(value) in seen or isinstance(value, torch.Tensor | type | weakref.ref):
             continue
         seen.add(id(value))
-        assert not isinstance(value, torch.nn.Module)
+        assert not isinstance(value, torch.nn.Module | torch.nn.Parameter)
         queue += value if isinstance(value, list | tuple) else list(getattr(value, "__dict__", {}).values())
     assert len(seen) > 5
 

@@ -42,6 +42,21 @@ def test_acceptance_one_does_not_depend_on_the_tokens(model, ids):
         assert model.generate(ids, **GREEDY, acceptance=1, module_tokens=tokens).tolist() == expected
 
 
+def test_other_tokens_are_scored_where_the_context_is_another(model, ids):
+    """A row whose latest token is no context makes the modules score everything, for all rows of the call."""
+    tokens, context = list(range(60)), list(range(30, 90))
+    options = GREEDY | FULL | {"module_tokens": tokens}
+    output = model.generate(ids, **options, module_context=context)
+    kinds = set()
+    for place, (depth, logits) in enumerate(zip(output.steps, output.logits, strict=True)):
+        latest = output.sequences[:, 11 + place].tolist()
+        is_narrow = depth > 0 and all(token in context for token in latest)
+        assert logits.isfinite().all(dim=0).nonzero().flatten().tolist() == (tokens if is_narrow else list(range(101)))
+        kinds.add((depth > 0, is_narrow))
+    assert len(kinds) == 3
+    assert model.generate(ids, **options, module_context=range(101)).steps == output.steps
+
+
 @pytest.mark.parametrize("tokens", [[], [101], [-1, 4]])
 def test_tokens_outside_the_vocabulary_are_an_error(model, ids, tokens):
     with pytest.raises(ValueError, match="module_tokens must be ids below 101, got"):

@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from vita_audio.interleave import BACKBONE, InterleavePlan
 from vita_audio.models.decode_state import DecodeState
 from vita_audio.models.mtp_generation import mtp_steps
-from vita_audio.models.verification import accept_greedy
+from vita_audio.models.verification import judge_greedy
 
 PLANS = ["boost", "turbo", [1, 3, 2, 2], [2, 1]]
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "mtp_inference_mode": "boost"}
@@ -133,15 +133,21 @@ def test_the_rule_of_acceptance(model, prompts):
 
 
 def test_acceptance_of_single_tokens():
+    """Three scored places of a row with two drafts; a draft counts only if all before it are accepted."""
     scores = torch.tensor([0.6, 0.3, 0.1, 0.0]).log()
 
-    def accepted(acceptance, scores=scores):
-        return [accept_greedy(scores, torch.tensor(token), acceptance) for token in range(len(scores))]
+    def judged(acceptance, *drafts, scores=scores, num_drafts=2):
+        scores = scores.expand(1, len(drafts) + 1, -1)
+        accepted, tokens = judge_greedy(scores, torch.tensor([drafts]), torch.tensor([num_drafts]), acceptance)
+        return accepted.item() if tokens.item() == 0 else None
 
-    assert accepted(1) == accepted(0.6) == [True, False, False, False]
-    assert accepted(0.45) == [True, True, False, False] and accepted(0.1) == [True, True, True, False]
+    assert [judged(1, 0, draft) for draft in range(4)] == [judged(0.6, 0, draft) for draft in range(4)] == [2, 1, 1, 1]
+    assert [judged(1, draft, 0) for draft in range(4)] == [2, 0, 0, 0]
+    assert [judged(0.45, 1, draft) for draft in range(4)] == [2, 2, 1, 1]
+    assert [judged(0.1, 2, draft) for draft in range(4)] == [2, 2, 2, 1]
+    assert judged(0.1, 0, 0, num_drafts=1) == 1 and judged(0.1, 0, 0, num_drafts=0) == 0
     tied = torch.tensor([2.0, 2.0, 1.0])
-    assert accepted(1, tied) == [True, False, False] and accepted(0.99, tied) == [True, True, False]
+    assert judged(1, 0, 1, scores=tied) == 1 and judged(0.99, 1, 1, scores=tied) == 2
 
 
 def test_one_pass_per_cycle_and_nothing_read_twice(model, prompts):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_models import make_agreeing_model, make_model
 
-from vita_audio.models.verification import accept_sampled
+from vita_audio.models.verification import judge_sampled
 
 PROMPT, NUM_NEW, NUM_WORDS, END = [5, 3, 8], 4, 12, 2
 WARPERS = {"temperature": 1.3, "top_k": 9, "repetition_penalty": 1.3}
@@ -107,11 +107,16 @@ def test_distribution_of_a_judged_draft(acceptance):
     expected = accepted + (1 - accepted.sum()) * residual / residual.sum()
     assert (expected <= probs / acceptance + 1e-6).all()
     torch.manual_seed(0)
-    counts, num_accepted = torch.zeros(6), 0
-    for draft in torch.multinomial(draft_probs, 20_000, replacement=True):
-        token = accept_sampled(scores, draft, draft_probs, acceptance)
-        num_accepted += token is None
-        counts[draft if token is None else token] += 1
+    drafts = torch.multinomial(draft_probs, 20_000, replacement=True)[:, None]
+    accepted_drafts, tokens = judge_sampled(
+        scores.expand(20_000, 2, -1),
+        drafts,
+        torch.ones(20_000, dtype=torch.int64),
+        acceptance,
+        draft_probs=draft_probs.expand(20_000, 1, -1),
+    )
+    num_accepted = int(accepted_drafts.sum())
+    counts = torch.bincount(torch.where(accepted_drafts == 1, drafts[:, 0], tokens), minlength=6)
     assert counts[4] == 0
     kept = expected > 0
     p = p_value(
@@ -124,7 +129,11 @@ def test_distribution_of_a_judged_draft(acceptance):
 
 def test_equal_distributions_accept_everything():
     probs = torch.rand(5).log_softmax(dim=-1).exp()
-    assert all(accept_sampled(probs.log(), torch.tensor(draft), probs, 0.999) is None for draft in range(5))
+    drafts, scores = torch.arange(5)[None], probs.log().expand(1, 6, -1)
+    for number in range(6):
+        numbers = torch.tensor([number])
+        accepted, _ = judge_sampled(scores, drafts, numbers, 0.999, draft_probs=probs.expand(1, 5, -1))
+        assert accepted.item() == number
 
 
 def test_a_seed_repeats_a_sampled_answer():

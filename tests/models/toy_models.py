@@ -92,9 +92,13 @@ def random_audios(*lengths: int) -> list[torch.Tensor]:
 
 
 def check_consistent(state: DecodeState) -> None:
-    """Check that every cache layer and all pending hidden states are as long as `num_read` says."""
-    for number, layer in enumerate(state.cache.layers):
-        depth = max(0, number + 1 - state.num_backbone_layers)
-        assert layer.get_seq_length() == state.num_read[depth] - depth
-    for depth in range(1, len(state.num_read)):
-        assert state.pending[depth].shape[1] == state.num_read[depth - 1] + 1 - state.num_read[depth]
+    """Check that no depth has read behind the stream or ahead of the depth before it, and that the slots agree."""
+    assert state.lengths == [state.length] * len(state.tokens) and state.tokens.shape[1] == state.length
+    for row in range(len(state.tokens)):
+        limit = state.length
+        for depth, num_read in enumerate(state.slots.num_read):
+            assert depth <= num_read[row] <= max(depth, limit)
+            limit = min(state.length, num_read[row] + 1)
+    for layer in range(len(state.slots.keys)):
+        depth = max(0, layer + len(state.num_read) - len(state.slots.keys))
+        assert state.slots.get_seq_length(layer) == state.num_read[depth] - depth

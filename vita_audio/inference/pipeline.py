@@ -37,8 +37,9 @@ class SpeechLM:
 
     A conversation is a sample without its answer (see `vita_audio.inference.tasks`). `plan` is a name, a ratio or an
     `InterleavePlan`, by default the checkpoint's. With `mtp_head="audio"`, the modules score only audio codes, the
-    markers around them and the ends of answers, which is faster and enough for plans that give all text to the
-    backbone; the default, "full", is all tokens. Other keyword arguments, such as `acceptance`, go to `generate`.
+    markers around them and the ends of answers, which is faster and enough for answers whose text is all made by the
+    backbone; "full" is all tokens. By default they score audio only where audio goes before and everything is verified
+    with `acceptance` 1, so that the answer cannot depend on it. Other keyword arguments go to `generate`.
     """
 
     def __init__(
@@ -281,21 +282,30 @@ class SpeechLM:
             )
         if options.get("eos_token_id") is None:
             options["eos_token_id"] = defaults.eos_token_id or [self.tokenizer.im_end_id, self.tokenizer.pad_id]
-        if (mtp_head := options.pop("mtp_head", "full")) not in ("full", "audio"):
-            raise ValueError(f"mtp_head must be full or audio, got {mtp_head!r}")
-        if mtp_head == "audio":
-            options["module_tokens"] = self._audio_tokens(options["eos_token_id"])
+        options |= self._module_tokens(options.pop("mtp_head", None), options)
         options.setdefault("pad_token_id", self.tokenizer.pad_id)
         options.setdefault("tokenizer", self.tokenizer.base)  # for stop_strings
         if plan is not None:
             options["mtp_inference_mode"] = InterleavePlan.parse(plan)
         return options
 
-    def _audio_tokens(self, end_ids: int | Sequence[int]) -> list[int]:
-        """Return the ids that may stand where a plan has audio; answers end there, too."""
+    def _module_tokens(self, mtp_head: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return which tokens the modules score, as arguments of `generate`.
+
+        Raises: ValueError for an unknown head.
+        """
+        if mtp_head not in (None, "full", "audio"):
+            raise ValueError(f"mtp_head must be full or audio, got {mtp_head!r}")
+        acceptance = options.get("acceptance", getattr(self.model.generation_config, "acceptance", None))
+        is_free = acceptance == 1 and options.get("first_chunk") != "committed"  # drafts cannot change the answer
+        if mtp_head == "full" or (mtp_head is None and (not is_free or self.model.lm_head.weight.is_meta)):
+            return {}
+        end_ids = options["eos_token_id"]
         end_ids = [end_ids] if isinstance(end_ids, int) else end_ids
         ends = [token_id for token_id in end_ids if 0 <= token_id < self.model.config.vocab_size]
-        return [self.tokenizer.begin_of_audio_id, self.tokenizer.end_of_audio_id, *ends, *self.tokenizer.code_ids]
+        begin, end, codes = self.tokenizer.begin_of_audio_id, self.tokenizer.end_of_audio_id, self.tokenizer.code_ids
+        context = None if mtp_head == "audio" else [begin, *codes]
+        return {"module_tokens": [begin, end, *ends, *codes], "module_context": context}
 
     def _chunks(
         self, token_ids: Iterable[int], decode_audio: bool, voice: Any, stopwatch: Stopwatch

@@ -71,11 +71,13 @@ class ChatState:
         """Keep the prefix that a prompt shares with the conversation so far.
 
         Returns: The number of the prompt's positions that the backbone does not have to read again.
+        Raises: ValueError while another call uses the state.
         """
-        known = self.keys + self.decoding.tokens.flatten()[len(self.keys) :].tolist()
-        self.keys = prompt.keys
-        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, self.keys, strict=False)))
-        return self.decoding.rewind(model, min(num_shared, len(prompt) - 1))
+        known, keys = self.keys + self.decoding.tokens.flatten()[len(self.keys) :].tolist(), prompt.keys
+        num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, keys, strict=False)))
+        num_read = self.decoding.rewind(model, min(num_shared, len(prompt) - 1))
+        self.keys = keys
+        return num_read
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vita_audio.interleave import BACKBONE
@@ -21,9 +20,9 @@ class DecodeStep:
         depths: Depth that predicted the token of each row; without meaning in rows that have ended.
         drafts: Depth whose prediction the backbone verified here, in each row; 0 for none. Where it is not 0 and the
             depth is, the backbone has rejected the prediction and replaced it.
-        scores: Logits after the processors, (batch, vocabulary). With verification they are the backbone's, zeros in
-            rows that have ended, and None unless the generation config has `output_scores`.
-        logits: Raw logits, (batch, vocabulary); None unless the generation config has `output_logits`.
+        scores: Logits after the processors, (batch, vocabulary), zeros in rows that have ended; the backbone's where it
+            has verified a token. None unless the generation config has `output_scores`.
+        logits: The same before the processors. None unless the generation config has `output_logits`.
     """
 
     tokens: Tensor
@@ -89,10 +88,3 @@ def count_rows(
     lengths = is_new.sum(dim=1).tolist()
     rows = zip(lengths, zip(*depths, strict=True), zip(*drafts, strict=True), strict=True)
     return tuple(DecodeCounts.count(made_by[:length], drafted[:length]) for length, made_by, drafted in rows)
-
-
-def choose_tokens(scores: Tensor, do_sample: bool) -> Tensor:
-    """Draw a token for each row of scores, (batch, vocabulary), or take the most likely one."""
-    if do_sample:
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
-    return scores.argmax(dim=-1)

@@ -17,12 +17,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils.generic import is_flash_attention_requested
 
-from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
+from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel, begin_decoding
-from vita_audio.models.decode_step import DecodeCounts, DecodeStep, choose_tokens, count_rows
+from vita_audio.models.decode_step import DecodeCounts, DecodeStep, count_rows
+from vita_audio.models.decoding import Decoding
 from vita_audio.models.module_head import ModuleHead
-from vita_audio.models.verification import FirstChunk, Verification, VerifiedDecoding
+from vita_audio.models.verification import FirstChunk, Verification
 
 
 def mtp_steps(
@@ -35,6 +37,7 @@ def mtp_steps(
     decode_state: DecodeState | None = None,
     verification: Verification | None = None,
     module_tokens: Sequence[int] | None = None,
+    module_context: Sequence[int] | None = None,
     **prepared,
 ) -> Generator[DecodeStep, None, None]:
     """Decode with an interleave plan, one step for each `next`; `generate(custom_generate=mtp_steps)` returns it.
@@ -42,76 +45,37 @@ def mtp_steps(
     The state is consistent between steps, so closing the iterator ends the generation and nothing else is to be done.
 
     Args:
-        plan, decode_state, verification, module_tokens: Bound by `MTPGenerationMixin.generate`.
+        plan, decode_state, verification, module_tokens, module_context: Bound by `MTPGenerationMixin.generate`.
         prepared: Arguments of `begin_decoding` as transformers prepares them. They must not be named in this signature:
             transformers takes every named argument of a custom function for an option of its own.
     Raises: ValueError at once, not at the first `next`, for search modes other than greedy search and sampling, and as
         `begin_decoding` does.
     """
     _check_supported(generation_config)
-    module_head = model.lm_head if module_tokens is None else ModuleHead(model.lm_head, module_tokens)
-    state = begin_decoding(model, input_ids, decode_state, **prepared)
+    verification = Verification() if verification is None else verification
+    module_head = None if module_tokens is None else ModuleHead(model.lm_head, module_tokens, module_context)
+    state = DecodeState() if decode_state is None else decode_state
+    begin_decoding(model, input_ids, state, max_length=generation_config.max_length, **prepared)
     has_modules = any(plan.ratio[1::2]) and model.config.num_nextn_predict_layers > 0
-    if verification is not None and verification.acceptance > 0 and has_modules:
-        pad_id = _padding_id(generation_config, stopping_criteria)
-        return VerifiedDecoding(
-            model,
-            state,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            plan,
-            verification,
-            pad_id,
-            module_head,
-        ).steps()
-    return _decode(model, state, logits_processor, stopping_criteria, generation_config, plan, module_head)
-
-
-@torch.no_grad()  # around each step, so that the consumer of the generator keeps its own grad mode
-def _decode(
-    model: MTPModel,
-    state: DecodeState,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    plan: InterleavePlan,
-    module_head: Callable[[Tensor], Tensor],
-) -> Generator[DecodeStep, None, None]:
-    keeps_scores = generation_config.return_dict_in_generate and generation_config.output_scores
+    if verification.acceptance > 0 and has_modules and is_flash_attention_requested(model.config):
+        if len(state.tokens) > 1 or state.has_padding:
+            raise ValueError(
+                f"acceptance above 0 with flash attention works for one row without padding, got {len(state.tokens)} "
+                'rows; load the model with attn_implementation="sdpa"'
+            )
     pad_id = _padding_id(generation_config, stopping_criteria)
-    is_new = torch.ones(len(state.tokens), dtype=torch.bool, device=state.tokens.device)
-    all_scores: list[Tensor] = []
-    for depth in plan.steps(model.config.num_nextn_predict_layers):  # no token is rejected
-        head = model.lm_head if depth == BACKBONE else module_head
-        logits = state.advance(model, depth, head).to(state.tokens.device)
-        scores = logits_processor(state.tokens, logits.clone() if generation_config.output_logits else logits)
-        tokens = choose_tokens(scores, generation_config.do_sample)
-        if pad_id is not None:
-            tokens = torch.where(is_new, tokens, pad_id)
-        state.append(tokens)
-        all_scores += [scores] if keeps_scores else []
-        ended = stopping_criteria(state.tokens, tuple(all_scores) or None)
-        yield DecodeStep(
-            tokens=tokens,
-            is_new=is_new,
-            depths=(depth,) * len(tokens),
-            drafts=(BACKBONE,) * len(tokens),
-            scores=scores,
-            logits=logits if generation_config.output_logits else None,
-        )
-        is_new = is_new & ~ended
-        if not is_new.any():
-            return
+    arguments = (logits_processor, stopping_criteria, generation_config, plan, verification, pad_id, module_head)
+    steps = Decoding(model, state, *arguments).steps()
+    state.claim(steps)
+    return steps
 
 
-def _padding_id(generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList) -> int | None:
-    """Return the token that follows the end of a row as in transformers; None where no token ends rows."""
+def _padding_id(generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList) -> int:
+    """Return the token that follows the end of a row, as in transformers; 0 where no token ends rows."""
+    if generation_config.pad_token_id is not None:
+        return int(generation_config.pad_token_id)
     end_ids = [criterion.eos_token_id for criterion in stopping_criteria if hasattr(criterion, "eos_token_id")]
-    if not end_ids:
-        return None
-    pad_id = generation_config.pad_token_id
-    return int(end_ids[0].flatten()[0]) if pad_id is None else int(pad_id)
+    return int(end_ids[0].flatten()[0]) if end_ids else 0
 
 
 def _check_supported(generation_config: GenerationConfig) -> None:
@@ -149,6 +113,7 @@ def mtp_decode(
     decode_state: DecodeState | None = None,
     verification: Verification | None = None,
     module_tokens: Sequence[int] | None = None,
+    module_context: Sequence[int] | None = None,
     streamer: BaseStreamer | None = None,
     **prepared,
 ) -> MTPDecodeOutput | Tensor:
@@ -160,7 +125,7 @@ def mtp_decode(
     as_dict, scores, logits = generation_config.return_dict_in_generate, [], []
     is_new, depths, drafts = [], [], []
     arguments = (model, input_ids, logits_processor, stopping_criteria, generation_config, plan, state, verification)
-    for step in mtp_steps(*arguments, module_tokens, **prepared):
+    for step in mtp_steps(*arguments, module_tokens, module_context, **prepared):
         if as_dict:
             is_new.append(step.is_new)
             depths.append(step.depths)
@@ -198,6 +163,7 @@ class MTPGenerationMixin:
         acceptance: float | None = None,
         first_chunk: FirstChunk = "verified",
         module_tokens: Sequence[int] | None = None,
+        module_context: Sequence[int] | None = None,
         custom_generate: Callable[..., Any] | str | None = None,
         streamer: BaseStreamer | None = None,
         **kwargs,
@@ -215,6 +181,8 @@ class MTPGenerationMixin:
             first_chunk: "committed" hands on the first tokens of modules at once, whatever the acceptance.
             module_tokens: Ids of the only tokens that the modules score, which saves most of the work of a large head;
                 None: all. The backbone always scores all.
+            module_context: With `module_tokens`, the tokens after which the modules score nothing else; elsewhere they
+                score all. None: they never do.
             custom_generate: `mtp_steps` for an iterator over single steps, also with "vanilla"; otherwise as in
                 transformers.
         Raises: ValueError for an unknown plan, and as `mtp_steps` does.
@@ -232,7 +200,7 @@ class MTPGenerationMixin:
             configs = [config for config in (generation_config, self.generation_config) if config is not None]
             kwargs = _with_stop_strings(kwargs, [config.stop_strings for config in configs])
             bound = {"plan": plan, "decode_state": decode_state, "verification": verification}
-            bound["module_tokens"] = module_tokens
+            bound |= {"module_tokens": module_tokens, "module_context": module_context}
             if custom_generate is None:  # transformers does not pass the streamer to a custom function
                 custom_generate, bound = mtp_decode, {**bound, "streamer": streamer}
             custom_generate = partial(custom_generate, **bound)

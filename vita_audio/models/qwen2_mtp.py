@@ -24,6 +24,7 @@ from vita_audio.models.alignment import alignment_loss
 from vita_audio.models.mtp_generation import MTPGenerationMixin
 from vita_audio.models.mtp_loss import LOGGED, MTPLoss, MTPOutput
 from vita_audio.models.packed_rows import is_packed
+from vita_audio.models.slots import Slots
 
 Masks = dict[str, Tensor | None]  # attention type -> mask in the form its attention back end wants
 
@@ -148,6 +149,8 @@ class Qwen2MTPModel(Qwen2Model):
         position_ids: Tensor,
         masks: Masks,
         past_key_values: Cache | None = None,
+        *,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> Tensor:
         """Run some decoder layers, without the final norm.
@@ -156,6 +159,7 @@ class Qwen2MTPModel(Qwen2Model):
             inputs_embeds: Input of the first of them, (batch, time, hidden).
             position_ids: Rotary positions, (batch or 1, time); a restart begins a new document.
             masks: Masks made by `attention_masks` for these layers.
+            position_embeddings: Cosine and sine of the positions; None: they are computed.
         Returns: (batch, time, hidden).
         """
         shape = inputs_embeds.shape
@@ -169,7 +173,8 @@ class Qwen2MTPModel(Qwen2Model):
             position_ids = position_ids.expand(shape[:2]).reshape(1, -1)
             inputs_embeds = inputs_embeds.reshape(1, -1, shape[-1])
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        if position_embeddings is None:
+            position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in layers:
             hidden_states = self.layers[layer](
                 hidden_states,
@@ -213,6 +218,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         past_key_values: Cache | None = None,
         *,
         masks: Masks | None = None,
+        **kwargs,
     ) -> Tensor:
         """Run one prediction depth on pairs of a hidden state and a later token.
 
@@ -223,6 +229,7 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
             position_ids: Positions of those tokens, (batch or 1, time).
             attention_mask: Padding mask, (batch, cached + time); a pair is padding where its hidden state is.
             masks: Masks made by `Qwen2MTPModel.attention_masks` in place of `attention_mask`.
+            kwargs: Arguments of `Qwen2MTPModel.run_layers`.
         Returns: Final-normed hidden states, (batch, time, hidden); the head turns them into logits.
         Raises: ValueError for a depth that has no module.
         """
@@ -237,7 +244,38 @@ class Qwen2MTPForCausalLM(MTPGenerationMixin, Qwen2ForCausalLM):
         hidden_states = self.mtp_projs[module](torch.cat(pairs, dim=-1))
         if masks is None:
             masks = self.model.attention_masks(hidden_states, layers, position_ids, attention_mask, past_key_values)
-        return self.model.norm(self.model.run_layers(hidden_states, layers, position_ids, masks, past_key_values))
+        hidden_states = self.model.run_layers(hidden_states, layers, position_ids, masks, past_key_values, **kwargs)
+        return self.model.norm(hidden_states)
+
+    def read_depth(
+        self,
+        depth: int,
+        inputs_embeds: Tensor,
+        earlier: Tensor | None,
+        position_ids: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        masks: Masks,
+        slots: Slots,
+    ) -> Tensor:
+        """Run the backbone (depth 0) or one prediction depth while decoding.
+
+        Args:
+            inputs_embeds: Embeddings of the tokens that the depth has not read yet, (rows, time, hidden).
+            earlier: Hidden states of the depth before, one position to the left of each token; None at depth 0.
+            position_ids: (rows, time).
+            position_embeddings: Cosine and sine of them, (rows, time, size) each.
+            masks: Mask of every attention type.
+            slots: Where keys and values lie.
+        Returns: Final-normed hidden states, (rows, time, hidden).
+        """
+        options = {"position_embeddings": position_embeddings}
+        if depth > 0:
+            return self.mtp_step(
+                depth, inputs_embeds, earlier, position_ids, past_key_values=slots, masks=masks, **options
+            )
+        layers = range(self.config.num_backbone_layers)
+        return self.model.norm(self.model.run_layers(inputs_embeds, layers, position_ids, masks, slots, **options))
 
     def mtp_chain(
         self,

@@ -1,214 +1,115 @@
-"""Reading by rows of different lengths: keys, values and hidden states lie in slots, one for each position of a row.
+"""Where decoding keeps keys, values and hidden states: one slot for each position, written in place.
 
-Column c of the stream is the same slot for all rows, so a rejected token costs nothing: its slots are written again
-before anything may attend to them. Rows that read fewer positions than others in a call read on into slots that are
-not in use yet.
+Depth d reads position c of a row with the hidden state of depth d - 1 at c - 1, and keeps its key and value in slot
+c - d. A position that is read again, after a rejection or in another turn, overwrites its slot, so going back costs
+nothing. Rows that read fewer positions than others in a call read on into slots that are not in use yet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils.generic import is_flash_attention_requested
 
-from vita_audio.interleave import BACKBONE
-from vita_audio.models.decode_state import DecodeState, MTPModel
-
-GROWTH = 256  # slots are added in steps of this size
+Index = tuple[slice, slice] | tuple[Tensor, Tensor]
 
 
-def _with_room(values: Tensor, size: int, dim: int) -> Tensor:
-    """Return `values`, made longer with zeros along a dimension if it is shorter than `size`."""
-    missing = size - values.shape[dim]
-    if missing <= 0:
-        return values
-    return F.pad(values, (0, 0) * (values.ndim - 1 - dim % values.ndim) + (0, missing + GROWTH))
+def place_index(starts: Sequence[int], width: int, shift: int = 0, device: torch.device | None = None) -> Index:
+    """Index `width` columns of (rows, columns, ...) from a start in each row, moved to the left by `shift`.
+
+    Returns: Slices, which neither copy nor wait, if all rows start alike; otherwise tensors that broadcast.
+    """
+    if min(starts) == max(starts):
+        return slice(0, len(starts)), slice(starts[0] - shift, starts[0] - shift + width)
+    columns = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device) - shift
+    return torch.arange(len(starts), device=device)[:, None], columns
 
 
-class SlotCache:
-    """Keys and values of all layers, (batch, heads, slots, size); has the methods of a cache that layers call.
+def on_device(index: Index, device: torch.device) -> Index:
+    """Move the tensors of an index."""
+    return index if isinstance(index[0], slice) else (index[0].to(device), index[1].to(device))
+
+
+def pad_columns(values: Tensor, num_columns: int) -> Tensor:
+    """Append zeros to the columns of (rows, columns, ...)."""
+    return F.pad(values, (0, 0) * (values.ndim - 2) + (0, num_columns - values.shape[1]))
+
+
+class Slots:
+    """Keys and values of all layers and hidden states of all depths; has the methods of a cache that layers call.
 
     Attributes:
-        slots: Where the next call writes, (batch, time).
-        num_used: Slots that the layers get to see.
+        keys, values: Of each layer, (rows, room, heads, size); None before the layer has read anything.
+        hidden: Of each depth but the last, (rows, room, hidden), by position.
+        num_read: num_read[d][row]: how many positions depth d has read. Nothing precedes the first d positions that it
+            could read with them, so they count as read.
     """
 
-    def __init__(self, num_layers: int):
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-        self.slots: Tensor | None = None
-        self.num_used = 0
+    def __init__(self, num_layers: int, num_depths: int, num_rows: int, room: int):
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+        self.hidden: list[Tensor | None] = [None] * (num_depths - 1)
+        self.num_read = [[depth] * num_rows for depth in range(num_depths)]
+        self.room = room
+        self._index: Index = (slice(0), slice(0))
+        self._num_used = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Write keys and values, (batch, heads, time, size), and return those of all slots in use."""
-        stored = self.layers[layer_idx] or (key_states[:, :, :0], value_states[:, :, :0])
-        slots = self.slots.to(key_states.device)[:, None, :, None]
-        pairs = zip(stored, (key_states, value_states), strict=True)
-        keys, values = (_with_room(old, self.num_used, 2).scatter_(2, slots.expand_as(new), new) for old, new in pairs)
-        self.layers[layer_idx] = keys, values
-        return keys[:, :, : self.num_used], values[:, :, : self.num_used]
+    def aim(self, index: Index, num_used: int) -> None:
+        """Say where the next layers write, and how many slots they see."""
+        self._index, self._num_used = index, num_used
 
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values, (rows, time, heads, size), and return those of all slots that are seen."""
+        if self.keys[layer] is None:
+            shape = (len(self.num_read[0]), self.room, *keys.shape[2:])
+            # zeros, since a slot that is hidden by a mask must still hold numbers
+            self.keys[layer], self.values[layer] = keys.new_zeros(shape), values.new_zeros(shape)
+        index = on_device(self._index, keys.device)
+        self.keys[layer][index], self.values[layer][index] = keys, values
+        seen = slice(0, len(keys)), slice(0, self._num_used)
+        return self.keys[layer][seen], self.values[layer][seen]
 
-class SlotReader:
-    """The rows of a batch while they are decoded, each with a length of its own.
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_) -> tuple[Tensor, Tensor]:
+        """Do the same for layers of transformers, (rows, heads, time, size)."""
+        keys, values = self.write(layer_idx, key_states.transpose(1, 2), value_states.transpose(1, 2))
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
-    Depth d reads column c of a row, which is the token there and the hidden state of depth d - 1 one column before, and
-    predicts column c + 1. The first d columns need no reading and count as read, so column c is in slot c - d.
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of slots of a layer that every row uses."""
+        depth = max(0, layer_idx % len(self.keys) + len(self.num_read) - len(self.keys))
+        return min(self.num_read[depth]) - depth
 
-    Attributes:
-        tokens: Token ids, (batch, room); a row's tokens end at its length.
-        lengths: Positions of each row, read or not.
-        num_read: num_read[d][row]: how many positions depth d has read.
-    """
+    def write_hidden(self, depth: int, index: Index, hidden_states: Tensor) -> None:
+        """Keep the hidden states of a depth, (rows, time, hidden), at positions."""
+        if self.hidden[depth] is None:
+            shape = (len(self.num_read[0]), self.room, hidden_states.shape[-1])
+            self.hidden[depth] = hidden_states.new_zeros(shape)
+        self.hidden[depth][on_device(index, hidden_states.device)] = hidden_states
 
-    def __init__(self, model: MTPModel, state: DecodeState):
-        """Take over a state that `begin_decoding` has prepared.
+    def read_hidden(self, depth: int, index: Index) -> Tensor:
+        return self.hidden[depth][on_device(index, self.hidden[depth].device)]
 
-        Raises: ValueError for an attention implementation that cannot leave out slots.
-        """
-        batch_size, self.num_prompt = len(state.tokens), state.length
-        self._model, self._is_flash = model, is_flash_attention_requested(model.config)
-        self._valid = None if state.attention_mask is None else state.attention_mask != 0
-        self._is_plain = batch_size == 1 and (self._valid is None or bool(self._valid.all()))
-        if self._is_flash and not self._is_plain:
-            raise ValueError(
-                f"acceptance above 0 with flash attention works for one row without padding, got {batch_size} rows; "
-                'load the model with attn_implementation="sdpa"'
-            )
-        self.offset = state.length - state.tokens.shape[1]  # column of the first token
-        self.tokens = _with_room(state.tokens, state.tokens.shape[1] + 1, 1)
-        self._prompt_embeds = state.prompt_embeds
-        self._positions = state.position_ids.expand(batch_size, -1)
-        self.lengths = [state.length] * batch_size
-        self.num_read = [[number] * batch_size for number in state.num_read]
-        self._hidden: list[Tensor | None] = [None] * len(state.num_read)
-        self._cache = SlotCache(model.config.num_hidden_layers)
-        if state.cache is not None:
-            self._take_over(state)
-
-    def _take_over(self, state: DecodeState) -> None:
-        """Copy what an earlier call has read."""
-        for number, layer in enumerate(state.cache.layers):
-            if layer.get_seq_length():
-                self._cache.layers[number] = layer.keys.clone(), layer.values.clone()
-        for depth in range(1, len(state.num_read)):
-            start = state.num_read[depth] - 1
-            self._hidden[depth - 1] = F.pad(state.pending[depth], (0, 0, start, 0))
-
-    def append(self, row: int, token: Tensor) -> None:
-        """Add a token to a row."""
-        place = self.lengths[row] - self.offset
-        self.tokens = _with_room(self.tokens, place + 1, 1)
-        self.tokens[row, place] = token
-        self.lengths[row] += 1
+    def grow(self, room: int) -> None:
+        """Make room for more positions."""
+        for buffers in (self.keys, self.values, self.hidden):
+            buffers[:] = [None if buffer is None else pad_columns(buffer, room) for buffer in buffers]
+        self.room = room
 
     def crop(self, row: int, length: int) -> None:
-        """Shorten a row. All depths count as having read no more than it has, and nothing needs reading again."""
-        self.lengths[row] = length
+        """Forget the positions of a row from `length` on; what remains need not be read again."""
         for depth, num_read in enumerate(self.num_read):
             num_read[row] = max(depth, min(num_read[row], length))
 
-    def prefix(self, length: int) -> Tensor:
-        """Return the tokens before a position, (batch, tokens), which mean nothing behind the end of shorter rows."""
-        return self.tokens[:, : length - self.offset]
+    def align(self) -> None:
+        """Let every depth have read as much in all rows as in the one where it has read least."""
+        self.num_read = [[min(num_read)] * len(num_read) for num_read in self.num_read]
 
-    def read(self, depth: int) -> tuple[Tensor, list[int]]:
-        """Let one depth read everything that it has not read yet and that the depth before it has.
-
-        Returns: Its hidden states, (batch, time, hidden), and the column of the first one in each row.
-        """
-        model, starts, device = self._model, list(self.num_read[depth]), self.tokens.device
-        width = max(1, max(length - start for length, start in zip(self.lengths, starts, strict=True)))
-        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)  # (batch, time)
-        inputs_embeds, position_ids = self._embed(depth, columns), self._position_ids(columns)
-        self._cache.slots, self._cache.num_used = columns - depth, max(starts) + width - depth
-        masks = self._masks(self._cache.slots, inputs_embeds)
-        if depth == BACKBONE:
-            hidden_states = model.model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=masks,
-                position_ids=position_ids,
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
-        else:
-            earlier = self._at(_with_room(self._hidden[depth - 1], max(starts) + width, 1), columns - 1)
-            hidden_states = model.mtp_step(
-                depth, inputs_embeds, earlier, position_ids, past_key_values=self._cache, masks=masks
-            )
-        if depth + 1 < len(self.num_read):
-            old = self._hidden[depth]
-            old = hidden_states[:, :0] if old is None else old.to(hidden_states)
-            index = columns.to(hidden_states.device)[..., None].expand_as(hidden_states)
-            self._hidden[depth] = _with_room(old, max(starts) + width, 1).scatter_(1, index, hidden_states)
-        for row, start in enumerate(starts):
-            known = self.lengths[row] if depth == BACKBONE else self.num_read[depth - 1][row] + 1
-            self.num_read[depth][row] = max(start, min(start + width, self.lengths[row], known))
-        return hidden_states, starts
-
-    def store(self, state: DecodeState) -> None:
-        """Put the first columns, which all rows have read, into a state whose tokens are complete already."""
-        limit = state.length
-        for depth, num_read in enumerate(self.num_read):
-            state.num_read[depth] = limit = max(depth, min(limit, *num_read))
-            if depth + 1 < len(self.num_read):
-                limit = min(state.length, limit + 1)
-        for depth in range(1, len(self.num_read)):
-            hidden = self._hidden[depth - 1]
-            if hidden is not None:
-                state.pending[depth] = hidden[:, state.num_read[depth] - 1 : state.num_read[depth - 1]].clone()
-        if state.cache is None:
-            state.forget()
-            return
-        for number, stored in enumerate(self._cache.layers):
-            depth = max(0, number + 1 - state.num_backbone_layers)
-            known = state.cache.get_seq_length(number) if number < len(state.cache.layers) else 0
-            new = slice(known, state.num_read[depth] - depth)
-            if stored is not None and new.start < new.stop:
-                state.cache.update(stored[0][:, :, new], stored[1][:, :, new], number)
-
-    @staticmethod
-    def _at(values: Tensor, columns: Tensor) -> Tensor:
-        """Gather values, (batch, columns, hidden), at the columns of each row, (batch, time)."""
-        columns = columns.to(values.device)[..., None]
-        return values.gather(1, columns.expand(-1, -1, values.shape[-1]))
-
-    def _embed(self, depth: int, columns: Tensor) -> Tensor:
-        """Embed the columns as one depth reads them; see `DecodeState.embed`."""
-        places = (columns - self.offset).clamp(0, self.tokens.shape[1] - 1)
-        token_embeds = self._model.get_input_embeddings()(self.tokens.gather(1, places))
-        if self._prompt_embeds is None or (depth != BACKBONE and self.offset == 0):
-            return token_embeds
-        num_given = self._prompt_embeds.shape[1]
-        given = self._at(self._prompt_embeds, columns.clamp(max=num_given - 1)).to(token_embeds)
-        is_given = (columns < num_given)[..., None].to(token_embeds.device)
-        return torch.where(is_given, given, token_embeds)
-
-    def _position_ids(self, columns: Tensor) -> Tensor:
-        last = self._positions.shape[1] - 1
-        return self._positions.gather(1, columns.clamp(max=last)) + (columns - last).clamp(min=0)
-
-    def _masks(self, slots: Tensor, inputs_embeds: Tensor) -> dict[str, Tensor | None]:
-        """Mask the slots after a query's own, those of padding and, with a sliding window, those before it."""
-        config, num_used = self._model.config, self._cache.num_used
-        kinds = set(config.layer_types)
-        if self._is_plain and (self._is_flash or slots.shape[1] == 1) and kinds == {"full_attention"}:
-            return {"full_attention": None}
-        keys = torch.arange(num_used, device=slots.device)
-        visible = keys <= slots[..., None]  # (batch, time, slots)
-        if self._valid is not None:
-            valid = self._valid[:, :num_used]
-            valid = F.pad(valid, (0, num_used - valid.shape[1]), value=True)
-            visible = visible & valid[:, None] | (keys == slots[..., None])  # padding attends to itself
-        masks = {}
-        for kind in kinds:
-            mask = (
-                visible & (keys > slots[..., None] - config.sliding_window) if kind == "sliding_attention" else visible
-            )
-            masks[kind] = mask[:, None]
-            if config._attn_implementation == "eager":
-                lowest = torch.finfo(inputs_embeds.dtype).min
-                masks[kind] = torch.zeros_like(mask[:, None], dtype=inputs_embeds.dtype).masked_fill(
-                    ~mask[:, None], lowest
-                )
-        return masks
+    def swap(self, one: int, other: int) -> None:
+        """Let two rows change places."""
+        for buffer in (*self.keys, *self.values, *self.hidden):
+            if buffer is not None:
+                buffer[[one, other]] = buffer[[other, one]]
+        for num_read in self.num_read:
+            num_read[one], num_read[other] = num_read[other], num_read[one]
