@@ -110,7 +110,8 @@ def add_decoding_options(parser: argparse._ActionsContainer) -> None:
     share = in_range(float, minimum=0, maximum=1)
     agreement = "how far the modules' tokens must agree with the backbone: 0 not at all, 1 exactly"
     add("--acceptance", type=share, help=f"{agreement} (default: the model's, else 0)")
-    add("--mtp-head", choices=("full", "audio"), help="tokens that the modules score: all (default), or audio only")
+    head = "tokens that the modules score: all, or audio only (default: audio where it cannot change the answer)"
+    add("--mtp-head", choices=("full", "audio"), help=head)
     first = "whether the modules' first tokens wait for their verification (default: verified)"
     add("--first-chunk", choices=("verified", "committed"), help=first)
 

@@ -51,7 +51,7 @@ class HarnessModel:
         plan: Interleave plan to decode with; None: the checkpoint's.
         system: System message of all requests, or the name of one in `SYSTEMS`.
         acceptance: How far the modules' tokens must agree with the backbone; None: the checkpoint's.
-        mtp_head: Tokens that the modules score, as in `SpeechLM`.
+        mtp_head: Tokens that the modules score; None: as in `SpeechLM`.
         first_chunk: Whether the modules' first tokens wait for their verification.
     """
 
@@ -63,7 +63,7 @@ class HarnessModel:
         system: str | None = None,
         batch_size: int = 8,
         acceptance: float | None = None,
-        mtp_head: str = "full",
+        mtp_head: str | None = None,
         first_chunk: str = "verified",
     ):
         self.speech_lm = speech_lm

@@ -296,7 +296,9 @@ class SpeechLM:
         """
         if mtp_head not in (None, "full", "audio"):
             raise ValueError(f"mtp_head must be full or audio, got {mtp_head!r}")
-        acceptance = options.get("acceptance", getattr(self.model.generation_config, "acceptance", None))
+        acceptance = options.get("acceptance")
+        if acceptance is None:
+            acceptance = getattr(self.model.generation_config, "acceptance", None)
         is_free = acceptance == 1 and options.get("first_chunk") != "committed"  # drafts cannot change the answer
         if mtp_head == "full" or (mtp_head is None and (not is_free or self.model.lm_head.weight.is_meta)):
             return {}
