@@ -26,7 +26,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 MAY_IMPORT = {
     "vita_audio": ("vita_audio",),
     "evaluation": ("vita_audio", "evaluation"),
-    "tools": ("vita_audio", "tools.common"),
+    "tools": ("vita_audio",),
     "tools.common": ("vita_audio", "tools.common"),
     "tools.demo": ("vita_audio", "evaluation", "tools.common", "tools.demo"),
     "tools.codec": ("vita_audio", "tools.common", "tools.demo.domain", "tools.codec"),
