@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from realtime_client import GREEDY, MANUAL, RATE, append, ask, pcm, read_until, session, silence, speech
 from toy_server import serve
 
+from vita_audio.serve.conversation import Item
 from vita_audio.serve.settings import Limits
 
 
@@ -140,7 +141,8 @@ def test_a_later_turn_has_the_answers_before_it(server):
             events = ask(connection, text)
             conversation["messages"].append({"role": "user", "content": text})
             expected = speech_lm.respond(conversation, "boost", do_sample=False, max_new_tokens=40)
-            conversation["messages"].append(expected.message)
+            answer = Item("", "assistant", expected.text, ids=expected.ids)
+            conversation["messages"].append(answer.message(speech_lm.tokenizer))
             assert events[-1].response.output[0].content[0].transcript == expected.text
             assert events[-1].response.usage.output_tokens == len(expected.ids)
 
