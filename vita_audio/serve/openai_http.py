@@ -85,7 +85,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
 
 
 def check_model(service: Service, model: str) -> None:
-    """Raises: HTTPException for another model."""
+    """Check the model that a request names. Raises: HTTPException for another one."""
     if model != service.name:
         raise HTTPException(404, f"the model is {service.name!r}, got {model!r}")
 

@@ -33,7 +33,7 @@ class Service:
         return min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
 
     def check_text(self, text: str) -> None:
-        """Raises: ValueError for a client's text that is too long."""
+        """Check the length of a client's text. Raises: ValueError."""
         if len(text) > self.limits.max_text:
             raise ValueError(f"text must have at most {self.limits.max_text} characters, got {len(text)}")
 
