@@ -1,7 +1,7 @@
 """Streamed answers of SpeechLM are those of whole ones, and answers at once do not disturb each other."""
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import pytest
 import torch
@@ -9,8 +9,11 @@ from toy_conversations import CONVERSATIONS, PLANS, codes_of, text_of, wave_of
 from transformers import LogitsProcessor
 
 from vita_audio.inference.pipeline import Chunk, SpeechLM
+from vita_audio.models.decode_step import DecodeCounts
 from vita_audio.models.quantization import Int8Linear
 from vita_audio.stopwatch import Stopwatch
+
+MADE_BY = ("depths", "drafts")
 
 
 def streamed_wave(speech_lm, codes):
@@ -26,6 +29,8 @@ def test_streamed_equals_whole(speech_lm, plan):
         assert text_of(chunks) == whole.text and codes_of(chunks) == whole.codes
         assert [token_id for chunk in chunks for token_id in chunk.ids] == whole.ids
         assert whole.text and whole.codes
+        depths, drafts = (list(chain.from_iterable(getattr(chunk, name) for chunk in chunks)) for name in MADE_BY)
+        assert DecodeCounts.count(depths, drafts) == whole.timings.counts
         wave = wave_of(chunks)
         assert len(wave) == len(whole.wave) and torch.equal(wave, streamed_wave(speech_lm, whole.codes))
 

@@ -51,6 +51,14 @@ def test_what_is_not_audio_is_refused(data):
         read_audio(data, 10)
 
 
+@pytest.mark.parametrize("channels, rate", [(3, 16_000), (1, 400_000)])
+def test_a_small_file_of_many_samples_is_refused(channels, rate):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((rate, channels)), rate, format="FLAC")
+    with pytest.raises(ValueError, match=f"at most 2 channels at 192000 Hz, got {channels} channels at {rate} Hz"):
+        read_audio(file.getvalue(), 10)
+
+
 def test_a_file_without_samples_is_refused():
     with pytest.raises(ValueError, match="must have samples"):
         read_audio(to_wav(torch.zeros(0)), 10)

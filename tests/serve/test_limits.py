@@ -67,6 +67,11 @@ def test_other_hosts_are_refused(server):
     assert response.status_code == 400 and "--allow-host" in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("headers, status", [({"host": "["}, 400), ({"origin": "http://["}, 403)])
+def test_malformed_names_are_refused(server, headers, status):
+    assert httpx.get(f"{server.url}/health", headers=headers).status_code == status
+
+
 def test_no_file_outside_the_page_is_served(server):
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd", "/static/..%2fapp.py"):
         assert httpx.get(server.url + path).status_code == 404, path

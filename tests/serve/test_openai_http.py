@@ -145,6 +145,18 @@ def test_too_much_audio_is_refused(server):
         server.client.audio.transcriptions.create(model="toy", file=("a.flac", file.getvalue()))
 
 
+def test_the_audio_and_messages_of_a_request_are_bounded_together(server):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(8000 * 20), 8000, format="FLAC")
+    data = base64.b64encode(file.getvalue()).decode()
+    part = [{"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}]
+    messages = [{"role": "user", "content": part}] * 2
+    with pytest.raises(openai.BadRequestError, match="at most 30 s long in all"):
+        server.client.chat.completions.create(model="toy", messages=messages)
+    with pytest.raises(openai.BadRequestError, match="at most 40 messages, got 41"):
+        server.client.chat.completions.create(model="toy", messages=[{"role": "user", "content": "x"}] * 41)
+
+
 def test_metrics_count_answers(server):
     server.client.chat.completions.create(**question())
     text = httpx.get(f"{server.url}/metrics").text

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
@@ -88,11 +89,13 @@ def download(page):
 def answer_of(page, number=0):
     """Wait until an answer has ended, and return its turn."""
     page.locator(".message.assistant").nth(number).wait_for()
-    while True:
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while time.monotonic() < deadline:
         answers = [turn for turn in download(page) if turn["role"] == "assistant"]
         if "status" in answers[number]:
             return answers[number]
         page.wait_for_timeout(100)
+    raise TimeoutError(f"answer {number} has not ended")
 
 
 def test_a_spoken_question_is_answered(server, tmp_path):
@@ -104,6 +107,8 @@ def test_a_spoken_question_is_answered(server, tmp_path):
         page.wait_for_selector(".message.assistant .bar")
         assert "s to first sound" in page.inner_text(".message.assistant .times")
         assert page.locator(".message.user").count() == 1
+        assert page.get_attribute(".message.assistant .wave path", "d").startswith("M0.5")
+        assert "tokens per pass" in page.inner_text(".message.assistant .decoding")
         times = answer_of(page)["milliseconds"]
     assert answer["status"] in ("completed", "incomplete") and answer["usage"]["output_tokens"] > 0
     assert list(times) == ["vad", "encoder", "model", "decoder", "rest"] and times["vad"] > 200
@@ -183,6 +188,18 @@ def test_a_refused_microphone_is_reported(server, tmp_path):
         page.locator("#error", has_text="The microphone cannot be used").wait_for()
         page.click("#examples button >> nth=0")
         assert answer_of(page)["text"]
+
+
+def test_a_new_conversation_begins_in_mid_answer(speech_lm, tmp_path):
+    with serve(speech_lm, limits=Limits(max_new_tokens=400)) as server, browser(tmp_path) as chromium:
+        with opened(chromium, server) as page:
+            page.click("#examples button >> nth=0")
+            page.locator(".message.assistant").wait_for()
+            page.click("#restart")
+            wait_for(page, "ready")
+            assert page.is_visible("#welcome")
+            page.click("#examples button >> nth=1")
+            assert answer_of(page)["text"] and page.locator(".message.assistant").count() == 1
 
 
 def test_the_page_connects_again_when_the_server_is_back(speech_lm, tmp_path):

@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from openai.types.realtime import ConversationItemDone, ResponseDoneEvent, SessionCreatedEvent
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import TypeAdapter
 from realtime_client import GREEDY, MANUAL, RATE, append, ask, pcm, read_until, session, silence, speech
 from toy_server import serve
 
+from vita_audio.serve.conversation import Item
 from vita_audio.serve.settings import Limits
 
 
@@ -44,22 +46,42 @@ def test_a_spoken_turn_is_detected_and_answered(server):
     assert usage.input_token_details.audio_tokens >= 12.5 * 1.3  # codes of the turn
     codec = server.service.speech_lm.audio_tokenizer
     assert len(audio) / 2 / RATE == pytest.approx(usage.output_token_details.audio_tokens / codec.frame_rate, abs=0.05)
-    parts = {name: int(value) for name, value in response.metadata.items()}
+    metadata = response.metadata
+    parts = {name: int(value) for name, value in metadata.items() if name.endswith("_ms")}
     assert parts.pop("first_sound_ms") >= parts["vad_ms"] + parts["model_ms"] >= 200
     assert set(parts) == {"vad_ms", "encoder_ms", "model_ms", "decoder_ms"}
+    assert min(parts.values()) >= 0 and float(metadata["tokens_per_pass"]) > 1 and "verified" not in metadata
 
 
 def test_events_are_those_of_the_client(server):
-    """Checked strictly, since the client itself accepts anything."""
+    """All of them are validated, since the client itself accepts anything."""
+    config = {"type": "realtime", "audio": {"input": {"transcription": {"model": "toy"}}}, "generation": GREEDY}
     with server.client.realtime.connect(model="toy") as connection:
-        SessionCreatedEvent.model_validate(connection.recv().to_dict(), strict=False)
-        events = ask(connection, "hello")
-    for kind, model in (("conversation.item.done", ConversationItemDone), ("response.done", ResponseDoneEvent)):
-        found = [event.to_dict() for event in events if event.type == kind]
-        assert found
-        for fields in found:
-            model.model_validate(fields)
-    assert len({event.event_id for event in events}) == len(events)
+        connection.session.update(session=config)
+        append(connection, np.concatenate([silence(0.5), speech(), silence(1)]))
+        events = read_until(connection, "conversation.item.input_audio_transcription.completed")
+        connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
+        events += ask(connection, "hello")
+        connection.input_audio_buffer.clear()
+        connection.response.cancel()
+        events += read_until(connection, "error")
+    for event in events:
+        TypeAdapter(RealtimeServerEvent).validate_python(event.to_dict())
+    assert len({event.event_id for event in events}) == len(events) and len(set(types(events))) >= 20
+
+
+def test_an_answer_tells_how_many_predictions_were_accepted(server):
+    generation = GREEDY | {"acceptance": 1}
+    with session(server, **MANUAL | {"generation": generation}) as connection:
+        response = ask(connection, "hello")[-1].response
+    expected = server.service.speech_lm.respond(
+        {"messages": [{"role": "user", "content": "hello"}]}, "boost", do_sample=False, max_new_tokens=40, acceptance=1
+    )
+    counts, metadata = expected.timings.counts, response.metadata
+    assert sum(counts.num_verified) > 0 and response.usage.output_tokens == counts.num_tokens
+    told = (metadata["verified"], metadata["accepted"])
+    assert told == (str(sum(counts.num_verified)), str(sum(counts.num_accepted)))
+    assert metadata["tokens_per_pass"] == f"{counts.tokens_per_pass:.2f}"
 
 
 def test_push_to_talk_gives_the_answer_of_the_model(server):
@@ -119,7 +141,8 @@ def test_a_later_turn_has_the_answers_before_it(server):
             events = ask(connection, text)
             conversation["messages"].append({"role": "user", "content": text})
             expected = speech_lm.respond(conversation, "boost", do_sample=False, max_new_tokens=40)
-            conversation["messages"].append(expected.message)
+            answer = Item("", "assistant", expected.text, ids=expected.ids)
+            conversation["messages"].append(answer.message(speech_lm.tokenizer))
             assert events[-1].response.output[0].content[0].transcript == expected.text
             assert events[-1].response.usage.output_tokens == len(expected.ids)
 

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 import torch
 
-from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece, Place, Scheduler
 
@@ -15,20 +14,21 @@ CONVERSATIONS = [make_conversation("text", text=text) for text in ("hello", "wha
 
 @pytest.fixture
 def scheduler(speech_lm):
-    scheduler = Scheduler(speech_lm, max_streams=2, max_queue=2)
+    scheduler = Scheduler(max_streams=2, max_queue=2)
     yield scheduler
     scheduler.close()
 
 
-def opener(conversation):
-    return lambda speech_lm: speech_lm.stream(conversation, **OPTIONS)
+@pytest.fixture
+def opener(speech_lm):
+    return lambda conversation: lambda stopwatch: speech_lm.stream(conversation, stopwatch=stopwatch, **OPTIONS)
 
 
 async def collect(answer):
     return [event async for event in answer]
 
 
-def test_answers_are_those_of_the_model_alone(speech_lm, scheduler):
+def test_answers_are_those_of_the_model_alone(speech_lm, scheduler, opener):
     async def run():
         answers = [scheduler.submit(opener(conversation)) for conversation in CONVERSATIONS]
         return await asyncio.gather(*map(collect, answers))
@@ -42,7 +42,7 @@ def test_answers_are_those_of_the_model_alone(speech_lm, scheduler):
         assert min(seconds.encoder, seconds.model, seconds.decoder) > 0
 
 
-def test_streams_take_turns(scheduler):
+def test_streams_take_turns(scheduler, opener):
     order = []
 
     async def follow(name, answer):
@@ -59,7 +59,7 @@ def test_streams_take_turns(scheduler):
     assert all(abs(order[:stop].count(0) - order[:stop].count(1)) <= 2 for stop in range(len(order)))
 
 
-def test_waiting_answers_know_their_place_and_the_queue_has_an_end(scheduler):
+def test_waiting_answers_know_their_place_and_the_queue_has_an_end(scheduler, opener):
     async def run():
         answers = [scheduler.submit(opener(CONVERSATIONS[0])) for _ in range(4)]
         with pytest.raises(BusyError, match="busy"):
@@ -70,7 +70,7 @@ def test_waiting_answers_know_their_place_and_the_queue_has_an_end(scheduler):
     assert places == [[], [], [1], [2, 1]]
 
 
-def test_a_cancelled_answer_stops_before_its_next_step(scheduler):
+def test_a_cancelled_answer_stops_before_its_next_step(scheduler, opener):
     async def run():
         answers = [scheduler.submit(opener(CONVERSATIONS[0])) for _ in range(3)]
         events = []
@@ -83,17 +83,17 @@ def test_a_cancelled_answer_stops_before_its_next_step(scheduler):
             await asyncio.sleep(0.001)
         return events, [await collect(answer) for answer in answers[1:]]
 
-    whole = len(asyncio.run(collect_one(scheduler)))
+    whole = len(asyncio.run(collect_one(scheduler, opener)))
     events, _ = asyncio.run(run())
     assert len(events) < whole
 
 
-async def collect_one(scheduler):
+async def collect_one(scheduler, opener):
     return await collect(scheduler.submit(opener(CONVERSATIONS[0])))
 
 
-def test_the_fault_of_one_answer_is_its_own(scheduler, caplog):
-    def broken(speech_lm: SpeechLM):
+def test_the_fault_of_one_answer_is_its_own(speech_lm, scheduler, opener, caplog):
+    def broken(stopwatch):
         yield from list(speech_lm.stream(CONVERSATIONS[0], **OPTIONS))[:2]
         raise ZeroDivisionError("secret")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -226,8 +227,8 @@ class SpeechLM:
         with stopwatch.measure("prompt"):
             prompt = self._encode(conversation)
         steps = self._steps([prompt], plan, state, generation)
-        token_ids = stopwatch.measure_each("language_model", (int(step.tokens) for step in steps))
-        return self._chunks(token_ids, decode_audio, voice, stopwatch)
+        made = ((int(step.tokens), step.depths[0], step.drafts[0]) for step in steps)
+        return self._chunks(stopwatch.measure_each("language_model", made), decode_audio, voice, stopwatch)
 
     def _steps(
         self, prompts: Sequence[Prompt], plan: Plan | None, state: ChatState | None, generation: Mapping[str, Any]
@@ -310,27 +311,29 @@ class SpeechLM:
         return {"module_tokens": [begin, end, *ends, *codes], "module_context": context}
 
     def _chunks(
-        self, token_ids: Iterable[int], decode_audio: bool, voice: Any, stopwatch: Stopwatch
+        self, made: Iterable[tuple[int, int, int]], decode_audio: bool, voice: Any, stopwatch: Stopwatch
     ) -> Iterator[Chunk]:
+        """Yield the answer that token ids, with their depths and drafts, make."""
         text, audio = TextStream(self.tokenizer), None
-        codes: list[int] = []
-        ids: list[int] = []
-        for token_id in token_ids:
-            ids.append(token_id)
+        chunk = Chunk()
+        for token_id, depth, draft in made:
+            chunk.ids.append(token_id)
+            chunk.depths.append(depth)
+            chunk.drafts.append(draft)
             delta, wave = "", torch.zeros(0)
             if self.tokenizer.is_audio(token_id):
-                codes.append(token_id - self.tokenizer.first_audio_id)
+                chunk.codes.append(token_id - self.tokenizer.first_audio_id)
                 if decode_audio:
                     audio = audio or self.audio_tokenizer.stream(voice, stopwatch)
-                    wave = audio.push(codes[-1:])
+                    wave = audio.push(chunk.codes[-1:])
             else:
                 delta = text.push(token_id)
-            if delta or len(wave) or (codes and token_id == self.tokenizer.end_of_audio_id):
-                yield Chunk(delta, codes, wave, ids)
-                codes, ids = [], []
+            if delta or len(wave) or (chunk.codes and token_id == self.tokenizer.end_of_audio_id):
+                yield replace(chunk, text=delta, wave=wave)
+                chunk = Chunk()
         delta, wave = text.flush(), audio.flush() if audio else torch.zeros(0)
-        if delta or ids or len(wave):
-            yield Chunk(delta, codes, wave, ids)
+        if delta or chunk.ids or len(wave):
+            yield replace(chunk, text=delta, wave=wave)
 
 
 def resolve_device(device: str) -> str:

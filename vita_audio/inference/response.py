@@ -82,9 +82,13 @@ class Chunk:
         codes: New audio codes.
         wave: New samples, (samples,), float32 in [-1, 1].
         ids: New token ids; those of all chunks are the ids of the answer.
+        depths: Depth that predicted each id, see `DecodeStep`.
+        drafts: Depth whose prediction the backbone verified at each id; `DecodeCounts.count` takes both.
     """
 
     text: str = ""
     codes: list[int] = field(default_factory=list)
     wave: Tensor = field(default_factory=lambda: torch.zeros(0))
     ids: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)

@@ -28,6 +28,7 @@ from vita_audio.errors import one_line_errors
 from vita_audio.serve.settings import Limits
 
 LOCAL = "127.0.0.1"
+MAX_UNREAD = 4  # events of a socket in memory; a client that sends faster waits
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         port=options.port,
         log_level="warning",
         ws_max_size=limits.max_bytes,
+        ws_max_queue=MAX_UNREAD,
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 OUTPUT_RATE = 24_000  # Hz, of all audio sent; the rate that OpenAI's clients expect
 COMMENT = b"AI-generated\0\0"  # ends in NUL and has an even length, as RIFF asks
+MAX_RATE, MAX_CHANNELS = 192_000, 2  # of files of clients: a small FLAC of zeros can be gigabytes of samples
 _UNKNOWN_SIZE = 0xFFFFFFFF  # size in the header of a WAV file that is still being written
 
 
@@ -69,13 +70,17 @@ def read_audio(data: bytes, max_seconds: float) -> tuple[Tensor, int]:
     """Decode an audio file in memory, in any container that soundfile knows.
 
     Returns: The wave, (channels, samples) float32, and its rate.
-    Raises: ValueError for data that is not audio, has no samples, or is longer than `max_seconds`.
+    Raises: ValueError for data that is not audio, has no samples, too many channels or too high a rate, or is longer
+        than `max_seconds`; nothing is decoded before these checks.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             seconds = file.frames / file.samplerate
             if seconds > max_seconds:
                 raise ValueError(f"audio must be at most {max_seconds:g} s long, got {seconds:.1f} s")
+            if file.channels > MAX_CHANNELS or file.samplerate > MAX_RATE:
+                got = f"{file.channels} channels at {file.samplerate} Hz"
+                raise ValueError(f"audio must have at most {MAX_CHANNELS} channels at {MAX_RATE} Hz, got {got}")
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(f"audio is not readable ({error.error_string}); send WAV, FLAC, MP3 or OGG") from error

@@ -7,6 +7,7 @@ import binascii
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Literal
 
 import torch
@@ -79,7 +80,17 @@ def items_of(body: ChatRequest, service: Service) -> list[Item]:
         raise ValueError(f"streamed audio is pcm16, got the format {body.audio.format!r}")
     if body.messages[-1].role != "user":
         raise ValueError(f"the last message must be a user's, got one of {body.messages[-1].role!r}")
-    return [_item(message, service) for message in body.messages]
+    limits, items, seconds = service.limits, [], 0.0
+    if len(body.messages) > limits.max_turns:
+        raise ValueError(f"a request has at most {limits.max_turns} messages, got {len(body.messages)}")
+    for message in body.messages:
+        items.append(_item(message, service))
+        if isinstance(items[-1].audio, tuple):
+            wave, rate = items[-1].audio
+            seconds += wave.shape[1] / rate
+        if seconds > limits.max_audio_seconds:
+            raise ValueError(f"the audio of a request must be at most {limits.max_audio_seconds:g} s long in all")
+    return items
 
 
 def _item(message: Message, service: Service) -> Item:
@@ -94,7 +105,9 @@ def _item(message: Message, service: Service) -> Item:
         raise ValueError("a message needs content, got an empty list")
     if len(audios) > 1 or (audios and role != "user"):
         raise ValueError("a user's message may have one input_audio, others none")
-    text = plain_text("\n".join(texts), service.speech_lm.tokenizer)
+    text = "\n".join(texts)
+    service.check_text(text)
+    text = plain_text(text, service.speech_lm.tokenizer)
     if not audios:
         return Item("", role, text)
     try:
@@ -149,22 +162,21 @@ async def stream_events(
         return _sse({**head, "model": service.name, "choices": [choice]})
 
     yield event({"role": "assistant"})
-    async for piece in pieces:
-        if not isinstance(piece, Piece):
-            continue
-        chunk, ids = piece.chunk, ids + piece.chunk.ids
-        if chunk.text:
-            yield event(
-                {"audio": {"id": audio_id, "transcript": chunk.text}} if body.speaks else {"content": chunk.text}
-            )
-        if len(chunk.wave):
-            data = base64.b64encode(to_pcm16(chunk.wave)).decode()
-            yield event({"audio": {"id": audio_id, "data": data}})
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if not isinstance(piece, Piece):
+                continue
+            chunk, ids = piece.chunk, ids + piece.chunk.ids
+            if chunk.text:
+                words = {"audio": {"id": audio_id, "transcript": chunk.text}}
+                yield event(words if body.speaks else {"content": chunk.text})
+            if len(chunk.wave):
+                data = base64.b64encode(to_pcm16(chunk.wave)).decode()
+                yield event({"audio": {"id": audio_id, "data": data}})
     yield event({}, _finish(body, service, ids))
     if body.stream_options and body.stream_options.include_usage:
         yield _sse({**head, "model": service.name, "choices": [], "usage": _usage(conversation, ids)})
     yield "data: [DONE]\n\n"
-    await pieces.aclose()
 
 
 def _sse(fields: dict[str, Any]) -> str:

@@ -44,11 +44,16 @@ class Item:
     audio: tuple[Tensor, int] | list[int] | None = None
     ids: list[int] | None = None
 
-    @property
-    def message(self) -> dict[str, Any]:
+    def message(self, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """Return it as a message of a sample, without any template token that an answer may have been led to make."""
         content = self.text if self.audio is None else self.text + AUDIO_TAG
         message = {"role": self.role, "content": content}
-        return message if self.ids is None else message | {"ids": self.ids}
+        if self.ids is None:
+            return message
+        kept = {tokenizer.begin_of_audio_id, tokenizer.end_of_audio_id}
+        special = set(tokenizer.base.get_added_vocab().values()) - kept
+        ids = [token_id for token_id in self.ids if tokenizer.is_audio(token_id) or token_id not in special]
+        return message | {"ids": ids}
 
     def truncate(self, seconds: float, speech_lm: SpeechLM) -> None:
         """Keep of an answer what was heard: everything up to the last code of its first `seconds`."""
@@ -103,7 +108,7 @@ def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, m
     room = speech_lm.model.config.max_position_embeddings - max_new_tokens
     while True:
         audios = [item.audio for item in items if item.audio is not None]
-        sample = {"messages": system + [item.message for item in items], "audios": audios}
+        sample = {"messages": system + [item.message(speech_lm.tokenizer) for item in items], "audios": audios}
         num_turns = sum(item.role != "system" for item in items)
         if num_turns <= 2 or len(speech_lm.prompt_ids(sample)) <= room:
             return sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -25,7 +25,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Sequence[str], token: str | None, max_bytes: int):
-        self.app, self.hosts, self.token, self.max_bytes = app, set(hosts), token, max_bytes
+        self.app, self.token, self.max_bytes = app, token, max_bytes
+        self.hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -58,9 +59,9 @@ class Guard:
 
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host, length = headers.get("host", ""), headers.get("content-length", "0")
-        if urlsplit(f"//{host}").hostname not in self.hosts:
+        if parse_url(f"//{host}").hostname not in self.hosts:
             return 400, f"this server does not answer for the host {host!r}; see --allow-host"
-        if (origin := headers.get("origin")) is not None and urlsplit(origin).netloc != host:
+        if (origin := headers.get("origin")) is not None and parse_url(origin).netloc != host:
             return 403, f"pages of {origin!r} may not use this server"
         if not length.isdecimal() or int(length) > self.max_bytes:
             return self._too_large()
@@ -75,6 +76,14 @@ class Guard:
 
     def _too_large(self) -> tuple[int, str]:
         return 413, f"a request has at most {self.max_bytes} bytes"
+
+
+def parse_url(text: str) -> SplitResult:
+    """Split a URL; a malformed one has no parts."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return urlsplit("")
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
@@ -45,7 +46,8 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request, body: SpeechRequest) -> Response:
-        check(service, body.model, body.input)
+        check_model(service, body.model)
+        service.check_text(body.input)
         item = Item("", "user", TTS_PROMPT + plain_text(body.input, service.speech_lm.tokenizer))
         answer = service.submit(Conversation([item]))
         pieces = await while_connected(request, started(service.pieces(answer)))
@@ -62,7 +64,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         form = await request.form()
         if unknown := form.keys() - {"file", "model", "response_format"}:
             raise ValueError(f"{min(unknown)}: not supported")
-        check(service, model)
+        check_model(service, model)
         wave = await asyncio.to_thread(read_audio, await file.read(), service.limits.max_audio_seconds)
         conversation = Conversation([Item("", "user", f"{ASR_PROMPT}\n", wave)])
         answer = service.submit(conversation, plan="vanilla", decode_audio=False, **GREEDY)
@@ -71,9 +73,8 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
-        items = items_of(body, service)
-        check(service, body.model, *(item.text for item in items))
-        conversation = Conversation(items)
+        check_model(service, body.model)
+        conversation = Conversation(await asyncio.to_thread(items_of, body, service))
         answer = service.submit(conversation, **body.options)
         pieces = service.pieces(answer)
         if body.stream:
@@ -83,13 +84,10 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         return JSONResponse(await while_connected(request, complete(body, service, conversation, pieces)))
 
 
-def check(service: Service, model: str, *texts: str) -> None:
-    """Check what a request names. Raises: HTTPException for another model, ValueError for a text that is too long."""
+def check_model(service: Service, model: str) -> None:
+    """Check the model that a request names. Raises: HTTPException for another one."""
     if model != service.name:
         raise HTTPException(404, f"the model is {service.name!r}, got {model!r}")
-    for text in texts:
-        if len(text) > service.limits.max_text:
-            raise ValueError(f"text must have at most {service.limits.max_text} characters, got {len(text)}")
 
 
 async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -101,13 +99,11 @@ async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
             break
 
     async def rest() -> AsyncIterator[Any]:
-        try:
+        async with aclosing(pieces):
             for piece in early:
                 yield piece
             async for piece in pieces:
                 yield piece
-        finally:
-            await pieces.aclose()
 
     return rest()
 
@@ -120,10 +116,10 @@ async def words(pieces: AsyncIterator[Any]) -> str:
 async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[bytes]:
     """Yield a header, then the sound of an answer as 16-bit PCM."""
     yield header
-    async for piece in pieces:
-        if isinstance(piece, Piece):
-            yield to_pcm16(piece.chunk.wave)
-    await pieces.aclose()
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, Piece):
+                yield to_pcm16(piece.chunk.wave)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

@@ -77,9 +77,12 @@ class RealtimeSession:
         except WebSocketDisconnect:
             pass
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _serve(self) -> None:
         error, code = EventError("too many events per second", "rate_limit_exceeded"), 1008
@@ -90,6 +93,7 @@ class RealtimeSession:
                 text = await self._receive()
         except asyncio.TimeoutError:
             error, code = EventError("the session was idle for too long", "idle_timeout"), 1000
+        await self._end_tasks()  # they must not send to a closed socket
         await self._send_error(error)
         await self._websocket.close(code)
 
@@ -150,7 +154,7 @@ class RealtimeSession:
         config = self._config.updated(event.session)
         if config.model != self._service.name:
             raise EventError(f"the model is {self._service.name!r}, got {config.model!r}", param="session.model")
-        self._check_text(config.instructions)
+        self._service.check_text(config.instructions)
         await self._configure(config)
         await self._send("session.updated", session=self._session_json())
 
@@ -169,10 +173,6 @@ class RealtimeSession:
 
     def _session_json(self) -> dict[str, Any]:
         return {**self._config.model_dump(), "object": "realtime.session"}
-
-    def _check_text(self, text: str) -> None:
-        if len(text) > self._service.limits.max_text:
-            raise EventError(f"text must have at most {self._service.limits.max_text} characters, got {len(text)}")
 
     # audio in
 
@@ -244,7 +244,7 @@ class RealtimeSession:
         if self._conversation.find(item.id):
             raise EventError(f"there is an item {item.id!r} already", param="item.id")
         if content.type == "input_text" and content.text and content.audio is None:
-            self._check_text(content.text)
+            self._service.check_text(content.text)
             item.text = plain_text(content.text, self._service.speech_lm.tokenizer)
         elif content.type == "input_audio" and content.audio and content.text is None and item.role == "user":
             rate = self._config.audio.input.format.rate
@@ -272,7 +272,7 @@ class RealtimeSession:
     # answers
 
     async def _on_response_create(self, event: events.ResponseCreate) -> None:
-        if self._reply is not None and not self._reply.is_cancelled:
+        if self._reply is not None and self._reply.is_active:
             raise EventError("there is a response already; cancel it first", "conversation_already_has_active_response")
         if not any(item.role == "user" for item in self._conversation.items):
             raise EventError("the conversation has no message of a user", "conversation_empty")
@@ -281,7 +281,7 @@ class RealtimeSession:
         await self._respond(config, SpeechEnd(perf_counter(), 0.0))
 
     async def _on_response_cancel(self, event: events.ResponseCancel) -> None:
-        if self._reply is None or event.response_id not in (None, self._reply.id):
+        if self._reply is None or self._reply.is_over or event.response_id not in (None, self._reply.id):
             raise EventError("there is no such response in progress", "response_cancel_not_active")
         self._reply.cancel("client_cancelled")
 

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
+from vita_audio.models.decode_step import DecodeCounts
 from vita_audio.serve.audio import to_pcm16
 from vita_audio.serve.conversation import Conversation, Item
 from vita_audio.serve.events import SessionConfig
@@ -58,10 +59,14 @@ class Reply:
         self._reason: str | None = None
         self._answer: Answer | None = None
         self._metadata: dict[str, str] = {}
+        self._depths: list[int] = []
+        self._drafts: list[int] = []
+        self.is_over = False  # the client may know before `run` returns
 
     @property
-    def is_cancelled(self) -> bool:
-        return self._reason is not None
+    def is_active(self) -> bool:
+        """Whether it is neither over nor cancelled."""
+        return not self.is_over and self._reason is None
 
     def cancel(self, reason: str) -> None:
         """Stop within one decoding step; `run` then sends `response.done`."""
@@ -97,6 +102,8 @@ class Reply:
         finally:
             if self._answer is not None:
                 await self._answer.close()
+        self._metadata |= decoding_counts(self._depths, self._drafts)
+        self.is_over = True
         await self._send("response.done", response=self._json(details["type"], details))
 
     async def _stream(self, answer: Answer, speech_end: SpeechEnd) -> None:
@@ -114,6 +121,8 @@ class Reply:
                     await self._send("vita.queue", response_id=self.id, place=piece.number)
                     continue
                 self.item.ids += piece.chunk.ids
+                self._depths += piece.chunk.depths
+                self._drafts += piece.chunk.drafts
                 self.item.text += piece.chunk.text
                 if piece.chunk.text:
                     await self._send(f"response.{kind}.delta", **where, delta=piece.chunk.text)
@@ -155,6 +164,15 @@ def time_to_first_sound(speech_end: SpeechEnd, seconds: Seconds) -> dict[str, st
         "decoder_ms": seconds.decoder,
     }
     return {name: f"{1000 * value:.0f}" for name, value in parts.items()}
+
+
+def decoding_counts(depths: list[int], drafts: list[int]) -> dict[str, str]:
+    """Return the tokens per backbone pass and the verified and accepted predictions of an answer, as metadata."""
+    counts = DecodeCounts.count(depths, drafts)
+    if counts.tokens_per_pass is None:
+        return {}
+    verified = {"verified": str(sum(counts.num_verified)), "accepted": str(sum(counts.num_accepted))}
+    return {"tokens_per_pass": f"{counts.tokens_per_pass:.2f}", **(verified if sum(counts.num_verified) else {})}
 
 
 def usage(service: Service, conversation: Conversation, ids: list[int]) -> dict[str, Any]:

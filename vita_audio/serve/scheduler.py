@@ -7,19 +7,12 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from copy import copy
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Any
 
-from torch import Tensor
-
-from vita_audio.audio_tokenizers import AudioTokenizer
-from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.response import Chunk
+from vita_audio.stopwatch import Stopwatch
 
-OpenStream = Callable[[SpeechLM], Iterator[Chunk]]
-
+OpenStream = Callable[[Stopwatch], Iterator[Chunk]]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +25,7 @@ class GenerationError(RuntimeError):
     """The model failed for a reason that is not the client's; the log has it."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Seconds:
     """Time spent on an answer so far.
 
@@ -45,6 +38,14 @@ class Seconds:
     encoder: float = 0.0
     model: float = 0.0
     decoder: float = 0.0
+
+    @classmethod
+    def of(cls, stopwatch: Stopwatch) -> Seconds:
+        """Return what the stopwatch of `SpeechLM.stream` has measured so far."""
+        seconds = stopwatch.seconds.get
+        return cls(
+            seconds("prompt", 0.0), seconds("language_model", 0.0), seconds("flow", 0.0) + seconds("vocoder", 0.0)
+        )
 
     @property
     def total(self) -> float:
@@ -66,45 +67,19 @@ class Place:
     number: int
 
 
-class _TimedCodec:
-    """An audio tokenizer whose streams add up the time that decoding takes."""
-
-    def __init__(self, codec: AudioTokenizer):
-        self._codec, self.seconds = codec, 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._codec, name)
-
-    def stream(self, voice: Any = None) -> _TimedStream:
-        return _TimedStream(self, self._codec.stream(voice))
-
-
-class _TimedStream:
-    def __init__(self, codec: _TimedCodec, stream: Any):
-        self._codec, self._stream = codec, stream
-
-    def push(self, codes: list[int]) -> Tensor:
-        return self._timed(lambda: self._stream.push(codes))
-
-    def flush(self) -> Tensor:
-        return self._timed(self._stream.flush)
-
-    def _timed(self, decode: Callable[[], Tensor]) -> Tensor:
-        start = perf_counter()
-        try:
-            return decode()
-        finally:
-            self._codec.seconds += perf_counter() - start
-
-
 class Answer:
     """An answer on its way, for one consumer in the event loop: `async for` yields each `Place` and `Piece`."""
 
     def __init__(self, open_stream: OpenStream):
         self.open_stream, self.stream = open_stream, None
-        self.seconds, self.is_cancelled = Seconds(), False
+        self.stopwatch, self.is_cancelled = Stopwatch(), False
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
         self._is_over, self._place = asyncio.Event(), 0
+
+    @property
+    def seconds(self) -> Seconds:
+        """Time spent on it so far."""
+        return Seconds.of(self.stopwatch)
 
     def cancel(self) -> None:
         """Stop before the next step; the iteration then ends."""
@@ -143,9 +118,7 @@ class Answer:
 class Scheduler:
     """Runs answers in one thread, at most `max_streams` at a time, one decoding step of each in turn."""
 
-    def __init__(self, speech_lm: SpeechLM, max_streams: int, max_queue: int):
-        self._speech_lm = copy(speech_lm)
-        self._codec = self._speech_lm.audio_tokenizer = _TimedCodec(speech_lm.audio_tokenizer)
+    def __init__(self, max_streams: int, max_queue: int):
         self._max_streams, self._max_queue = max_streams, max_queue
         self._waiting: deque[Answer] = deque()
         self._active: deque[Answer] = deque()
@@ -162,7 +135,7 @@ class Scheduler:
         return len(self._waiting)
 
     def submit(self, open_stream: OpenStream) -> Answer:
-        """Queue an answer; `open_stream` is called in the scheduler's thread and starts it.
+        """Queue an answer; `open_stream` is called in the scheduler's thread with the stopwatch of the answer.
 
         Raises: BusyError if the queue is full.
         """
@@ -215,15 +188,13 @@ class Scheduler:
 
     def _step(self, answer: Answer) -> bool:
         """Take one step of an answer: read its prompt, or make its next chunk. Returns whether more will follow."""
-        start, decoded = perf_counter(), self._codec.seconds
         try:
             if answer.is_cancelled:
                 if answer.stream is not None:
                     answer.stream.close()
                 chunk = None
             elif answer.stream is None:
-                answer.stream = answer.open_stream(self._speech_lm)
-                answer.seconds.encoder += perf_counter() - start
+                answer.stream = answer.open_stream(answer.stopwatch)
                 return True
             else:
                 chunk = next(answer.stream, None)
@@ -237,8 +208,5 @@ class Scheduler:
         if chunk is None:
             answer.post(None)
             return False
-        in_decoder = self._codec.seconds - decoded
-        answer.seconds.decoder += in_decoder
-        answer.seconds.model += perf_counter() - start - in_decoder
-        answer.post(Piece(chunk, copy(answer.seconds)))
+        answer.post(Piece(chunk, answer.seconds))
         return True

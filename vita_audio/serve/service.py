@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +15,7 @@ from vita_audio.serve.conversation import Conversation, make_sample, plain_text
 from vita_audio.serve.metrics import Metrics
 from vita_audio.serve.scheduler import Answer, Piece, Place, Scheduler
 from vita_audio.serve.settings import Limits
+from vita_audio.stopwatch import Stopwatch
 
 
 class Service:
@@ -22,13 +24,18 @@ class Service:
     def __init__(self, speech_lm: SpeechLM, name: str, limits: Limits | None = None):
         """Start the scheduler; `name` is the name of the model for clients."""
         self.speech_lm, self.name, self.limits = speech_lm, name, limits or Limits()
-        self.scheduler = Scheduler(speech_lm, self.limits.max_streams, self.limits.max_queue)
+        self.scheduler = Scheduler(self.limits.max_streams, self.limits.max_queue)
         self.metrics = Metrics(self.scheduler)
         self.num_sessions = 0
 
     def answer_limit(self, max_new_tokens: int | None) -> int:
         """Return the longest answer, in tokens, to a request for this length; None is no wish."""
         return min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
+
+    def check_text(self, text: str) -> None:
+        """Check the length of a client's text. Raises: ValueError."""
+        if len(text) > self.limits.max_text:
+            raise ValueError(f"text must have at most {self.limits.max_text} characters, got {len(text)}")
 
     def submit(
         self,
@@ -47,9 +54,11 @@ class Service:
         instructions = plain_text(instructions, self.speech_lm.tokenizer)
         items = list(conversation.items)
 
-        def open_stream(speech_lm: SpeechLM):
-            sample = make_sample(items, instructions, speech_lm, limit)
-            return speech_lm.stream(sample, plan, state=conversation.state, max_new_tokens=limit, **generation)
+        def open_stream(stopwatch: Stopwatch) -> Iterator[Chunk]:
+            with stopwatch.measure("prompt"):
+                sample = make_sample(items, instructions, self.speech_lm, limit)
+            options = {"state": conversation.state, "stopwatch": stopwatch, "max_new_tokens": limit, **generation}
+            return self.speech_lm.stream(sample, plan, **options)
 
         return self.scheduler.submit(open_stream)
 
@@ -63,9 +72,8 @@ class Service:
                     if not num_samples:
                         self.metrics.first_audio.observe(perf_counter() - start)
                     num_samples += len(event.chunk.wave)
-                    chunk = event.chunk
-                    wave = resampler.push(chunk.wave)
-                    event = Piece(Chunk(chunk.text, chunk.codes, wave, chunk.ids), event.seconds)
+                    chunk = replace(event.chunk, wave=resampler.push(event.chunk.wave))
+                    event = Piece(chunk, event.seconds)
                 yield event
             if not answer.is_cancelled:
                 yield Piece(Chunk(wave=resampler.flush()), answer.seconds)

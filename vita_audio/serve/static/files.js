@@ -28,7 +28,7 @@ const run = {
     const { audio } = (await (await post("/v1/chat/completions", body)).json()).choices[0].message;
     return { words: audio.transcript, sound: new Blob([toBytes(audio.data)], { type: "audio/wav" }) };
   },
-  async synthesis(model, wav) {
+  async synthesis(model) {
     const body = { model, input: $("words").value, voice: "default", response_format: "wav" };
     return { words: $("words").value, sound: await (await post("/v1/audio/speech", body)).blob() };
   },
@@ -38,6 +38,7 @@ $("file-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   showError("");
   $("result-audio").hidden = true;
+  URL.revokeObjectURL($("result-audio").src);
   $("result-text").textContent = `${text("working")} …`;
   try {
     const file = $("file").files[0];

@@ -3,7 +3,7 @@ import { INPUT_RATE, OUTPUT_RATE } from "./wire.js";
 
 let microphone = null; // context and stream, once it was allowed
 let player = null;
-let onCleared = null;
+const clearing = []; // what waits for the player to be empty
 
 // Start the player, after a click; `onEvent` gets its messages.
 export async function startPlayer(onEvent) {
@@ -11,7 +11,7 @@ export async function startPlayer(onEvent) {
     const context = new AudioContext({ sampleRate: OUTPUT_RATE });
     await context.audioWorklet.addModule("/static/player.js");
     player = new AudioWorkletNode(context, "player", { numberOfInputs: 0, outputChannelCount: [1] });
-    player.port.onmessage = ({ data }) => (data.state === "cleared" ? onCleared(data) : onEvent(data));
+    player.port.onmessage = ({ data }) => (data.state === "cleared" ? clearing.shift()(data) : onEvent(data));
     player.connect(context.destination);
   }
   await player.context.resume();
@@ -24,7 +24,7 @@ export const endSound = (item) => player?.port.postMessage({ item, end: true });
 export function clearSound() {
   if (!player) return Promise.resolve({ item: null });
   return new Promise((resolve) => {
-    onCleared = resolve;
+    clearing.push(resolve);
     player.port.postMessage({ clear: true });
   });
 }

@@ -26,7 +26,7 @@ export const STRINGS = {
     connecting: "Connecting", ready: "Ready", listening: "Listening", thinking: "Thinking", speaking: "Speaking",
     off: "Disconnected", place: "Waiting, place", interrupted: "interrupted", newConversation: "New conversation",
     firstSound: "to first sound", vad: "end of speech", encoder: "encoder", language: "model", decoder: "decoder",
-    rest: "other", refused: "The microphone cannot be used", chooseFile: "Choose a file first.",
+    rest: "other", tokensPerPass: "tokens per pass", accepted: "accepted", refused: "The microphone cannot be used", chooseFile: "Choose a file first.",
     working: "Working", noSpeech: "(no words)",
   },
   zh: {
@@ -42,7 +42,7 @@ export const STRINGS = {
     connecting: "正在连接", ready: "就绪", listening: "正在听", thinking: "正在想", speaking: "正在说",
     off: "已断开", place: "排队中，位置", interrupted: "已打断", newConversation: "新对话",
     firstSound: "后出声", vad: "停顿判断", encoder: "编码", language: "模型", decoder: "解码",
-    rest: "其他", refused: "无法使用麦克风", chooseFile: "请先选择文件。",
+    rest: "其他", tokensPerPass: "词元/次前向", accepted: "接受", refused: "无法使用麦克风", chooseFile: "请先选择文件。",
     working: "处理中", noSpeech: "（没有文字）",
   },
 };

@@ -9,11 +9,13 @@ const { $, messages, showError, showState, text } = view;
 let model = "";
 let isSending = false; // whether the microphone's sound goes to the server
 let isHeld = false; // the button or key of push-to-talk
+let numSent = 0; // samples since it was pressed
 let response = null; // {item, hasSound, isStopped, waited} of the response in progress
 let isPlaying = false;
 let stoppedAt = 0; // time when the user's turn ended, as the page learns it
 let reading = null; // ends the reading of a text answer
 
+const MIN_SAMPLES = 0.2 * INPUT_RATE; // a shorter press of push-to-talk was a mistake
 const LATE = ["response_cancel_not_active", "item_not_found"]; // errors about answers that the server has done with
 
 const pushToTalk = () => document.querySelector("[name=mode]:checked").value === "push";
@@ -63,7 +65,9 @@ const on = {
   "response.output_audio.delta"({ item_id, delta }) {
     if (response.isStopped) return;
     response.hasSound = true;
-    play(item_id, fromBase64(delta));
+    const samples = fromBase64(delta);
+    play(item_id, samples);
+    view.showSound(item_id, samples);
   },
   "response.output_audio.done"({ item_id }) {
     endSound(item_id);
@@ -76,8 +80,9 @@ const on = {
     const { turn, box } = messages.get(ended.item);
     Object.assign(turn, { status: done.status, usage: done.usage, server: done.metadata });
     if (ended.waited) view.showTimes(ended.item, parts(done.metadata, ended.waited));
+    view.showDecoding(ended.item, done.metadata);
     if (done.status === "cancelled") box.append(view.label("interrupted", "div"));
-    else if (!ended.hasSound && turn.text.trim()) readAloud(ended.item, turn.text);
+    else if (!ended.hasSound && !ended.isStopped && turn.text.trim()) readAloud(ended.item, turn.text);
     if (!isPlaying) showState("ready");
   },
   "vita.queue"({ place }) {
@@ -127,7 +132,7 @@ async function ask(question) {
 
 // sound
 
-function heard({ state, item, played, level }) {
+function heard({ state, item, level }) {
   if (level !== undefined) $("level-out").value = level;
   if (state === "started") {
     isPlaying = true;
@@ -169,7 +174,7 @@ async function stopSound() {
   const { item, played } = await clearSound();
   soundIsOver();
   if (messages.has(item)) truncate(item, played);
-  else if (stopped?.item) truncate(stopped.item, 0);
+  else if (messages.has(stopped?.item)) truncate(stopped.item, 0); // not after the conversation has ended
 }
 
 async function interrupt() {
@@ -199,7 +204,9 @@ async function readAloud(id, words) {
 
 function sendPiece({ pcm, level }) {
   $("level-in").value = isSending ? level : 0;
-  if (isSending) wire.send("input_audio_buffer.append", { audio: toBase64(pcm) });
+  if (!isSending) return;
+  numSent += pcm.length;
+  wire.send("input_audio_buffer.append", { audio: toBase64(pcm) });
 }
 
 async function press() {
@@ -214,6 +221,7 @@ async function press() {
   await interrupt();
   wire.send("input_audio_buffer.clear");
   isSending = true;
+  numSent = 0;
   showMicrophone();
   showState(pushToTalk() ? "listening" : "ready");
 }
@@ -223,16 +231,16 @@ function release() {
   if (!isSending) return;
   isSending = false;
   showMicrophone();
-  if (pushToTalk()) {
+  $("level-in").value = 0;
+  if (pushToTalk() && numSent >= MIN_SAMPLES) {
     stoppedAt = performance.now();
     wire.send("input_audio_buffer.commit");
     wire.send("response.create");
-  } else {
-    stopMicrophone();
-    $("level-in").value = 0;
-    wire.send("input_audio_buffer.clear");
-    showState("ready");
+    return;
   }
+  if (!pushToTalk()) stopMicrophone();
+  wire.send("input_audio_buffer.clear");
+  showState("ready");
 }
 
 // controls
@@ -240,7 +248,7 @@ function release() {
 const button = $("microphone");
 button.addEventListener("click", () => pushToTalk() || (isSending ? release() : press()));
 button.addEventListener("pointerdown", () => pushToTalk() && press());
-for (const kind of ["pointerup", "pointercancel", "pointerleave"]) button.addEventListener(kind, () => pushToTalk() && release());
+for (const kind of ["pointerup", "pointercancel", "pointerleave", "blur"]) button.addEventListener(kind, () => pushToTalk() && release());
 const isHoldKey = (event) => pushToTalk() && [" ", "Enter"].includes(event.key);
 button.addEventListener("keydown", (event) => isHoldKey(event) && (event.preventDefault(), event.repeat || press()));
 button.addEventListener("keyup", (event) => isHoldKey(event) && release());
@@ -249,6 +257,7 @@ for (const input of document.querySelectorAll("[name=mode]")) {
   input.addEventListener("change", () => {
     isSending = false;
     stopMicrophone();
+    $("level-in").value = 0;
     configure();
     showMicrophone();
   });

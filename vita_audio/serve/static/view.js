@@ -5,6 +5,9 @@ export const $ = (id) => document.getElementById(id);
 export const turns = []; // what the download holds
 export const messages = new Map(); // id of an item -> its box, words and turn
 const PARTS = { vad: "vad", encoder: "encoder", model: "language", decoder: "decoder", rest: "rest" }; // name, text
+const SVG = "http://www.w3.org/2000/svg";
+const SAMPLES_PER_BAR = 1200; // 50 ms at the rate of the player
+const MIN_BARS = 60; // the width of a waveform, while the answer is shorter
 let language = localStorage.language ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 export const text = (key) => STRINGS[language][key];
@@ -68,6 +71,38 @@ export function setWords(id, role, content) {
   turn.text = content;
   words.textContent = content.trim();
   scroll();
+}
+
+// Add sound to the waveform of an answer: a bar for the loudest sample of every 50 ms.
+export function showSound(item, samples) {
+  const made = messages.get(item);
+  if (!made.wave) {
+    made.wave = document.createElementNS(SVG, "svg");
+    made.wave.setAttribute("class", "wave");
+    made.wave.setAttribute("preserveAspectRatio", "none");
+    made.wave.setAttribute("aria-hidden", "true");
+    made.wave.append(document.createElementNS(SVG, "path"));
+    Object.assign(made, { bars: "", numBars: 0, loudest: 0, numSamples: 0 });
+    made.words.after(made.wave);
+  }
+  for (const sample of samples) {
+    made.loudest = Math.max(made.loudest, Math.abs(sample));
+    if (++made.numSamples < SAMPLES_PER_BAR) continue;
+    const height = Math.max(0.02, made.loudest);
+    made.bars += `M${made.numBars++ + 0.5} ${-height}v${2 * height}`;
+    made.loudest = made.numSamples = 0;
+  }
+  made.wave.setAttribute("viewBox", `0 -1 ${Math.max(MIN_BARS, made.numBars)} 2`);
+  made.wave.firstChild.setAttribute("d", made.bars);
+}
+
+// Show how many tokens a pass of the backbone made, and how many predictions of the modules it accepted.
+export function showDecoding(item, { tokens_per_pass, verified, accepted }) {
+  if (!tokens_per_pass) return;
+  const line = element("div", "decoding", `${tokens_per_pass} `);
+  line.append(label("tokensPerPass"));
+  if (verified) line.append(" · ", label("accepted"), ` ${accepted} / ${verified}`);
+  messages.get(item).box.append(line);
 }
 
 export function showTimes(item, milliseconds) {
