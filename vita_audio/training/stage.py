@@ -7,19 +7,18 @@ import logging
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
-from vita_audio.errors import RunError
+from vita_audio.errors import RunError, is_lost_process
 from vita_audio.files.atomic import write_json
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
-from vita_audio.training.checkpoints import check_space, checkpoint_bytes, delete_leftovers
+from vita_audio.training.checkpoints import WRITE_ERRORS, check_space, checkpoint_bytes, delete_leftovers
 from vita_audio.training.curves import read_quality, summarise
 from vita_audio.training.report import RunReport, write_report
 from vita_audio.training.run_folder import (
@@ -80,11 +79,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
         args=training_arguments,
         train_dataset=data.packs,
-        data_collator=PackCollator(
-            data.tokenizer.pad_id,
-            data.front_end,
-            data.files,
-        ),
+        data_collator=PackCollator(data.tokenizer.pad_id, data.front_end, data.files),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
         code_noise=CodeNoise(data_arguments.audio_code_noise, data.tokenizer.code_ids),
@@ -165,7 +160,9 @@ def finish(trainer: SpeechTrainer) -> None:
     try:
         trainer.save_model()
         trainer.save_state()
-    except (OSError, SafetensorError) as error:
+    except WRITE_ERRORS as error:
+        if is_lost_process(error):
+            raise
         raise RunError(
             f"the model could not be written to {trainer.args.output_dir} ({error}); make room, then run the same "
             "command, which continues from the last checkpoint"
