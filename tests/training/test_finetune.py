@@ -153,7 +153,7 @@ def test_a_result_that_cannot_be_written_ends_the_run_in_one_line(stages, toy_ru
             train(flags)
     assert ending.value.code == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune_sts.py: ")]
-    assert f"the model could not be written to {folder} (" in line and "continues from the last checkpoint" in line
+    assert f"the result could not be written to {folder} (" in line and "continues from the last checkpoint" in line
     (folder / name).unlink()
     train(flags)
     assert (folder / RESULTS_FILE).exists() and logged(folder) == pytest.approx(logged(stages[0])[:1])
