@@ -142,7 +142,7 @@ def test_a_run_without_matplotlib_ends_before_the_training(toy_run, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training_args.bin"])
+@pytest.mark.parametrize("name", ["config.json", "training_args.bin"])
 def test_a_result_that_cannot_be_written_ends_the_run_in_one_line(stages, toy_run, tmp_path, capsys, name):
     """A device that is always full stands in for the file; the second one is written by torch."""
     folder = tmp_path / "run"
