@@ -119,6 +119,16 @@ def test_continuous_input_needs_codes_of_answers_only(corpus, speech_tokenizer, 
     assert "21 rows (21.0/s), 13 codes (13.0/s)" in shown
 
 
+@pytest.mark.slow
+def test_the_program_encodes_on_ray(corpus, speech_tokenizer, tmp_path, capsys):
+    pytest.importorskip("ray")
+    flags = ["--codes", tmp_path / "codes", "--audio-tokenizer-path", speech_tokenizer, "--devices", "cpu"]
+    first = run_tool("extract_audio_codes.py", "--data", corpus, *flags, "--ray", "--processes", 2)
+    assert "3 audio files: 0 had codes, 2 encoded, 1 failed" in first and "bad.wav: file is empty" in first
+    again = run_tool_here(capsys, "extract_audio_codes.py", "--data", corpus, *flags)
+    assert "3 audio files: 2 had codes, 0 encoded, 1 failed" in again
+
+
 def test_samples_without_codes_are_shown_as_left_out(corpus, speech_tokenizer, tmp_path, capsys):
     flags = ["--codes", tmp_path / "codes", "--audio-tokenizer-path", speech_tokenizer]
     (tmp_path / "text.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')

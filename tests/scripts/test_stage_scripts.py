@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from training.toy_run import ROOT, STAGES, logged, make_merged_model, run_stage,
 from tools.finetune_sts import main as train
 from vita_audio.models.sensevoice import read_weights
 from vita_audio.training.arguments import parse_arguments
-from vita_audio.training.run_folder import RESULTS_FILE, last_checkpoint
 
 SCRIPTS = sorted(path.name for path in STAGES.glob("*.sh"))
 DEEPSPEED = ROOT / "scripts" / "deepspeed"
@@ -194,7 +191,8 @@ def check_one_step(toy_run, stage2, folder):
 
 
 def test_a_stage_runs_with_deepspeed_on_two_processes(toy_run, stage2):
-    folder = run_one_step(toy_run, stage2, "two", "--gradient_accumulation_steps", 4)
+    limit = ("--max_loss", 20)  # per target: about 13 in one process or two
+    folder = run_one_step(toy_run, stage2, "two", "--gradient_accumulation_steps", 4, *limit)
     two = check_one_step(toy_run, stage2, folder)
     flags = toy_run.flags(toy_run.folder / "one", model_name_or_path=stage2, max_steps=1, learning_rate=5e-5)
     train([*flags, "--gradient_accumulation_steps", "4", "--mtp_model_lr_mult", "10"])
@@ -212,35 +210,6 @@ def test_every_deepspeed_config_trains_alike(toy_run, stage2, config):
     if not plain.exists():
         run_one_step(toy_run, stage2, "plain", "--gradient_accumulation_steps", 4, DEEPSPEED_CONFIG="none")
     assert values == pytest.approx([logged(plain, name)[0] for name in COMPARED], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
-def test_a_killed_deepspeed_run_continues_as_if_nothing_had_happened(toy_run, stage2, config):
-    flags = "--max_steps 12 --save_steps 3 --logging_steps 1 --gradient_accumulation_steps 2".split()
-    variables = {
-        "MODEL_NAME_OR_PATH": stage2,
-        "CONFIG_NAME": toy_run.config(3),
-        "DEEPSPEED_CONFIG": DEEPSPEED / f"ds_config_{config}.json",
-        "NPROC_PER_NODE": 2,
-    }
-    script = "finetune_glm4voice_mtp10_stage1.sh"
-    root = toy_run.folder / "outputs" / script.removesuffix(".sh")
-    straight, killed = (root / f"{config}-{name}" for name in ("straight", "killed"))
-    command, settings = stage_command(script, toy_run, 128, killed.name, *flags, **variables)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings)
-    while process.poll() is None and not (killed.exists() and last_checkpoint(killed)):
-        time.sleep(0.05)
-    for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        os.kill(int(worker), signal.SIGKILL)
-    assert process.wait() != 0 and not (killed / RESULTS_FILE).exists()
-    for folder in (straight, killed):
-        result = run_stage(script, toy_run, 128, folder.name, *flags, **variables)
-        assert result.returncode == 0, result.stderr[-4000:]
-    assert "resuming from" in result.stdout
-    for key in ("loss", "mtp_2_loss", "learning_rate", "num_tokens"):
-        assert logged(killed, key) == pytest.approx(logged(straight, key), rel=1e-6), key
-    assert len(logged(killed)) == 12
 
 
 @pytest.mark.slow

@@ -50,9 +50,7 @@ def estimate(settings: Settings, checkpointing: bool) -> float:
 def main(step: str, checkpointing: bool) -> None:
     torch.set_num_threads(1)
     settings = Settings(CONFIG, step=step, tokens=TOKENS, masked=0.0)
-    train(
-        Settings(CONFIG, step=step, tokens=8, masked=0.0), checkpointing, 1
-    )  # what the first use of anything allocates
+    train(Settings(CONFIG, step=step, tokens=8, masked=0.0), checkpointing, 1)  # the first use allocates more
     memory = PeakMemory("cpu")
     train(settings, checkpointing, 2)
     print(memory.read(), estimate(settings, checkpointing))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.finetune_sts import main as train
 from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.training import stage
 from vita_audio.training.run_folder import ARGUMENTS_FILE, RESULTS_FILE
 
 
@@ -138,6 +140,28 @@ def test_a_run_without_matplotlib_ends_before_the_training(toy_run, tmp_path, ca
         train(toy_run.flags(tmp_path / "run"))
     assert re.search(r"a plot needs the package matplotlib .*vita-audio\[plots\]", capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "training_args.bin"])
+def test_a_result_that_cannot_be_written_ends_the_run_in_one_line(stages, toy_run, tmp_path, capsys, name):
+    """A device that is always full stands in for the file; the second one is written by torch."""
+    folder = tmp_path / "run"
+    flags = toy_run.flags(folder, max_steps=1, save_strategy="steps", save_steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "finish", partial(finish_on_full_disk, stage.finish, folder / name))
+        with pytest.raises(SystemExit) as ending:
+            train(flags)
+    assert ending.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune_sts.py: ")]
+    assert f"the result could not be written to {folder} (" in line and "continues from the last checkpoint" in line
+    (folder / name).unlink()
+    train(flags)
+    assert (folder / RESULTS_FILE).exists() and logged(folder) == pytest.approx(logged(stages[0])[:1])
+
+
+def finish_on_full_disk(finish, path, trainer):
+    path.symlink_to("/dev/full")
+    finish(trainer)
 
 
 def test_missing_codes_stop_the_run_with_the_command(toy_run, tmp_path, capsys):

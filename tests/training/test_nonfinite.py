@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerCallback
 from vita_audio.data.collator import PackCollator
 from vita_audio.errors import RunError
 from vita_audio.training.nonfinite import MAX_SKIPPED
+from vita_audio.training.report import write_report
 from vita_audio.training.run_folder import NONFINITE_FILE, last_checkpoint
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
 
@@ -94,6 +95,10 @@ def test_a_run_in_which_every_step_is_skipped_stops(tmp_path):
     with pytest.raises(RunError, match=f"^step {MAX_SKIPPED} .*; {MAX_SKIPPED} steps in a row were skipped"):
         trainer.train()
     assert not steps.changed()
+    entries = trainer.state.log_history
+    assert len(entries) == MAX_SKIPPED - 1 and {entry["num_tokens"] for entry in entries} == {32}
+    assert not any("main_loss" in entry or "mtp_0_loss" in entry for entry in entries)
+    write_report(tmp_path, entries)  # as during the run
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The report of a run: everything in one file, and written while the run goes on."""
+"""The report of a run: everything in one file, and written while the run continues."""
 
 import base64
 import json
@@ -64,6 +64,14 @@ def test_a_run_without_data_report_or_modules_has_a_report_too(tmp_path):
     write_report(tmp_path, [entry])
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "0 (main)" in html and "<h2>Data</h2>" not in html
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    output_dir = tmp_path / "file"
+    output_dir.touch()  # no folder: every write fails
+    state = SimpleNamespace(is_world_process_zero=True, log_history=HISTORY)
+    RunReport().on_log(SimpleNamespace(output_dir=str(output_dir)), state, None, logs=ENTRY)
+    assert "report.html could not be written" in caplog.text
 
 
 def test_the_report_is_written_during_the_run_but_not_at_every_entry(folder, monkeypatch):

@@ -221,6 +221,14 @@ def test_packs_grow_with_the_curriculum(make_trainer):
     assert all(entry["num_tokens"] > 40 for entry in entries[5:])
 
 
+def test_a_cut_batch_still_names_its_samples():
+    pack = {"input_ids": list(range(20)), "labels": list(range(20)), "position_ids": list(range(20))}
+    batch = PackCollator(pad_id=100, files=["a.jsonl"])([{**pack, "sources": [0], "lines": [7]}])
+    cut = LengthCurriculum(start=8, end=26, ratio=0.5).cut(batch, step=0, max_steps=10)
+    assert cut.pop("samples") == ["a.jsonl:7"]
+    assert {name: values.shape for name, values in cut.items()} == dict.fromkeys(cut, (1, 8)) and len(cut) == 3
+
+
 def test_a_curriculum_for_continuous_input_is_refused(make_trainer):
     curriculum = LengthCurriculum(start=8, end=26, ratio=0.5)
     with pytest.raises(ValueError, match="--curriculum_length needs audio input as codes"):

@@ -30,7 +30,7 @@ def interrupt(straight, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["none", "zero1", "zero2"])
+@pytest.mark.parametrize("config", ["none", "zero2"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_continues_on_another_number_of_processes(toy_run, tmp_path, config, before, after):
     log = tmp_path / "log.txt"

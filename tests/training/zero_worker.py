@@ -1,4 +1,7 @@
-"""A few training steps with DeepSpeed, in as many processes as torchrun starts: zero_worker.py OUTPUT STAGE FROZEN."""
+"""A few training steps with DeepSpeed, in as many processes as torchrun starts: zero_worker.py OUTPUT STAGE KIND.
+
+KIND is all, frozen or aligned: what trains, and whether the alignment loss is added.
+"""
 
 import json
 import sys
@@ -14,9 +17,10 @@ from vita_audio.models.surgery import mtp_parameter_patterns, set_trainable
 
 NUM_STEPS = 3
 FIRST_TARGETS = ((0, 5, 11), (12, 12, 3))  # of each row in each step; a document of 12 tokens has none from its 12th on
+CODES = range(64, 128)
 
 
-def make_model(frozen: bool) -> Qwen2MTPForCausalLM:
+def make_model(kind: str) -> Qwen2MTPForCausalLM:
     torch.manual_seed(0)
     config = Qwen2MTPConfig(
         hidden_size=32,
@@ -27,9 +31,10 @@ def make_model(frozen: bool) -> Qwen2MTPForCausalLM:
         num_nextn_predict_layers=2,
         vocab_size=128,
         mtp_kl_weight=0.5,
+        alignment_weight=0.5 if kind == "aligned" else 0.0,
     )
     model = Qwen2MTPForCausalLM(config).train()
-    set_trainable(model, mtp_parameter_patterns(config) if frozen else ["*"])
+    set_trainable(model, mtp_parameter_patterns(config) if kind == "frozen" else ["*"])
     return model
 
 
@@ -45,10 +50,10 @@ def count_releases(parameter: torch.nn.Parameter) -> list[int]:
     return calls
 
 
-def main(output: Path, stage: int, frozen: bool) -> None:
+def main(output: Path, stage: int, kind: str) -> None:
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    model = make_model(frozen)
+    model = make_model(kind)
     config = {
         "train_micro_batch_size_per_gpu": 2 // world_size,
         "zero_allow_untested_optimizer": True,
@@ -70,9 +75,12 @@ def main(output: Path, stage: int, frozen: bool) -> None:
         num_items = (labels[:, 1:] != IGNORE_INDEX).sum()
         rows = slice(rank, rank + 1) if world_size == 2 else slice(None)
         gathers.clear()
-        loss = engine(
-            input_ids=ids[step][rows], labels=labels[rows], num_items_in_batch=num_items, use_cache=False
-        ).loss
+        inputs = {"input_ids": ids[step][rows], "labels": labels[rows], "num_items_in_batch": num_items}
+        if kind == "aligned":  # two documents in a row; in one step the second process has no codes
+            inputs |= {"position_ids": torch.arange(12)[None] % 6, "code_ids": CODES}
+            if step == rank == 1:
+                inputs["input_ids"] = inputs["input_ids"] % CODES.start
+        loss = engine(**inputs, use_cache=False).loss
         engine.backward(loss * world_size)  # DeepSpeed averages over the processes
         num_gathers.append(len(gathers))
         engine.step()
@@ -87,4 +95,4 @@ def main(output: Path, stage: int, frozen: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "frozen")
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

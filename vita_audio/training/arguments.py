@@ -142,7 +142,11 @@ class SpeechOptions:
     on_nonfinite: str = option(
         "Response to a step with a loss or gradient that is not finite: stop the run, or skip the step", "stop"
     )
-    max_loss: float = option("Loss per target above which a step counts as not finite (untrained: about 12)", 100.0)
+    max_loss: float = option(
+        "Loss per target, all terms added up, above which a step counts as not finite (untrained: 12, or 24 with MTP "
+        "modules)",
+        100.0,
+    )
     remove_unused_columns: bool = option("Drop columns of the packs that the model does not accept", False)
     report_to: str = option(
         "Integrations that also receive the log, or none (default: tensorboard if it is installed)", "auto"

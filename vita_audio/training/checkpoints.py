@@ -11,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 
 from vita_audio.errors import RunError
@@ -18,6 +19,7 @@ from vita_audio.errors import RunError
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _PARTIAL, _DELETED = ".checkpoint-{}.partial", ".checkpoint-{}.deleted"
 _GIB = 2**30
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # on a full disk, torch.save raises the last one
 
 
 def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:

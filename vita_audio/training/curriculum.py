@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 STEP_TOKENS = 8  # lengths grow by this
 
 
@@ -28,6 +30,9 @@ class LengthCurriculum:
         return self.start + int(progress * (self.end - self.start)) // STEP_TOKENS * STEP_TOKENS
 
     def cut(self, batch: dict[str, Any], step: int, max_steps: int) -> dict[str, Any]:
-        """Return the first `length` tokens of every row of a batch from `PackCollator` without continuous audio."""
+        """Return the first `length` tokens of every row of a batch from `PackCollator` without continuous audio.
+
+        `samples` still names every document of the packs.
+        """
         length = self.length(step, max_steps)
-        return {name: values[:, :length] for name, values in batch.items()}
+        return {name: values[:, :length] if isinstance(values, Tensor) else values for name, values in batch.items()}

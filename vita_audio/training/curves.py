@@ -36,7 +36,7 @@ def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
     names = depth_names(entries)
     num_modules = len(names) - 1
     colours = ["black", *(colormaps["viridis"](index / num_modules) for index in range(num_modules))]
-    for name, colour in zip(names, colours, strict=True):
+    for name, colour in zip(names, colours, strict=False):  # no names before the first finite loss
         plot_entries(loss_axis, entries, f"{name}_loss", label=name, color=colour)
         plot_entries(accuracy_axis, entries, f"{name}_accuracy", label=name, color=colour)
     for name in ("learning_rate", "mtp_learning_rate"):
@@ -44,7 +44,8 @@ def draw_run(folder: str | Path, log_history: Sequence[dict[str, Any]]) -> None:
     for axis, text in ((loss_axis, "loss"), (accuracy_axis, "accuracy"), (rate_axis, "learning rate")):
         axis.set(title=text, xlabel="step")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        if axis.lines:
+            axis.legend(fontsize="small")
     accuracy_axis.set_ylim(0, 1)
     if quality:
         _plot_quality(axes[3], quality)

@@ -1,8 +1,9 @@
-"""report.html of a training run: one file without links, written again while the run goes on."""
+"""report.html of a training run: one file without links, rewritten while the run continues."""
 
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,15 +39,21 @@ STYLE = (
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 class RunReport(TrainerCallback):
-    """Draws the curves and writes the report every five minutes, in the main process."""
+    """Draws the curves and writes the report every five minutes, in the main process; a full disk ends no run here."""
 
     def __init__(self):
         self._last = -float("inf")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and "loss" in logs and time.monotonic() - self._last >= SECONDS_BETWEEN:
-            write_report(args.output_dir, state.log_history)
+            try:
+                write_report(args.output_dir, state.log_history)
+            except OSError as error:
+                logger.warning("%s could not be written: %s", REPORT_FILE, error)
             self._last = time.monotonic()
 
 

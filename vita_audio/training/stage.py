@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
-from vita_audio.errors import RunError
+from vita_audio.errors import RunError, is_lost_process
 from vita_audio.files.atomic import write_json
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
-from vita_audio.training.checkpoints import check_space, checkpoint_bytes, delete_leftovers
+from vita_audio.training.checkpoints import WRITE_ERRORS, check_space, checkpoint_bytes, delete_leftovers
 from vita_audio.training.curves import read_quality, summarise
 from vita_audio.training.report import RunReport, write_report
 from vita_audio.training.run_folder import (
@@ -80,11 +81,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         model=load_stage_model(settings, data.tokenizer, data.audio_tokenizer),
         args=training_arguments,
         train_dataset=data.packs,
-        data_collator=PackCollator(
-            data.tokenizer.pad_id,
-            data.front_end,
-            data.files,
-        ),
+        data_collator=PackCollator(data.tokenizer.pad_id, data.front_end, data.files),
         processing_class=data.tokenizer.base,
         front_end=data.front_end,
         code_noise=CodeNoise(data_arguments.audio_code_noise, data.tokenizer.code_ids),
@@ -159,26 +156,32 @@ def open_run(arguments: Arguments) -> bool:
 def finish(trainer: SpeechTrainer) -> None:
     """Save the model, draw the curves and write the results, which mark the run as finished.
 
-    Raises: RunError if the model cannot be written.
+    Raises: RunError if a file cannot be written.
     """
     trainer.model.config.use_cache = True  # training turned it off
     try:
         trainer.save_model()
         trainer.save_state()
-    except (OSError, SafetensorError) as error:
+        if trainer.is_world_process_zero():
+            write_results(Path(trainer.args.output_dir), trainer.state.log_history)
+    except WRITE_ERRORS as error:
+        if is_lost_process(error):
+            raise
         raise RunError(
-            f"the model could not be written to {trainer.args.output_dir} ({error}); make room, then run the same "
+            f"the result could not be written to {trainer.args.output_dir} ({error}); make room, then run the same "
             "command, which continues from the last checkpoint"
         ) from error
-    if trainer.is_world_process_zero():
-        folder = Path(trainer.args.output_dir)
-        write_report(folder, trainer.state.log_history)
-        results = summarise(trainer.state.log_history)
-        if quality := read_quality(folder):
-            failures = quality["failures"]
-            results["quality"] = {"last": (quality["metrics"] or [None])[-1], "num_failed": len(failures)}
-            if failures:
-                logger.warning("%d evaluations failed, see %s", len(failures), folder / QUALITY_FILE)
-        write_json(folder / RESULTS_FILE, results)
-        logger.info("trained %d steps in %.1f minutes: %s", results["steps"], results["minutes"], folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def write_results(folder: Path, log_history: Sequence[dict[str, Any]]) -> None:
+    """Write the report and the summary of a run, which marks it as finished."""
+    write_report(folder, log_history)
+    results = summarise(log_history)
+    if quality := read_quality(folder):
+        failures = quality["failures"]
+        results["quality"] = {"last": (quality["metrics"] or [None])[-1], "num_failed": len(failures)}
+        if failures:
+            logger.warning("%d evaluations failed, see %s", len(failures), folder / QUALITY_FILE)
+    write_json(folder / RESULTS_FILE, results)
+    logger.info("trained %d steps in %.1f minutes: %s", results["steps"], results["minutes"], folder)

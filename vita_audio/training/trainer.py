@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
@@ -22,7 +21,7 @@ from vita_audio.errors import is_lost_process
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.arguments import SpeechOptions
-from vita_audio.training.checkpoints import publish, unfinished_folder, write_error
+from vita_audio.training.checkpoints import WRITE_ERRORS, publish, unfinished_folder, write_error
 from vita_audio.training.curriculum import LengthCurriculum
 from vita_audio.training.gradient_norms import GradientNorms
 from vita_audio.training.nonfinite import NonfiniteGuard
@@ -76,8 +75,6 @@ class DepthMeter:
         backbone = torch.zeros_like(outputs.loss)[None]  # where only modules have a value
         main_loss = backbone if outputs.main_loss is None else outputs.main_loss[None]
         sums = {
-            "places": torch.full_like(counts, is_token.numel()),
-            "filled": is_token.sum().expand_as(counts),
             "loss": torch.cat([main_loss, outputs.mtp_losses]).double() * divisor,
             "correct": outputs.accuracies.double().where(counts > 0, 0) * counts,
             "count": counts,
@@ -92,8 +89,12 @@ class DepthMeter:
             sums["audio_count"] = outputs.num_audio_targets.double()
         if outputs.alignment is not None:
             sums["alignment"], sums["aligned"] = outputs.alignment.expand_as(counts), torch.ones_like(counts)
-        for name, values in sums.items():  # a step that is not finite is not applied
-            self._sums[name] = self._sums.get(name, 0) + values.double().where(outputs.loss.isfinite(), 0)
+        # a batch whose loss is not finite is not learned from, but has taken its time
+        sums = {name: values.double().where(outputs.loss.isfinite(), 0) for name, values in sums.items()}
+        sums["places"] = torch.full_like(counts, is_token.numel())
+        sums["filled"] = is_token.sum().double().expand_as(counts)
+        for name, values in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + values
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """Return averages over the targets of all processes and reset; every process must call this."""
@@ -104,22 +105,22 @@ class DepthMeter:
         self._sums = {}
         values = {"num_tokens": int(depths[0]["places"]), "pack_fill": depths[0]["filled"] / depths[0]["places"]}
         if "aligned" in depths[0]:
-            values["alignment_loss"] = depths[0]["alignment"] / depths[0]["aligned"]
+            values["alignment_loss"] = depths[0]["alignment"] / max(depths[0]["aligned"], 1)
         for depth, sums in enumerate(depths):
-            if depth or sums["count"]:  # not a frozen backbone that was not scored
+            if sums["count"]:  # not a frozen backbone that was not scored, nor batches without any finite loss
                 values |= {f"{depth_name(depth)}_{name}": value for name, value in _averages(sums, depth > 0)}
         return values
 
 
 def _averages(sums: dict[str, float], is_module: bool) -> Iterator[tuple[str, float]]:
-    """Yield the averages of one depth by name."""
+    """Yield the averages of one depth, which has targets, by name."""
     count = sums["count"]
-    yield "loss", sums["loss"] / max(count, 1)
-    yield "accuracy", sums["correct"] / max(count, 1)
+    yield "loss", sums["loss"] / count
+    yield "accuracy", sums["correct"] / count
     if is_module and "kl" in sums:
-        yield "kl", sums["kl"] / max(count, 1)
-    if is_module and "compared" in sums:
-        yield "agreement", sums["agreeing"] / max(sums["compared"], 1)
+        yield "kl", sums["kl"] / count
+    if is_module and sums.get("compared"):
+        yield "agreement", sums["agreeing"] / sums["compared"]
     if num_audio := sums.get("audio_count"):
         yield "audio_loss", sums["audio_loss"] / num_audio
     if "audio_count" in sums and count > num_audio:
@@ -260,11 +261,18 @@ class SpeechTrainer(Trainer):
         inputs["code_ids"] = None if self.code_noise is None else self.code_noise.code_ids
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_in_train:
-            share = 1 if num_items_in_batch is None else num_items_in_batch / outputs.num_targets[0].clamp(min=1)
-            outputs.loss = loss = self._guard.watch(loss, outputs.loss * share, samples)
+            mean_loss = self._mean_loss(loss, outputs.num_targets[0], num_items_in_batch)
+            outputs.loss = loss = self._guard.watch(loss, mean_loss, samples)
             is_token = inputs["input_ids"] != self.data_collator.pad_id
             self._meter.add(outputs, is_token, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _mean_loss(self, loss: Tensor, num_targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Return the loss for each target of this batch; the Trainer's is for each of a step, times the processes."""
+        if num_items_in_batch is None:
+            return loss
+        num_losses = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss * num_items_in_batch / (num_losses * num_targets.clamp(min=1))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self.curriculum is not None:
@@ -294,11 +302,7 @@ class SpeechTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # the files of all processes are there
             if self.args.should_save:
                 publish(folder, step, self.args.save_total_limit)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch.save raises a RuntimeError if the disk is full
+        except WRITE_ERRORS as error:
             if is_lost_process(error):
                 raise
             raise write_error(folder, step, error) from error
