@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.run_folder import end_with_parent
 from vita_audio.errors import WRONG_INPUT
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,8 @@ RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2]
 def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dict[str, Any]:
     """Run a worker with the code of a checkout, with one thread, and return what it measures.
 
+    The worker ends with this process, also if this process is killed.
+
     Args:
         worker: Python file with a `main` that takes settings as JSON and prints its result as JSON in the last line. It
             may only use names that the checkout has.
@@ -28,7 +31,8 @@ def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dic
     """
     command = [sys.executable, "-c", RUN_WORKER, str(worker), json.dumps(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    options = {"cwd": checkout, "env": environment, "preexec_fn": end_with_parent}
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, **options)
     if result.returncode == WRONG_INPUT:
         raise SystemExit(WRONG_INPUT)  # the worker has written the reason
     if result.returncode:
