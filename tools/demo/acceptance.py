@@ -98,8 +98,10 @@ def evaluate(options: argparse.Namespace, mode: str, acceptance: float | None) -
     given += [part for name, values in lists.items() if values for part in (f"--{name}", *values)]
     evaluation = run.parse_arguments([*given, "--skip-recordings"])
     checkpoint = find_checkpoint(options.model)
-    outcomes = run.evaluate(evaluation, checkpoint, Processes())
-    run.write_results(output, checkpoint, outcomes)
+    processes = Processes()
+    with processes.claim(output):
+        outcomes = run.evaluate(evaluation, checkpoint, processes)
+        run.write_results(output, checkpoint, outcomes)
     if undone := [one for one in outcomes if one.status != DONE]:
         raise ValueError(f"{output}: {undone[0].benchmark.name} is {undone[0].status} ({undone[0].note})")
     digests = {
