@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.common.checkouts import ROOT, THIS, is_checkout, run_worker
+from tools.common.checkouts import ROOT, THIS, checkout_folder, run_worker
 from vita_audio.command_line import (
     DTYPES,
     OneLineParser,
@@ -68,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=positive, default=3, help="answers per mode")
     add("--seed", type=int, default=0, help="seed for random weights")
     compared = "an earlier checkout to measure too, without --quantize and the options of verified decoding"
-    add("--compare-with", type=Path, metavar="FOLDER", help=compared)
+    add("--compare-with", type=checkout_folder, metavar="FOLDER", help=compared)
     add("--compare-dtype", choices=DTYPES, help="measure weights of this dtype too")
     add_decoding_options(parser)
     add_model_options(parser)
@@ -77,8 +77,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--random-weights and --tokenizer belong together")
     if options.random_weights and options.device_map:
         parser.error("--random-weights are on one device; give --device in place of --device-map")
-    if options.compare_with and not is_checkout(options.compare_with):
-        parser.error(f"--compare-with must be a checkout with a folder vita_audio, got {options.compare_with}")
     options.decoding = decoding_options(parser, options, options.modes)
     return options
 
@@ -114,7 +112,7 @@ def builds(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]
     if options.compare_with:
         loading = settings["loading"] | {"any_audio_tokenizer": True}  # its embedded one may be another
         earlier = settings | {"decoding": {}, "quantize": None, "loading": loading}
-        found[options.compare_with.absolute().name] = (options.compare_with, earlier)
+        found[options.compare_with.name] = (options.compare_with, earlier)
     if options.compare_dtype:
         found[options.compare_dtype] = (ROOT, settings | {"dtype": options.compare_dtype})
     return found

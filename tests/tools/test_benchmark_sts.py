@@ -151,7 +151,7 @@ def test_answers_have_the_layout_of_training(toy_folders, name, num_new):
         (["--attn-implementation", "flash_attention_2"], "flash_attention_2 needs a GPU and the package flash-attn"),
         (["--new-tokens", "9"], "--new-tokens: must be at least 100, got 9"),
         (["--repeats", "0"], "must be at least 1"),
-        (["--compare-with", "nowhere"], "--compare-with must be a checkout with a folder vita_audio, got nowhere"),
+        (["--compare-with", "nowhere"], "--compare-with: must be a checkout with a folder vita_audio, got nowhere"),
         (["--acceptance", "1.5"], "--acceptance: must be at least 0 and at most 1, got 1.5"),
         (["--modes", "vanilla", "--acceptance", "1"], "--acceptance needs a mode with MTP steps, such as boost"),
         (["--new-tokens", "600"], "512 positions"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.run_folder import end_with_parent
+from vita_audio.command_line import checked
 from vita_audio.errors import WRONG_INPUT
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,10 @@ def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dic
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def is_checkout(folder: Path) -> bool:
-    """Return whether a folder has this project's package."""
-    return (folder / "vita_audio").is_dir()
+@checked
+def checkout_folder(text: str) -> Path:
+    """Argument type: a folder with this project's package."""
+    folder = Path(text).resolve()
+    if not (folder / "vita_audio").is_dir():
+        raise ValueError(f"must be a checkout with a folder vita_audio, got {text}")
+    return folder
