@@ -230,6 +230,7 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
 
     Args:
         checkpoint: Folder of the model.
+        processes: The caller holds their claim on the output folder.
     """
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
     from evaluation.runner import Runner
@@ -240,7 +241,6 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
     work = [(benchmark, mode) for mode in options.modes or [trained_mode(checkpoint)] for benchmark in present]
     with_recordings = [benchmark for benchmark in present if any(item.recording for item in found[benchmark.name])]
     recorded = [] if options.skip_recordings else [(benchmark, ORIGINAL) for benchmark in with_recordings]
-    processes.claim(options.output)
     if processes.rank == 0:
         keep_settings(options.output, options.settings(checkpoint))
         keep_items(options.output, {name: fingerprints(items) for name, items in found.items()})
@@ -305,9 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(options)
         return 0
     processes = Processes()
-    outcomes = evaluate(options, checkpoint, processes)
-    if processes.rank == 0:
-        print(write_results(options.output, checkpoint, outcomes))
+    with processes.claim(options.output):
+        outcomes = evaluate(options, checkpoint, processes)
+        if processes.rank == 0:
+            print(write_results(options.output, checkpoint, outcomes))
     return int(any(outcome.status not in (DONE, MISSING) for outcome in outcomes))
 
 

@@ -6,7 +6,8 @@ import ctypes
 import json
 import os
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -147,16 +148,21 @@ class Processes:
             return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
         return resolve_device(wanted)
 
-    def claim(self, folder: Path) -> None:
-        """Lock this process's share of a folder until it ends. Raises: ValueError if another process holds it."""
+    @contextmanager
+    def claim(self, folder: Path) -> Iterator[None]:
+        """Hold the lock of this process's share of a folder. Raises: ValueError if another process holds it."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / f".process-{self.rank}.lock")
+        lock = FileLock(folder / f".process-{self.rank}.lock")
         try:
-            self._lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
+            lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
         except Timeout as error:
             raise ValueError(
                 f"another evaluation works in {folder}; wait until it is done, stop it, or choose another --output"
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def end_with_parent() -> None:

@@ -6,10 +6,11 @@
     python tools/benchmark_sts.py --random-weights configs/models/qwen2_7b_mtp10.json --tokenizer DIR \\
         --audio-decoder-path random --device cuda --output DIR
 
-Speed does not depend on the content, so all answers are forced to the same length, streamed ones also to the layout of
-training data, and random weights serve as well as trained ones. The modes take turns, and so do the builds that are
-compared, each in a process of its own; the median over the repeats is reported. On a CPU, time is CPU time of one
-thread, which other programs disturb less. Writes benchmark.json and benchmark.png into the output folder.
+All answers are forced to the same length, streamed ones also to the layout of training data. Unless tokens are
+verified, speed does not depend on the content, so random weights serve as well as trained ones. The modes take turns,
+and so do the builds that are compared, each in a process of its own; the median over the repeats is reported. On a CPU,
+time is CPU time of one thread, which other programs disturb less. Writes benchmark.json and benchmark.png into the
+output folder.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.common.checkouts import ROOT, THIS, is_checkout, run_worker
+from tools.common.checkouts import ROOT, THIS, checkout_folder, run_worker
 from vita_audio.command_line import (
     DTYPES,
     OneLineParser,
     add_decoding_options,
     add_model_options,
+    check_attention,
     check_files,
     check_model_folder,
     decoding_options,
@@ -65,23 +67,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--batch-sizes", type=positive, nargs="+", default=[1], help="answers generated together; streams are single")
     add("--repeats", type=positive, default=3, help="answers per mode")
     add("--seed", type=int, default=0, help="seed for random weights")
-    compared = "an earlier checkout to measure too, without the options of verified decoding"
-    add("--compare-with", type=Path, metavar="FOLDER", help=compared)
+    compared = "an earlier checkout to measure too, without --quantize and the options of verified decoding"
+    add("--compare-with", type=checkout_folder, metavar="FOLDER", help=compared)
     add("--compare-dtype", choices=DTYPES, help="measure weights of this dtype too")
     add_decoding_options(parser)
     add_model_options(parser)
     options = parser.parse_args(arguments)
     if (options.random_weights is None) != (options.tokenizer is None):
         parser.error("--random-weights and --tokenizer belong together")
-    if options.compare_with and not is_checkout(options.compare_with):
-        parser.error(f"--compare-with must be a checkout with a folder vita_audio, got {options.compare_with}")
+    if options.random_weights and options.device_map:
+        parser.error("--random-weights are on one device; give --device in place of --device-map")
     options.decoding = decoding_options(parser, options, options.modes)
     return options
 
 
 def worker_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the worker as JSON values, see `tools.common.decoding_speed.Settings`."""
-    names = ("device", "dtype", "modes", "batch_sizes", "decoding", "prompt_tokens", "new_tokens", "seed")
+    names = ("device", "dtype", "quantize", "modes", "batch_sizes", "decoding", "prompt_tokens", "new_tokens", "seed")
     settings = {name: getattr(options, name) for name in names}
     audio = {"name": options.audio_tokenizer_type, "path": _path(options.audio_tokenizer_path)}
     audio |= {"decoder_path": _path(options.audio_decoder_path), "offline": options.offline}
@@ -109,8 +111,8 @@ def builds(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]
     found = {THIS: (ROOT, settings)}
     if options.compare_with:
         loading = settings["loading"] | {"any_audio_tokenizer": True}  # its embedded one may be another
-        earlier = settings | {"decoding": {}, "loading": loading}
-        found[options.compare_with.absolute().name] = (options.compare_with, earlier)
+        earlier = settings | {"decoding": {}, "quantize": None, "loading": loading}
+        found[options.compare_with.name] = (options.compare_with, earlier)
     if options.compare_dtype:
         found[options.compare_dtype] = (ROOT, settings | {"dtype": options.compare_dtype})
     return found
@@ -236,6 +238,7 @@ def _align(title: str, headings: Sequence[str], modes: Iterable[str], rows: Sequ
 
 def benchmark(options: argparse.Namespace) -> None:
     """Measure all builds and write the report."""
+    check_attention(options.attn_implementation)
     check_files(options.random_weights)
     if options.random_weights is None:
         check_model_folder(options.model)

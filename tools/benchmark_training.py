@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.common.checkouts import ROOT, THIS, is_checkout, run_worker
+from tools.common.checkouts import ROOT, THIS, checkout_folder, run_worker
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.files.atomic import write_json, write_text
 
@@ -52,7 +52,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("benchmark_training", __doc__)
     positive = in_range(int, minimum=1)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--compare-with", type=Path, metavar="FOLDER", help="an earlier checkout to measure as well")
+    parser.add_argument(
+        "--compare-with", type=checkout_folder, metavar="FOLDER", help="an earlier checkout to measure as well"
+    )
     parser.add_argument("--config", type=Path, help="model config (default: hidden size 512, 4 layers, 10 MTP modules)")
     parser.add_argument("--train", nargs="+", choices=STEPS, default=list(STEPS), help="default: both")
     parser.add_argument("--rows", type=positive, default=1, help="packs in a step")
@@ -74,8 +76,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.config and not options.config.exists():
         parser.error(f"no such file: {options.config}")
-    if options.compare_with and not is_checkout(options.compare_with):
-        parser.error(f"--compare-with must be a checkout with a folder vita_audio, got {options.compare_with}")
     return options
 
 
@@ -91,7 +91,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all steps of all checkouts; return settings and metrics: step -> checkout -> metrics."""
     checkouts = {THIS: ROOT}
     if options.compare_with:
-        checkouts[options.compare_with.absolute().name] = options.compare_with
+        checkouts[options.compare_with.name] = options.compare_with
     results: dict[str, dict[str, Any]] = {}
     for step in options.train:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}

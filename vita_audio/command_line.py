@@ -168,12 +168,9 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
 
     Raises: ValueError if flash attention is not available.
     """
-    from transformers.utils import is_flash_attn_2_available
-
     from vita_audio.inference.pipeline import SpeechLM
 
-    if options.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ValueError("--attn-implementation flash_attention_2 needs a GPU and the package flash-attn; leave it out")
+    check_attention(options.attn_implementation)
     chosen = {"device_map": options.device_map, "attn_implementation": options.attn_implementation}
     return SpeechLM.from_pretrained(
         options.model,
@@ -186,6 +183,16 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         quantize=options.quantize,
         **{name: value for name, value in chosen.items() if value is not None},
     )
+
+
+def check_attention(implementation: str | None) -> None:
+    """Raise ValueError for flash attention if it is not available."""
+    if implementation != "flash_attention_2":
+        return
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        raise ValueError("--attn-implementation flash_attention_2 needs a GPU and the package flash-attn; leave it out")
 
 
 def check_files(*paths: Path | None) -> None:

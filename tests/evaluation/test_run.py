@@ -167,6 +167,14 @@ def test_a_folder_in_which_another_process_works_is_refused(toy_folders, corpus,
     assert run.main(options) == 0
 
 
+def test_a_folder_is_free_again_after_an_error(tmp_path):
+    processes = run_folder.Processes()
+    with pytest.raises(RuntimeError), processes.claim(tmp_path):
+        raise RuntimeError
+    with FileLock(tmp_path / ".process-0.lock", timeout=0):
+        pass
+
+
 def test_a_process_ends_with_the_one_that_started_it():
     child = "import time; from evaluation.run_folder import end_with_parent as e; e(); print('ready'); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-uc', {child!r}])"

@@ -1,6 +1,5 @@
 """The benchmark on tiny weights: builds side by side, the forced layout, and backbone passes as the plans say."""
 
-import inspect
 import json
 from itertools import islice
 from pathlib import Path
@@ -12,9 +11,9 @@ from toy_speech_lm import TINY_TOKENIZER, load_toy
 from tools import benchmark_sts
 from tools.common import decoding_speed
 from tools.common.checkouts import ROOT, THIS
-from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import text_conversation
 from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
+from vita_audio.models.quantization import Int8Linear
 
 
 def audio_options(folders):
@@ -61,32 +60,50 @@ def test_builds_are_compared_in_the_same_run(toy_folders, tmp_path, capsys):
     assert [line.split()[0] for line in lines[2:4]] == ["vanilla", "1,10"] and "tokens/pass" in lines[1]
 
 
-def test_random_weights_in_all_modes(toy_folders, tmp_path, monkeypatch):
-    """Measured in this process, with the settings that a worker gets."""
+@pytest.fixture
+def random_weights(tmp_path) -> list[str]:
+    """Options for a small model with random weights."""
     config = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
     config |= {"model_type": "qwen2_mtp", "num_hidden_layers": 12, "num_nextn_predict_layers": 10, "vocab_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    arguments = ["--random-weights", str(tmp_path / "config.json"), "--tokenizer", str(TINY_TOKENIZER)]
-    arguments += [*audio_options(toy_folders), "--device", "cpu", "--mtp-head", "audio"]
+    return ["--random-weights", str(tmp_path / "config.json"), "--tokenizer", str(TINY_TOKENIZER), "--device", "cpu"]
 
-    def run_worker(worker, settings, checkout):
-        return decoding_speed.measure_all(decoding_speed.Settings(**json.loads(json.dumps(settings))))
 
-    monkeypatch.setattr(benchmark_sts, "run_worker", run_worker)
-    report = measured(arguments, tmp_path / "out")
+def run_here(worker: Path, settings: dict, checkout: Path) -> dict:
+    """Measure in this process, with the settings that a worker gets."""
+    return decoding_speed.measure_all(decoding_speed.Settings(**json.loads(json.dumps(settings))))
+
+
+def test_random_weights_in_all_modes(toy_folders, random_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_sts, "run_worker", run_here)
+    report = measured([*random_weights, *audio_options(toy_folders), "--mtp-head", "audio"], tmp_path / "out")
     check_modes(report, list(MODES), num_modules=10)
     assert report["decoding"] == {"mtp_head": "audio"}
 
 
-def test_options_of_verified_decoding_are_those_of_this_checkout_only(tmp_path):
+@pytest.mark.parametrize("is_random", [False, True])
+def test_models_are_as_the_options_say(toy_folders, random_weights, tmp_path, monkeypatch, is_random):
+    models = []
+    monkeypatch.setattr(decoding_speed, "measure", lambda speech_lm, *arguments: models.append(speech_lm.model))
+    chosen = random_weights if is_random else ["--model", str(toy_folders.model)]
+    chosen += ["--quantize", "int8", "--attn-implementation", "eager", "--modes", "boost"]
+    options = benchmark_sts.parse_arguments([*chosen, *audio_options(toy_folders), "--output", str(tmp_path)])
+    for _, settings in benchmark_sts.builds(options).values():
+        report = run_here(benchmark_sts.WORKER, settings, ROOT)
+    assert report["quantize"] == "int8" and isinstance(models[0].lm_head, Int8Linear)
+    assert models[0].config._attn_implementation == "eager"
+
+
+def test_new_options_are_those_of_this_checkout_only(tmp_path):
     arguments = ["--output", str(tmp_path), "--compare-with", str(ROOT), "--compare-dtype", "bfloat16"]
     decoding = ["--acceptance", "0.5", "--mtp-head", "audio", "--first-chunk", "committed"]
-    options = benchmark_sts.parse_arguments([*arguments, *decoding])
+    options = benchmark_sts.parse_arguments([*arguments, *decoding, "--quantize", "int8"])
     builds = benchmark_sts.builds(options)
     assert list(builds) == [THIS, ROOT.name, "bfloat16"]
     this, earlier, other = (settings for _, settings in builds.values())
     assert this["decoding"] == other["decoding"] and earlier["decoding"] == {}
     assert (this["dtype"], other["dtype"]) == (None, "bfloat16")
+    assert (this["quantize"], earlier["quantize"], other["quantize"]) == ("int8", None, "int8")
     assert this["decoding"] == {"acceptance": 0.5, "mtp_head": "audio", "first_chunk": "committed"}
 
 
@@ -100,8 +117,7 @@ def test_verification_needs_more_backbone_passes(toy_folders, monkeypatch):
         (found[acceptance],) = decoding_speed.measure_all(settings)["measurements"]["boost"]
     assert found[0.0]["backbone_passes_per_token"] < found[1.0]["backbone_passes_per_token"] <= 1
     parts = found[0.0]["first_audio_parts_ms"]
-    measures_parts = "stopwatch" in inspect.signature(SpeechLM.stream).parameters
-    assert set(parts) == ({"prompt", "language_model", "flow", "vocoder"} if measures_parts else set())
+    assert set(parts) == {"prompt", "language_model", "flow", "vocoder"}
     assert sum(parts.values()) <= found[0.0]["first_audio_ms"]
 
 
@@ -128,9 +144,14 @@ def test_answers_have_the_layout_of_training(toy_folders, name, num_new):
     [
         (["--modes", "warp"], "must be one of vanilla, balance, boost, turbo"),
         (["--random-weights", "x.json"], "--random-weights and --tokenizer belong together"),
+        (
+            ["--random-weights", "x.json", "--tokenizer", "x", "--device-map", "auto"],
+            "--random-weights are on one device; give --device in place of --device-map",
+        ),
+        (["--attn-implementation", "flash_attention_2"], "flash_attention_2 needs a GPU and the package flash-attn"),
         (["--new-tokens", "9"], "--new-tokens: must be at least 100, got 9"),
         (["--repeats", "0"], "must be at least 1"),
-        (["--compare-with", "nowhere"], "--compare-with must be a checkout with a folder vita_audio, got nowhere"),
+        (["--compare-with", "nowhere"], "--compare-with: must be a checkout with a folder vita_audio, got nowhere"),
         (["--acceptance", "1.5"], "--acceptance: must be at least 0 and at most 1, got 1.5"),
         (["--modes", "vanilla", "--acceptance", "1"], "--acceptance needs a mode with MTP steps, such as boost"),
         (["--new-tokens", "600"], "512 positions"),

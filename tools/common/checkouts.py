@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.run_folder import end_with_parent
+from vita_audio.command_line import checked
 from vita_audio.errors import WRONG_INPUT
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +23,8 @@ RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2]
 def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dict[str, Any]:
     """Run a worker with the code of a checkout, with one thread, and return what it measures.
 
+    The worker ends with this process, also if this process is killed.
+
     Args:
         worker: Python file with a `main` that takes settings as JSON and prints its result as JSON in the last line. It
             may only use names that the checkout has.
@@ -28,7 +32,8 @@ def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dic
     """
     command = [sys.executable, "-c", RUN_WORKER, str(worker), json.dumps(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    options = {"cwd": checkout, "env": environment, "preexec_fn": end_with_parent}
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, **options)
     if result.returncode == WRONG_INPUT:
         raise SystemExit(WRONG_INPUT)  # the worker has written the reason
     if result.returncode:
@@ -36,6 +41,10 @@ def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dic
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def is_checkout(folder: Path) -> bool:
-    """Return whether a folder has this project's package."""
-    return (folder / "vita_audio").is_dir()
+@checked
+def checkout_folder(text: str) -> Path:
+    """Argument type: a folder with this project's package."""
+    folder = Path(text).resolve()
+    if not (folder / "vita_audio").is_dir():
+        raise ValueError(f"must be a checkout with a folder vita_audio, got {text}")
+    return folder

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, WhisperFeatureExtractor
-from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.audio_tokenizers import AudioTokenizer, get_audio_tokenizer
@@ -42,7 +41,8 @@ class Settings:
     Attributes:
         model: Folder or hub name; None: random weights with `config` and `tokenizer`.
         audio: Arguments of `get_audio_tokenizer` and, by keyword, of the audio tokenizer.
-        loading: Keyword arguments of `SpeechLM.from_pretrained`.
+        loading: Keyword arguments of `SpeechLM.from_pretrained`; random weights need only `attn_implementation`.
+        quantize: Kind of quantised weights, see `quantize_weights`; None: they stay as loaded.
         modes: Names or ratios of interleave plans.
         batch_sizes: Answers generated together.
         decoding: Arguments of `generate`, such as `acceptance`.
@@ -58,6 +58,7 @@ class Settings:
     tokenizer: str | None = None
     audio: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
+    quantize: str | None = None
     device: str = "auto"
     dtype: str | None = None
     batch_sizes: Sequence[int] = (1,)
@@ -176,12 +177,7 @@ def make_prompt(speech_lm: SpeechLM, num_tokens: int) -> dict[str, Any]:
 
 
 def load(settings: Settings) -> SpeechLM:
-    """Load the model, or make it with random weights.
-
-    Raises: ValueError if flash attention is not available; the errors of loading.
-    """
-    if settings.loading.get("attn_implementation") == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ValueError("--attn-implementation flash_attention_2 needs a GPU and the package flash-attn; leave it out")
+    """Load the model, or make it with random weights. Raises: the errors of loading."""
     device = resolve_device(settings.device)
     dtype = getattr(torch, settings.dtype) if settings.dtype else default_dtype(device)
     audio = dict(settings.audio)
@@ -199,8 +195,9 @@ def random_speech_lm(settings: Settings, audio_tokenizer: AudioTokenizer, device
     text_tokenizer = TextTokenizer.from_pretrained(settings.tokenizer, audio_tokenizer.vocab_size)
     config = AutoConfig.from_pretrained(settings.config)
     config.vocab_size = max(config.vocab_size, text_tokenizer.padded_size)
+    attention = settings.loading.get("attn_implementation", "sdpa")
     with torch.device(device):
-        model = Qwen2MTPForCausalLM._from_config(config, dtype=dtype)
+        model = Qwen2MTPForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
     return SpeechLM(model, text_tokenizer, audio_tokenizer)
 
 
@@ -230,6 +227,11 @@ def measure_all(settings: Settings) -> dict[str, Any]:
     """Measure all modes; return facts about the model and, by mode, a list of `measure`."""
     torch.manual_seed(settings.seed)
     speech_lm = load(settings)
+    num_parameters = speech_lm.model.num_parameters()  # does not count quantised ones
+    if settings.quantize:
+        from vita_audio.models.quantization import quantize_weights
+
+        quantize_weights(speech_lm.model, settings.quantize)
     conversation, device = make_prompt(speech_lm, settings.prompt_tokens), speech_lm.model.device
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -240,7 +242,8 @@ def measure_all(settings: Settings) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "clock": Clock(device).name,
         "dtype": str(speech_lm.model.dtype).removeprefix("torch."),
-        "num_parameters": speech_lm.model.num_parameters(),
+        "quantize": settings.quantize,
+        "num_parameters": num_parameters,
         "num_mtp_modules": speech_lm.model.config.num_nextn_predict_layers,
         "prompt_tokens": len(speech_lm.prompt_ids(conversation)),
         "peak_process_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

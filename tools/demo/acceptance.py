@@ -52,13 +52,13 @@ class Setting:
 
     Attributes:
         acceptance: None for the backbone alone.
-        digests: Digest of the token ids of each answer, by benchmark and id.
+        digests: Digest of the token ids of each answer, by benchmark and id; None for one that failed.
     """
 
     mode: str
     acceptance: float | None
     answers: Outcomes
-    digests: Mapping[tuple[str, str], str]
+    digests: Mapping[tuple[str, str], str | None]
 
     @property
     def label(self) -> str:
@@ -75,7 +75,8 @@ class Setting:
 
     def same_as(self, other: Setting) -> Score:
         """Return the share of answers that are those of another setting, token for token."""
-        return Score.of_mean([digest == other.digests[name] for name, digest in self.digests.items()])
+        answered = {name: digest for name, digest in other.digests.items() if digest is not None}
+        return Score.of_mean([digest == answered.get(name, "") for name, digest in self.digests.items()])
 
 
 def joined(scores: Sequence[Score]) -> Score:
@@ -98,12 +99,14 @@ def evaluate(options: argparse.Namespace, mode: str, acceptance: float | None) -
     given += [part for name, values in lists.items() if values for part in (f"--{name}", *values)]
     evaluation = run.parse_arguments([*given, "--skip-recordings"])
     checkpoint = find_checkpoint(options.model)
-    outcomes = run.evaluate(evaluation, checkpoint, Processes())
-    run.write_results(output, checkpoint, outcomes)
+    processes = Processes()
+    with processes.claim(output):
+        outcomes = run.evaluate(evaluation, checkpoint, processes)
+        run.write_results(output, checkpoint, outcomes)
     if undone := [one for one in outcomes if one.status != DONE]:
         raise ValueError(f"{output}: {undone[0].benchmark.name} is {undone[0].status} ({undone[0].note})")
     digests = {
-        (name, item): row.get("ids_digest", "")
+        (name, item): row.get("ids_digest")
         for name in SUITE
         for item, row in RowFile(output / mode / name, ANSWERS).read().items()
     }

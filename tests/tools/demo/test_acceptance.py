@@ -8,6 +8,7 @@ from toy_corpus import LengthJudge, make_toy_corpus
 
 from evaluation.judges import JUDGES
 from tools.demo import acceptance
+from tools.demo.outcomes import Outcomes
 from vita_audio.inference.pipeline import SpeechLM
 
 TITLES = {"Recognition: errors", "Synthesis: errors heard", "Spoken questions: right, S→T"}
@@ -54,6 +55,12 @@ def test_each_acceptance_is_compared_with_vanilla(toy_folders, corpus, tmp_path,
     monkeypatch.setattr(SpeechLM, "respond_batch", lambda *arguments, **options: pytest.fail("answered again"))
     acceptance.main(flags(toy_folders, corpus, tmp_path))
     assert json.loads((tmp_path / "acceptance.json").read_text())["settings"][1] == some
+
+
+def test_answers_that_failed_are_not_the_same():
+    digests = {("demo-asr", "a"): "x", ("demo-asr", "b"): None}
+    setting = acceptance.Setting("boost", 1.0, Outcomes([]), digests)
+    assert setting.same_as(setting).value == 0.5
 
 
 def test_a_mode_without_modules_is_refused(toy_folders, corpus, tmp_path):
