@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,11 +15,11 @@ from tqdm import tqdm
 
 from evaluation.metrics.score import shorten
 from vita_audio.files.atomic import write_json
+from vita_audio.workers import end_with_parent
 
 SETTINGS, ITEMS = "settings.json", "items.json"
 BARRIER_TIMEOUT = timedelta(days=7)
 LOCK_TIMEOUT_SECONDS = 10.0  # a process that is being killed may need a few to release its lock
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 Row = dict[str, Any]
 
@@ -163,14 +161,6 @@ class Processes:
             yield
         finally:
             lock.release()
-
-
-def end_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends.
-
-    A torchrun that is killed cannot stop its workers, which would compete with those of the command that resumes.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:

@@ -19,7 +19,7 @@ LAYERS = (
     ("data",),
     ("checkpoints", "training", "inference"),
     ("command_line",),
-    ("serve",),
+    ("serve", "workers"),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What the modules of a folder may import of this project; the longest name that fits counts.

@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.common.checkouts import ROOT, THIS, checkout_folder, run_worker
 from vita_audio.command_line import (
     DTYPES,
     OneLineParser,
@@ -38,6 +37,7 @@ from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
 from vita_audio.interleave import MODES
 from vita_audio.plots import new_figure
+from vita_audio.workers import ROOT, THIS, checkout_folder, run_worker
 
 WORKER = ROOT / "tools" / "common" / "decoding_speed.py"
 RANDOM = "random"  # as --audio-decoder-path

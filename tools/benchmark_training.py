@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tools.common.checkouts import ROOT, THIS, checkout_folder, run_worker
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.files.atomic import write_json, write_text
+from vita_audio.workers import ROOT, THIS, checkout_folder, run_worker
 
 WORKER = ROOT / "tools" / "common" / "training_step.py"
 STEPS = {"frozen": "backbone frozen", "trainable": "all trainable"}

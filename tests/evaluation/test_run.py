@@ -176,7 +176,7 @@ def test_a_folder_is_free_again_after_an_error(tmp_path):
 
 
 def test_a_process_ends_with_the_one_that_started_it():
-    child = "import time; from evaluation.run_folder import end_with_parent as e; e(); print('ready'); time.sleep(60)"
+    child = "import time; from vita_audio.workers import end_with_parent as e; e(); print('ready'); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-uc', {child!r}])"
     started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, cwd=ROOT)
     assert started.stdout.readline() == b"ready\n"

@@ -10,10 +10,10 @@ from toy_speech_lm import TINY_TOKENIZER, load_toy
 
 from tools import benchmark_sts
 from tools.common import decoding_speed
-from tools.common.checkouts import ROOT, THIS
 from vita_audio.inference.tasks import text_conversation
 from vita_audio.interleave import BACKBONE, MODES, InterleavePlan
 from vita_audio.models.quantization import Int8Linear
+from vita_audio.workers import ROOT, THIS
 
 
 def audio_options(folders):

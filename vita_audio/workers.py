@@ -1,23 +1,33 @@
-"""Measure several checkouts of this project side by side: a worker runs with the code of one, in its own process."""
+"""Worker processes that end with their parent, and workers that run the code of another checkout of this project."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.run_folder import end_with_parent
 from vita_audio.command_line import checked
 from vita_audio.errors import WRONG_INPUT
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 THIS = "this checkout"
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 # Started with -c, Python imports the vita_audio of the current folder.
 RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1])['main'](sys.argv[2])"
+
+
+def end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends.
+
+    A torchrun that is killed cannot stop its workers, which would compete with those of the command that resumes.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dict[str, Any]:

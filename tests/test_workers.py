@@ -6,9 +6,9 @@ import subprocess
 import sys
 from time import monotonic, sleep
 
-from tools.common.checkouts import ROOT
+from vita_audio.workers import ROOT
 
-START = "from tools.common.checkouts import *; run_worker(Path(sys.argv[1]), {}, ROOT)"
+START = "from vita_audio.workers import *; run_worker(Path(sys.argv[1]), {}, ROOT)"
 WORKER = """
 import os, time
 
