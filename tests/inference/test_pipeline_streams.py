@@ -120,9 +120,8 @@ def test_chunks_end_where_audio_ends(speech_lm):
     tokenizer = speech_lm.tokenizer
     ids = [*tokenizer.encode("a"), tokenizer.begin_of_audio_id, *tokenizer.audio_ids([1, 2, 3])]
     ids += [tokenizer.end_of_audio_id, *tokenizer.encode("b"), tokenizer.begin_of_audio_id, *tokenizer.audio_ids([4])]
-    chunks = list(
-        speech_lm._chunks((token_id for token_id in ids), decode_audio=True, voice=None, stopwatch=Stopwatch())
-    )
+    made = ((token_id, 0, 0) for token_id in ids)
+    chunks = list(speech_lm._chunks(made, decode_audio=True, voice=None, stopwatch=Stopwatch()))
     assert [(chunk.text, chunk.codes) for chunk in chunks] == [("a", []), ("", [1, 2, 3]), ("b", []), ("", [4])]
 
 
