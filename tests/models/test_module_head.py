@@ -28,6 +28,8 @@ def test_enough_tokens_make_the_same_answer(model, ids, acceptance):
 def test_modules_score_these_tokens_and_the_backbone_all(model, ids, use_cache):
     tokens = [7, 3, 50, 51, 52, 3]
     output = model.generate(ids, **GREEDY, **FULL, module_tokens=tokens, use_cache=use_cache)
+    picked = model.generate(ids, **GREEDY, module_tokens=tokens, use_cache=use_cache)  # without logits of the rest
+    assert picked.tolist() == output.sequences.tolist()
     prompt = output.sequences[:, :13]  # the first step of a module follows the first token of the backbone
     full = model.generate(prompt[:, :12], **GREEDY | {"max_new_tokens": 2}, **FULL)
     for depth, logits in zip(output.steps, output.logits, strict=True):

@@ -292,21 +292,21 @@ class DecodeState:
         is_causal = valid is None and (width == 1 or slots == [0] * len(slots)) and min(slots) == max(slots)
         if is_causal and implementation == "sdpa" and kinds == {"full_attention"}:
             return {"full_attention": None}
+        if valid is None and min(slots) == max(slots):
+            slots = slots[:1]  # one mask for all rows
         keys = torch.arange(num_used, device=self._ids.device)
         queries = torch.tensor(slots, device=keys.device)[:, None] + keys[:width]
         visible = keys <= queries[..., None]  # (rows, time, slots)
         if valid is not None:
             visible = visible & valid[:, None] | (keys == queries[..., None])  # padding attends to itself
+        # sdpa would turn a bool mask into this one again in each layer
+        hidden = -torch.inf if implementation == "sdpa" else torch.finfo(dtype).min
         masks = {}
         for kind in kinds:
-            mask = (
-                visible & (keys > queries[..., None] - config.sliding_window) if kind != "full_attention" else visible
-            )
-            masks[kind] = mask[:, None]
-            if implementation == "eager":
-                masks[kind] = torch.zeros_like(masks[kind], dtype=dtype).masked_fill(
-                    ~mask[:, None], torch.finfo(dtype).min
-                )
+            seen = visible
+            if kind != "full_attention":
+                seen = visible & (keys > queries[..., None] - config.sliding_window)
+            masks[kind] = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, hidden)[:, None]
         return masks
 
 

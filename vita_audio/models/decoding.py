@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from vita_audio.interleave import BACKBONE, InterleavePlan
@@ -81,6 +81,9 @@ class Decoding:
         self._num_prompt = self.state.length
         self._rows = [_Row(index, self._num_prompt) for index in self.state.order]
         self._layers = LeanLayers.of(self.model) or self.model
+        config = self.generation_config
+        needs_logits = config.do_sample or config.output_scores or config.output_logits
+        self._needs_logits = bool(self.logits_processor or needs_logits)
 
     @torch.no_grad()  # around each step, so that the consumer of the generator keeps its own grad mode
     def steps(self) -> Generator[DecodeStep, None, None]:
@@ -103,7 +106,7 @@ class Decoding:
         """Let the backbone read, judge the drafts of each row, and make the token after them."""
         firsts = [row.num_final for row in self._rows]
         num_drafts = [row.num_drafts for row in self._rows]
-        logits = self._score(BACKBONE, firsts, 1 + max(num_drafts))
+        logits = self._logits(self.model.lm_head, self._read(BACKBONE, firsts, 1 + max(num_drafts)))
         wanted = [range(first, first + number + 1) for first, number in zip(firsts, num_drafts, strict=True)]
         scores = self._process(logits, firsts, wanted)
         if max(num_drafts) == 0:
@@ -125,10 +128,16 @@ class Decoding:
         wants = [self._wants(row, column, depth, commits) for row, column in zip(self._rows, columns, strict=True)]
         if not any(wants):
             return False
-        logits = self._score(depth, columns, 1)
-        wanted = [range(column, column + want) for column, want in zip(columns, wants, strict=True)]
-        scores = self._process(logits, columns, wanted)
-        self.state.write(columns, self._choose(scores[:, 0]))
+        hidden_states, head = self._read(depth, columns, 1), self._head(columns)
+        logits = scores = None
+        if head is self.module_head and not self._needs_logits:
+            tokens = head.best_tokens(hidden_states[:, 0]).to(self.state.device)
+        else:
+            logits = self._logits(head, hidden_states)
+            wanted = [range(column, column + want) for column, want in zip(columns, wants, strict=True)]
+            scores = self._process(logits, columns, wanted)
+            tokens = self._choose(scores[:, 0])
+        self.state.write(columns, tokens)
         if self.generation_config.do_sample and not commits:
             self._draft_probs.append(scores[:, 0].softmax(dim=-1))
         for place, (row, want) in enumerate(zip(self._rows, wants, strict=True)):
@@ -150,18 +159,25 @@ class Decoding:
         num_modules = self.model.config.num_nextn_predict_layers
         return row.depth == depth - 1 and self.plan.depth(column - self._num_prompt, depth, num_modules) == depth
 
-    def _score(self, depth: int, columns: Sequence[int], width: int) -> Tensor:
-        """Let a depth read, and score the tokens from a column of each row on, (rows, width, vocabulary), float32."""
+    def _read(self, depth: int, columns: Sequence[int], width: int) -> Tensor:
+        """Let a depth read; return what predicts the tokens from a column of each row on, (rows, width, hidden)."""
         hidden_states, starts = self.state.read(self.model, depth, self._layers)
         firsts = [column - 1 - start for column, start in zip(columns, starts, strict=True)]
         rows, places = place_index(firsts, width, device=hidden_states.device)
         if isinstance(places, Tensor):  # rows with fewer drafts have fewer than `width` places that mean anything
             places = places.clamp(max=hidden_states.shape[1] - 1)
-        head = self.model.lm_head
-        if depth and self.module_head is not None:
-            latest = self.state.ids_at([column - 1 for column in columns], 1)
-            head = self.module_head if self.module_head.fits(latest) else head
-        return head(hidden_states[rows, places]).float().to(self.state.device)
+        return hidden_states[rows, places]
+
+    def _head(self, columns: Sequence[int]) -> nn.Module | ModuleHead:
+        """Return the head with which modules score a column of each row."""
+        if self.module_head is None:
+            return self.model.lm_head
+        latest = self.state.ids_at([column - 1 for column in columns], 1)
+        return self.module_head if self.module_head.fits(latest) else self.model.lm_head
+
+    def _logits(self, head: nn.Module | ModuleHead, hidden_states: Tensor) -> Tensor:
+        """Score tokens, (rows, width, vocabulary), float32."""
+        return head(hidden_states).float().to(self.state.device)
 
     def _choose(self, scores: Tensor) -> Tensor:
         return choose_tokens(scores, bool(self.generation_config.do_sample))
@@ -206,11 +222,12 @@ class Decoding:
             row.num_final += 1
         row.depth, row.num_drafts = depths[-1], 0
 
-    def _finish(self, firsts: Sequence[int], scores: Tensor, logits: Tensor) -> None:
+    def _finish(self, firsts: Sequence[int], scores: Tensor | None, logits: Tensor | None) -> None:
         """Keep the scores of tokens that have become final, and end the rows that have met a stopping criterion.
 
         Args:
             firsts: First new column of each row, where scores and logits begin.
+            scores, logits: None only if the generation config asks for neither.
         """
         config, ended = self.generation_config, {}
         news = [range(first, row.num_final) for first, row in zip(firsts, self._rows, strict=True)]

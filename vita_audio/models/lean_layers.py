@@ -1,6 +1,7 @@
 """Decoder layers without the cost of calling modules: the same operations on the same weights.
 
-The numbers are equal bit for bit, except that attention with a mask shares heads where transformers repeats them.
+On a CPU the numbers are equal bit for bit, except that attention with a mask shares heads where transformers repeats
+them. A GPU computes the norms in one kernel, which sums in another order.
 
 For one token of a small model, calling the modules of a transformers layer takes longer than the arithmetic.
 """
@@ -30,13 +31,13 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _rms_norm(norm: tuple[Tensor, float], hidden_states: Tensor) -> Tensor:
     weight, eps = norm
-    wide = hidden_states.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(hidden_states.dtype)
+    # the weight comes after the rounding to bfloat16, as in transformers
+    return weight * F.rms_norm(hidden_states.float(), weight.shape, eps=eps).to(hidden_states.dtype)
 
 
 def _rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Apply rotary positions to (rows, time, heads, size); `signed_sin` is negative in its first half."""
-    return states * cos + states.roll(states.shape[-1] // 2, dims=-1) * signed_sin
+    return (states * cos).add_(states.roll(states.shape[-1] // 2, dims=-1).mul_(signed_sin))
 
 
 class LeanLayers:
@@ -115,8 +116,10 @@ class LeanLayers:
         rows, time, _ = hidden_states.shape
         normed = _rms_norm(norm, hidden_states)
         query, key, value = (F.linear(normed, *linear).view(rows, time, -1, self._head_dim) for linear in inputs)
-        keys, values = slots.write(number, _rotate(key, cos, sin), value)
-        query, keys, values = (states.transpose(1, 2) for states in (_rotate(query, cos, sin), keys, values))
+        num_heads = query.shape[2]
+        query, key = _rotate(torch.cat([query, key], dim=2), cos, sin).tensor_split([num_heads], dim=2)
+        keys, values = slots.write(number, key, value)
+        query, keys, values = (states.transpose(1, 2) for states in (query, keys, values))
         if mask is not None and not mask.is_cpu:  # the fast kernels of a GPU take a mask or shared heads, not both
             keys, values = (states.repeat_interleave(query.shape[1] // keys.shape[1], 1) for states in (keys, values))
         attended = F.scaled_dot_product_attention(
@@ -124,6 +127,5 @@ class LeanLayers:
         )
         hidden_states = hidden_states + F.linear(attended.transpose(1, 2).reshape(rows, time, -1), o_weight)
         normed = _rms_norm(mlp_norm, hidden_states)
-        return hidden_states + F.linear(
-            F.silu(F.linear(normed, gate_weight)) * F.linear(normed, up_weight), down_weight
-        )
+        gate = F.silu(F.linear(normed, gate_weight), inplace=True).mul_(F.linear(normed, up_weight))
+        return hidden_states.add_(F.linear(gate, down_weight))

@@ -32,9 +32,16 @@ class ModuleHead:
         """Tell whether all these tokens, (...), are context."""
         return self._context is None or bool(torch.isin(latest.to(self._context.device), self._context).all())
 
+    def best_tokens(self, hidden_states: Tensor) -> Tensor:
+        """Return the most likely tokens, (...,), without logits of the whole vocabulary."""
+        return self._ids[self._score(hidden_states).argmax(dim=-1)]
+
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """Return logits, (..., vocabulary), -inf for all other tokens."""
-        scored = hidden_states.to(self._weight.device) @ self._weight
+        scored = self._score(hidden_states)
         logits = scored.new_full((*scored.shape[:-1], self._vocab_size), -torch.inf)
         logits[..., self._ids] = scored
         return logits
+
+    def _score(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states.to(self._weight.device) @ self._weight
