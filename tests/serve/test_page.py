@@ -123,7 +123,7 @@ def test_speech_over_an_answer_ends_its_sound(speech_lm, tmp_path):
             turns = [turn for turn in download(page) if turn["role"] == "assistant"]
     first = turns[0]
     made = 1000 * first["usage"]["output_token_details"]["audio_tokens"] / speech_lm.audio_tokenizer.frame_rate
-    assert first["status"] == "cancelled" and first["heardMilliseconds"] < made
+    assert first["heardMilliseconds"] < made  # also if the answer was complete before it had been played
 
 
 def test_push_to_talk_by_the_keyboard(server, tmp_path):

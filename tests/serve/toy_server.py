@@ -32,7 +32,11 @@ def serve(speech_lm, *, limits=None, port=0, **options):
     """Run a server in a thread; other arguments as in `create_app`."""
     service = Service(speech_lm, "toy", limits or Limits(max_new_tokens=40))
     config = uvicorn.Config(
-        create_app(service, **options), port=port, log_level="error", ws_max_size=service.limits.max_bytes
+        create_app(service, **options),
+        port=port,
+        log_level="error",
+        ws_max_size=service.limits.max_bytes,
+        timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
         log_level="warning",
         ws_max_size=limits.max_bytes,
         ws_max_queue=MAX_UNREAD,
+        timeout_graceful_shutdown=5,  # seconds; a connection that stays open does not keep the program alive
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
     )
