@@ -10,7 +10,7 @@ def speech_lm(toy_folders):
     return load_toy(toy_folders)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(speech_lm):
     with serve(speech_lm) as server:
         yield server
