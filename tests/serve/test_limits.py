@@ -97,8 +97,9 @@ def test_an_event_that_is_too_large_ends_the_session(guarded):
 
 def test_too_many_events_end_the_session(speech_lm):
     with serve(speech_lm, limits=Limits(events_per_second=10)) as server, session(server, **MANUAL) as connection:
+        end = time.monotonic() + 30
         with pytest.raises(websockets.exceptions.ConnectionClosedError):
-            for _ in range(1000):
+            while time.monotonic() < end:
                 connection.input_audio_buffer.append(audio=pcm(silence(0.001)))
         assert read_until(connection, "error")[-1].error.code == "rate_limit_exceeded"
 

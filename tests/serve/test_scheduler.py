@@ -43,20 +43,24 @@ def test_answers_are_those_of_the_model_alone(speech_lm, scheduler, opener):
 
 
 def test_streams_take_turns(scheduler, opener):
+    """Steps are noted where they are taken, since consumers may see them late."""
     order = []
 
-    async def follow(name, answer):
-        async for event in answer:
-            if isinstance(event, Piece):
+    def noted(name):
+        def open_stream(stopwatch):
+            for chunk in opener(CONVERSATIONS[0])(stopwatch):
                 order.append(name)
+                yield chunk
+
+        return open_stream
 
     async def run():
-        answers = [scheduler.submit(opener(CONVERSATIONS[0])) for _ in range(2)]
-        await asyncio.gather(*(follow(*pair) for pair in enumerate(answers)))
+        await asyncio.gather(*(collect(scheduler.submit(noted(name))) for name in range(2)))
 
     asyncio.run(run())
-    assert len(order) > 8 and order.count(0) == order.count(1)
-    assert all(abs(order[:stop].count(0) - order[:stop].count(1)) <= 2 for stop in range(len(order)))
+    both = order[order.index(1) : len(order) - order[::-1].index(0)]  # while both were active
+    assert len(order) > 8 and order.count(0) == order.count(1) and len(both) > 2
+    assert all(one != other for one, other in zip(both, both[1:], strict=False))
 
 
 def test_waiting_answers_know_their_place_and_the_queue_has_an_end(scheduler, opener):
