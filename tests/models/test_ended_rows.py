@@ -4,12 +4,11 @@ import gc
 
 import pytest
 import torch
-from toy_models import check_consistent, make_agreeing_model
+from toy_models import LENGTHS, check_consistent, make_agreeing_model, make_padded_prompts
 
 from vita_audio.models.decode_state import DecodeState
 from vita_audio.models.mtp_generation import mtp_steps
 
-LENGTHS = [12, 1, 7, 12, 3, 9, 2, 12]
 OPTIONS = {"do_sample": False, "max_new_tokens": 24, "mtp_inference_mode": "boost", "pad_token_id": 0}
 FULL = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
 
@@ -21,9 +20,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    ids = torch.randint(3, 100, (8, 12), generator=torch.Generator().manual_seed(1))
-    mask = torch.stack([(torch.arange(12) >= 12 - length).long() for length in LENGTHS])
-    return {"input_ids": ids * mask, "attention_mask": mask}
+    return make_padded_prompts()
 
 
 @pytest.fixture(scope="module")

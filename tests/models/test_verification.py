@@ -5,7 +5,16 @@ import threading
 
 import pytest
 import torch
-from toy_models import ASSETS, check_consistent, make_agreeing_model, make_model, make_plus_model, random_audios
+from toy_models import (
+    ASSETS,
+    LENGTHS,
+    check_consistent,
+    make_agreeing_model,
+    make_model,
+    make_padded_prompts,
+    make_plus_model,
+    random_audios,
+)
 from transformers import AutoTokenizer, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -17,7 +26,6 @@ from vita_audio.models.verification import judge_greedy
 PLANS = ["boost", "turbo", [1, 3, 2, 2], [2, 1]]
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "mtp_inference_mode": "boost"}
 FULL = {"return_dict_in_generate": True, "output_logits": True}
-LENGTHS = [12, 1, 7, 12, 3, 9, 2, 12]
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Eight rows of different lengths, padded on the left: ids and mask, (8, 12)."""
-    ids = torch.randint(3, 100, (8, 12), generator=torch.Generator().manual_seed(1))
-    mask = torch.stack([(torch.arange(12) >= 12 - length).long() for length in LENGTHS])
-    return {"input_ids": ids * mask, "attention_mask": mask}
+    return make_padded_prompts()
 
 
 def single(prompts, row):

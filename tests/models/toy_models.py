@@ -12,6 +12,7 @@ from vita_audio.models import Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceForCausalLM
 from vita_audio.models.decode_state import DecodeState
 
 ASSETS = Path(__file__).parent.parent / "assets" / "model"
+LENGTHS = (12, 1, 7, 12, 3, 9, 2, 12)  # of the prompts in `make_padded_prompts`
 
 
 def load_case(name: str) -> SimpleNamespace:
@@ -102,3 +103,10 @@ def check_consistent(state: DecodeState) -> None:
     for layer in range(len(state.slots.keys)):
         depth = max(0, layer + len(state.num_read) - len(state.slots.keys))
         assert state.slots.get_seq_length(layer) == state.num_read[depth] - depth
+
+
+def make_padded_prompts() -> dict[str, torch.Tensor]:
+    """Return eight rows of different `LENGTHS`, padded on the left: ids and mask, (8, 12)."""
+    ids = torch.randint(3, 100, (8, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.stack([(torch.arange(12) >= 12 - length).long() for length in LENGTHS])
+    return {"input_ids": ids * mask, "attention_mask": mask}
