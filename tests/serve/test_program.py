@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -35,8 +36,9 @@ def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
             assert client.get("/v1/models").status_code == 401
             assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
     finally:
-        server.terminate()
-        server.communicate(timeout=20)
+        server.send_signal(signal.SIGINT)  # as Ctrl-C does
+        errors = server.communicate(timeout=20)[1]
+    assert server.returncode == 0 and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

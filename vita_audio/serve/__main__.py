@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import webbrowser
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"talk to {options.model}: {url}", flush=True)
     if options.open_page and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
         webbrowser.open(url)  # without a screen it would start a browser for the terminal
-    uvicorn.Server(config).run([socket])
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
+        uvicorn.Server(config).run([socket])
 
 
 def main(arguments: list[str] | None = None) -> None:
