@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ def draw_losses(histories: Mapping[str, LogHistory], path: Path) -> None:
         steps = [entry["step"] for entry in entries]
         backbone = [(entry["step"], entry["main_loss"]) for entry in entries if "main_loss" in entry]
         axis.plot(*zip(*backbone, strict=True), color="black", label="backbone")
-        modules = [[value for name, value in entry.items() if _is_module_loss(name)] for entry in entries]
+        modules = [module_losses(entry) for entry in entries]
         if modules and modules[0]:
             means = [sum(values) / len(values) for values in modules]
             axis.plot(steps, means, color="tab:orange", label=f"mean of {len(modules[0])} MTP")
@@ -33,8 +34,9 @@ def draw_losses(histories: Mapping[str, LogHistory], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _is_module_loss(name: str) -> bool:
-    return name.startswith("mtp_") and name.endswith("_loss")
+def module_losses(entry: Mapping[str, Any]) -> list[float]:
+    """Return the loss of each MTP module that a log entry has, without its parts over text and audio tokens."""
+    return [value for name, value in entry.items() if re.fullmatch(r"mtp_\d+_loss", name)]
 
 
 def draw_modes(modes: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -64,11 +66,15 @@ def draw_errors_over_speed(
     for label, values in errors.items():
         known = [mode for mode in places if mode in values]
         axis.plot([places[mode] for mode in known], [100 * values[mode] for mode in known], marker="o", label=label)
-    names = [f"{mode}, {speed['tokens_per_second']:.0f} tokens/s" for mode, speed in ordered]
-    slanted = {"rotation": 40, "rotation_mode": "anchor", "ha": "left"}  # modes may lie close together
-    axis.secondary_xaxis("top").set_xticks(list(places.values()), names, fontsize="small", **slanted)
-    for place in places.values():
+    gap = 0.06 * (max(places.values()) - min(places.values()))
+    end = float("-inf")
+    for mode, place in places.items():
         axis.axvline(place, color="grey", alpha=0.2)
+        end = max(place, end + gap)  # modes may lie close together
+        name = f"{mode}, {speeds[mode]['tokens_per_second']:.0f} tokens/s"
+        top = {"xycoords": axis.get_xaxis_transform(), "arrowprops": {"arrowstyle": "-", "color": "grey"}}
+        slanted = {"rotation": 40, "rotation_mode": "anchor", "ha": "left", "fontsize": "small"}
+        axis.annotate(name, (place, 1), xytext=(end, 1.04), textcoords=axis.get_xaxis_transform(), **top, **slanted)
     highest = max(max(values.values()) for values in errors.values())
     axis.set(xlabel="tokens per backbone pass", ylabel="errors, %", ylim=(0, 105 * min(max(highest, 0.05), 1)))
     axis.grid(alpha=0.3)

@@ -78,7 +78,6 @@ exec "${launcher[@]}" "$root/tools/finetune_sts.py" \
     --pack_cache_dir "${PACK_CACHE_DIR:-$OUTPUT_ROOT/packs}" \
     --output_dir "$OUTPUT_ROOT/$name/$timestamp" \
     --model_max_length "$seq_length" \
-    --text_audio_interval_ratio 1 10 4 10 \
     --per_device_train_batch_size 1 \
     --gradient_accumulation_steps 16 \
     --lr_scheduler_type cosine_with_min_lr \
