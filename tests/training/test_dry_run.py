@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from toy_run import NUM_TEXT_ROWS
+from toy_run import NUM_TEXT_ROWS, ROOT
 
 from tools.finetune_sts import main as train
 from vita_audio.text import TextTokenizer
@@ -70,3 +70,12 @@ def test_flags_that_do_not_fit_are_refused(describe, toy_run, capsys):
     with pytest.raises(SystemExit) as stop:
         train([*toy_run.flags("unused", dry_run=True, model_max_length=9999)])
     assert stop.value.code == 2 and "exceeds the positions of the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base", ["qwen2.5_0.5b", "qwen2.5_3b", "qwen3_0.6b", "qwen3_8b", "llama3.2_1b"])
+def test_every_base_can_be_planned_without_its_weights(describe, base, tmp_path):
+    config = ROOT / "configs" / "models" / f"{base}_mtp10.json"
+    text, tables = describe(config_name=config, model_name_or_path=tmp_path / "missing", bf16=True)
+    millions = 1000 * float(base.rsplit("_", 1)[1].removesuffix("b"))
+    assert float(tables["backbone"][0].replace(",", "")) < 1.3 * millions
+    assert tables["total"][0] == tables["total"][1] and "GiB on each GPU" in text

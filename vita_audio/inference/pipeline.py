@@ -18,7 +18,7 @@ from vita_audio.inference.response import Chunk, Response, Timings
 from vita_audio.inference.sampling import check_generation
 from vita_audio.inference.streaming import TextStream
 from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models import SPEECH_CONFIGS, MTPForCausalLM, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.decode_step import DecodeStep, count_rows
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.mtp_generation import mtp_steps
@@ -45,7 +45,7 @@ class SpeechLM:
 
     def __init__(
         self,
-        model: Qwen2MTPForCausalLM,
+        model: MTPForCausalLM,
         tokenizer: TextTokenizer,
         audio_tokenizer: AudioTokenizer,
         front_end: SenseVoiceFrontEnd | None = None,

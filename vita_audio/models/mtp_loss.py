@@ -17,7 +17,7 @@ from vita_audio.models.packed_rows import shift_within_documents
 
 @dataclass
 class MTPOutput(CausalLMOutputWithPast):
-    """Output of `Qwen2MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
+    """Output of `MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
 
     Attributes:
         main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains. None if not scored.

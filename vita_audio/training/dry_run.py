@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, Qwen2Config
+from transformers import PreTrainedModel
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.files.checkpoint import read_json
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig
+from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig
 from vita_audio.models.loading import read_config
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
@@ -51,14 +51,14 @@ def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
     return "\n\n".join([_parameter_table(model), _memory_table(model, settings, options), _schedule(settings, options)])
 
 
-def _config(settings: StageSettings) -> Qwen2MTPConfig:
-    """Return the configuration of the model; only a plain Qwen2 checkpoint needs the tokenizers, for its new rows."""
+def _config(settings: StageSettings) -> MTPConfig:
+    """Return the configuration of the model; only a text model needs the tokenizers, for its new rows."""
     base = None
     if settings.model_name_or_path and (Path(settings.model_name_or_path).exists() or not settings.config_name):
-        base = read_config(settings.model_name_or_path, (Qwen2Config, *SPEECH_CONFIGS))
+        base = read_config(settings.model_name_or_path, LANGUAGE_CONFIGS)
     if settings.config_name is None:
         config = as_speech_config(base)
-        if not isinstance(base, Qwen2MTPConfig):
+        if not isinstance(base, MTPConfig):
             config.vocab_size = _vocabulary(settings)
     else:
         config = read_stage_config(settings.config_name)

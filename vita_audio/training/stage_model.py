@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, Qwen2Config, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_flash_attn_2_available
 
 from vita_audio.audio_tokenizers.base import check_identity
 from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models import (
+    LANGUAGE_CONFIGS,
+    SPEECH_CONFIGS,
+    TEXT_CONFIGS,
+    MTPConfig,
+    MTPForCausalLM,
+    Qwen2MTPSenseVoiceConfig,
+)
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import (
@@ -63,23 +70,24 @@ def whole_models(training_arguments: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(training_arguments.hf_deepspeed_config)
 
 
-def read_stage_config(path: str | Path) -> Qwen2MTPConfig:
-    """Read a model configuration, folder or file; a plain Qwen2 configuration becomes one without MTP modules.
+def read_stage_config(path: str | Path) -> MTPConfig:
+    """Read a model configuration, folder or file; that of a text model becomes one without MTP modules.
 
     Raises: FileNotFoundError; ValueError for another kind of model.
     """
-    return as_speech_config(read_config(path, (Qwen2Config, *SPEECH_CONFIGS)))
+    return as_speech_config(read_config(path, LANGUAGE_CONFIGS))
 
 
-def as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
-    """Return a configuration of our kind as it is, and a plain Qwen2 one as one without MTP modules."""
-    if isinstance(config, Qwen2MTPConfig):
+def as_speech_config(config: PretrainedConfig) -> MTPConfig:
+    """Return a configuration of our kind as it is, and that of a text model as one without MTP modules."""
+    if isinstance(config, MTPConfig):
         return config
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    return Qwen2MTPConfig(**values)
+    speech_class = next(kind for kind in SPEECH_CONFIGS if issubclass(kind, type(config)))
+    return speech_class(**values)
 
 
-def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tuple[str, str]) -> None:
+def check_configs(config: MTPConfig, checkpoint: MTPConfig, names: tuple[str, str]) -> None:
     """Check that the configuration of the model to train fits the checkpoint to start from; it may add MTP modules.
 
     Args:
@@ -103,10 +111,11 @@ def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tup
         raise ValueError(f"configuration {names[0]} does not fit checkpoint {names[1]}: {'; '.join(wrong)}")
 
 
-def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
+def _computed_by(config: MTPConfig, num_layers: int) -> dict[str, Any]:
     """Return the fields that decide what the weights of the first `num_layers` layers compute."""
-    names = {item.name for item in fields(Qwen2MTPConfig)} - {item.name for item in fields(PretrainedConfig)}
-    values = {name: getattr(config, name) for name in names - MAY_CHANGE}
+    text_class = next(kind for kind in TEXT_CONFIGS if isinstance(config, kind))
+    names = {item.name for item in fields(text_class)} - {item.name for item in fields(PretrainedConfig)}
+    values = {name: getattr(config, name) for name in names - MAY_CHANGE} | {"text model": text_class.model_type}
     values["layer_types"] = {
         layer: kind for layer, kind in enumerate(config.layer_types[:num_layers]) if kind != "full_attention"
     }
@@ -119,17 +128,17 @@ def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
 
 def load_stage_model(
     settings: StageSettings, tokenizer: TextTokenizer, audio_tokenizer: dict[str, str] | None = None
-) -> Qwen2MTPForCausalLM:
+) -> MTPForCausalLM:
     """Load the model of a stage with new MTP modules initialised; only trained parameters require gradients.
 
     Args:
-        tokenizer: Text tokenizer; a model that starts from plain Qwen2 gets embeddings for its new tokens.
+        tokenizer: Text tokenizer; a model that starts from a text model gets embeddings for its new tokens.
         audio_tokenizer: `AudioTokenizer.identity`, stored in the configuration.
     Raises: FileNotFoundError; ValueError if a file is damaged, or if configuration, checkpoint, tokenizers and pack
         length do not fit each other.
     """
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
-    base = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)) if folder else None
+    base = read_config(folder, LANGUAGE_CONFIGS) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
     attention = resolve_attention(settings.attn_implementation)
     options = {"dtype": settings.dtype, "attn_implementation": attention}
@@ -140,7 +149,7 @@ def load_stage_model(
         model, missing = load_weights(folder, config, **options)
         if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
             logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
-        if not isinstance(base, Qwen2MTPConfig):
+        if not isinstance(base, MTPConfig):
             add_tokens(model, tokenizer, settings.seed)
     choose_trained(model, settings)
     verified = {} if settings.mtp_acceptance is None else {"acceptance": settings.mtp_acceptance}
@@ -160,9 +169,9 @@ def _stage_config(
     settings: StageSettings,
     tokenizer: TextTokenizer,
     folder: Path | None,
-    base: Qwen2Config | None,
+    base: PretrainedConfig | None,
     audio_tokenizer: Mapping[str, str] | None,
-) -> Qwen2MTPConfig:
+) -> MTPConfig:
     """Return the configuration of the model, checked against tokenizers and the checkpoint in `folder`, if any."""
     config = read_stage_config(settings.config_name) if settings.config_name else as_speech_config(base)
     apply_settings(config, settings)
@@ -183,7 +192,7 @@ def _stage_config(
     return config
 
 
-def apply_settings(config: Qwen2MTPConfig, settings: StageSettings) -> None:
+def apply_settings(config: MTPConfig, settings: StageSettings) -> None:
     """Set the fields that flags override. Raises: ValueError for settings that the model cannot be trained with."""
     if settings.model_max_length > config.max_position_embeddings:
         raise ValueError(
@@ -214,7 +223,7 @@ def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+def choose_trained(model: MTPForCausalLM, settings: StageSettings) -> None:
     """Let only the parameters that a stage trains require gradients."""
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
@@ -233,7 +242,7 @@ def resolve_attention(name: str) -> str:
 
 
 @torch.no_grad()
-def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> None:
+def add_tokens(model: MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> None:
     """Add embeddings and output rows for the tokens that a plain text model lacks.
 
     New rows are drawn from a normal distribution with the mean and standard deviation of the text rows in each
@@ -260,7 +269,7 @@ def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) 
             table[num_text:] = (text.mean(0) + noise * text.std(0)).to(table.dtype)
 
 
-def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
+def _check_speech_input(config: MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
     """Check that model, tokenizer and flags agree on continuous speech input. Raises: ValueError."""
     has_encoder, roles = isinstance(config, Qwen2MTPSenseVoiceConfig), tokenizer.continuous_roles
     if roles and not has_encoder:
@@ -281,7 +290,7 @@ def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settin
         )
 
 
-def _prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
+def _prepare_speech_encoder(model: MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
     """Load the speech encoder, and return the `missing` parameters that belong neither to it nor to its projection.
 
     Raises: FileNotFoundError; ValueError for a folder whose weights do not fit, or if no folder has an encoder.

@@ -156,7 +156,7 @@ class StepLog(TrainerCallback):
 
 
 class SpeechTrainer(Trainer):
-    """Trainer of `Qwen2MTPForCausalLM`, with `SpeechTrainingArguments`.
+    """Trainer of `MTPForCausalLM`, with `SpeechTrainingArguments`.
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
