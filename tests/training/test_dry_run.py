@@ -47,10 +47,10 @@ def test_a_plain_checkpoint_gets_rows_for_the_audio_codes(describe, toy_run):
     _, tables = describe(gradient_accumulation_steps=2)
     assert re.fullmatch(r"[\d.,]+", tables["total"][0]) and tables["total"][0] == tables["total"][1]
     flags = parse_flags(toy_run.flags("unused"))
-    from vita_audio.training.dry_run import _config, stage_settings
+    from vita_audio.training.dry_run import _configs, stage_settings
 
     tokenizer = TextTokenizer.from_pretrained(toy_run.text_model, 64)
-    assert _config(stage_settings(*flags)).vocab_size >= tokenizer.first_audio_id
+    assert _configs(stage_settings(*flags))[0].vocab_size >= tokenizer.first_audio_id
 
 
 def test_zero_stages_are_listed_and_the_chosen_one_is_marked(describe, tmp_path):
@@ -79,3 +79,14 @@ def test_every_base_can_be_planned_without_its_weights(describe, base, tmp_path)
     millions = 1000 * float(base.rsplit("_", 1)[1].removesuffix("b"))
     assert float(tables["backbone"][0].replace(",", "")) < 1.3 * millions
     assert tables["total"][0] == tables["total"][1] and "GiB on each GPU" in text
+
+
+def test_an_adapter_is_counted(describe, toy_run):
+    """Rows of the tokens that speech adds, and two matrices of rank 2 for each linear layer."""
+    _, tables = describe(lora="r=2")
+    flags = parse_flags(toy_run.flags("unused"))
+    tokenizer = TextTokenizer.from_pretrained(toy_run.text_model, 64)
+    assert float(tables["total"][1]) < 0.5 * float(tables["total"][0])
+    assert flags[0].lora_settings is None and tokenizer.num_audio_codes == 64
+    _, frozen = describe(lora="r=2", language_model_freeze=True, config_name=toy_run.config(2))
+    assert frozen["backbone"][1] == frozen["embeddings and head"][1] == "0.0"

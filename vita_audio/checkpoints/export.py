@@ -26,6 +26,7 @@ from vita_audio.files.checkpoint import (
     read_json,
 )
 from vita_audio.models import SPEECH_CONFIGS, MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.adapters import is_adapter
 from vita_audio.models.loading import read_config
 from vita_audio.speech_features import CMVN_FILE
 from vita_audio.text import TextTokenizer, chat_template
@@ -60,6 +61,10 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
         audio_model: Folder of a SenseVoiceSmall, for a Plus model whose folder lacks `ENCODER_FILES`.
     Raises: FileNotFoundError or ValueError for a folder that does not load; FileExistsError if `output` is in use.
     """
+    if is_adapter(folder):
+        raise ValueError(
+            f"{folder} is an adapter, which the public code cannot load; add --merge, then export the result"
+        )
     weights = check_weights(folder)
     config = read_config(folder, SPEECH_CONFIGS)
     tokenizer = TextTokenizer.from_pretrained(folder)

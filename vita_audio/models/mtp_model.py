@@ -171,6 +171,15 @@ class MTPForCausalLM(MTPGenerationMixin):
         self.mtp_loss = MTPLoss()
         self.post_init()
 
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the head trains or, in a model with an adapter, any layer of the backbone."""
+        parts = [self.lm_head]
+        if self._hf_peft_config_loaded:
+            parts += self.model.layers[: self.config.num_backbone_layers]
+        # reading lm_head.weight here would make ZeRO-3 hold the whole head during the whole step
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
     def mtp_step(
         self,
         depth: int,
@@ -293,16 +302,15 @@ class MTPForCausalLM(MTPGenerationMixin):
             position_ids: (batch, time); restarts at 0 where a packed document begins, and then `attention_mask` must be
                 None. No document sees another one, and no target lies in another one.
             inputs_embeds: Input of the backbone; the modules read the embeddings of `input_ids` if these are given too.
-            labels: (batch, time), IGNORE_INDEX for no target. With a frozen head the backbone counts as frozen: its
-                loss is only reported, and the modules' inputs are detached.
+            labels: (batch, time), IGNORE_INDEX for no target. With a frozen head, and no adapter in its layers, the
+                backbone counts as frozen: its loss is only reported, and the modules' inputs are detached.
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
             num_items_in_batch: Divisor of every summed loss; None: the sum of the target weights of each depth.
             score_backbone: Also report the loss of a frozen backbone.
             code_ids: Ids of the audio codes, for the report of their losses and for the alignment loss.
         Returns: MTPOutput; while training with labels it has no `logits`, which are too large to keep.
         """
-        # Reading lm_head.weight here would make ZeRO-3 hold the whole head during the whole step.
-        train_backbone = labels is None or all(parameter.requires_grad for parameter in self.lm_head.parameters())
+        train_backbone = labels is None or self.trains_backbone
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_backbone):
             token_embeds = inputs_embeds if input_ids is None else self.model.embed_tokens(input_ids)
             outputs = self.model(
@@ -371,5 +379,6 @@ class MTPForCausalLM(MTPGenerationMixin):
             mtp_weight=self.config.mtp_loss_weight,
             kl_weight=self.config.mtp_kl_weight,
             depth_weights=self.config.mtp_depth_weights,
+            trains_backbone=self.trains_backbone,
             **options,
         )

@@ -21,8 +21,11 @@ MODULE_PARTS = ("mtp_projs", "mtp_embed_norms", "mtp_hidden_norms")
 
 def mtp_parameter_patterns(config: MTPConfig) -> list[str]:
     """List the patterns (for `set_trainable`) of all parameters that belong to MTP modules."""
-    layers = range(config.num_backbone_layers, config.num_hidden_layers)
-    return [f"model.layers.{layer}.*" for layer in layers] + [f"{part}.*" for part in MODULE_PARTS if layers]
+    patterns = []
+    for module in range(config.num_nextn_predict_layers):
+        patterns.append(f"model.layers.{config.num_backbone_layers + module}.*")
+        patterns += [f"{part}.{module}.*" for part in MODULE_PARTS]
+    return patterns
 
 
 def match_any(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -25,7 +25,8 @@ from vita_audio.models import (
     MTPForCausalLM,
     Qwen2MTPSenseVoiceConfig,
 )
-from vita_audio.models.loading import load_weights, read_config
+from vita_audio.models.adapters import load_language_model
+from vita_audio.models.loading import read_config
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import (
     gathered,
@@ -37,6 +38,7 @@ from vita_audio.models.surgery import (
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import VOCALNET
 from vita_audio.training.settings import StageSettings
+from vita_audio.training.stage_adapter import add_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +148,18 @@ def load_stage_model(
         model = AutoModelForCausalLM.from_config(config, **options)
         _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
     else:
-        model, missing = load_weights(folder, config, **options)
-        if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
-            logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
+        model, missing = load_language_model(folder, config, **options)
+        missing = init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings))
+        if missing:
+            logger.info("initialised %d tensors of MTP modules that %s lacks", len(missing), folder)
         if not isinstance(base, MTPConfig):
             add_tokens(model, tokenizer, settings.seed)
-    choose_trained(model, settings)
+    if settings.lora is None:
+        choose_trained(model, settings)
+    else:
+        first, is_new = num_text_tokens(tokenizer), not isinstance(base, MTPConfig)
+        rows = range(first, model.config.vocab_size) if is_new or not settings.language_model_freeze else ()
+        adapt(model, settings, token_ids=rows, new=missing)
     verified = {} if settings.mtp_acceptance is None else {"acceptance": settings.mtp_acceptance}
     model.generation_config = GenerationConfig(
         **SAMPLING,
@@ -223,15 +231,30 @@ def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
+def adapt(model: MTPForCausalLM, settings: StageSettings, *, token_ids: Sequence[int], new: Sequence[str]) -> None:
+    """Add the adapter of a stage; arguments as in `add_adapter`."""
+    add_adapter(model, settings.lora, token_ids=token_ids, new=new, frozen=settings.language_model_freeze)
+    _log_trained(model)
+
+
+def num_text_tokens(tokenizer: TextTokenizer) -> int:
+    """Return the number of tokens before those that speech adds."""
+    return tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
+
+
 def choose_trained(model: MTPForCausalLM, settings: StageSettings) -> None:
     """Let only the parameters that a stage trains require gradients."""
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
         frozen = [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
-    trained = set_trainable(model, patterns, frozen=frozen)
-    num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-    logger.info("%d parameters in %d tensors train", num_trained, len(trained))
+    set_trainable(model, patterns, frozen=frozen)
+    _log_trained(model)
+
+
+def _log_trained(model: MTPForCausalLM) -> None:
+    trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
+    logger.info("%d parameters in %d tensors train", sum(trained), len(trained))
 
 
 def resolve_attention(name: str) -> str:
@@ -251,7 +274,7 @@ def add_tokens(model: MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> No
 
     Raises: ValueError if the model has fewer rows than the text vocabulary.
     """
-    num_text = tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
+    num_text = num_text_tokens(tokenizer)
     if model.config.vocab_size < num_text:
         raise ValueError(
             f"the text tokenizer has {num_text} text tokens, the model only {model.config.vocab_size}; "
@@ -296,6 +319,11 @@ def _prepare_speech_encoder(model: MTPForCausalLM, missing: Iterable[str], setti
     Raises: FileNotFoundError; ValueError for a folder whose weights do not fit, or if no folder has an encoder.
     """
     missing = set(missing)
+    if settings.lora and (settings.audio_model_name_or_path or any(AUDIO_PROJECTION in name for name in missing)):
+        raise ValueError(
+            "--lora cannot add a speech encoder, which the base of an adapter must have; train the first stage with "
+            "continuous input without --lora"
+        )
     encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
     projection = {name for name in missing if name.startswith(f"{AUDIO_PROJECTION}.")}
     if settings.audio_model_name_or_path:
