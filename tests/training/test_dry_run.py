@@ -6,6 +6,7 @@ import pytest
 from toy_run import NUM_TEXT_ROWS, ROOT
 
 from tools.finetune_sts import main as train
+from vita_audio.constants import structural_tokens
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import parse_flags
 from vita_audio.training.dry_run import dry_run
@@ -81,12 +82,18 @@ def test_every_base_can_be_planned_without_its_weights(describe, base, tmp_path)
     assert tables["total"][0] == tables["total"][1] and "GiB on each GPU" in text
 
 
-def test_an_adapter_is_counted(describe, toy_run):
-    """Rows of the tokens that speech adds, and two matrices of rank 2 for each linear layer."""
-    _, tables = describe(lora="r=2")
-    flags = parse_flags(toy_run.flags("unused"))
-    tokenizer = TextTokenizer.from_pretrained(toy_run.text_model, 64)
-    assert float(tables["total"][1]) < 0.5 * float(tables["total"][0])
-    assert flags[0].lora_settings is None and tokenizer.num_audio_codes == 64
-    _, frozen = describe(lora="r=2", language_model_freeze=True, config_name=toy_run.config(2))
-    assert frozen["backbone"][1] == frozen["embeddings and head"][1] == "0.0"
+def test_an_adapter_is_counted(describe, toy_run, tmp_path):
+    """Two matrices for each linear layer, and the rows of the tokens that speech adds; new modules have more."""
+    config = toy_run.config(2, hidden_size=512, intermediate_size=2048)
+    flags = {"lora": "r=64", "config_name": config, "model_name_or_path": tmp_path / "missing"}
+    layer = 64 * (2 * (512 + 512) + 2 * (512 + 256) + 3 * (512 + 2048)) / 1e6
+    projection = 64 * (1024 + 512) / 1e6
+    rows = (64 + len(structural_tokens())) * 512 / 1e6
+    _, tables = describe(**flags)
+    trained = {part: row[1] for part, row in tables.items() if len(row) == 2}
+    assert (trained["backbone"], trained["embeddings and head"]) == (f"{2 * layer:.1f}", f"{rows:.1f}")
+    assert trained["MTP modules"] == f"{2 * (layer + projection):.1f}"
+    _, tables = describe(**flags, language_model_freeze=True)
+    trained = {part: row[1] for part, row in tables.items() if len(row) == 2}
+    whole = (2 * 512 * 512 + 2 * 512) / 1e6
+    assert (trained["backbone"], trained["MTP modules"]) == ("0.0", f"{2 * (layer + whole):.1f}")
