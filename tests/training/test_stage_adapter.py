@@ -1,6 +1,7 @@
 """Adapters on toy models: what gets one, that merging changes no number, and that programs take them."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from models.toy_models import FAMILIES, make_model, make_plus_model, random_audi
 from toy_speech_lm import load_toy
 
 from tools.inference_sts import main as answer
+from vita_audio.checkpoints.inspection import inspect_checkpoint
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.models.adapters import describe_base, load_adapter_weights, merge_adapter, save_whole_config
@@ -115,6 +117,21 @@ def test_the_projector_has_an_adapter_and_the_encoder_has_none():
     assert model.model.audio_projection.mlp[0].lora_B.default.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@torch.no_grad()
+def test_several_adapters_share_a_base(tied, tmp_path):
+    base, plain = (make_model(2, tie_word_embeddings=tied) for _ in range(2))
+    ids, expected = torch.arange(60, 100).reshape(2, 20), {}
+    for name, rank in (("one", 2), ("two", 4)):
+        model = adapted(plain, LoraSettings(r=rank))
+        model.save_pretrained(tmp_path / name)
+        expected[name] = all_depths(model, ids)
+        base.load_adapter(tmp_path / name, name)
+    for name in ("one", "two", "one"):
+        base.set_adapter(name)
+        torch.testing.assert_close(all_depths(base, ids), expected[name], rtol=0, atol=0)
+
+
 @pytest.fixture(scope="module")
 def adapter(toy_folders, tmp_path_factory):
     """An adapter on the toy model that makes other answers."""
@@ -137,6 +154,15 @@ def test_a_model_is_loaded_with_an_adapter(toy_folders, adapter):
 
     changed = codes(adapter)
     assert changed == codes(toy_folders.model, adapter=adapter) != codes(toy_folders.model)
+
+
+def test_an_adapter_is_inspected(toy_folders, adapter, tmp_path):
+    report = inspect_checkpoint(adapter)
+    assert report.problems == [] and report.facts["adapter on"] == str(toy_folders.model.resolve())
+    shutil.copytree(adapter, tmp_path / "lost")
+    (tmp_path / "lost" / "adapter_base.json").write_text('{"base": "nowhere/to/be/found"}')
+    [problem] = inspect_checkpoint(tmp_path / "lost").problems
+    assert "is an adapter whose base is missing" in problem
 
 
 def test_programs_take_an_adapter(toy_folders, adapter, capsys, tmp_path):

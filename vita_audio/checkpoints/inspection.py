@@ -40,6 +40,7 @@ from vita_audio.files.checkpoint import (
 from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import LANGUAGE_CONFIGS, SPEECH_CONFIGS, MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.adapters import find_base, is_adapter
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import match_any, mtp_parameter_patterns
@@ -155,11 +156,14 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
     if config is not own:
         config.vocab_size = own.vocab_size
         report.facts["as the start of"] = str(config_path)
-    files = check_weights(folder)
-    with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        dry_run = _run_language_model(model)
-    _compare("model", files, model, report, dry_run, stage=None if config is own else config)
+    if is_adapter(folder):
+        report.facts["adapter on"] = str(find_base(folder))  # peft compares the weights when it loads them
+    else:
+        files = check_weights(folder)
+        with FakeTensorMode():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            dry_run = _run_language_model(model)
+        _compare("model", files, model, report, dry_run, stage=None if config is own else config)
     _inspect_text(folder, own, report)
     _inspect_generation(folder, report)
     if isinstance(config, MTPConfig):

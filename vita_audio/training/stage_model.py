@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, TrainingArguments
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from vita_audio.audio_tokenizers.base import check_identity
@@ -25,7 +29,7 @@ from vita_audio.models import (
     MTPForCausalLM,
     Qwen2MTPSenseVoiceConfig,
 )
-from vita_audio.models.adapters import load_language_model
+from vita_audio.models.adapters import is_adapter, load_language_model
 from vita_audio.models.loading import read_config
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import (
@@ -140,6 +144,11 @@ def load_stage_model(
         length do not fit each other.
     """
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
+    if folder and is_adapter(folder) and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"a stage under ZeRO-3 cannot start from an adapter, got {folder}; merge it with python "
+            f"tools/export_checkpoint.py {folder} MERGED --merge"
+        )
     base = read_config(folder, LANGUAGE_CONFIGS) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
     attention = resolve_attention(settings.attn_implementation)
