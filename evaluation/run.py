@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # These may differ when an evaluation is continued.
 UNDECISIVE = (
     *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
-    *("against", "check"),
+    *("against", "check", "adapter"),  # the model is then the folder of the adapter
 )
 DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -73,6 +73,7 @@ class EvaluationOptions:
     audio_tokenizer_path: str | None
     audio_decoder_path: str | None
     audio_model_path: str | None
+    adapter: str | None
     dtype: str | None
     device: str
     batch_size: int
@@ -123,6 +124,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add, counts = parser.add_argument, {"type": _count, "nargs": "+", "default": [], "metavar": "[BENCHMARK=]N"}
     add("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
     add("--model", required=True, help="folder of a model, or hub name")
+    add("--adapter", help="folder of an adapter on --model (an adapter alone can be given as --model)")
     add("--output", required=True, type=Path, help="folder for answers and results")
     add("--corpus", type=Path, help="folder of tools.demo.make_corpus, for the demo suite")
     add("--data", type=Path, help="folder of evaluation.prepare, for the public sets")
@@ -196,7 +198,7 @@ def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
     audio_tokenizer = get_audio_tokenizer(
         options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
     )
-    more = {"audio_model": options.audio_model_path}
+    more = {"audio_model": options.audio_model_path, "adapter": options.adapter}
     return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, options.dtype, **more)
 
 
@@ -292,7 +294,7 @@ def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 if every benchmark that has data was evaluated, else 1."""
     options = parse_arguments(arguments)
-    checkpoint = None if options.check else find_checkpoint(options.model)
+    checkpoint = None if options.check else find_checkpoint(options.adapter or options.model)
 
     from transformers.utils import logging as transformers_logging
 

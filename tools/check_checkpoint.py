@@ -4,10 +4,11 @@
     python tools/check_checkpoint.py Qwen2.5-7B-Instruct --config configs/models/qwen2_7b_mtp10.json --json
     python tools/check_checkpoint.py VITA-Audio-Boost --load --dtype bfloat16
 
-Supports speech models (with and without SenseVoice input), plain Qwen2, glm-4-voice-tokenizer, glm-4-voice-decoder,
-SenseVoiceSmall, text tokenizers, and codecs from other packages. The names and shapes of all weights are compared with
-our classes, which then run once on tensors without values. Weights are not read, so a folder of any size takes seconds;
-only codecs from other packages are loaded. With --load, a language model is loaded to measure time and memory.
+Supports speech models (with and without SenseVoice input), plain Qwen2, Qwen3 and Llama, glm-4-voice-tokenizer,
+glm-4-voice-decoder, SenseVoiceSmall, text tokenizers, and codecs from other packages. The names and shapes of all
+weights are compared with our classes, which then run once on tensors without values. Weights are not read, so a folder
+of any size takes seconds; only codecs from other packages are loaded. With --load, a language model is loaded to
+measure time and memory.
 Exit code: 0 if the folder loads, 1 if it does not, 2 for wrong arguments.
 """
 
@@ -56,13 +57,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def measure_loading(folder: Path, device: str, dtype: str | None) -> str:
     """Load a language model, run it once (loading only maps some weights), and return the time and memory used."""
     import torch
-    from transformers import Qwen2Config
 
     from vita_audio.inference.pipeline import default_dtype
-    from vita_audio.models import SPEECH_CONFIGS
+    from vita_audio.models import LANGUAGE_CONFIGS
     from vita_audio.models.loading import load_weights, read_config
 
-    config, dtype = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)), dtype or default_dtype(device)
+    config, dtype = read_config(folder, LANGUAGE_CONFIGS), dtype or default_dtype(device)
     start = perf_counter()
     model, _ = load_weights(folder, config, dtype=dtype, device_map=device)
     loaded = perf_counter()

@@ -7,6 +7,11 @@ repository on the hub; with it, the Python files are copied from a download of t
 vita_audio/models/qwen2_mtp_v4_48_3 of the public code. A Plus model also needs the settings of SenseVoiceSmall:
 
     python tools/export_checkpoint.py outputs/7b_plus/stage4 exported --audio-model SenseVoiceSmall
+
+With --merge it writes something else: the whole model that an adapter and its base make, for our programs. That folder
+can be exported like any other.
+
+    python tools/export_checkpoint.py outputs/7b_lora/stage4 merged --merge
 """
 
 import argparse
@@ -23,7 +28,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("output", type=Path, help="new folder")
     parser.add_argument("--code", type=Path, help="folder with the Python files of the public model class")
     parser.add_argument("--audio-model", help="SenseVoiceSmall folder, required for a Plus model")
-    return parser.parse_args(arguments)
+    parser.add_argument("--merge", action="store_true", help="write an adapter and its base as one whole model")
+    parser.add_argument("--base", help="with --merge, the adapter's base if it is no longer where it was")
+    options = parser.parse_args(arguments)
+    if options.merge and (options.code or options.audio_model):
+        parser.error("--merge writes no folder for the public code; leave out --code and --audio-model")
+    if options.base and not options.merge:
+        parser.error("--base is used with --merge only")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,8 +44,13 @@ def main(arguments: list[str] | None = None) -> None:
         folder = find_checkpoint(options.model, offline=True)
         audio_model = options.audio_model and find_checkpoint(options.audio_model, offline=True)
         from vita_audio.checkpoints.export import export_checkpoint
+        from vita_audio.checkpoints.merge import save_merged
 
         quieten_transformers()
+        if options.merge:
+            save_merged(folder, options.output, options.base)
+            print(f"{options.output}: a whole model")
+            return
         export_checkpoint(folder, options.output, options.code, audio_model=audio_model)
     print(
         f"{options.output}: AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True) loads it with the public "

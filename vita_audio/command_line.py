@@ -135,6 +135,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `load_audio_tokenizer` and `load_speech_lm`."""
     add, positive = parser.add_argument, in_range(int, minimum=1)
     add("--model", type=Path, default=DEFAULT_MODEL, help="folder or hub name of a model")
+    add("--adapter", help="folder of an adapter on --model (an adapter alone can be given as --model)")
     add("--offline", action="store_true", help="do not download; hub names need an earlier download")
     add_codec_options(parser)
     add("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks am.mvn")
@@ -181,6 +182,7 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,
         quantize=options.quantize,
+        adapter=options.adapter,
         **{name: value for name, value in chosen.items() if value is not None},
     )
 

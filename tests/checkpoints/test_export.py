@@ -11,7 +11,7 @@ from toy_speech_lm import load_toy, make_toy_folders
 from vita_audio.checkpoints.export import export_checkpoint, public_config, public_generation_config
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig, Qwen3MTPConfig
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.text import CONTINUOUS_INPUT
 
@@ -67,6 +67,8 @@ def test_what_the_public_classes_lack_is_refused():
         )
     with pytest.raises(ValueError, match="no speech encoder but SenseVoiceSmall, got {'tp_blocks': 1}"):
         public_config(Qwen2MTPSenseVoiceConfig(audio_config={"tp_blocks": 1}), from_hub=True)
+    with pytest.raises(ValueError, match="models of type qwen2_mtp and qwen2_mtp_sensevoice, got qwen3_mtp"):
+        public_config(Qwen3MTPConfig(), from_hub=True)
 
 
 def test_the_tokenizer_lists_every_added_token(exported, toy_folders):

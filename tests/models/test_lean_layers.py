@@ -1,14 +1,17 @@
 """Layers without the cost of modules: the numbers of transformers' layers, and only where nothing was added to them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from toy_models import make_model, make_plus_model
+from toy_models import FAMILIES, make_model, make_plus_model
 
 from vita_audio.models.lean_layers import LeanLayers
 from vita_audio.models.slots import Slots, place_index
 
+MAKERS = {name: partial(make_model, **options) for name, options in FAMILIES.items()} | {"plus": make_plus_model}
 GREEDY = {"do_sample": False, "max_new_tokens": 10, "mtp_inference_mode": "turbo"}
 
 
@@ -33,7 +36,7 @@ def read_both(model, dtype, starts, width):
     return results
 
 
-@pytest.mark.parametrize("make", [make_model, make_plus_model])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("starts, width", [([7], 1), ([7, 7], 1), ([7], 4), ([7, 5, 6], 4)])
 @torch.no_grad()
@@ -83,6 +86,12 @@ def test_changed_layers_are_called_as_modules(ids, how):
         assert not torch.allclose(output.logits[2], plain.logits[2], atol=1e-3)
     else:
         torch.testing.assert_close(output.logits, plain.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_biases_behind_attention_are_left_to_the_modules(family):
+    assert LeanLayers.of(make_model(2, **FAMILIES[family])) is not None
+    assert LeanLayers.of(make_model(2, attention_bias=True, **FAMILIES[family])) is None
 
 
 def test_autocast_and_global_hooks_are_respected():

@@ -8,10 +8,29 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from vita_audio.models import Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceForCausalLM
+from vita_audio.models import (
+    LlamaMTPForCausalLM,
+    MTPForCausalLM,
+    Qwen2MTPForCausalLM,
+    Qwen2MTPSenseVoiceForCausalLM,
+    Qwen3MTPForCausalLM,
+)
 from vita_audio.models.decode_state import DecodeState
 
 ASSETS = Path(__file__).parent.parent / "assets" / "model"
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+FAMILIES = {  # options of `make_model`
+    "qwen2": {"model_class": Qwen2MTPForCausalLM},
+    "qwen3": {"model_class": Qwen3MTPForCausalLM, "head_dim": 16},
+    "llama": {"model_class": LlamaMTPForCausalLM, "rope_parameters": LLAMA3_ROPE},
+}
 LENGTHS = (12, 1, 7, 12, 3, 9, 2, 12)  # of the prompts in `make_padded_prompts`
 
 
@@ -40,14 +59,14 @@ def load_model(folder: Path, attention: str = "sdpa") -> Qwen2MTPForCausalLM:
 
 def make_model(
     num_modules: int = 2, *, attention: str = "sdpa", seed: int = 0, model_class=Qwen2MTPForCausalLM, **fields
-) -> Qwen2MTPForCausalLM:
+) -> MTPForCausalLM:
     """Make a toy model in eval mode whose weights are all random, norms and biases too."""
     fields = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4} | fields
+    fields.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 1e4})
     config = model_class.config_class(
         num_hidden_layers=2 + num_modules,
         num_nextn_predict_layers=num_modules,
         num_key_value_heads=2,
-        rope_theta=1e4,
         **fields,
     )
     config._attn_implementation = attention
@@ -59,7 +78,7 @@ def make_model(
     return model
 
 
-def make_agreeing_model(num_modules: int = 4, *, disagreement: float = 0.15, **options) -> Qwen2MTPForCausalLM:
+def make_agreeing_model(num_modules: int = 4, *, disagreement: float = 0.15, **options) -> MTPForCausalLM:
     """Make a toy model whose modules often predict what its backbone does.
 
     All depths pass the embedding of the latest token on; layers and the modules' projections add a little to it.

@@ -71,8 +71,9 @@ def test_scripts_are_valid_shell_and_touch_nothing_else(path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_stages_pass_the_settings_of_the_paper(pass_on, toy_run, script):
-    _, argv = pass_on(script, 128, "first")
+    _, argv = pass_on(script, 128, "first", "--lora", "r=8")
     model, data, training = parse_alone(argv)
+    assert model.lora_settings.r == 8
     name = script.removesuffix(".sh")
     rate, decay, steps, frozen, multiplier, config_name = STAGE_SETTINGS[name]
     assert (training.learning_rate, training.weight_decay, training.max_steps) == (rate, decay, steps)

@@ -3,9 +3,10 @@
 import re
 
 import pytest
-from toy_run import NUM_TEXT_ROWS
+from toy_run import NUM_TEXT_ROWS, ROOT
 
 from tools.finetune_sts import main as train
+from vita_audio.constants import structural_tokens
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import parse_flags
 from vita_audio.training.dry_run import dry_run
@@ -47,10 +48,10 @@ def test_a_plain_checkpoint_gets_rows_for_the_audio_codes(describe, toy_run):
     _, tables = describe(gradient_accumulation_steps=2)
     assert re.fullmatch(r"[\d.,]+", tables["total"][0]) and tables["total"][0] == tables["total"][1]
     flags = parse_flags(toy_run.flags("unused"))
-    from vita_audio.training.dry_run import _config, stage_settings
+    from vita_audio.training.dry_run import _configs, stage_settings
 
     tokenizer = TextTokenizer.from_pretrained(toy_run.text_model, 64)
-    assert _config(stage_settings(*flags)).vocab_size >= tokenizer.first_audio_id
+    assert _configs(stage_settings(*flags))[0].vocab_size >= tokenizer.first_audio_id
 
 
 def test_zero_stages_are_listed_and_the_chosen_one_is_marked(describe, tmp_path):
@@ -70,3 +71,29 @@ def test_flags_that_do_not_fit_are_refused(describe, toy_run, capsys):
     with pytest.raises(SystemExit) as stop:
         train([*toy_run.flags("unused", dry_run=True, model_max_length=9999)])
     assert stop.value.code == 2 and "exceeds the positions of the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base", ["qwen2.5_0.5b", "qwen2.5_3b", "qwen3_0.6b", "qwen3_8b", "llama3.2_1b"])
+def test_every_base_can_be_planned_without_its_weights(describe, base, tmp_path):
+    config = ROOT / "configs" / "models" / f"{base}_mtp10.json"
+    text, tables = describe(config_name=config, model_name_or_path=tmp_path / "missing", bf16=True)
+    millions = 1000 * float(base.rsplit("_", 1)[1].removesuffix("b"))
+    assert float(tables["backbone"][0].replace(",", "")) < 1.3 * millions
+    assert tables["total"][0] == tables["total"][1] and "GiB on each GPU" in text
+
+
+def test_an_adapter_is_counted(describe, toy_run, tmp_path):
+    """Two matrices for each linear layer, and the rows of the tokens that speech adds; new modules have more."""
+    config = toy_run.config(2, hidden_size=512, intermediate_size=2048)
+    flags = {"lora": "r=64", "config_name": config, "model_name_or_path": tmp_path / "missing"}
+    layer = 64 * (2 * (512 + 512) + 2 * (512 + 256) + 3 * (512 + 2048)) / 1e6
+    projection = 64 * (1024 + 512) / 1e6
+    rows = (64 + len(structural_tokens())) * 512 / 1e6
+    _, tables = describe(**flags)
+    trained = {part: row[1] for part, row in tables.items() if len(row) == 2}
+    assert (trained["backbone"], trained["embeddings and head"]) == (f"{2 * layer:.1f}", f"{rows:.1f}")
+    assert trained["MTP modules"] == f"{2 * (layer + projection):.1f}"
+    _, tables = describe(**flags, language_model_freeze=True)
+    trained = {part: row[1] for part, row in tables.items() if len(row) == 2}
+    whole = (2 * 512 * 512 + 2 * 512) / 1e6
+    assert (trained["backbone"], trained["MTP modules"]) == ("0.0", f"{2 * (layer + whole):.1f}")

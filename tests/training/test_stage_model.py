@@ -5,10 +5,10 @@ import pytest
 import torch
 from audio_tokenizers.tiny_folders import NUM_CODES
 from toy_run import NUM_BACKBONE_LAYERS, NUM_TEXT_ROWS, SETTINGS, TINY_TOKENIZER, make_merged_model
-from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import MistralConfig, Qwen2Config, Qwen2ForCausalLM
 
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models import Qwen2MTPForCausalLM
+from vita_audio.models import Qwen2MTPForCausalLM, Qwen3MTPConfig
 from vita_audio.text import TextTokenizer
 from vita_audio.training.stage_model import depth_weights, load_stage_model, resolve_attention
 
@@ -112,6 +112,11 @@ def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(modules)}
     last, first = model.model.layers[1].state_dict(), model.model.layers[2].state_dict()
     assert all(torch.equal(last[name], first[name]) for name in last)
+
+
+def test_a_checkpoint_of_another_text_model_is_refused(load, toy_run):
+    with pytest.raises(ValueError, match="text model is qwen2 in the checkpoint, qwen3 in the configuration"):
+        load(config_name=str(toy_run.config(1, config_class=Qwen3MTPConfig, head_dim=8)))
 
 
 def test_everything_trains_without_freezing(load, toy_run):
@@ -221,8 +226,8 @@ def test_missing_and_foreign_weights_are_refused(load, checkpoint, tmp_path):
 
 
 def test_other_model_types_are_refused(load, tmp_path):
-    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model_type must be one of qwen2, qwen2_mtp.*, got llama"):
+    MistralConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type must be one of llama, llama_mtp, qwen2, .*, got mistral"):
         load(model_name_or_path=str(tmp_path))
 
 

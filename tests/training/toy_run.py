@@ -50,12 +50,12 @@ class ToyRun:
     speech_encoder: Path
     data: Path
 
-    def config(self, num_modules: int, *, plus: bool = False, **changes) -> Path:
-        """Write the model config of a stage; `plus`: with a speech encoder."""
+    def config(self, num_modules: int, *, plus: bool = False, config_class: type | None = None, **changes) -> Path:
+        """Write the model config of a stage, by default on Qwen2; `plus`: with a speech encoder."""
         settings = {"num_hidden_layers": NUM_BACKBONE_LAYERS + num_modules, "vocab_size": NUM_TEXT_ROWS, **SETTINGS}
         if plus:
             settings["audio_config"] = ENCODER_SIZES
-        config_class = Qwen2MTPSenseVoiceConfig if plus else Qwen2MTPConfig
+        config_class = config_class or (Qwen2MTPSenseVoiceConfig if plus else Qwen2MTPConfig)
         config = config_class(num_nextn_predict_layers=num_modules, **(settings | changes))
         folder = self.folder / "-".join(["config", config.model_type, str(num_modules), *changes])
         config.save_pretrained(folder)

@@ -25,7 +25,8 @@ from vita_audio.files.checkpoint import (
     check_whole,
     read_json,
 )
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models import SPEECH_CONFIGS, MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.adapters import is_adapter
 from vita_audio.models.loading import read_config
 from vita_audio.speech_features import CMVN_FILE
 from vita_audio.text import TextTokenizer, chat_template
@@ -60,6 +61,10 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
         audio_model: Folder of a SenseVoiceSmall, for a Plus model whose folder lacks `ENCODER_FILES`.
     Raises: FileNotFoundError or ValueError for a folder that does not load; FileExistsError if `output` is in use.
     """
+    if is_adapter(folder):
+        raise ValueError(
+            f"{folder} is an adapter, which the public code cannot load; add --merge, then export the result"
+        )
     weights = check_weights(folder)
     config = read_config(folder, SPEECH_CONFIGS)
     tokenizer = TextTokenizer.from_pretrained(folder)
@@ -88,11 +93,14 @@ def export_checkpoint(folder: Path, output: Path, code: Path | None = None, *, a
     write_json(output / "tokenizer_config.json", public_tokenizer_config(tokenizer))
 
 
-def public_config(config: Qwen2MTPConfig, *, from_hub: bool) -> dict[str, Any]:
+def public_config(config: MTPConfig, *, from_hub: bool) -> dict[str, Any]:
     """Return the values of config.json in the public format.
 
-    Raises: ValueError for features that the public classes lack: position scaling, another speech encoder.
+    Raises: ValueError for features that the public classes lack: other text models than Qwen2, position scaling,
+        another speech encoder.
     """
+    if config.model_type not in REPOSITORIES:
+        raise ValueError(f"the public code has models of type {' and '.join(REPOSITORIES)}, got {config.model_type}")
     config_class = type(config).__name__
     model_class = f"{config_class.removesuffix('Config')}ForCausalLM"
     rope = dict(config.rope_parameters)

@@ -22,7 +22,6 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
-    Qwen2Config,
     WhisperFeatureExtractor,
 )
 
@@ -40,7 +39,8 @@ from vita_audio.files.checkpoint import (
 )
 from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models import LANGUAGE_CONFIGS, SPEECH_CONFIGS, MTPConfig, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.adapters import find_base, is_adapter
 from vita_audio.models.loading import read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import match_any, mtp_parameter_patterns
@@ -151,25 +151,28 @@ def identify(folder: Path) -> str:
 
 
 def _inspect_language_model(folder: Path, report: Report, config_path: Path | None) -> None:
-    own = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS))
+    own = read_config(folder, LANGUAGE_CONFIGS)
     config = own if config_path is None else read_config(config_path, SPEECH_CONFIGS)
     if config is not own:
         config.vocab_size = own.vocab_size
         report.facts["as the start of"] = str(config_path)
-    files = check_weights(folder)
-    with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        dry_run = _run_language_model(model)
-    _compare("model", files, model, report, dry_run, stage=None if config is own else config)
+    if is_adapter(folder):
+        report.facts["adapter on"] = str(find_base(folder))  # peft compares the weights when it loads them
+    else:
+        files = check_weights(folder)
+        with FakeTensorMode():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            dry_run = _run_language_model(model)
+        _compare("model", files, model, report, dry_run, stage=None if config is own else config)
     _inspect_text(folder, own, report)
     _inspect_generation(folder, report)
-    if isinstance(config, Qwen2MTPConfig):
+    if isinstance(config, MTPConfig):
         report.facts["layers"] = f"{config.num_backbone_layers} and {config.num_nextn_predict_layers} MTP modules"
     if getattr(own, "audio_tokenizer", None):
         report.facts["audio codes of"] = own.audio_tokenizer["fingerprint"]
 
 
-def _stage_initialisation(config: Qwen2MTPConfig, missing: list[str]) -> dict[str, str]:
+def _stage_initialisation(config: MTPConfig, missing: list[str]) -> dict[str, str]:
     """Return how a training stage initialises each of the missing tensors that it initialises."""
     ways = {
         "as the MTP module or layer before it": mtp_parameter_patterns(config),
@@ -188,7 +191,7 @@ def _run_language_model(model: nn.Module) -> str:
     if isinstance(config, Qwen2MTPSenseVoiceConfig):
         features = torch.zeros(10, config.sensevoice.input_size, dtype=model.dtype)
         result = f"{len(features)} rows of features to {len(model.model.encode_audio([features])[0])} places, {result}"
-    if isinstance(config, Qwen2MTPConfig):
+    if isinstance(config, MTPConfig):
         embeds = model.model.embed_tokens(ids)
         depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks=masks)]
         result += f", {len(depths)} MTP modules"
@@ -203,7 +206,7 @@ def _inspect_text(folder: Path, config: PretrainedConfig, report: Report) -> Non
         report.problems.append(f"the text tokenizer in {folder} has more tokens than the model: {report.facts['text']}")
     if tokenizer.num_audio_codes:
         report.facts["text"] += f", {tokenizer.num_audio_codes:,} audio codes from id {tokenizer.first_audio_id:,}"
-    elif isinstance(config, Qwen2MTPConfig):
+    elif isinstance(config, MTPConfig):
         report.problems.append(
             f"the text tokenizer in {folder} has no audio codes; use the one saved with the trained model"
         )
@@ -285,7 +288,11 @@ def _inspect_codec(name: str, folder: Path, report: Report) -> None:
 
 LANGUAGE_MODELS = {
     "qwen2": "plain Qwen2 text model, from which stage 1 starts",
+    "qwen3": "plain Qwen3 text model, from which stage 1 starts",
+    "llama": "plain Llama text model, from which stage 1 starts",
     "qwen2_mtp": "VITA-Audio speech model",
+    "qwen3_mtp": "VITA-Audio speech model on Qwen3",
+    "llama_mtp": "VITA-Audio speech model on Llama",
     "qwen2_mtp_sensevoice": "VITA-Audio-Plus speech model, with a SenseVoice encoder for its input",
 }
 CODECS = {"cosyvoice2": "CosyVoice 2 codec", "snac24khz": "SNAC codec at 24 kHz", "sparktts": "Spark-TTS codec"}
@@ -307,7 +314,7 @@ def _compare(
     report: Report,
     dry_run: str,
     *,
-    stage: Qwen2MTPConfig | None = None,
+    stage: MTPConfig | None = None,
 ) -> None:
     """Compare weight files with a module, by names and shapes, and report the result and that of the dry run.
 

@@ -18,9 +18,10 @@ from vita_audio.inference.response import Chunk, Response, Timings
 from vita_audio.inference.sampling import check_generation
 from vita_audio.inference.streaming import TextStream
 from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models import SPEECH_CONFIGS, MTPForCausalLM, Qwen2MTPSenseVoiceConfig
+from vita_audio.models.adapters import load_language_model
 from vita_audio.models.decode_step import DecodeStep, count_rows
-from vita_audio.models.loading import load_weights, read_config
+from vita_audio.models.loading import read_config
 from vita_audio.models.mtp_generation import mtp_steps
 from vita_audio.models.quantization import quantize_weights
 from vita_audio.speech_features import SenseVoiceFrontEnd
@@ -45,7 +46,7 @@ class SpeechLM:
 
     def __init__(
         self,
-        model: Qwen2MTPForCausalLM,
+        model: MTPForCausalLM,
         tokenizer: TextTokenizer,
         audio_tokenizer: AudioTokenizer,
         front_end: SenseVoiceFrontEnd | None = None,
@@ -88,12 +89,13 @@ class SpeechLM:
         offline: bool = False,
         any_audio_tokenizer: bool = False,
         quantize: str | None = None,
+        adapter: str | Path | None = None,
         **options,
     ) -> SpeechLM:
         """Load a checkpoint with its text tokenizer and generation defaults.
 
         Args:
-            name_or_path: Folder, or name on the hub.
+            name_or_path: Folder, or name on the hub; the folder of an adapter is merged into its base.
             device: "auto" is the GPU if there is one. Without effect if `device_map` is given.
             dtype: Type of the weights. None: bfloat16 on a GPU, float32 elsewhere.
             audio_model: SenseVoiceSmall, folder or hub name, for a model with continuous input whose folder lacks the
@@ -101,11 +103,14 @@ class SpeechLM:
             offline: Do not contact the hub; use earlier downloads.
             any_audio_tokenizer: Also accept an audio tokenizer that the model was not trained with.
             quantize: "int8" or "int4" weights, see `vita_audio.models.quantization.quantize_weights`.
+            adapter: Adapter on `name_or_path`, which replaces the base that the adapter names.
             options: Options for the model's `from_pretrained`, such as `attn_implementation` or `device_map`.
         Raises: FileNotFoundError, ValueError naming the file that is missing, damaged, or of another kind of model, the
             weights that do not fit, or the audio tokenizer that is another one.
         """
-        folder = find_checkpoint(name_or_path, offline=offline)
+        folder, base = find_checkpoint(name_or_path, offline=offline), None
+        if adapter is not None:
+            folder, base = find_checkpoint(adapter, offline=offline), folder
         config = read_config(folder, SPEECH_CONFIGS)
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_identity(config.audio_tokenizer, audio_tokenizer.identity, folder)
@@ -116,7 +121,7 @@ class SpeechLM:
         device = resolve_device(device)
         options.setdefault("device_map", device)
         dtype = dtype or default_dtype(device)
-        model, missing = load_weights(folder, config, dtype=dtype, **options)
+        model, missing = load_language_model(folder, config, base=base, offline=offline, dtype=dtype, **options)
         if missing:
             raise ValueError(
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "

@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
 from vita_audio.models.slots import Slots
 
-PLAIN_TYPES = (nn.Linear, Qwen2RMSNorm, SiLUActivation)
+LAYER_TYPES = (Qwen2DecoderLayer, Qwen3DecoderLayer, LlamaDecoderLayer)
+NORM_TYPES = (Qwen2RMSNorm, Qwen3RMSNorm, LlamaRMSNorm)
+PLAIN_TYPES = (nn.Linear, SiLUActivation, *NORM_TYPES)
+HEAD_NORMS = ("q_norm", "k_norm")  # of Qwen3
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -27,6 +32,11 @@ def _is_plain(module: nn.Module) -> bool:
     """Tell whether calling a module runs its class's forward and nothing else, on weights in memory."""
     is_hooked = any(getattr(module, hooks) for hooks in HOOKS) or "forward" in vars(module)
     return not is_hooked and not any(parameter.is_meta for parameter in module.parameters(recurse=False))
+
+
+def _output_linears(layer: nn.Module) -> tuple[nn.Module, ...]:
+    mlp = layer.mlp
+    return layer.self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
 
 
 def _rms_norm(norm: tuple[Tensor, float], hidden_states: Tensor) -> Tensor:
@@ -45,16 +55,18 @@ class LeanLayers:
 
     @classmethod
     def of(cls, model: Any) -> LeanLayers | None:
-        """Return None for a model whose modules do more than Qwen2's.
+        """Return None for a model whose modules do more than those of Qwen2, Qwen3 and Llama.
 
-        That is: quantised, adapted, hooked or offloaded ones, attention other than sdpa, and autocast.
+        That is: quantised, adapted, hooked or offloaded ones, biases after attention or in the MLP, attention other
+        than sdpa, and autocast.
         """
         layers, norms = model.model.layers, [*model.mtp_embed_norms, *model.mtp_hidden_norms, model.model.norm]
         inner = [part for layer in layers for part in layer.modules() if not next(part.children(), None)]
         outer = [part for layer in layers for part in layer.modules() if next(part.children(), None)]
         is_ours = (
-            all(type(layer) is Qwen2DecoderLayer for layer in layers)
+            all(type(layer) in LAYER_TYPES for layer in layers)
             and all(type(part) in PLAIN_TYPES for part in (*inner, *norms, *model.mtp_projs))
+            and all(linear.bias is None for layer in layers for linear in _output_linears(layer))
             and all(_is_plain(part) for part in (*inner, *outer, *norms, *model.mtp_projs))
             and model.config._attn_implementation == "sdpa"
             and not torch_module._has_any_global_hook()
@@ -73,15 +85,15 @@ class LeanLayers:
         self._projections = [projection.weight for projection in model.mtp_projs]
 
     @staticmethod
-    def _norm_weights(norm: Qwen2RMSNorm) -> tuple[Tensor, float]:
+    def _norm_weights(norm: nn.Module) -> tuple[Tensor, float]:
         return norm.weight, norm.variance_epsilon
 
-    def _weights(self, layer: Qwen2DecoderLayer) -> tuple:
-        attention, mlp = layer.self_attn, layer.mlp
+    def _weights(self, layer: nn.Module) -> tuple:
+        attention = layer.self_attn
         inputs = [(linear.weight, linear.bias) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         norms = [self._norm_weights(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-        outputs = [linear.weight for linear in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)]
-        return *norms, *inputs, *outputs
+        head_norms = [self._norm_weights(getattr(attention, name)) for name in HEAD_NORMS if hasattr(attention, name)]
+        return *norms, head_norms, *inputs, *(linear.weight for linear in _output_linears(layer))
 
     def read_depth(
         self,
@@ -94,7 +106,7 @@ class LeanLayers:
         masks: dict[str, Tensor | None],
         slots: Slots,
     ) -> Tensor:
-        """Do what `Qwen2MTPForCausalLM.read_depth` does."""
+        """Do what `MTPForCausalLM.read_depth` does."""
         cos, sin = (table[:, :, None] for table in position_embeddings)
         half = sin.shape[-1] // 2
         signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
@@ -112,10 +124,12 @@ class LeanLayers:
     def _layer(
         self, number: int, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, slots: Slots
     ) -> Tensor:
-        norm, mlp_norm, *inputs, o_weight, gate_weight, up_weight, down_weight = self._layers[number]
+        norm, mlp_norm, head_norms, *inputs, o_weight, gate_weight, up_weight, down_weight = self._layers[number]
         rows, time, _ = hidden_states.shape
         normed = _rms_norm(norm, hidden_states)
         query, key, value = (F.linear(normed, *linear).view(rows, time, -1, self._head_dim) for linear in inputs)
+        if head_norms:
+            query, key = (_rms_norm(*each) for each in zip(head_norms, (query, key), strict=True))
         num_heads = query.shape[2]
         query, key = _rotate(torch.cat([query, key], dim=2), cos, sin).tensor_split([num_heads], dim=2)
         keys, values = slots.write(number, key, value)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from vita_audio.files.checkpoint import CONFIG_FILE, GENERATION_FILE, check_weights, read_json
 from vita_audio.files.tensors import load_model, read_tensors
+from vita_audio.models import TEXT_CONFIGS
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -43,7 +44,7 @@ def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> Pr
         config = by_type[model_type].from_dict(values)
     except Exception as error:  # the strict configurations of transformers raise their own exception types
         raise ValueError(f"{file}: {error}") from error
-    if path.is_dir() and isinstance(config, Qwen2Config) and config.tie_word_embeddings and _has_trained_head(path):
+    if path.is_dir() and isinstance(config, TEXT_CONFIGS) and config.tie_word_embeddings and _has_trained_head(path):
         logger.warning(
             "%s says tie_word_embeddings, but the weights hold an %s that differs from the embeddings; it is kept, and "
             "the model is loaded untied",

@@ -17,7 +17,7 @@ from vita_audio.models.packed_rows import shift_within_documents
 
 @dataclass
 class MTPOutput(CausalLMOutputWithPast):
-    """Output of `Qwen2MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
+    """Output of `MTPForCausalLM`; what follows `loss` and `logits` is detached and for logging.
 
     Attributes:
         main_loss: Cross entropy of the backbone, scalar; part of `loss` only if the head trains. None if not scored.
@@ -51,7 +51,7 @@ LOGGED = [item.name for item in fields(MTPOutput)[len(fields(CausalLMOutputWithP
 class MTPLoss(nn.Module):
     """Training loss over all depths.
 
-    The loss is that of the backbone (if the head trains, or there are no modules) plus `mtp_weight` times the mean over
+    The loss is that of the backbone (if it trains, or there are no modules) plus `mtp_weight` times the mean over
     the modules, each times its entry of `depth_weights`. A depth without targets, in short documents or where all
     labels are masked, has loss 0.
 
@@ -77,6 +77,7 @@ class MTPLoss(nn.Module):
         depth_weights: Sequence[float] | None = None,
         loss_weights: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        trains_backbone: bool | None = None,
         score_backbone: bool = True,
         code_ids: range | None = None,
     ) -> dict[str, Tensor | None]:
@@ -90,6 +91,7 @@ class MTPLoss(nn.Module):
             depth_weights: Factor of the cross entropy of depth 1, 2 and so on; None means 1.
             loss_weights: Factor of each label in the loss of every depth, (batch, time).
             num_items_in_batch: Divisor of every sum; where it is 0, so is the loss. None: its sum of target weights.
+            trains_backbone: Whether the backbone's loss is part of the loss; None: if the head trains.
             score_backbone: Also score a backbone that is not part of the loss.
             code_ids: Ids of the audio codes, to report their part of the losses.
         Returns: `loss` and the fields of `MTPOutput` that are logged.
@@ -97,7 +99,7 @@ class MTPLoss(nn.Module):
         """
         weight = _plain_weight(head)
         num_depths = len(hidden_states)
-        trains_backbone = weight.requires_grad or num_depths == 1
+        trains_backbone = num_depths == 1 or (weight.requires_grad if trains_backbone is None else trains_backbone)
         first_depth = 0 if trains_backbone or score_backbone else 1
         targets, weights = _shifted_targets(labels, loss_weights, position_ids, num_depths)
         num_targets = (targets != IGNORE_INDEX).sum(dim=1)
@@ -148,7 +150,8 @@ def _audio_part(
 
 
 def _plain_weight(head: nn.Module) -> Tensor:
-    if type(head) is not nn.Linear or head.bias is not None:
+    linear = getattr(head, "original_module", head)  # of peft, where rows of the head, or a copy of it, train
+    if type(linear) is not nn.Linear or linear.bias is not None:
         raise TypeError(f"the loss needs an output layer that is a torch.nn.Linear without a bias, got {head}")
     return head.weight
 

@@ -11,17 +11,21 @@ import torch
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from vita_audio.models.qwen2_mtp import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models.mtp_config import MTPConfig
+from vita_audio.models.mtp_model import MTPForCausalLM
 from vita_audio.models.qwen2_mtp_sensevoice import Qwen2MTPSenseVoiceForCausalLM
 from vita_audio.models.sensevoice import read_weights
 
 MODULE_PARTS = ("mtp_projs", "mtp_embed_norms", "mtp_hidden_norms")
 
 
-def mtp_parameter_patterns(config: Qwen2MTPConfig) -> list[str]:
+def mtp_parameter_patterns(config: MTPConfig) -> list[str]:
     """List the patterns (for `set_trainable`) of all parameters that belong to MTP modules."""
-    layers = range(config.num_backbone_layers, config.num_hidden_layers)
-    return [f"model.layers.{layer}.*" for layer in layers] + [f"{part}.*" for part in MODULE_PARTS if layers]
+    patterns = []
+    for module in range(config.num_nextn_predict_layers):
+        patterns.append(f"model.layers.{config.num_backbone_layers + module}.*")
+        patterns += [f"{part}.{module}.*" for part in MODULE_PARTS]
+    return patterns
 
 
 def match_any(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -61,7 +65,7 @@ def set_trainable(model: nn.Module, patterns: Sequence[str], *, frozen: Sequence
 
 
 @torch.no_grad()
-def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) -> list[str]:
+def init_missing_mtp(model: MTPForCausalLM, missing_keys: Iterable[str]) -> list[str]:
     """Initialise MTP modules that a checkpoint lacks, each from the one before it.
 
     The layer of module k is copied from the layer before it (for module 0, the last backbone layer), its projection and
@@ -94,7 +98,7 @@ def init_missing_mtp(model: Qwen2MTPForCausalLM, missing_keys: Iterable[str]) ->
     return sorted(missing)
 
 
-def _sources(model: Qwen2MTPForCausalLM, module: int) -> Iterator[tuple[str, str | None]]:
+def _sources(model: MTPForCausalLM, module: int) -> Iterator[tuple[str, str | None]]:
     """Yield the names of the parameters of one module, each with the parameter it is copied from."""
     layer = model.config.num_backbone_layers + module
     for name, _ in model.model.layers[layer].named_parameters():

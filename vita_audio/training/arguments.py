@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 
 from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.text import parse_audio_input
+from vita_audio.training.lora import parse_lora
 
 if TYPE_CHECKING:
     from vita_audio.training.trainer import SpeechTrainingArguments
@@ -59,6 +60,10 @@ class ModelArguments:
         "Text tokens, audio tokens, text tokens, ...; the last pair repeats", list(MODES["boost"])
     )
     language_model_freeze: bool = option("Train the MTP modules only", False)
+    lora: str | None = option(
+        "Train a low-rank adapter instead of the weights, such as r=16,alpha=32,targets=q_proj+v_proj,save=norm,dora "
+        "(default: the weights train)"
+    )
     mtp_loss_weight: float | None = option("Weight of the mean MTP loss (default: the model configuration's)")
     mtp_kl_weight: float | None = option(
         "Weight of the mean divergence of the MTP modules from the backbone (default: the model configuration's)"
@@ -94,6 +99,9 @@ class ModelArguments:
             raise ValueError(f"--mtp_acceptance must be from 0 to 1, got {self.mtp_acceptance}")
         self.plan = InterleavePlan.parse(self.text_audio_interval_ratio).check_data()
         self.input_by_role = parse_audio_input(self.audio_input or ())
+        self.lora_settings = parse_lora(self.lora) if self.lora is not None else None
+        if self.lora_settings and not self.model_name_or_path:
+            raise ValueError("--lora needs a base to adapt; set --model_name_or_path")
 
 
 @dataclass

@@ -91,20 +91,24 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def checkpoint_bytes(model: nn.Module, *, deepspeed: bool) -> tuple[int, int]:
+def checkpoint_bytes(model: nn.Module, *, deepspeed: bool, has_adapter: bool = False) -> tuple[int, int]:
     """Estimate the bytes of the weights, and of a checkpoint with the state of AdamW for the trained ones.
 
     Args:
         model: Its parameters may be partitioned by ZeRO-3.
         deepspeed: Checkpoints of DeepSpeed hold the weights twice, and a float32 copy of the trained ones.
+        has_adapter: Only what trains is saved, except in the states of DeepSpeed.
     """
-    weights = state = 0
+    weights = state = frozen = 0
     for parameter in model.parameters():
         count = getattr(parameter, "ds_numel", parameter.numel())
-        weights += count * parameter.element_size()
+        if has_adapter and not parameter.requires_grad:
+            frozen += count * parameter.element_size()
+        else:
+            weights += count * parameter.element_size()
         if parameter.requires_grad:
             state += count * (12 if deepspeed else 2 * parameter.element_size())
-    return weights, weights * (2 if deepspeed else 1) + state
+    return weights, weights * (2 if deepspeed else 1) + state + (frozen if deepspeed else 0)
 
 
 def check_space(folder: Path, weights: int, checkpoint: int, num_checkpoints: int) -> None:

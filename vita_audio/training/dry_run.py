@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, Qwen2Config
+from transformers import PreTrainedModel
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
+from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import read_json
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig
+from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig, MTPForCausalLM
 from vita_audio.models.loading import read_config
+from vita_audio.models.surgery import MODULE_PARTS
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
 from vita_audio.training.memory import (
@@ -26,6 +28,7 @@ from vita_audio.training.memory import (
 from vita_audio.training.parts import PARTS, TITLES, parameter_parts
 from vita_audio.training.settings import StageSettings, stage_settings
 from vita_audio.training.stage_model import (
+    adapt,
     apply_settings,
     as_speech_config,
     check_configs,
@@ -46,26 +49,46 @@ def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
     Raises: FileNotFoundError; ValueError for flags that do not fit each other or the configurations.
     """
     settings, options = stage_settings(*flags), flags[2]
-    model = empty_model(_config(settings), torch.bfloat16 if options.bf16 else torch.float32)
-    choose_trained(model, settings)
+    config, base = _configs(settings)
+    model = empty_model(config, torch.bfloat16 if options.bf16 else torch.float32)
+    if settings.lora is None:
+        choose_trained(model, settings)
+    else:
+        _adapt(model, settings, base)
     return "\n\n".join([_parameter_table(model), _memory_table(model, settings, options), _schedule(settings, options)])
 
 
-def _config(settings: StageSettings) -> Qwen2MTPConfig:
-    """Return the configuration of the model; only a plain Qwen2 checkpoint needs the tokenizers, for its new rows."""
+def _configs(settings: StageSettings) -> tuple[MTPConfig, MTPConfig | None]:
+    """Return the configuration of the model, and that of the checkpoint it starts from, if that is there.
+
+    Only a text model needs the tokenizers, for its new rows.
+    """
     base = None
     if settings.model_name_or_path and (Path(settings.model_name_or_path).exists() or not settings.config_name):
-        base = read_config(settings.model_name_or_path, (Qwen2Config, *SPEECH_CONFIGS))
+        base = read_config(settings.model_name_or_path, LANGUAGE_CONFIGS)
     if settings.config_name is None:
         config = as_speech_config(base)
-        if not isinstance(base, Qwen2MTPConfig):
+        if not isinstance(base, MTPConfig):
             config.vocab_size = _vocabulary(settings)
     else:
         config = read_stage_config(settings.config_name)
         if base is not None:
             check_configs(config, as_speech_config(base), (settings.config_name, str(settings.model_name_or_path)))
     apply_settings(config, settings)
-    return config
+    return config, base and as_speech_config(base)
+
+
+def _adapt(model: MTPForCausalLM, settings: StageSettings, base: MTPConfig | None) -> None:
+    """Add the adapter; without a checkpoint, all modules that a stage trains alone count as new."""
+    num_modules, num_old = model.config.num_nextn_predict_layers, 0
+    if base is not None or not settings.language_model_freeze:
+        num_old = (base or model.config).num_nextn_predict_layers
+    new = [f"{part}.{module}.weight" for part in MODULE_PARTS for module in range(num_old, num_modules)]
+    codes = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path).vocab_size
+    num_rows = model.config.vocab_size
+    rows = range(num_rows - codes - len(structural_tokens()), num_rows)
+    with torch.device("meta"):
+        adapt(model, settings, token_ids=() if settings.language_model_freeze else rows, new=new)
 
 
 def _vocabulary(settings: StageSettings) -> int:

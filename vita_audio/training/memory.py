@@ -97,7 +97,7 @@ def activation_bytes(model: PreTrainedModel, batch_size: int, length: int, *, ch
     masks = dict.fromkeys(config.layer_types)
     kept, layer = _SavedTensors(model), _SavedTensors(model)
     with kept:
-        with torch.set_grad_enabled(model.lm_head.weight.requires_grad):
+        with torch.set_grad_enabled(model.trains_backbone):
             embeds = model.model.embed_tokens(ids)
             layers = range(config.num_backbone_layers)
             hidden = model.model.norm(model.model.run_layers(embeds, layers, positions, masks))

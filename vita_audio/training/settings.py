@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.training.arguments import DataArguments, ModelArguments
 from vita_audio.training.curriculum import LengthCurriculum
+from vita_audio.training.lora import LoraSettings
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class StageSettings:
         plan: Layout of text and audio in answers.
         dtype: Type of the weights.
         curriculum: Lengths of the packs in the first steps; None for whole packs.
+        lora: Adapter that trains in place of the weights; None: the weights train.
     """
 
     dataset_name: str
@@ -56,6 +58,7 @@ class StageSettings:
     extract_codes: bool = False
     preprocessing_num_workers: int = 0
     curriculum: LengthCurriculum | None = None
+    lora: LoraSettings | None = None
 
 
 def stage_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> StageSettings:
@@ -68,6 +71,7 @@ def stage_settings(model: ModelArguments, data: DataArguments, training: Trainin
         "audio_input": model.input_by_role,
         "dtype": weight_dtype(training),
         "seed": training.seed,
+        "lora": model.lora_settings,
     }
     curriculum = LengthCurriculum(data.curriculum_length, model.model_max_length, data.curriculum_ratio)
     resolved["curriculum"] = curriculum if data.curriculum_length else None

@@ -17,6 +17,7 @@ from vita_audio.data.code_noise import CodeNoise
 from vita_audio.data.collator import PackCollator
 from vita_audio.errors import RunError, is_lost_process
 from vita_audio.files.atomic import write_json
+from vita_audio.models.adapters import describe_base
 from vita_audio.plots import new_figure
 from vita_audio.training.arguments import Arguments, argument_values
 from vita_audio.training.checkpoint_evaluation import CheckpointEvaluation, check_evaluation, evaluation_command
@@ -86,6 +87,7 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
         front_end=data.front_end,
         code_noise=CodeNoise(data_arguments.audio_code_noise, data.tokenizer.code_ids),
         curriculum=settings.curriculum,
+        adapter_base=describe_base(settings.model_name_or_path) if settings.lora else None,
         callbacks=callbacks,
     )
     if training_arguments.process_index == 0:
@@ -96,7 +98,10 @@ def prepare(arguments: Arguments) -> tuple[SpeechTrainer | None, str | None]:
 def check_disk_space(trainer: SpeechTrainer) -> None:
     """Check that there is room for the checkpoints of a run and its result. Raises: RunError."""
     arguments = trainer.args
-    weights, checkpoint = checkpoint_bytes(trainer.model, deepspeed=trainer.is_deepspeed_enabled)
+    has_adapter = trainer.adapter_base is not None
+    weights, checkpoint = checkpoint_bytes(
+        trainer.model, deepspeed=trainer.is_deepspeed_enabled, has_adapter=has_adapter
+    )
     check_space(Path(arguments.output_dir), weights, checkpoint, num_checkpoints(arguments))
 
 

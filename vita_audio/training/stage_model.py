@@ -10,15 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, Qwen2Config, TrainingArguments
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, TrainingArguments
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from vita_audio.audio_tokenizers.base import check_identity
 from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint
-from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPForCausalLM, Qwen2MTPSenseVoiceConfig
-from vita_audio.models.loading import load_weights, read_config
+from vita_audio.models import (
+    LANGUAGE_CONFIGS,
+    SPEECH_CONFIGS,
+    TEXT_CONFIGS,
+    MTPConfig,
+    MTPForCausalLM,
+    Qwen2MTPSenseVoiceConfig,
+)
+from vita_audio.models.adapters import is_adapter, load_language_model
+from vita_audio.models.loading import read_config
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import (
     gathered,
@@ -30,6 +42,7 @@ from vita_audio.models.surgery import (
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import VOCALNET
 from vita_audio.training.settings import StageSettings
+from vita_audio.training.stage_adapter import add_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +76,24 @@ def whole_models(training_arguments: TrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(training_arguments.hf_deepspeed_config)
 
 
-def read_stage_config(path: str | Path) -> Qwen2MTPConfig:
-    """Read a model configuration, folder or file; a plain Qwen2 configuration becomes one without MTP modules.
+def read_stage_config(path: str | Path) -> MTPConfig:
+    """Read a model configuration, folder or file; that of a text model becomes one without MTP modules.
 
     Raises: FileNotFoundError; ValueError for another kind of model.
     """
-    return as_speech_config(read_config(path, (Qwen2Config, *SPEECH_CONFIGS)))
+    return as_speech_config(read_config(path, LANGUAGE_CONFIGS))
 
 
-def as_speech_config(config: Qwen2Config) -> Qwen2MTPConfig:
-    """Return a configuration of our kind as it is, and a plain Qwen2 one as one without MTP modules."""
-    if isinstance(config, Qwen2MTPConfig):
+def as_speech_config(config: PretrainedConfig) -> MTPConfig:
+    """Return a configuration of our kind as it is, and that of a text model as one without MTP modules."""
+    if isinstance(config, MTPConfig):
         return config
     values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    return Qwen2MTPConfig(**values)
+    speech_class = next(kind for kind in SPEECH_CONFIGS if issubclass(kind, type(config)))
+    return speech_class(**values)
 
 
-def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tuple[str, str]) -> None:
+def check_configs(config: MTPConfig, checkpoint: MTPConfig, names: tuple[str, str]) -> None:
     """Check that the configuration of the model to train fits the checkpoint to start from; it may add MTP modules.
 
     Args:
@@ -103,10 +117,11 @@ def check_configs(config: Qwen2MTPConfig, checkpoint: Qwen2MTPConfig, names: tup
         raise ValueError(f"configuration {names[0]} does not fit checkpoint {names[1]}: {'; '.join(wrong)}")
 
 
-def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
+def _computed_by(config: MTPConfig, num_layers: int) -> dict[str, Any]:
     """Return the fields that decide what the weights of the first `num_layers` layers compute."""
-    names = {item.name for item in fields(Qwen2MTPConfig)} - {item.name for item in fields(PretrainedConfig)}
-    values = {name: getattr(config, name) for name in names - MAY_CHANGE}
+    text_class = next(kind for kind in TEXT_CONFIGS if isinstance(config, kind))
+    names = {item.name for item in fields(text_class)} - {item.name for item in fields(PretrainedConfig)}
+    values = {name: getattr(config, name) for name in names - MAY_CHANGE} | {"text model": text_class.model_type}
     values["layer_types"] = {
         layer: kind for layer, kind in enumerate(config.layer_types[:num_layers]) if kind != "full_attention"
     }
@@ -119,17 +134,22 @@ def _computed_by(config: Qwen2MTPConfig, num_layers: int) -> dict[str, Any]:
 
 def load_stage_model(
     settings: StageSettings, tokenizer: TextTokenizer, audio_tokenizer: dict[str, str] | None = None
-) -> Qwen2MTPForCausalLM:
+) -> MTPForCausalLM:
     """Load the model of a stage with new MTP modules initialised; only trained parameters require gradients.
 
     Args:
-        tokenizer: Text tokenizer; a model that starts from plain Qwen2 gets embeddings for its new tokens.
+        tokenizer: Text tokenizer; a model that starts from a text model gets embeddings for its new tokens.
         audio_tokenizer: `AudioTokenizer.identity`, stored in the configuration.
     Raises: FileNotFoundError; ValueError if a file is damaged, or if configuration, checkpoint, tokenizers and pack
         length do not fit each other.
     """
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
-    base = read_config(folder, (Qwen2Config, *SPEECH_CONFIGS)) if folder else None
+    if folder and is_adapter(folder) and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"a stage under ZeRO-3 cannot start from an adapter, got {folder}; merge it with python "
+            f"tools/export_checkpoint.py {folder} MERGED --merge"
+        )
+    base = read_config(folder, LANGUAGE_CONFIGS) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
     attention = resolve_attention(settings.attn_implementation)
     options = {"dtype": settings.dtype, "attn_implementation": attention}
@@ -137,12 +157,18 @@ def load_stage_model(
         model = AutoModelForCausalLM.from_config(config, **options)
         _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
     else:
-        model, missing = load_weights(folder, config, **options)
-        if initialised := init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings)):
-            logger.info("initialised %d tensors of MTP modules that %s lacks", len(initialised), folder)
-        if not isinstance(base, Qwen2MTPConfig):
+        model, missing = load_language_model(folder, config, **options)
+        missing = init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings))
+        if missing:
+            logger.info("initialised %d tensors of MTP modules that %s lacks", len(missing), folder)
+        if not isinstance(base, MTPConfig):
             add_tokens(model, tokenizer, settings.seed)
-    choose_trained(model, settings)
+    if settings.lora is None:
+        choose_trained(model, settings)
+    else:
+        first, is_new = num_text_tokens(tokenizer), not isinstance(base, MTPConfig)
+        rows = range(first, model.config.vocab_size) if is_new or not settings.language_model_freeze else ()
+        adapt(model, settings, token_ids=rows, new=missing)
     verified = {} if settings.mtp_acceptance is None else {"acceptance": settings.mtp_acceptance}
     model.generation_config = GenerationConfig(
         **SAMPLING,
@@ -160,9 +186,9 @@ def _stage_config(
     settings: StageSettings,
     tokenizer: TextTokenizer,
     folder: Path | None,
-    base: Qwen2Config | None,
+    base: PretrainedConfig | None,
     audio_tokenizer: Mapping[str, str] | None,
-) -> Qwen2MTPConfig:
+) -> MTPConfig:
     """Return the configuration of the model, checked against tokenizers and the checkpoint in `folder`, if any."""
     config = read_stage_config(settings.config_name) if settings.config_name else as_speech_config(base)
     apply_settings(config, settings)
@@ -183,7 +209,7 @@ def _stage_config(
     return config
 
 
-def apply_settings(config: Qwen2MTPConfig, settings: StageSettings) -> None:
+def apply_settings(config: MTPConfig, settings: StageSettings) -> None:
     """Set the fields that flags override. Raises: ValueError for settings that the model cannot be trained with."""
     if settings.model_max_length > config.max_position_embeddings:
         raise ValueError(
@@ -214,15 +240,30 @@ def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def choose_trained(model: Qwen2MTPForCausalLM, settings: StageSettings) -> None:
+def adapt(model: MTPForCausalLM, settings: StageSettings, *, token_ids: Sequence[int], new: Sequence[str]) -> None:
+    """Add the adapter of a stage; arguments as in `add_adapter`."""
+    add_adapter(model, settings.lora, token_ids=token_ids, new=new, frozen=settings.language_model_freeze)
+    _log_trained(model)
+
+
+def num_text_tokens(tokenizer: TextTokenizer) -> int:
+    """Return the number of tokens before those that speech adds."""
+    return tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
+
+
+def choose_trained(model: MTPForCausalLM, settings: StageSettings) -> None:
     """Let only the parameters that a stage trains require gradients."""
     patterns = mtp_parameter_patterns(model.config) if settings.language_model_freeze else ["*"]
     frozen = []
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
         frozen = [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
-    trained = set_trainable(model, patterns, frozen=frozen)
-    num_trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-    logger.info("%d parameters in %d tensors train", num_trained, len(trained))
+    set_trainable(model, patterns, frozen=frozen)
+    _log_trained(model)
+
+
+def _log_trained(model: MTPForCausalLM) -> None:
+    trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
+    logger.info("%d parameters in %d tensors train", sum(trained), len(trained))
 
 
 def resolve_attention(name: str) -> str:
@@ -233,7 +274,7 @@ def resolve_attention(name: str) -> str:
 
 
 @torch.no_grad()
-def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> None:
+def add_tokens(model: MTPForCausalLM, tokenizer: TextTokenizer, seed: int) -> None:
     """Add embeddings and output rows for the tokens that a plain text model lacks.
 
     New rows are drawn from a normal distribution with the mean and standard deviation of the text rows in each
@@ -242,7 +283,7 @@ def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) 
 
     Raises: ValueError if the model has fewer rows than the text vocabulary.
     """
-    num_text = tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
+    num_text = num_text_tokens(tokenizer)
     if model.config.vocab_size < num_text:
         raise ValueError(
             f"the text tokenizer has {num_text} text tokens, the model only {model.config.vocab_size}; "
@@ -260,7 +301,7 @@ def add_tokens(model: Qwen2MTPForCausalLM, tokenizer: TextTokenizer, seed: int) 
             table[num_text:] = (text.mean(0) + noise * text.std(0)).to(table.dtype)
 
 
-def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
+def _check_speech_input(config: MTPConfig, tokenizer: TextTokenizer, settings: StageSettings) -> None:
     """Check that model, tokenizer and flags agree on continuous speech input. Raises: ValueError."""
     has_encoder, roles = isinstance(config, Qwen2MTPSenseVoiceConfig), tokenizer.continuous_roles
     if roles and not has_encoder:
@@ -281,12 +322,17 @@ def _check_speech_input(config: Qwen2MTPConfig, tokenizer: TextTokenizer, settin
         )
 
 
-def _prepare_speech_encoder(model: Qwen2MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
+def _prepare_speech_encoder(model: MTPForCausalLM, missing: Iterable[str], settings: StageSettings) -> set[str]:
     """Load the speech encoder, and return the `missing` parameters that belong neither to it nor to its projection.
 
     Raises: FileNotFoundError; ValueError for a folder whose weights do not fit, or if no folder has an encoder.
     """
     missing = set(missing)
+    if settings.lora and (settings.audio_model_name_or_path or any(AUDIO_PROJECTION in name for name in missing)):
+        raise ValueError(
+            "--lora cannot add a speech encoder, which the base of an adapter must have; train the first stage with "
+            "continuous input without --lora"
+        )
     encoder = {name for name in missing if name.startswith(f"{AUDIO_ENCODER}.")}
     projection = {name for name in missing if name.startswith(f"{AUDIO_PROJECTION}.")}
     if settings.audio_model_name_or_path:

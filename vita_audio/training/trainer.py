@@ -18,6 +18,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from vita_audio.data.code_noise import CodeNoise
 from vita_audio.errors import is_lost_process
+from vita_audio.models.adapters import load_adapter_weights, save_whole_config
 from vita_audio.models.mtp_loss import MTPOutput
 from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.training.arguments import SpeechOptions
@@ -156,7 +157,7 @@ class StepLog(TrainerCallback):
 
 
 class SpeechTrainer(Trainer):
-    """Trainer of `Qwen2MTPForCausalLM`, with `SpeechTrainingArguments`.
+    """Trainer of `MTPForCausalLM`, with `SpeechTrainingArguments`.
 
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
@@ -176,6 +177,7 @@ class SpeechTrainer(Trainer):
         front_end: SenseVoiceFrontEnd | None = None,
         code_noise: CodeNoise | None = None,
         curriculum: LengthCurriculum | None = None,
+        adapter_base: dict[str, str] | None = None,
         **kwargs: Any,
     ):
         """Make a trainer; `args` and `kwargs` are those of transformers' Trainer.
@@ -186,6 +188,7 @@ class SpeechTrainer(Trainer):
             front_end: Computes the features of continuous input; it is saved with the model.
             code_noise: Noise in the audio codes that the model reads; with it, text and audio loss are logged apart.
             curriculum: Lengths of the packs in the first steps; None for whole packs.
+            adapter_base: `describe_base` of the base, if the model has an adapter that trains.
         Raises: ValueError for one process with several GPUs, which would split batches without regard to documents; and
             for a curriculum with continuous input, whose features cannot be cut with its placeholders.
         """
@@ -198,7 +201,7 @@ class SpeechTrainer(Trainer):
         if curriculum is not None and front_end is not None:
             raise ValueError("--curriculum_length needs audio input as codes, got continuous input; leave it out")
         self.front_end, self.code_noise = front_end, code_noise
-        self.curriculum = curriculum
+        self.curriculum, self.adapter_base = curriculum, adapter_base
         self._checkpoint_parent: Path | None = None  # while a checkpoint is written
         folder, process = Path(self.args.output_dir), self.args.process_index
         skip = self.args.on_nonfinite == "skip"
@@ -310,12 +313,20 @@ class SpeechTrainer(Trainer):
             self._checkpoint_parent = None
         self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        if self.adapter_base is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:  # the Trainer knows adapters only in a model of peft's own class
+            load_adapter_weights(self.model, Path(resume_from_checkpoint))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:  # DeepSpeed gathers tied weights once for each name
             state_dict = {
                 name: value for name, value in state_dict.items() if name not in self.model.all_tied_weights_keys
             }
         super()._save(output_dir, state_dict)
+        if self.adapter_base is not None and self.args.should_save:
+            save_whole_config(self.model.config, self.adapter_base, Path(output_dir or self.args.output_dir))
         if self.front_end is not None and self.args.should_save:
             self.front_end.save_pretrained(output_dir or self.args.output_dir)
 
@@ -332,7 +343,7 @@ class SpeechTrainer(Trainer):
             values["minutes"] = minutes_before + seconds / 60
             num_left = self.state.max_steps - self.state.global_step
             values["eta_minutes"] = seconds / 60 / num_steps * num_left
-            if self.args.mtp_model_lr_mult != 1 and self.model.lm_head.weight.requires_grad:
+            if self.args.mtp_model_lr_mult != 1 and self.model.trains_backbone:
                 logs["mtp_learning_rate"] = logs["learning_rate"] * self.args.mtp_model_lr_mult
             logs = {**logs, **values}
         super().log(logs, start_time)

@@ -1,14 +1,14 @@
-"""Configuration of Qwen2 with MTP modules; the fields of released checkpoints keep their names."""
+"""The configuration that MTP modules add to a language model; the fields of released checkpoints keep their names."""
 
 from __future__ import annotations
 
-from transformers import Qwen2Config
+from transformers import PretrainedConfig
 
 from vita_audio.models.mtp_loss import LOGGED
 
 
-class Qwen2MTPConfig(Qwen2Config):
-    """Qwen2Config whose `num_hidden_layers` counts backbone layers and MTP modules, as in the released checkpoints.
+class MTPConfig(PretrainedConfig):
+    """Precedes the configuration of a base, whose `num_hidden_layers` then counts backbone layers and MTP modules.
 
     Args:
         num_nextn_predict_layers: Number of MTP modules; they are the last layers.
@@ -19,7 +19,6 @@ class Qwen2MTPConfig(Qwen2Config):
         audio_tokenizer: Type and fingerprint of the audio tokenizer that made the training codes; None if unknown.
     """
 
-    model_type = "qwen2_mtp"
     keys_to_ignore_at_inference = ["past_key_values", *LOGGED]
 
     num_nextn_predict_layers: int = 0
