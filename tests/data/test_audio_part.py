@@ -13,7 +13,7 @@ import torch
 from pyarrow import parquet
 from toy_codec import make_toy_codec, write_codes
 
-from vita_audio.data.audio import AudioError, audio_info, load_audio, open_audio, stated_seconds
+from vita_audio.data.audio import AudioError, audio_blocks, audio_info, load_audio, stated_seconds
 from vita_audio.data.audio_part import AudioPart
 from vita_audio.data.codes import MissingCodesError, extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio, resolve
@@ -93,9 +93,10 @@ def test_a_stretch_is_the_same_samples_of_the_recording(tmp_path, kind):
         assert stated_seconds(name) == 1.75
         assert len(load_audio(name, 8000)) == 14_000
     assert len(load_audio(f"{path}#t=2,3.05", RATE)) == RATE  # times are rounded
-    with open_audio(member) as file:
-        blocks = [block for block in file.blocks(1000, dtype="float32")]
-    assert len(np.concatenate(blocks)) == 3 * RATE
+    for name, expected in ((str(member), whole), (f"{member}&t=0.5,2.25", whole[RATE // 2 : RATE * 9 // 4])):
+        blocks = list(audio_blocks(name, 0.1))
+        assert [len(block) for block in blocks[:-1]] == [1600] * (len(blocks) - 1)
+        torch.testing.assert_close(torch.from_numpy(np.concatenate(blocks)), expected, rtol=0, atol=1e-4)
 
 
 def test_a_stretch_of_an_mp3_starts_where_it_should(tmp_path):

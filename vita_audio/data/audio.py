@@ -57,13 +57,11 @@ def load_audio(path: str | Path, sample_rate: int, *, channel: Channel = "first"
         raise ValueError(f'channel must be "first" or "mean", got {channel!r}')
     part = AudioPart.parse(path)
     with _opened(path, part) as file:
-        samples = _read_stretch(path, file, *part.seconds) if part.seconds else _read_all(path, file)
+        samples = file.read(_seek(path, file, part), dtype="float32", always_2d=True)
+        _check_length(path, file, part, len(samples))
         file_rate = file.samplerate
     wave = samples[:, 0] if channel == "first" else samples.mean(axis=1)  # samples: (samples, channels)
-    if not np.isfinite(wave).all():
-        count = int((~np.isfinite(wave)).sum())
-        raise AudioError(f"{path}: {count} of {len(wave)} samples are NaN or infinite; write the file again")
-    return resample(torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)), file_rate, sample_rate)
+    return resample(torch.from_numpy(_checked(path, wave)), file_rate, sample_rate)
 
 
 def stated_seconds(path: str | Path) -> float:
@@ -82,11 +80,19 @@ def audio_info(path: str | Path) -> AudioInfo:
         return AudioInfo(seconds, file.samplerate, file.channels)
 
 
-@contextmanager
-def open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    """Open audio to read it block by block. Raises: as `stated_seconds`, also for errors while it is read."""
-    with _opened(path, AudioPart.parse(path)) as file:
-        yield file
+def audio_blocks(path: str | Path, block_seconds: float = 30.0) -> Iterator[np.ndarray]:
+    """Yield the first channel at its own rate in blocks, (samples,) float32, so that any length fits into memory.
+
+    Raises: as `load_audio`; a file that ends early is noticed at its end.
+    """
+    part = AudioPart.parse(path)
+    with _opened(path, part) as file:
+        num_samples = left = _seek(path, file, part)
+        size = round(block_seconds * file.samplerate)
+        while left and len(samples := file.read(min(size, left), dtype="float32", always_2d=True)):
+            left -= len(samples)
+            yield _checked(path, samples[:, 0])
+        _check_length(path, file, part, num_samples - left)
 
 
 @contextmanager
@@ -110,31 +116,33 @@ def _opened(path: str | Path, part: AudioPart) -> Iterator[soundfile.SoundFile]:
         raise AudioError(f"{path}: {fault}; soundfile reads WAV, FLAC, MP3 and OGG") from error
 
 
-def _read_all(path: str | Path, file: soundfile.SoundFile) -> np.ndarray:
-    """Return the samples of a file, (samples, channels) float32."""
-    # Some codecs, such as GSM 6.10, cannot seek; soundfile then needs the number of frames.
-    samples = file.read(-1 if file.seekable() else file.frames, dtype="float32", always_2d=True)
-    _check_length(path, file, len(samples))
-    return samples
-
-
-def _read_stretch(path: str | Path, file: soundfile.SoundFile, start: float, end: float) -> np.ndarray:
-    """Return the samples between two seconds of a file, (samples, channels) float32."""
-    first, stop = round(start * file.samplerate), round(end * file.samplerate)
-    if not 0 <= first < stop:
-        raise AudioError(f"{path}: a part must end after its start, got {start} to {end}")
+def _seek(path: str | Path, file: soundfile.SoundFile, part: AudioPart) -> int:
+    """Go to the first sample of a part of a file, and return how many it has according to the header."""
+    if part.seconds is None:
+        return file.frames  # also for codecs that cannot seek, such as GSM 6.10
+    first, stop = (round(second * file.samplerate) for second in part.seconds)
+    if first >= stop:
+        raise AudioError(f"{path}: a part must end after its start")
     if file.seekable():
         file.seek(min(first, file.frames))
     else:
         file.read(first)
-    samples = file.read(stop - first, dtype="float32", always_2d=True)
-    missing = stop - first - len(samples)
-    if not len(samples) or missing > _LENGTH_TOLERANCE_SECONDS * file.samplerate:
-        raise AudioError(f"{path}: the recording ends {missing / file.samplerate:.2f} s before this part of it")
-    return samples
+    return stop - first
 
 
-def _check_length(path: str | Path, file: soundfile.SoundFile, num_samples: int) -> None:
+def _checked(path: str | Path, wave: np.ndarray) -> np.ndarray:
+    if not np.isfinite(wave).all():
+        count = int((~np.isfinite(wave)).sum())
+        raise AudioError(f"{path}: {count} of {len(wave)} samples are NaN or infinite; write the file again")
+    return np.ascontiguousarray(wave, dtype=np.float32)
+
+
+def _check_length(path: str | Path, file: soundfile.SoundFile, part: AudioPart, num_samples: int) -> None:
+    if part.seconds:
+        missing = part.seconds[1] - part.seconds[0] - num_samples / file.samplerate
+        if not num_samples or missing > _LENGTH_TOLERANCE_SECONDS:
+            raise AudioError(f"{path}: the recording ends {missing:.2f} s before this part of it")
+        return
     if not num_samples:
         raise AudioError(f"{path}: file has no samples")
     expected = file.frames
