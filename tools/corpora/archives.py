@@ -1,6 +1,7 @@
 """Read corpora in archives without unpacking them: WebDataset shards, parquet of Hugging Face, Lhotse cuts and Shar."""
 
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,11 +42,13 @@ def read_webdataset(path: Path) -> Found:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of an archive without collecting them, as its own iterator does. Raises: tarfile.TarError."""
+    """Yield the files of an archive; unlike its own iterator, collects none of them. Raises: tarfile.TarError."""
     while member := archive.next():
         archive.members.clear()
         if member.isreg():
             yield member
+    if 0 < os.path.getsize(archive.name) - archive.offset < tarfile.BLOCKSIZE:  # next() takes this for the end
+        raise tarfile.ReadError("unexpected end of data")
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:

@@ -124,7 +124,8 @@ class ClipStore:
 
     def add_problem(self, problem: Problem, entry: Entry | None = None) -> None:
         listed = f"{problem.file}:{problem.line}" if problem.line else problem.file
-        row = (str(entry.audio) if entry else "", problem.kind, listed, problem.reason)
+        texts = (str(entry.audio) if entry else "", problem.kind, listed, problem.reason)
+        row = [text.encode("utf-8", "backslashreplace").decode() for text in texts]
         with self.explained_errors():
             self.database.execute("INSERT INTO problems VALUES (?, ?, ?, ?)", row)
 
@@ -136,6 +137,9 @@ class ClipStore:
     def commit(self) -> None:
         with self.explained_errors():
             self.database.commit()
+
+    def close(self) -> None:
+        self.database.close()
 
 
 def _state(entry: Entry) -> str:

@@ -1,5 +1,7 @@
 """What the readers of corpora yield: recordings with what is known of them, and problems of lists and archives."""
 
+import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +61,12 @@ def entry_from_fields(
         return Problem(
             str(file), line, "no audio", f"one of {', '.join(AUDIO_FIELDS)} must name a file, got {name!r:.80}"
         )
-    candidates = [folder / name.strip() for folder in (file.parent, *folders)]
-    part = AudioPart.parse(next((path for path in candidates if path.is_file()), candidates[0]).absolute())
+    candidates = [(folder / name.strip()).absolute() for folder in (file.parent, *folders)]
+    found = (path for path in candidates if os.path.isfile(AudioPart.parse(path).file))  # accepts any name
+    part = AudioPart.parse(next(found, candidates[0]))
     try:
         seconds = _stretch(fields)
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         return Problem(str(file), line, "no audio", f"offset and duration must be numbers of seconds: {error}")
     return Entry(
         AudioPart(part.file, part.span, part.cell, seconds or part.seconds), **labels(fields), file=str(file), line=line
@@ -74,7 +77,7 @@ def labels(fields: Mapping[str, Any]) -> dict[str, str | None]:
     """Return text, speaker and recording of a row whose names are in lower case."""
     groups = {"text": TEXT_FIELDS, "speaker": SPEAKER_FIELDS, "recording": RECORDING_FIELDS}
     found = {name: first_of(fields, known) for name, known in groups.items()}
-    return {name: None if value is None else str(value) for name, value in found.items()}
+    return {name: None if value is None else " ".join(str(value).split()) for name, value in found.items()}
 
 
 def first_of(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
@@ -83,10 +86,15 @@ def first_of(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 
 def _stretch(fields: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the part of a file that a row means, as NeMo's manifests give it. Raises: TypeError, ValueError."""
+    """Return the part of a file that a row means, as NeMo's manifests give it.
+
+    Raises: KeyError, TypeError, ValueError.
+    """
     if (start := fields.get("offset", fields.get("start"))) in (None, "", 0):
         return None
     end = float(start) + float(fields["duration"]) if fields.get("duration") else float(fields["end"])
+    if not 0 <= float(start) < end:
+        raise ValueError(f"got {start} to {end}")
     return float(start), end
 
 
@@ -94,6 +102,6 @@ def text_problem(text: str) -> str | None:
     """Return what is wrong with a transcript, or None."""
     if "<|" in text:
         return f"a transcript must not hold special tokens, got {text!r:.80}"
-    if "\ufffd" in text or not text.isprintable():
+    if "\ufffd" in text or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         return f"a transcript must be readable UTF-8, got {text!r:.80}"
     return f"a transcript of {len(text)} characters; is a quote missing?" if len(text) > MAX_TEXT_LENGTH else None

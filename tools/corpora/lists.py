@@ -44,7 +44,7 @@ def transcript_of(path: Path) -> str | None:
     for suffix in TEXT_SUFFIXES:
         beside = path.with_suffix(suffix)
         if beside.is_file():
-            return beside.read_text(encoding="utf-8-sig")
+            return " ".join(beside.read_text(encoding="utf-8-sig").split())
     return None
 
 

@@ -39,9 +39,11 @@ def speech_probabilities(vad: Any, blocks: Iterable[np.ndarray], rate: int) -> n
     unread, probabilities = np.zeros(0, np.float32), []
 
     def read(samples: np.ndarray) -> np.ndarray:
+        """Read all whole chunks and return what is left."""
         whole = len(samples) // CHUNK * CHUNK
-        for chunk in torch.from_numpy(samples[:whole]).split(CHUNK):
-            probabilities.append(vad(chunk, RATE).item())
+        with torch.no_grad():
+            for chunk in torch.from_numpy(samples[:whole].reshape(-1, CHUNK)):
+                probabilities.append(vad(chunk, RATE).item())
         return samples[whole:]
 
     for block in blocks:
