@@ -24,9 +24,16 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class SpeechStopped:
-    """A turn has ended, at the sample `end`; `wave` is (samples,) float32."""
+    """A turn has ended.
+
+    Attributes:
+        end: Sample of the stream where the turn is cut, shortly after the last speech.
+        num_silent: Samples from the last speech up to the decision that the turn has ended.
+        wave: (samples,), float32.
+    """
 
     end: int
+    num_silent: int
     wave: Tensor
 
 
@@ -107,9 +114,9 @@ class TurnDetector:
         elif "end" in found:
             end = found["end"] - self._vad.current_sample + self.position
             wave, self._buffer, self._start = self._buffer[: end - first], self._buffer[end - first :], None
-            return SpeechStopped(end, wave)
+            return SpeechStopped(end, self.position - end + SPEECH_PAD_MS * VAD_RATE // 1000, wave)
         elif len(self._buffer) >= self._max_samples:
-            stopped = SpeechStopped(self.position, self._buffer)
+            stopped = SpeechStopped(self.position, 0, self._buffer)
             self._start_over()
             return stopped
         return None
