@@ -13,10 +13,14 @@ from openai import OpenAI
 ROOT = Path(__file__).parents[2]
 
 
-def start(toy_folders, *options, **pipes):
-    """Start it with a tiny model; its output and errors are read through pipes, unless others are given."""
+def start(toy_folders, *options, model=None, **pipes):
+    """Start it with a tiny model, or one with the embedded codec.
+
+    Its output and errors are read through pipes, unless others are given.
+    """
     folders = ["--audio-tokenizer-path", toy_folders.audio_tokenizer, "--audio-decoder-path", toy_folders.audio_decoder]
-    command = [sys.executable, "-m", "vita_audio.serve", "--model", toy_folders.model, *folders, *options]
+    folders = ["--model", model] if model else ["--model", toy_folders.model, *folders]
+    command = [sys.executable, "-m", "vita_audio.serve", *folders, *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **pipes}
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, **pipes)
 
@@ -35,13 +39,13 @@ class ServerProcess:
     name: str = "model"
 
     @classmethod
-    def start(cls, toy_folders, *options, port=0):
+    def start(cls, toy_folders, *options, model=None, port=0):
         log = Path(tempfile.mkstemp(suffix=".jsonl")[1])
         with log.open("w") as errors:
-            process = start(toy_folders, "--port", port, "--log-json", *options, stderr=errors)
+            process = start(toy_folders, "--port", port, "--log-json", *options, model=model, stderr=errors)
         line = process.stdout.readline()
         assert line, log.read_text()
-        return cls(process, int(re.search(r"http://localhost:(\d+)", line)[1]), log, toy_folders.model.name)
+        return cls(process, int(re.search(r"http://localhost:(\d+)", line)[1]), log, (model or toy_folders.model).name)
 
     def end(self):
         """Kill it at once."""

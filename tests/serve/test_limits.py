@@ -103,6 +103,24 @@ def test_too_many_events_end_the_session(speech_lm):
         assert read_until(connection, "error")[-1].error.code == "rate_limit_exceeded"
 
 
+def test_audio_that_arrives_too_fast_is_left_out(speech_lm):
+    with serve(speech_lm, limits=Limits(audio_rate=0.001, max_audio_seconds=1)) as server:
+        with session(server, **MANUAL) as connection:
+            connection.input_audio_buffer.append(audio=pcm(silence(0.9)))
+            connection.input_audio_buffer.append(audio=pcm(silence(0.9)))
+            error = connection.recv().error
+            assert error.code == "rate_limit_exceeded" and "0.001 s per second" in error.message
+            assert ask(connection, "hello")[-1].type == "response.done"
+
+
+def test_messages_of_the_system_have_a_limit(speech_lm):
+    item = MESSAGE | {"role": "system"}
+    with serve(speech_lm, limits=Limits(max_turns=2)) as server, session(server, **MANUAL) as connection:
+        for _ in range(3):
+            connection.conversation.item.create(item=item)
+        assert "at most 2 messages of the system" in read_until(connection, "error")[-1].error.message
+
+
 def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
     with serve(speech_lm, limits=Limits(idle_seconds=1)) as server, session(server) as connection:
         start = time.monotonic()

@@ -182,11 +182,35 @@ def test_the_users_words_are_transcribed_after_the_answer(server):
     assert types(events).index("response.done") < types(events).index(kind)
 
 
+def test_a_turn_is_transcribed_once(server):
+    config = {"audio": {"input": {"turn_detection": None, "transcription": {"model": "toy"}}}, "generation": GREEDY}
+    kind, transcribed = "conversation.item.input_audio_transcription.completed", []
+    with session(server, **config) as connection:
+        for _ in range(2):
+            append(connection, speech())
+            connection.input_audio_buffer.commit()
+            for _ in range(2):  # the second answer is to the same turn
+                connection.response.create()
+                events = read_until(connection, "response.done")
+                transcribed += [event.item_id for event in events if event.type == kind]
+        while len(transcribed) < 2:
+            transcribed.append(read_until(connection, kind)[-1].item_id)
+    assert len(set(transcribed)) == len(transcribed) == 2
+
+
 WRONG = {
     "not JSON": ("{", "invalid_event"),
     "not an object": ("[1]", "invalid_event"),
     "no type": ("{}", "invalid_event"),
     "bytes": (b"\x00\x01", "invalid_event"),
+    "many digits": ('{"type": ' + 5000 * "1" + "}", "invalid_event"),
+    "no character": ('{"type": "session.update", "session": {"\\ud800": 1}}', "unknown_parameter"),
+    "long name": ({"type": "session.update", "session": {"model": 300 * "x"}}, "invalid_value"),
+    "long plan": ({"type": "session.update", "session": {"generation": {"plan": 300 * "1 "}}}, "invalid_value"),
+    "late time": (
+        {"type": "conversation.item.truncate", "item_id": "x", "content_index": 0, "audio_end_ms": 10**400},
+        "invalid_value",
+    ),
     "nesting": ("[" * 100_000, "invalid_event"),
     "unknown event": ({"type": "conversation.item.delete", "item_id": "x"}, "unknown_event"),
     "private name": ({"type": "_init_"}, "unknown_event"),

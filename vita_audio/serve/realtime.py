@@ -138,7 +138,7 @@ class RealtimeSession:
     def _parse(self, text: str | bytes) -> tuple[events.ClientEvent, str | None]:
         try:
             fields = json.loads(text) if isinstance(text, str) else None
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or deep nesting
             fields = None
         if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
             raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
