@@ -15,7 +15,7 @@ from pydantic import Field
 
 from vita_audio.serve.audio import read_audio, to_pcm16, to_wav
 from vita_audio.serve.conversation import Item, plain_text
-from vita_audio.serve.events import Strict, sampling
+from vita_audio.serve.events import Name, Strict, sampling
 from vita_audio.serve.records import Record
 from vita_audio.serve.reply import error_json, new_id
 from vita_audio.serve.scheduler import GenerationError, Piece
@@ -50,7 +50,7 @@ class StreamOptions(Strict):
 
 
 class ChatRequest(Strict):
-    model: str
+    model: Name
     messages: list[Message] = Field(min_length=1)
     modalities: list[Literal["text", "audio"]] = Field(["text"], min_length=1)
     audio: OutputAudio | None = None

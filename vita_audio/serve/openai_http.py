@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from vita_audio.serve.audio import read_audio, to_pcm16, wav_header
 from vita_audio.serve.chat import ChatRequest, complete, items_of, stream_events
 from vita_audio.serve.conversation import Conversation, Item, plain_text
-from vita_audio.serve.events import Strict
+from vita_audio.serve.events import Name, Strict
 from vita_audio.serve.records import Record
 from vita_audio.serve.reply import error_json, printable
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
@@ -25,11 +25,10 @@ from vita_audio.serve.transcription import transcribe
 from vita_audio.text import TTS_PROMPT
 
 T = TypeVar("T")
-POLL_SECONDS = 0.1  # how often a waiting request looks whether its client has left
 
 
 class SpeechRequest(Strict):
-    model: str
+    model: Name
     input: str = Field(min_length=1)
     voice: Literal["default"] = "default"
     response_format: Literal["wav", "pcm"] = "wav"
@@ -60,7 +59,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
     async def transcriptions(
         request: Request,
         file: UploadFile,
-        model: Annotated[str, Form()],
+        model: Annotated[Name, Form()],
         response_format: Annotated[Literal["json", "text"], Form()] = "json",
     ) -> Response:
         form = await request.form()
@@ -117,15 +116,16 @@ async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[byte
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await some work, and cancel it when the client leaves."""
-    task = asyncio.ensure_future(work)
+    """Await some work, and cancel it when the client leaves; the body of the request must have been read."""
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
-        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
-            if await request.is_disconnected():
-                raise HTTPException(499, "the client has left")
+        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(499, "the client has left")
         return task.result()
     finally:
         task.cancel()
+        leaving.cancel()
 
 
 def add_errors(app: FastAPI, service: Service) -> None:
