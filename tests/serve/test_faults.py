@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openai
@@ -169,8 +170,10 @@ def test_two_tabs_have_conversations_of_their_own(server):
             item = MESSAGE | {"content": [{"type": "input_text", "text": text}]}
             connection.conversation.item.create(item=item)
             connection.response.create()
-        together = [texts(read_until(connection, "response.done")) for connection in (first, second)]
-        item = second.session.update(session={"type": "realtime", "instructions": "Be brief."})
+        with ThreadPoolExecutor() as pool:  # a connection that nobody reads does not answer pings
+            answers = pool.map(lambda connection: read_until(connection, "response.done"), (first, second))
+        together = [texts(events) for events in answers]
+        second.session.update(session={"type": "realtime", "instructions": "Be brief."})
         assert read_until(second, "session.updated")[-1].session.instructions == "Be brief."
         first.close()
         assert ask(second, "again")[-1].type == "response.done"

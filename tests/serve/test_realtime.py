@@ -204,7 +204,7 @@ WRONG = {
     "no type": ("{}", "invalid_event"),
     "bytes": (b"\x00\x01", "invalid_event"),
     "many digits": ('{"type": ' + 5000 * "1" + "}", "invalid_event"),
-    "no character": ('{"type": "session.update", "session": {"\\ud800": 1}}', "unknown_parameter"),
+    "no character": ('{"type": "session.update", "session": {"\\ud800": 1}}', "invalid_value"),
     "long name": ({"type": "session.update", "session": {"model": 300 * "x"}}, "invalid_value"),
     "long plan": ({"type": "session.update", "session": {"generation": {"plan": 300 * "1 "}}}, "invalid_value"),
     "late time": (
