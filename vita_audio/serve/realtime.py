@@ -60,7 +60,6 @@ class RealtimeSession:
         self._config = events.SessionConfig(model=service.name)
         self._voice: Any = None
         self._conversation = Conversation()
-        self._vad: Any = None
         self._detector: TurnDetector | None = None
         self._resampler: StreamResampler | None = None
         self._turn_id = new_id("item")  # of the user's next turn
@@ -181,9 +180,9 @@ class RealtimeSession:
         if new.turn_detection is None:
             self._detector = None
         elif self._detector is None or old.turn_detection != new.turn_detection:
-            self._vad = self._vad or await asyncio.to_thread(load_vad)
+            network = await asyncio.to_thread(load_vad)
             options = new.turn_detection.model_dump(include={"threshold", "prefix_padding_ms", "silence_duration_ms"})
-            self._detector = TurnDetector(self._vad, **options, max_seconds=self._service.limits.max_audio_seconds)
+            self._detector = TurnDetector(network, **options, max_seconds=self._service.limits.max_audio_seconds)
             self._buffer = torch.zeros(0)
 
     async def _make_voice(self, prompt: events.VoicePrompt | None) -> Any:
