@@ -5,12 +5,16 @@
     python tools/benchmark_sts.py --mtp-head audio --compare-with ../earlier --compare-dtype bfloat16 --output DIR
     python tools/benchmark_sts.py --random-weights configs/models/qwen2_7b_mtp10.json --tokenizer DIR \\
         --audio-decoder-path random --device cuda --output DIR
+    python tools/benchmark_sts.py --server http://localhost:8000 --recordings QUESTION.wav --output DIR
 
 All answers are forced to the same length, streamed ones also to the layout of training data. Unless tokens are
 verified, speed does not depend on the content, so random weights serve as well as trained ones. The modes take turns,
 and so do the builds that are compared, each in a process of its own; the median over the repeats is reported. On a CPU,
 time is CPU time of one thread, which other programs disturb less. Writes benchmark.json and benchmark.png into the
 output folder.
+
+With --server, questions are asked aloud and in real time at a running `vita_audio.serve`; the time from the end of
+speech to the first sound, with its parts, and the real-time factor are those of its client. Writes benchmark.json.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ COLUMNS = {  # metric of a mode -> heading, format
     "real_time_factor": ("real-time factor", ".3f"),
     "peak_gpu_memory_mib": ("GPU MiB", ".0f"),
 }
+SERVER_OPTIONS = {"server", "recordings", "turns", "token_file", "output"}
 RATIOS = ("tokens_per_second", "first_audio_ms", "real_time_factor")  # metrics that are compared between builds
 
 
@@ -72,13 +77,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--compare-dtype", choices=DTYPES, help="measure weights of this dtype too")
     add_decoding_options(parser)
     add_model_options(parser)
+    add_server_options(parser)
     options = parser.parse_args(arguments)
+    if options.server:
+        others = {name for name, value in vars(options).items() if value != parser.get_default(name)} - SERVER_OPTIONS
+        if others:
+            parser.error(f"--server measures a server as it runs; leave out --{min(others).replace('_', '-')}")
     if (options.random_weights is None) != (options.tokenizer is None):
         parser.error("--random-weights and --tokenizer belong together")
     if options.random_weights and options.device_map:
         parser.error("--random-weights are on one device; give --device in place of --device-map")
     options.decoding = decoding_options(parser, options, options.modes)
     return options
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a running server."""
+    group = parser.add_argument_group("a running server")
+    group.add_argument("--server", metavar="URL", type=lambda url: url.rstrip("/"), help="measure it, not a model")
+    recordings = "questions in sound files, asked in turn (default: one that the server speaks itself)"
+    group.add_argument("--recordings", type=Path, nargs="+", default=[], metavar="FILE", help=recordings)
+    group.add_argument("--turns", type=in_range(int, minimum=1), default=50, help="questions to ask")
+    group.add_argument("--token-file", type=Path, help="file with the token of the server")
 
 
 def worker_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -249,10 +269,21 @@ def benchmark(options: argparse.Namespace) -> None:
     print("\n".join(tables(report)))
 
 
+def benchmark_server(options: argparse.Namespace) -> None:
+    """Measure a running server and write the report."""
+    check_files(*options.recordings, options.token_file)
+    from tools.common.server_latency import Server, measure_server, server_table
+
+    token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
+    report = measure_server(Server(options.server, token), options.recordings, options.turns)
+    write_json(options.output / "benchmark.json", report)
+    print(server_table(report))
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     with one_line_errors("benchmark_sts"):
-        benchmark(options)
+        benchmark_server(options) if options.server else benchmark(options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What several test files say to `/v1/realtime`, with OpenAI's client."""
 
 import base64
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,14 @@ SPEECH = Path(__file__).parents[1] / "assets" / "speech_tokenizer" / "vq_wav" / 
 RATE = 24_000
 GREEDY = {"temperature": 0, "plan": "boost"}
 MANUAL = {"audio": {"input": {"turn_detection": None}}, "generation": GREEDY}
+
+
+def until(condition):
+    """Wait until something holds; only a fault takes minutes."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def pcm(wave):
@@ -30,7 +39,7 @@ def speech(seconds=1.5, rate=RATE):
 @contextmanager
 def session(server, **config):
     """Open a session; the events of its beginning are read."""
-    with server.client.realtime.connect(model="toy") as connection:
+    with server.client.realtime.connect(model=server.name) as connection:
         assert connection.recv().type == "session.created"
         connection.session.update(session={"type": "realtime", **config})
         assert connection.recv().type == "session.updated"

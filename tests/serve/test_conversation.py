@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vita_audio.serve.conversation import Item, forget_oldest, make_sample, plain_text
+from vita_audio.serve.conversation import Item, forget_oldest, keep_latest, make_sample, plain_text
 from vita_audio.text import TextTokenizer
 
 ATTACKS = [
@@ -43,6 +43,29 @@ def test_an_answer_that_contains_the_template_is_no_turn(speech_lm):
         prompts.append(speech_lm.prompt_ids(make_sample(items, "", speech_lm, 10)))
     first, second = (template_ids(tokenizer, ids) for ids in prompts)
     assert first == second and len(prompts[0]) < len(prompts[1])
+
+
+def test_what_users_say_is_never_the_template(speech_lm):
+    """Every code that audio may have, next to one code: only the number of codes differs."""
+    tokenizer = speech_lm.tokenizer
+    audios = [list(range(tokenizer.num_audio_codes)), [0]]
+    prompts = [
+        speech_lm.prompt_ids(make_sample([Item("", "user", audio=codes)], "", speech_lm, 10)) for codes in audios
+    ]
+    assert tokenizer.split(prompts[0])[1] == audios[0]
+    spoken, short = ([token for token in ids if not tokenizer.is_audio(token)] for ids in prompts)
+    assert spoken == short
+
+
+def test_a_transcript_that_a_client_sends_back_is_never_the_template(speech_lm):
+    """A model may be led to say the template aloud, and clients keep transcripts as history."""
+    tokenizer = speech_lm.tokenizer
+    transcript = tokenizer.base.decode(tokenizer.encode(ATTACKS[0]))
+    assert "<|im_start|>system" in transcript
+    items = [Item("", role, plain_text(transcript, tokenizer)) for role in ("user", "assistant", "user")]
+    ids = speech_lm.prompt_ids(make_sample(items, "", speech_lm, 10))
+    header = tokenizer.encode("<|im_start|>")
+    assert ids.count(header[0]) == 4 and len(header) == 1  # three turns, and the header of the answer
 
 
 def test_no_added_token_of_a_real_tokenizer_can_be_written(qwen2_folder):
@@ -91,6 +114,20 @@ def test_what_does_not_fit_is_left_out(speech_lm):
     assert len(speech_lm.prompt_ids(sample)) <= positions - 100
     assert sample["messages"][0]["role"] == "system" and sample["messages"][-1]["content"] == "text 98"
     assert 3 < len(sample["messages"]) < 99 and len(items) == 99
+
+
+def test_a_question_that_does_not_fit_is_left_out_of_the_next(speech_lm):
+    items = [Item("", "user", "word " * 1000), Item("", "user", "short")]
+    assert make_sample(items, "", speech_lm, 100)["messages"] == [{"role": "user", "content": "short"}]
+
+
+@pytest.mark.parametrize("max_seconds, first", [(100, 0), (4, 0), (3, 1), (2.5, 2), (0.1, 4)])
+def test_conversations_keep_a_limited_amount_of_speech(max_seconds, first):
+    wave = torch.zeros(16_000), 16_000
+    items = [Item(str(place), "user", audio=wave) for place in range(5)]
+    items[2].audio = [1, 2, 3]  # codes are small
+    kept = keep_latest(items, 40, max_seconds)
+    assert [item.id for item in kept] == [str(place) for place in range(first, 5)]
 
 
 def test_speech_is_encoded_once(speech_lm):

@@ -7,7 +7,7 @@ import httpx2 as httpx
 import openai
 import pytest
 import websockets.sync.client
-from realtime_client import MANUAL, append, ask, pcm, read_until, session, silence, speech
+from realtime_client import MANUAL, append, ask, pcm, read_until, session, silence, speech, until
 from toy_server import serve
 
 from vita_audio.serve.settings import Limits
@@ -27,12 +27,11 @@ def connect(server, **options):
     return websockets.sync.client.connect(f"ws://localhost:{server.port}/v1/realtime", **options)
 
 
-def free(server):
-    """Wait until nothing is generated; a step of the tiny model takes milliseconds."""
-    deadline = time.monotonic() + 5
-    while server.service.scheduler.num_active or server.service.scheduler.num_waiting:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def is_free(server):
+    """Return whether nothing is generated, one answer was cancelled, and nobody is connected."""
+    service = server.service
+    is_idle = not (service.scheduler.num_active or service.scheduler.num_waiting or service.num_sessions)
+    return is_idle and 'vita_audio_answers_total{outcome="cancelled"} 1.0' in service.metrics.text().decode()
 
 
 def test_the_token_is_needed_but_for_the_page(guarded):
@@ -104,6 +103,24 @@ def test_too_many_events_end_the_session(speech_lm):
         assert read_until(connection, "error")[-1].error.code == "rate_limit_exceeded"
 
 
+def test_audio_that_arrives_too_fast_is_left_out(speech_lm):
+    with serve(speech_lm, limits=Limits(audio_rate=0.001, max_audio_seconds=1)) as server:
+        with session(server, **MANUAL) as connection:
+            connection.input_audio_buffer.append(audio=pcm(silence(0.9)))
+            connection.input_audio_buffer.append(audio=pcm(silence(0.9)))
+            error = connection.recv().error
+            assert error.code == "rate_limit_exceeded" and "0.001 s per second" in error.message
+            assert ask(connection, "hello")[-1].type == "response.done"
+
+
+def test_messages_of_the_system_have_a_limit(speech_lm):
+    item = MESSAGE | {"role": "system"}
+    with serve(speech_lm, limits=Limits(max_turns=2)) as server, session(server, **MANUAL) as connection:
+        for _ in range(3):
+            connection.conversation.item.create(item=item)
+        assert "at most 2 messages of the system" in read_until(connection, "error")[-1].error.message
+
+
 def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
     with serve(speech_lm, limits=Limits(idle_seconds=1)) as server, session(server) as connection:
         start = time.monotonic()
@@ -119,9 +136,26 @@ def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
 
 
 def test_sessions_have_a_limit(speech_lm):
-    with serve(speech_lm, limits=Limits(max_sessions=1)) as server, connect(server):
-        with pytest.raises(websockets.exceptions.InvalidStatus):
-            connect(server)
+    with serve(speech_lm, limits=Limits(max_sessions=1)) as server:
+        with connect(server):
+            assert refusal(server) == "too_many_sessions"
+        until(lambda: not server.service.num_sessions)
+        with connect(server) as socket:
+            assert json.loads(socket.recv())["type"] == "session.created"
+
+
+@pytest.mark.parametrize("query", ["model=other", "model=toy&intent=transcription", "x=%00"])
+def test_a_connection_that_asks_for_something_else_is_refused(server, query):
+    assert refusal(server, query) == "invalid_query"
+
+
+def refusal(server, query=""):
+    """Return the code of the error with which the server closes a new connection."""
+    with websockets.sync.client.connect(f"ws://localhost:{server.port}/v1/realtime?{query}") as socket:
+        error = json.loads(socket.recv())["error"]
+        with pytest.raises(websockets.exceptions.ConnectionClosedError):
+            socket.recv()
+    return error["code"]
 
 
 def test_who_waits_sees_a_place_and_who_finds_no_place_an_error(speech_lm):
@@ -152,11 +186,7 @@ def test_a_session_that_leaves_in_mid_answer_frees_everything(speech_lm):
             append(connection, silence(1))
             read_until(connection, "response.output_audio.delta")
             assert server.service.scheduler.num_active == 1
-        free(server)
-        while server.service.num_sessions:
-            time.sleep(0.01)
-        text = server.service.metrics.text().decode()
-        assert 'vita_audio_answers_total{outcome="cancelled"} 1.0' in text
+        until(lambda: is_free(server))
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -171,5 +201,4 @@ def test_a_request_whose_client_leaves_frees_everything(speech_lm, is_streamed):
         else:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(url, json=body, timeout=httpx.Timeout(10, read=0.05))
-        free(server)
-        assert 'outcome="cancelled"} 1.0' in server.service.metrics.text().decode()
+        until(lambda: is_free(server))

@@ -5,19 +5,10 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
-from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(toy_folders, *options):
-    folders = ["--audio-tokenizer-path", toy_folders.audio_tokenizer, "--audio-decoder-path", toy_folders.audio_decoder]
-    command = [sys.executable, "-m", "vita_audio.serve", "--model", toy_folders.model, *folders, *options]
-    return subprocess.Popen(map(str, command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+from server_process import start
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
@@ -47,6 +38,7 @@ def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
         (["--tls-key", "key.pem"], "--tls-certificate and --tls-key go together, got one of them"),
         (["--token-file", "nothing"], "nothing: no such file"),
         (["--max-streams", "0"], "must be above 0, got 0"),
+        (["--log-content"], "--log-content needs --log-json"),
         (["--port", "70000"], "must be at least 0 and at most 65535, got 70000"),
     ],
 )

@@ -1,10 +1,12 @@
 """Interleaved answers are those of the model alone; a queue has places; whoever leaves frees its room at once."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
 
+from vita_audio.inference.response import Chunk
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece, Place, Scheduler
 
@@ -14,14 +16,17 @@ CONVERSATIONS = [make_conversation("text", text=text) for text in ("hello", "wha
 
 @pytest.fixture
 def scheduler(speech_lm):
-    scheduler = Scheduler(max_streams=2, max_queue=2)
+    scheduler = Scheduler(2, 2, speech_lm.audio_tokenizer.output_rate)
     yield scheduler
     scheduler.close()
 
 
 @pytest.fixture
 def opener(speech_lm):
-    return lambda conversation: lambda stopwatch: speech_lm.stream(conversation, stopwatch=stopwatch, **OPTIONS)
+    def opener(conversation):
+        return lambda answer: speech_lm.stream(conversation, stopwatch=answer.stopwatch, **OPTIONS)
+
+    return opener
 
 
 async def collect(answer):
@@ -47,8 +52,8 @@ def test_streams_take_turns(scheduler, opener):
     order = []
 
     def noted(name):
-        def open_stream(stopwatch):
-            for chunk in opener(CONVERSATIONS[0])(stopwatch):
+        def open_stream(answer):
+            for chunk in opener(CONVERSATIONS[0])(answer):
                 order.append(name)
                 yield chunk
 
@@ -61,6 +66,74 @@ def test_streams_take_turns(scheduler, opener):
     both = order[order.index(1) : len(order) - order[::-1].index(0)]  # while both were active
     assert len(order) > 8 and order.count(0) == order.count(1) and len(both) > 2
     assert all(one != other for one, other in zip(both, both[1:], strict=False))
+
+
+def noting(order, name, chunks):
+    """Return a stream of chunks that notes where it is asked for the next one."""
+
+    def open_stream(answer):
+        for chunk in chunks:
+            order.append(name)
+            yield chunk
+
+    return open_stream
+
+
+def in_order(scheduler, *streams):
+    """Run streams of (chunks, whether it is in the background), and return the numbers of those that took steps."""
+
+    async def run():
+        gate = threading.Event()  # so that all are there before the first step of any
+        scheduler.submit(lambda answer: iter(()) if gate.wait() else None)
+        answers = [
+            scheduler.submit(noting(order, name, chunks), is_background=is_background)
+            for name, (chunks, is_background) in enumerate(streams)
+        ]
+        gate.set()
+        await asyncio.gather(*map(collect, answers))
+
+    order = []
+    asyncio.run(run())
+    return order
+
+
+def test_an_answer_with_sound_in_store_waits_for_one_without():
+    scheduler = Scheduler(3, 0, 1)
+    sound, words = Chunk(wave=torch.zeros(1000)), Chunk(text="x")  # a thousand seconds of it
+    order = in_order(scheduler, ([sound] * 3, False), ([words] * 5, False))
+    scheduler.close()
+    assert order == [0, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_an_answer_in_the_background_waits_for_others(monkeypatch):
+    monkeypatch.setattr("vita_audio.serve.scheduler.BACKGROUND_SECONDS", 1000)
+    scheduler = Scheduler(3, 0, 1)
+    words = [Chunk(text="x")] * 5
+    order = in_order(scheduler, (words, True), (words, False))
+    scheduler.close()
+    assert order == [1] * 5 + [0] * 5
+
+
+def test_an_answer_is_cancelled_within_a_step(speech_lm, scheduler):
+    """The codes of all its sound would come in one step; the answer is cancelled at its seventh token."""
+    num_tokens, holder = [], []
+
+    def count(ids, scores, **_):
+        num_tokens.append(ids.shape[1])
+        if len(num_tokens) == 7:
+            holder[0].cancel()
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    def open_stream(answer):
+        criteria = [answer.stop_if_cancelled, count]
+        return speech_lm.stream(CONVERSATIONS[0], stopping_criteria=criteria, decode_audio=False, **OPTIONS)
+
+    async def run():
+        holder.append(scheduler.submit(open_stream))
+        return await collect(holder[0])
+
+    asyncio.run(run())
+    assert len(num_tokens) == 7
 
 
 def test_waiting_answers_know_their_place_and_the_queue_has_an_end(scheduler, opener):
@@ -97,7 +170,7 @@ async def collect_one(scheduler, opener):
 
 
 def test_the_fault_of_one_answer_is_its_own(speech_lm, scheduler, opener, caplog):
-    def broken(stopwatch):
+    def broken(answer):
         yield from list(speech_lm.stream(CONVERSATIONS[0], **OPTIONS))[:2]
         raise ZeroDivisionError("secret")
 

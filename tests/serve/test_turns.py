@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import silero_vad
 import soundfile
 import torch
 
-from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, load_vad
+from vita_audio.serve.turns import CHUNK, VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, VadStream, load_vad
 
 SPEECH = Path(__file__).parents[1] / "assets" / "speech_tokenizer" / "vq_wav" / "speech_short.wav"  # at 16 kHz
 OPTIONS = {"threshold": 0.5, "prefix_padding_ms": 200, "silence_duration_ms": 400, "max_seconds": 30}
@@ -44,6 +45,19 @@ def test_turns_do_not_depend_on_how_audio_arrives(vad, size):
             assert event == other
         else:
             assert event.end == other.end and torch.equal(event.wave, other.wave)
+
+
+def test_streams_share_a_network_and_hear_what_the_package_hears(vad):
+    """Two streams in turn, against models of their own."""
+    waves = [TWO_TURNS, TWO_TURNS.flip(0)]
+    streams, models = [VadStream(vad) for _ in waves], [silero_vad.load_silero_vad() for _ in waves]
+    pieces = zip(*(wave.split(CHUNK)[:-1] for wave in waves), strict=True)
+    heard = [
+        (streams[i](piece, VAD_RATE), models[i](piece, VAD_RATE)) for both in pieces for i, piece in enumerate(both)
+    ]
+    found, expected = map(torch.cat, zip(*heard, strict=True))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert expected.max() > 0.9 and expected.min() < 0.1
 
 
 def test_a_turn_is_its_part_of_the_stream(vad):

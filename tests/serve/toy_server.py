@@ -17,6 +17,7 @@ from vita_audio.serve.settings import Limits
 class Server:
     port: int
     service: Service
+    name: str = "toy"
 
     @property
     def url(self):
@@ -28,9 +29,9 @@ class Server:
 
 
 @contextmanager
-def serve(speech_lm, *, limits=None, port=0, **options):
+def serve(speech_lm, *, limits=None, log_content=False, port=0, **options):
     """Run a server in a thread; other arguments as in `create_app`."""
-    service = Service(speech_lm, "toy", limits or Limits(max_new_tokens=40))
+    service = Service(speech_lm, "toy", limits or Limits(max_new_tokens=40), log_content=log_content)
     config = uvicorn.Config(
         create_app(service, **options),
         port=port,

@@ -44,6 +44,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tls-certificate", type=Path, help="certificate, PEM; browsers need TLS for a microphone on another machine")
     add("--tls-key", type=Path, help="its key, PEM")
     add("--open-page", action="store_true", help="open the page in the browser, if this machine has a screen")
+    add("--log-json", action="store_true", help="log each answer and error to standard error, as a line of JSON")
+    add("--log-content", action="store_true", help="with --log-json: also the texts of questions and answers")
     group = parser.add_argument_group("limits")
     for field in fields(Limits):
         kind = type(field.default)
@@ -52,6 +54,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.tls_certificate is None) != (options.tls_key is None):
         parser.error("--tls-certificate and --tls-key go together, got one of them")
+    if options.log_content and not options.log_json:
+        parser.error("--log-content needs --log-json")
     return options
 
 
@@ -67,14 +71,17 @@ def run(options: argparse.Namespace) -> None:
 
     from vita_audio.serve.app import create_app
     from vita_audio.serve.guard import LOCAL_HOSTS
+    from vita_audio.serve.records import log_as_json
     from vita_audio.serve.service import Service
     from vita_audio.serve.turns import load_vad
 
+    if options.log_json:
+        log_as_json()
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
     speech_lm = load_speech_lm(options, load_audio_tokenizer(options))
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
-    service = Service(speech_lm, options.model.resolve().name, limits)
+    service = Service(speech_lm, options.model.resolve().name, limits, log_content=options.log_content)
     app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token)
     config = uvicorn.Config(
         app,
@@ -83,9 +90,12 @@ def run(options: argparse.Namespace) -> None:
         log_level="warning",
         ws_max_size=limits.max_bytes,
         ws_max_queue=MAX_UNREAD,
+        ws_ping_interval=limits.ping_seconds,
+        ws_ping_timeout=limits.ping_seconds,
         timeout_graceful_shutdown=5,  # seconds; a connection that stays open does not keep the program alive
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
+        **({"log_config": None} if options.log_json else {}),
     )
     socket = config.bind_socket()
     socket.listen()  # so that clients who read the next line may connect

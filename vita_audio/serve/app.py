@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from fastapi.staticfiles import StaticFiles
 
 from vita_audio.serve.guard import LOCAL_HOSTS, Guard
 from vita_audio.serve.openai_http import add_endpoints
-from vita_audio.serve.realtime import RealtimeSession
+from vita_audio.serve.realtime import EventError, RealtimeSession
+from vita_audio.serve.reply import printable
 from vita_audio.serve.service import Service
 
 STATIC = Path(__file__).parent / "static"
@@ -46,17 +47,26 @@ def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: s
 
     @app.websocket("/v1/realtime")
     async def realtime(websocket: WebSocket) -> None:
-        gauge = service.metrics.sessions
-        if service.num_sessions >= service.limits.max_sessions:
-            return await websocket.close(1013, "too many sessions")
         protocols = websocket.scope.get("subprotocols", [])
+        await websocket.accept("realtime" if "realtime" in protocols else None)
+        session = RealtimeSession(service, websocket)
+        if error := refusal(service, websocket.query_params):
+            return await session.refuse(error)
         service.num_sessions += 1
-        gauge.set(service.num_sessions)
         try:
-            await websocket.accept("realtime" if "realtime" in protocols else None)
-            await RealtimeSession(service, websocket).run()
+            await session.run()
         finally:
             service.num_sessions -= 1
-            gauge.set(service.num_sessions)
 
     return app
+
+
+def refusal(service: Service, query: Mapping[str, str]) -> EventError | None:
+    """Return why a connection with these parameters is not served, or None."""
+    if service.num_sessions >= service.limits.max_sessions:
+        return EventError("the server has too many sessions; try again later", "too_many_sessions")
+    for name, value in query.items():
+        if (name, value) != ("model", service.name):
+            message = f"the query may have model={service.name}, got {printable(f'{name}={value}')!r}"
+            return EventError(message, "invalid_query", "model" if name == "model" else None)
+    return None

@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 
 from vita_audio.serve.audio import read_audio, to_pcm16, to_wav
-from vita_audio.serve.conversation import Conversation, Item, plain_text
-from vita_audio.serve.events import Strict, sampling
-from vita_audio.serve.reply import new_id
-from vita_audio.serve.scheduler import Piece
+from vita_audio.serve.conversation import Item, plain_text
+from vita_audio.serve.events import Name, Strict, sampling
+from vita_audio.serve.records import Record
+from vita_audio.serve.reply import error_json, new_id
+from vita_audio.serve.scheduler import GenerationError, Piece
 from vita_audio.serve.service import Service
 
 
@@ -49,7 +50,7 @@ class StreamOptions(Strict):
 
 
 class ChatRequest(Strict):
-    model: str
+    model: Name
     messages: list[Message] = Field(min_length=1)
     modalities: list[Literal["text", "audio"]] = Field(["text"], min_length=1)
     audio: OutputAudio | None = None
@@ -117,65 +118,66 @@ def _item(message: Message, service: Service) -> Item:
     return Item("", role, f"{text}\n" if text else "", read_audio(data, service.limits.max_audio_seconds))
 
 
-def _usage(conversation: Conversation, ids: list[int]) -> dict[str, int]:
-    num_prompt = len(conversation.prompt)
-    return {"prompt_tokens": num_prompt, "completion_tokens": len(ids), "total_tokens": num_prompt + len(ids)}
+def _usage(record: Record) -> dict[str, int]:
+    num_prompt, num_answer = record.num_prompt, len(record.depths)
+    return {"prompt_tokens": num_prompt, "completion_tokens": num_answer, "total_tokens": num_prompt + num_answer}
 
 
-def _finish(body: ChatRequest, service: Service, ids: list[int]) -> str:
-    return "length" if len(ids) >= service.answer_limit(body.max_completion_tokens) else "stop"
+def _finish(record: Record) -> str:
+    return "length" if record.outcome == "incomplete" else "stop"
 
 
-async def complete(
-    body: ChatRequest, service: Service, conversation: Conversation, pieces: AsyncIterator[Any]
-) -> dict[str, Any]:
+async def complete(body: ChatRequest, service: Service, record: Record, pieces: AsyncIterator[Any]) -> dict[str, Any]:
     """Return the completion of a request that is not streamed."""
     chunks = [piece.chunk async for piece in pieces if isinstance(piece, Piece)]
     text = "".join(chunk.text for chunk in chunks).strip()
-    ids = [token_id for chunk in chunks for token_id in chunk.ids]
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
     if body.speaks:
         wave = torch.cat([chunk.wave for chunk in chunks])
         data = to_wav(wave) if body.audio.format == "wav" else to_pcm16(wave)
         audio = {"id": new_id("audio"), "data": base64.b64encode(data).decode(), "transcript": text, "expires_at": 0}
         message |= {"content": None, "audio": audio}
-    choice = {"index": 0, "message": message, "finish_reason": _finish(body, service, ids), "logprobs": None}
+    choice = {"index": 0, "message": message, "finish_reason": _finish(record), "logprobs": None}
     return {
         "id": new_id("chatcmpl"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": service.name,
         "choices": [choice],
-        "usage": _usage(conversation, ids),
+        "usage": _usage(record),
     }
 
 
 async def stream_events(
-    body: ChatRequest, service: Service, conversation: Conversation, pieces: AsyncIterator[Any]
+    body: ChatRequest, service: Service, record: Record, pieces: AsyncIterator[Any]
 ) -> AsyncIterator[str]:
     """Yield the server-sent events of a streamed completion."""
     head = {"id": new_id("chatcmpl"), "object": "chat.completion.chunk", "created": int(time.time())}
-    audio_id, ids = new_id("audio"), []
+    audio_id = new_id("audio")
 
     def event(delta: dict[str, Any], finish: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
         return _sse({**head, "model": service.name, "choices": [choice]})
 
     yield event({"role": "assistant"})
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if not isinstance(piece, Piece):
-                continue
-            chunk, ids = piece.chunk, ids + piece.chunk.ids
-            if chunk.text:
-                words = {"audio": {"id": audio_id, "transcript": chunk.text}}
-                yield event(words if body.speaks else {"content": chunk.text})
-            if len(chunk.wave):
-                data = base64.b64encode(to_pcm16(chunk.wave)).decode()
-                yield event({"audio": {"id": audio_id, "data": data}})
-    yield event({}, _finish(body, service, ids))
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if not isinstance(piece, Piece):
+                    continue
+                if piece.chunk.text:
+                    words = {"audio": {"id": audio_id, "transcript": piece.chunk.text}}
+                    yield event(words if body.speaks else {"content": piece.chunk.text})
+                if len(piece.chunk.wave):
+                    data = base64.b64encode(to_pcm16(piece.chunk.wave)).decode()
+                    yield event({"audio": {"id": audio_id, "data": data}})
+    except GenerationError as error:  # the status has been sent
+        service.note_error("generation_failed")
+        yield _sse({"error": error_json(error)})
+        return
+    yield event({}, _finish(record))
     if body.stream_options and body.stream_options.include_usage:
-        yield _sse({**head, "model": service.name, "choices": [], "usage": _usage(conversation, ids)})
+        yield _sse({**head, "model": service.name, "choices": [], "usage": _usage(record)})
     yield "data: [DONE]\n\n"
 
 

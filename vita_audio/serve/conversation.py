@@ -44,6 +44,11 @@ class Item:
     audio: tuple[Tensor, int] | list[int] | None = None
     ids: list[int] | None = None
 
+    @property
+    def num_wave_seconds(self) -> float:
+        """Seconds of speech that is kept as a wave, not as codes, which are a thousand times smaller."""
+        return self.audio[0].shape[-1] / self.audio[1] if isinstance(self.audio, tuple) else 0.0
+
     def message(self, tokenizer: TextTokenizer) -> dict[str, Any]:
         """Return it as a message of a sample, without any template token that an answer may have been led to make."""
         content = self.text if self.audio is None else self.text + AUDIO_TAG
@@ -91,6 +96,16 @@ def forget_oldest(items: Sequence[Item], num_kept: int) -> list[Item]:
     return [item for place, item in enumerate(items) if item.role == "system" or place in kept]
 
 
+def keep_latest(items: Sequence[Item], max_turns: int, max_seconds: float) -> list[Item]:
+    """Forget the oldest turns until there are at most `max_turns`, with at most `max_seconds` of waves; one stays."""
+    items = forget_oldest(items, max_turns)
+    num_turns = sum(item.role != "system" for item in items)
+    while num_turns > 1 and sum(item.num_wave_seconds for item in items) > max_seconds:
+        num_turns -= 1
+        items = forget_oldest(items, num_turns)
+    return items
+
+
 def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, max_new_tokens: int) -> dict[str, Any]:
     """Return items as a conversation for `SpeechLM.stream`; the oldest turns that do not fit are left out.
 
@@ -110,6 +125,6 @@ def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, m
         audios = [item.audio for item in items if item.audio is not None]
         sample = {"messages": system + [item.message(speech_lm.tokenizer) for item in items], "audios": audios}
         num_turns = sum(item.role != "system" for item in items)
-        if num_turns <= 2 or len(speech_lm.prompt_ids(sample)) <= room:
+        if num_turns <= 1 or len(speech_lm.prompt_ids(sample)) <= room:
             return sample
-        items = forget_oldest(items, num_turns - 2)
+        items = forget_oldest(items, max(1, num_turns - 2))

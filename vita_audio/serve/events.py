@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vita_audio.interleave import InterleavePlan
 from vita_audio.serve.audio import OUTPUT_RATE
+
+MAX_MILLISECONDS = 24 * 60 * 60 * 1000
+
+Name = Annotated[str, Field(max_length=200)]  # of something, as clients call it; errors repeat it
 
 
 class Strict(BaseModel):
@@ -42,7 +46,7 @@ class ServerVad(Strict):
 class Transcription(Strict):
     """The model itself transcribes the user's speech, after the answer."""
 
-    model: str | None = None
+    model: Name | None = None
 
 
 class AudioInput(Strict):
@@ -62,6 +66,18 @@ class Audio(Strict):
     output: AudioOutput = AudioOutput()
 
 
+class VoicePrompt(Strict):
+    """A recording of the voice that answers should have.
+
+    Attributes:
+        audio: Base64 of 16-bit PCM.
+        rate: Hz.
+    """
+
+    audio: str
+    rate: Literal[16_000, 24_000]
+
+
 class Generation(Strict):
     """An extension: how answers are decoded; None is the model's default.
 
@@ -69,11 +85,13 @@ class Generation(Strict):
         plan: Name or ratio of an interleave plan.
         acceptance: As in `generate`.
         temperature: 0 is greedy.
+        voice_prompt: Only the speech decoder gets it; the language model never does.
     """
 
-    plan: str | None = None
+    plan: Name | None = None
     acceptance: float | None = Field(None, ge=0, le=1)
     temperature: float | None = Field(None, ge=0, le=2)
+    voice_prompt: VoicePrompt | None = None
 
     @field_validator("plan")
     @classmethod
@@ -98,7 +116,7 @@ def sampling(temperature: float | None) -> dict[str, Any]:
 
 class SessionConfig(Strict):
     type: Literal["realtime"] = "realtime"
-    model: str | None = None
+    model: Name | None = None
     instructions: str = ""
     output_modalities: list[Literal["text", "audio"]] = Field(["audio"], min_length=1, max_length=1)
     max_output_tokens: int | Literal["inf"] = "inf"
@@ -141,7 +159,7 @@ class ResponseOptions(Strict):
 
 class ClientEvent(Strict):
     type: str
-    event_id: str | None = None
+    event_id: Name | None = None
 
 
 class SessionUpdate(ClientEvent):
@@ -153,9 +171,9 @@ class Append(ClientEvent):
 
 
 class Truncate(ClientEvent):
-    item_id: str
+    item_id: Name
     content_index: Literal[0]
-    audio_end_ms: int = Field(ge=0)
+    audio_end_ms: int = Field(ge=0, le=MAX_MILLISECONDS)
 
 
 class ItemCreate(ClientEvent):
@@ -168,7 +186,7 @@ class ResponseCreate(ClientEvent):
 
 
 class ResponseCancel(ClientEvent):
-    response_id: str | None = None
+    response_id: Name | None = None
 
 
 CLIENT_EVENTS: dict[str, type[ClientEvent]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from vita_audio.serve.scheduler import Scheduler
@@ -13,7 +15,7 @@ FACTOR_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 5)
 class Metrics:
     """The metrics of one server, in a registry of their own."""
 
-    def __init__(self, scheduler: Scheduler):
+    def __init__(self, scheduler: Scheduler, count_sessions: Callable[[], int]):
         registry = self.registry = CollectorRegistry()
         self.first_audio = Histogram(
             "vita_audio_first_audio_seconds", "From request to first audio", registry=registry, buckets=LATENCY_BUCKETS
@@ -23,8 +25,8 @@ class Metrics:
         )
         self.answers = Counter("vita_audio_answers", "Answers by outcome", ["outcome"], registry=registry)
         self.errors = Counter("vita_audio_errors", "Errors reported to clients", ["code"], registry=registry)
-        self.sessions = Gauge("vita_audio_sessions", "Open realtime sessions", registry=registry)
         for name, help_text, value in (
+            ("vita_audio_sessions", "Open realtime sessions", count_sessions),
             ("vita_audio_streams", "Answers being generated", lambda: scheduler.num_active),
             ("vita_audio_queue", "Answers waiting", lambda: scheduler.num_waiting),
         ):

@@ -13,22 +13,22 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from vita_audio.inference.pipeline import GREEDY
 from vita_audio.serve.audio import read_audio, to_pcm16, wav_header
 from vita_audio.serve.chat import ChatRequest, complete, items_of, stream_events
 from vita_audio.serve.conversation import Conversation, Item, plain_text
-from vita_audio.serve.events import Strict
-from vita_audio.serve.reply import error_json
+from vita_audio.serve.events import Name, Strict
+from vita_audio.serve.records import Record
+from vita_audio.serve.reply import error_json, printable
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
-from vita_audio.text import ASR_PROMPT, TTS_PROMPT
+from vita_audio.serve.transcription import transcribe
+from vita_audio.text import TTS_PROMPT
 
 T = TypeVar("T")
-POLL_SECONDS = 0.1  # how often a waiting request looks whether its client has left
 
 
 class SpeechRequest(Strict):
-    model: str
+    model: Name
     input: str = Field(min_length=1)
     voice: Literal["default"] = "default"
     response_format: Literal["wav", "pcm"] = "wav"
@@ -49,8 +49,9 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         check_model(service, body.model)
         service.check_text(body.input)
         item = Item("", "user", TTS_PROMPT + plain_text(body.input, service.speech_lm.tokenizer))
-        answer = service.submit(Conversation([item]))
-        pieces = await while_connected(request, started(service.pieces(answer)))
+        record = Record("speech")
+        answer = service.submit(Conversation([item]), record)
+        pieces = await while_connected(request, started(service.pieces(answer, record)))
         header = wav_header() if body.response_format == "wav" else b""
         return StreamingResponse(sound(pieces, header), media_type=f"audio/{body.response_format}")
 
@@ -58,7 +59,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
     async def transcriptions(
         request: Request,
         file: UploadFile,
-        model: Annotated[str, Form()],
+        model: Annotated[Name, Form()],
         response_format: Annotated[Literal["json", "text"], Form()] = "json",
     ) -> Response:
         form = await request.form()
@@ -66,22 +67,19 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
             raise ValueError(f"{min(unknown)}: not supported")
         check_model(service, model)
         wave = await asyncio.to_thread(read_audio, await file.read(), service.limits.max_audio_seconds)
-        conversation = Conversation([Item("", "user", f"{ASR_PROMPT}\n", wave)])
-        answer = service.submit(conversation, plan="vanilla", decode_audio=False, **GREEDY)
-        text = await while_connected(request, words(service.pieces(answer)))
+        text = await while_connected(request, transcribe(service, wave, Record("transcriptions")))
         return PlainTextResponse(text) if response_format == "text" else JSONResponse({"text": text})
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
         check_model(service, body.model)
-        conversation = Conversation(await asyncio.to_thread(items_of, body, service))
-        answer = service.submit(conversation, **body.options)
-        pieces = service.pieces(answer)
+        conversation, record = Conversation(await asyncio.to_thread(items_of, body, service)), Record("chat")
+        pieces = service.pieces(service.submit(conversation, record, **body.options), record)
         if body.stream:
             pieces = await while_connected(request, started(pieces))
-            events = stream_events(body, service, conversation, pieces)
+            events = stream_events(body, service, record, pieces)
             return StreamingResponse(events, media_type="text/event-stream")
-        return JSONResponse(await while_connected(request, complete(body, service, conversation, pieces)))
+        return JSONResponse(await while_connected(request, complete(body, service, record, pieces)))
 
 
 def check_model(service: Service, model: str) -> None:
@@ -108,11 +106,6 @@ async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
     return rest()
 
 
-async def words(pieces: AsyncIterator[Any]) -> str:
-    """Return the text of an answer."""
-    return "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)]).strip()
-
-
 async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[bytes]:
     """Yield a header, then the sound of an answer as 16-bit PCM."""
     yield header
@@ -123,28 +116,29 @@ async def sound(pieces: AsyncIterator[Any], header: bytes) -> AsyncIterator[byte
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await some work, and cancel it when the client leaves."""
-    task = asyncio.ensure_future(work)
+    """Await some work, and cancel it when the client leaves; the body of the request must have been read."""
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
-        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
-            if await request.is_disconnected():
-                raise HTTPException(499, "the client has left")
+        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(499, "the client has left")
         return task.result()
     finally:
         task.cancel()
+        leaving.cancel()
 
 
 def add_errors(app: FastAPI, service: Service) -> None:
     """Answer every error in the form that OpenAI's clients expect."""
 
     def respond(status: int, error: dict[str, Any]) -> JSONResponse:
-        service.metrics.errors.labels(error["code"] or status).inc()
+        service.note_error(error["code"] or status)
         return JSONResponse({"error": error}, status)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:])
+        param = printable(".".join(str(part) for part in first["loc"][1:]))
         message = "not supported" if first["type"] == "extra_forbidden" else first["msg"]
         return respond(400, error_json(ValueError(f"{param}: {message}"), param=param))
 

@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 from collections.abc import Awaitable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -16,15 +16,14 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 from torch import Tensor
 
-from vita_audio.inference.pipeline import GREEDY
 from vita_audio.serve import events
 from vita_audio.serve.audio import StreamResampler, from_pcm16
-from vita_audio.serve.conversation import Conversation, Item, forget_oldest, plain_text
-from vita_audio.serve.reply import Reply, SpeechEnd, error_json, item_json, new_id
-from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
+from vita_audio.serve.conversation import Conversation, Item, keep_latest, plain_text
+from vita_audio.serve.records import Record
+from vita_audio.serve.reply import Reply, error_json, item_json, new_id, printable
 from vita_audio.serve.service import Service
+from vita_audio.serve.transcription import Transcriber
 from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, load_vad
-from vita_audio.text import ASR_PROMPT
 
 MIN_TURN_SECONDS = 0.1
 
@@ -38,26 +37,29 @@ class EventError(ValueError):
 
 
 class RateLimit:
-    """Allows `rate` events per second on average, and bursts of twice that number."""
+    """Allows an amount of something per second on average, and `burst` at once."""
 
-    def __init__(self, rate: float):
-        self._rate, self._left, self._time = rate, 2 * rate, perf_counter()
+    def __init__(self, rate: float, burst: float):
+        self._rate, self._burst, self._left, self._time = rate, burst, burst, perf_counter()
 
-    def allows(self) -> bool:
+    def allows(self, amount: float) -> bool:
+        """Take an amount if it is left; otherwise nothing changes."""
         now = perf_counter()
-        self._left, self._time = min(2 * self._rate, self._left + (now - self._time) * self._rate), now
-        self._left -= 1
-        return self._left >= 0
+        self._left, self._time = min(self._burst, self._left + (now - self._time) * self._rate), now
+        if amount > self._left:
+            return False
+        self._left -= amount
+        return True
 
 
 class RealtimeSession:
     """One connection with its conversation; everything it holds ends with `run`."""
 
     def __init__(self, service: Service, websocket: WebSocket):
-        self._service, self._websocket = service, websocket
+        self._service, self._websocket, self._id = service, websocket, new_id("sess")
         self._config = events.SessionConfig(model=service.name)
+        self._voice: Any = None
         self._conversation = Conversation()
-        self._vad: Any = None
         self._detector: TurnDetector | None = None
         self._resampler: StreamResampler | None = None
         self._turn_id = new_id("item")  # of the user's next turn
@@ -66,7 +68,16 @@ class RealtimeSession:
         self._answering: asyncio.Task | None = None
         self._active_at = perf_counter()
         self._buffer = torch.zeros(0)  # without turn detection
-        self._rate_limit = RateLimit(service.limits.events_per_second)
+        self._transcriber = Transcriber(service, self._send, self._id)
+        limits = service.limits
+        self._event_rate = RateLimit(limits.events_per_second, 2 * limits.events_per_second)
+        self._audio_rate = RateLimit(limits.audio_rate, limits.audio_rate + limits.max_audio_seconds)
+
+    async def refuse(self, error: EventError) -> None:
+        """Tell the client why it is not served, and close the connection."""
+        with suppress(WebSocketDisconnect):
+            await self._send_error(error)
+            await self._websocket.close(1008, error.code)
 
     async def run(self) -> None:
         """Serve the client until it leaves, is idle for too long, or sends too much."""
@@ -88,7 +99,7 @@ class RealtimeSession:
         error, code = EventError("too many events per second", "rate_limit_exceeded"), 1008
         try:
             text = await self._receive()
-            while self._rate_limit.allows():
+            while self._event_rate.allows(1):
                 await self._handle(text)
                 text = await self._receive()
         except asyncio.TimeoutError:
@@ -116,7 +127,7 @@ class RealtimeSession:
             await getattr(self, "_on_" + event.type.replace(".", "_"))(event)
         except ValidationError as error:
             first = error.errors()[0]
-            param = ".".join(map(str, first["loc"]))
+            param = printable(".".join(map(str, first["loc"])))
             code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
             message = "not supported" if code == "unknown_parameter" else first["msg"]
             await self._send_error(EventError(f"{param}: {message}", code, param), event_id)
@@ -126,7 +137,7 @@ class RealtimeSession:
     def _parse(self, text: str | bytes) -> tuple[events.ClientEvent, str | None]:
         try:
             fields = json.loads(text) if isinstance(text, str) else None
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or deep nesting
             fields = None
         if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
             raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
@@ -139,13 +150,14 @@ class RealtimeSession:
         return event, event.event_id
 
     async def _send(self, kind: str, **fields: Any) -> None:
-        self._active_at = perf_counter()
+        if kind != "error":
+            self._active_at = perf_counter()
         await self._websocket.send_json({"type": kind, "event_id": new_id("event"), **fields})
 
     async def _send_error(self, error: ValueError, event_id: str | None = None) -> None:
         fields = {"code": error.code, "param": error.param} if isinstance(error, EventError) else {}
         details = error_json(error, event_id=event_id, **fields)
-        self._service.metrics.errors.labels(details["code"]).inc()
+        self._service.note_error(details["code"])
         await self._send("error", error=details)
 
     # session
@@ -155,6 +167,8 @@ class RealtimeSession:
         if config.model != self._service.name:
             raise EventError(f"the model is {self._service.name!r}, got {config.model!r}", param="session.model")
         self._service.check_text(config.instructions)
+        if config.generation.voice_prompt != self._config.generation.voice_prompt:
+            self._voice = await self._make_voice(config.generation.voice_prompt)
         await self._configure(config)
         await self._send("session.updated", session=self._session_json())
 
@@ -166,18 +180,33 @@ class RealtimeSession:
         if new.turn_detection is None:
             self._detector = None
         elif self._detector is None or old.turn_detection != new.turn_detection:
-            self._vad = self._vad or await asyncio.to_thread(load_vad)
+            network = await asyncio.to_thread(load_vad)
             options = new.turn_detection.model_dump(include={"threshold", "prefix_padding_ms", "silence_duration_ms"})
-            self._detector = TurnDetector(self._vad, **options, max_seconds=self._service.limits.max_audio_seconds)
+            self._detector = TurnDetector(network, **options, max_seconds=self._service.limits.max_audio_seconds)
             self._buffer = torch.zeros(0)
 
+    async def _make_voice(self, prompt: events.VoicePrompt | None) -> Any:
+        if prompt is None:
+            return None
+        param = "session.generation.voice_prompt"
+        wave = decode_pcm16(prompt.audio, f"{param}.audio")
+        try:
+            return await self._service.make_voice(wave, prompt.rate)
+        except ValueError as error:
+            raise EventError(str(error), "voice_not_usable", param) from error
+
     def _session_json(self) -> dict[str, Any]:
-        return {**self._config.model_dump(), "object": "realtime.session"}
+        fields = self._config.model_dump(exclude={"generation": {"voice_prompt": {"audio"}}})
+        return {**fields, "id": self._id, "object": "realtime.session"}
 
     # audio in
 
     async def _on_input_audio_buffer_append(self, event: events.Append) -> None:
-        wave = self._resampler.push(decode_pcm16(event.audio, "audio"))
+        wave = decode_pcm16(event.audio, "audio")
+        if not self._audio_rate.allows(len(wave) / self._config.audio.input.format.rate):
+            rate = f"{self._service.limits.audio_rate:g} s per second"
+            raise EventError(f"audio may arrive at {rate} on average; this piece is left out", "rate_limit_exceeded")
+        wave = self._resampler.push(wave)
         if self._detector is None:
             if len(self._buffer) + len(wave) > self._service.limits.max_audio_seconds * VAD_RATE:
                 raise EventError(f"a turn has at most {self._service.limits.max_audio_seconds:g} s", "buffer_full")
@@ -196,12 +225,17 @@ class RealtimeSession:
             self._reply.cancel("turn_detected")
 
     async def _stop_turn(self, found: SpeechStopped) -> None:
-        speech_end = SpeechEnd(perf_counter(), (self._detector.position - found.end) / VAD_RATE)
+        record = self._new_record(found.num_silent / VAD_RATE)
         end_ms = found.end * 1000 // VAD_RATE
         await self._send("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._turn_id)
         await self._commit(found.wave)
         if self._config.audio.input.turn_detection.create_response:
-            await self._respond(self._config, speech_end)
+            await self._respond(self._config, record)
+        else:
+            self._start(self._transcriber.run())
+
+    def _new_record(self, vad_seconds: float = 0.0) -> Record:
+        return Record("realtime", self._id, vad_seconds)
 
     async def _on_input_audio_buffer_commit(self, event: events.ClientEvent) -> None:
         rest = self._resampler.flush()
@@ -234,10 +268,14 @@ class RealtimeSession:
         return self._conversation.items[-1].id if self._conversation.items else None
 
     async def _add(self, item: Item, previous: str | None) -> None:
-        items = [*self._conversation.items, item]
-        self._conversation.items = forget_oldest(items, self._service.limits.max_turns)
+        limits, items = self._service.limits, [*self._conversation.items, item]
+        if sum(one.role == "system" for one in items) > limits.max_turns:
+            raise EventError(f"a conversation has at most {limits.max_turns} messages of the system", param="item.role")
+        self._conversation.items = keep_latest(items, limits.max_turns, limits.max_conversation_seconds)
         for kind in ("conversation.item.added", "conversation.item.done"):
             await self._send(kind, item=item_json(item), previous_item_id=previous)
+        if item.audio is not None and self._config.audio.input.transcription is not None:
+            self._transcriber.add(item, limits.max_turns)
 
     async def _on_conversation_item_create(self, event: events.ItemCreate) -> None:
         content, item = event.item.content[0], Item(event.item.id or new_id("item"), event.item.role)
@@ -261,7 +299,8 @@ class RealtimeSession:
     async def _on_conversation_item_truncate(self, event: events.Truncate) -> None:
         item = self._conversation.find(event.item_id)
         if item is None or item.role != "assistant":
-            raise EventError(f"there is no answer with the id {event.item_id!r}", "item_not_found", "item_id")
+            message = f"there is no answer with the id {event.item_id!r}; a conversation ends with its connection"
+            raise EventError(message, "item_not_found", "item_id")
         if self._reply is not None and self._reply.item is item:
             self._reply.cancel("client_cancelled")
             await self._finish_reply()
@@ -278,7 +317,7 @@ class RealtimeSession:
             raise EventError("the conversation has no message of a user", "conversation_empty")
         modalities = event.response.output_modalities or self._config.output_modalities
         config = self._config.model_copy(update={"output_modalities": modalities})
-        await self._respond(config, SpeechEnd(perf_counter(), 0.0))
+        await self._respond(config, self._new_record())
 
     async def _on_response_cancel(self, event: events.ResponseCancel) -> None:
         if self._reply is None or self._reply.is_over or event.response_id not in (None, self._reply.id):
@@ -289,12 +328,12 @@ class RealtimeSession:
         if self._answering is not None:
             await asyncio.wait([self._answering])
 
-    async def _respond(self, config: events.SessionConfig, speech_end: SpeechEnd) -> None:
+    async def _respond(self, config: events.SessionConfig, record: Record) -> None:
         if self._reply is not None:
             self._reply.cancel("turn_detected")
         await self._finish_reply()
-        self._reply = Reply(self._service, self._send, self._conversation, config)
-        self._answering = self._start(self._run_reply(self._reply, self._conversation.items[-1], speech_end))
+        self._reply = Reply(self._service, self._send, self._conversation, config, record)
+        self._answering = self._start(self._run_reply(self._reply))
 
     def _start(self, work: Awaitable[None]) -> asyncio.Task:
         async def until_client_leaves() -> None:
@@ -306,33 +345,12 @@ class RealtimeSession:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run_reply(self, reply: Reply, question: Item, speech_end: SpeechEnd) -> None:
+    async def _run_reply(self, reply: Reply) -> None:
         try:
-            await reply.run(speech_end)
+            await reply.run(self._voice)
         finally:
             self._reply = None
-        if question.audio is not None and self._config.audio.input.transcription is not None:
-            self._start(self._transcribe(question))
-
-    async def _transcribe(self, question: Item) -> None:
-        """Send the words of the user's turn; the model recognises them, apart from the conversation."""
-        conversation, text = Conversation([Item("", "user", f"{ASR_PROMPT}\n", question.audio)]), ""
-        where = {"item_id": question.id, "content_index": 0}
-        kind = "conversation.item.input_audio_transcription"
-        try:
-            answer = self._service.submit(conversation, plan="vanilla", decode_audio=False, **GREEDY)
-            async with aclosing(self._service.pieces(answer)) as pieces:
-                text = "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)])
-        except (BusyError, GenerationError, ValueError) as error:
-            return await self._send(f"{kind}.failed", **where, error=error_json(error))
-        usage = {"type": "tokens", **count_tokens(conversation, text, self._service)}
-        await self._send(f"{kind}.completed", **where, transcript=text.strip(), usage=usage)
-
-
-def count_tokens(conversation: Conversation, text: str, service: Service) -> dict[str, int]:
-    """Count the tokens of a transcription."""
-    num_prompt, num_answer = len(conversation.prompt), len(service.speech_lm.tokenizer.encode(text))
-    return {"input_tokens": num_prompt, "output_tokens": num_answer, "total_tokens": num_prompt + num_answer}
+        self._start(self._transcriber.run())
 
 
 def decode_pcm16(text: str, param: str) -> Tensor:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
-from vita_audio.models.decode_step import DecodeCounts
 from vita_audio.serve.audio import to_pcm16
 from vita_audio.serve.conversation import Conversation, Item
 from vita_audio.serve.events import SessionConfig
-from vita_audio.serve.scheduler import Answer, BusyError, GenerationError, Piece, Seconds
+from vita_audio.serve.records import Record
+from vita_audio.serve.scheduler import Answer, BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
+
+MAX_NAME = 200  # characters of a client's name for something
 
 Send = Callable[..., Awaitable[None]]  # type of an event, its fields as keywords
 
 
 def new_id(kind: str) -> str:
     return f"{kind}_{uuid4().hex[:24]}"
+
+
+def printable(text: str) -> str:
+    """Return a client's text, such as the name of a field, in a form that fits into an error."""
+    return text[:MAX_NAME].encode("ascii", "backslashreplace").decode()
 
 
 def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -> dict[str, Any]:
@@ -36,77 +41,65 @@ def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -
     return {**fields, "role": item.role, "content": [part]}
 
 
-@dataclass(frozen=True)
-class SpeechEnd:
-    """The end of the user's turn that a response answers.
-
-    Attributes:
-        detected_at: Time of `perf_counter` when it was detected, or the client asked for the response.
-        vad_seconds: Silence that turn detection waited for.
-    """
-
-    detected_at: float
-    vad_seconds: float
-
-
 class Reply:
     """A response in progress; `item` is its answer, which is in the conversation."""
 
-    def __init__(self, service: Service, send: Send, conversation: Conversation, config: SessionConfig):
+    def __init__(self, service: Service, send: Send, conversation: Conversation, config: SessionConfig, record: Record):
         self.id, self.item = new_id("resp"), Item(new_id("item"), "assistant", ids=[])
         self._service, self._send, self._conversation, self._config = service, send, conversation, config
         self._as_text = config.output_modalities == ["text"]
-        self._reason: str | None = None
+        self._record = record
         self._answer: Answer | None = None
-        self._metadata: dict[str, str] = {}
-        self._depths: list[int] = []
-        self._drafts: list[int] = []
+        self._is_cancelled = False
         self.is_over = False  # the client may know before `run` returns
 
     @property
     def is_active(self) -> bool:
         """Whether it is neither over nor cancelled."""
-        return not self.is_over and self._reason is None
+        return not self.is_over and not self._is_cancelled
 
     def cancel(self, reason: str) -> None:
-        """Stop within one decoding step; `run` then sends `response.done`."""
-        self._reason = self._reason or reason
+        """Stop within one decoding cycle; `run` then sends `response.done`."""
+        if self.is_active:
+            self._is_cancelled, self._record.reason = True, reason
         if self._answer is not None:
             self._answer.cancel()
 
-    async def run(self, speech_end: SpeechEnd) -> None:
-        """Generate the answer and send all events of the response."""
+    async def run(self, voice: Any) -> None:
+        """Generate the answer and send all events of the response.
+
+        Args:
+            voice: From `Service.make_voice`, or None.
+        """
         await self._send("response.created", response=self._json("in_progress"))
         limit = None if self._config.max_output_tokens == "inf" else self._config.max_output_tokens
-        details: dict[str, Any] = {"type": "completed"}
         try:
-            options = self._config.generation.options
             self._answer = self._service.submit(
                 self._conversation,
-                self._config.instructions,
+                self._record,
+                instructions=self._config.instructions,
                 max_new_tokens=limit,
                 decode_audio=not self._as_text,
-                **options,
+                voice=voice,
+                **self._config.generation.options,
             )
-            if self._reason:
+            if self._is_cancelled:
                 self._answer.cancel()
             self._conversation.items.append(self.item)
-            await self._stream(self._answer, speech_end)
-            if self._reason:
-                details = {"type": "cancelled", "reason": self._reason}
-            elif len(self.item.ids) >= self._service.answer_limit(limit):
-                details = {"type": "incomplete", "reason": "max_output_tokens"}
+            await self._stream(self._answer)
+            reasons = {"cancelled": self._record.reason, "incomplete": "max_output_tokens"}
+            outcome = "cancelled" if self._is_cancelled else self._record.outcome
+            details = {"type": outcome, **({"reason": reasons[outcome]} if outcome in reasons else {})}
         except (BusyError, GenerationError, ValueError) as error:
             details = {"type": "failed", "error": error_json(error)}
-            self._service.metrics.errors.labels(details["error"]["code"]).inc()
+            self._service.note_error(details["error"]["code"])
         finally:
             if self._answer is not None:
                 await self._answer.close()
-        self._metadata |= decoding_counts(self._depths, self._drafts)
         self.is_over = True
         await self._send("response.done", response=self._json(details["type"], details))
 
-    async def _stream(self, answer: Answer, speech_end: SpeechEnd) -> None:
+    async def _stream(self, answer: Answer) -> None:
         kind, text_field = ("output_text", "text") if self._as_text else ("output_audio_transcript", "transcript")
         part_type = "text" if self._as_text else "audio"
         place = {"response_id": self.id, "output_index": 0}
@@ -115,27 +108,24 @@ class Reply:
         await self._send("response.output_item.added", **place, item=item)
         await self._send("conversation.item.added", item=item)
         await self._send("response.content_part.added", **where, part={"type": part_type, text_field: ""})
-        async with aclosing(self._service.pieces(answer)) as pieces:
+        async with aclosing(self._service.pieces(answer, self._record)) as pieces:
             async for piece in pieces:
                 if not isinstance(piece, Piece):
                     await self._send("vita.queue", response_id=self.id, place=piece.number)
                     continue
                 self.item.ids += piece.chunk.ids
-                self._depths += piece.chunk.depths
-                self._drafts += piece.chunk.drafts
                 self.item.text += piece.chunk.text
                 if piece.chunk.text:
                     await self._send(f"response.{kind}.delta", **where, delta=piece.chunk.text)
                 if len(piece.chunk.wave):
-                    if not self._metadata:
-                        self._metadata = time_to_first_sound(speech_end, piece.seconds)
                     delta = base64.b64encode(to_pcm16(piece.chunk.wave)).decode()
                     await self._send("response.output_audio.delta", **where, delta=delta)
         if not self._as_text:
             await self._send("response.output_audio.done", **where)
         await self._send(f"response.{kind}.done", **where, **{text_field: self.item.text})
         await self._send("response.content_part.done", **where, part={"type": part_type, text_field: self.item.text})
-        item = item_json(self.item, status="incomplete" if self._reason else "completed", as_text=self._as_text)
+        status = "incomplete" if self._is_cancelled else "completed"
+        item = item_json(self.item, status=status, as_text=self._as_text)
         await self._send("response.output_item.done", **place, item=item)
         await self._send("conversation.item.done", item=item)
 
@@ -148,31 +138,9 @@ class Reply:
             "status_details": details,
             "output": output,
             "output_modalities": self._config.output_modalities,
-            "metadata": self._metadata,
+            "metadata": self._record.metadata,
             "usage": usage(self._service, self._conversation, self.item.ids) if details else None,
         }
-
-
-def time_to_first_sound(speech_end: SpeechEnd, seconds: Seconds) -> dict[str, str]:
-    """Return the milliseconds from the end of speech to the first sound, with their parts, as metadata."""
-    total = speech_end.vad_seconds + perf_counter() - speech_end.detected_at
-    parts = {
-        "first_sound_ms": total,
-        "vad_ms": speech_end.vad_seconds,
-        "encoder_ms": seconds.encoder,
-        "model_ms": seconds.model,
-        "decoder_ms": seconds.decoder,
-    }
-    return {name: f"{1000 * value:.0f}" for name, value in parts.items()}
-
-
-def decoding_counts(depths: list[int], drafts: list[int]) -> dict[str, str]:
-    """Return the tokens per backbone pass and the verified and accepted predictions of an answer, as metadata."""
-    counts = DecodeCounts.count(depths, drafts)
-    if counts.tokens_per_pass is None:
-        return {}
-    verified = {"verified": str(sum(counts.num_verified)), "accepted": str(sum(counts.num_accepted))}
-    return {"tokens_per_pass": f"{counts.tokens_per_pass:.2f}", **(verified if sum(counts.num_verified) else {})}
 
 
 def usage(service: Service, conversation: Conversation, ids: list[int]) -> dict[str, Any]:

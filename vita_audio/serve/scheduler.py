@@ -1,4 +1,8 @@
-"""Many answers from one model: a thread that takes turns between streams, and a queue for those that wait."""
+"""Many answers from one model: a thread that takes a step of the most urgent one, and a queue for those that wait.
+
+A client hears an answer more slowly than the model makes it, so answers with sound in store can wait. The one that a
+client needs next is the one whose sound ends first; one that has no sound yet is needed since its latest step.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,16 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
 
 from vita_audio.inference.response import Chunk
 from vita_audio.stopwatch import Stopwatch
 
-OpenStream = Callable[[Stopwatch], Iterator[Chunk]]
+MARGIN_SECONDS = 0.5  # of sound that a client has left when its answer becomes urgent; longer than a step of another
+BACKGROUND_SECONDS = 1.0  # that a step of a background answer waits for those of others
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +32,10 @@ class BusyError(RuntimeError):
 
 class GenerationError(RuntimeError):
     """The model failed for a reason that is not the client's; the log has it."""
+
+
+class CancelledInStep(Exception):
+    """An answer was cancelled while its step ran."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,18 @@ class Place:
 
 
 class Answer:
-    """An answer on its way, for one consumer in the event loop: `async for` yields each `Place` and `Piece`."""
+    """An answer on its way, for one consumer in the event loop: `async for` yields each `Place` and `Piece`.
 
-    def __init__(self, open_stream: OpenStream):
+    Attributes:
+        due: Time of `perf_counter` when its next step is needed.
+    """
+
+    def __init__(self, open_stream: OpenStream, *, is_background: bool):
         self.open_stream, self.stream = open_stream, None
         self.stopwatch, self.is_cancelled = Stopwatch(), False
+        self._delay = BACKGROUND_SECONDS if is_background else 0.0
+        self._sound_ends = 0.0  # when a client that plays the sound at once has heard all of it
+        self.due = perf_counter() + self._delay
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
         self._is_over, self._place = asyncio.Event(), 0
 
@@ -82,8 +102,24 @@ class Answer:
         return Seconds.of(self.stopwatch)
 
     def cancel(self) -> None:
-        """Stop before the next step; the iteration then ends."""
+        """Stop before the next step, or inside a step that calls `stop_if_cancelled`; the iteration then ends."""
         self.is_cancelled = True
+
+    def stop_if_cancelled(self, ids: Tensor, scores: Tensor | None = None, **_) -> Tensor:
+        """Be a stopping criterion of `generate` that never ends an answer, but raises CancelledInStep.
+
+        A step may be many decoding cycles, since it lasts until there is something to hand on.
+        """
+        if self.is_cancelled:
+            raise CancelledInStep
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    def note_step(self, num_seconds: float) -> None:
+        """Decide when the next step is due, after one that made this much sound."""
+        now = perf_counter()
+        if num_seconds:
+            self._sound_ends = max(self._sound_ends, now) + num_seconds
+        self.due = max(self._sound_ends - MARGIN_SECONDS, now) + self._delay
 
     async def close(self) -> None:
         """Stop, and wait until the model has left the answer, so that its state may be used again."""
@@ -115,13 +151,17 @@ class Answer:
             yield event
 
 
-class Scheduler:
-    """Runs answers in one thread, at most `max_streams` at a time, one decoding step of each in turn."""
+OpenStream = Callable[[Answer], Iterator[Chunk]]
 
-    def __init__(self, max_streams: int, max_queue: int):
-        self._max_streams, self._max_queue = max_streams, max_queue
+
+class Scheduler:
+    """Runs answers in one thread, at most `max_streams` at a time, always the next step of the most urgent one."""
+
+    def __init__(self, max_streams: int, max_queue: int, sample_rate: int):
+        """Start the thread; `sample_rate` is the one of the answers' sound, Hz."""
+        self._max_streams, self._max_queue, self._sample_rate = max_streams, max_queue, sample_rate
         self._waiting: deque[Answer] = deque()
-        self._active: deque[Answer] = deque()
+        self._active: list[Answer] = []
         self._changed, self._is_closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
@@ -134,16 +174,19 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, open_stream: OpenStream) -> Answer:
-        """Queue an answer; `open_stream` is called in the scheduler's thread with the stopwatch of the answer.
+    def submit(self, open_stream: OpenStream, *, is_background: bool = False) -> Answer:
+        """Queue an answer.
 
+        Args:
+            open_stream: Called in the scheduler's thread with the answer; each `next` of its result is one step.
+            is_background: Nobody waits for it, so others go first.
         Raises: BusyError if the queue is full.
         """
         with self._changed:
             place = len(self._active) + len(self._waiting) + 1 - self._max_streams
             if place > self._max_queue or self._is_closed:
                 raise BusyError(f"the server is busy, {len(self._waiting)} answers are waiting; try again later")
-            answer = Answer(open_stream)
+            answer = Answer(open_stream, is_background=is_background)
             self._waiting.append(answer)
             answer.tell_place(place)
             self._changed.notify()
@@ -167,12 +210,10 @@ class Scheduler:
                     if self._is_closed:
                         return
                     continue
-                answer = self._active[0]
-            has_more = self._step(answer)
-            with self._changed:
-                self._active.popleft()
-                if has_more:
-                    self._active.append(answer)
+                answer = min(self._active, key=lambda answer: (not answer.is_cancelled, answer.due))
+            if not self._step(answer):
+                with self._changed:
+                    self._active.remove(answer)
 
     def _admit(self) -> None:
         """Let waiting answers begin where there is room, drop those that were cancelled, and tell the rest."""
@@ -194,10 +235,13 @@ class Scheduler:
                     answer.stream.close()
                 chunk = None
             elif answer.stream is None:
-                answer.stream = answer.open_stream(answer.stopwatch)
+                answer.stream = answer.open_stream(answer)
+                answer.note_step(0)
                 return True
             else:
                 chunk = next(answer.stream, None)
+        except CancelledInStep:
+            chunk = None
         except ValueError as error:
             answer.post(error)
             return False
@@ -208,5 +252,6 @@ class Scheduler:
         if chunk is None:
             answer.post(None)
             return False
+        answer.note_step(len(chunk.wave) / self._sample_rate)
         answer.post(Piece(chunk, answer.seconds))
         return True

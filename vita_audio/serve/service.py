@@ -1,4 +1,4 @@
-"""What all endpoints share: the model, its scheduler, the limits and the metrics."""
+"""What all endpoints share: the model, its scheduler, the limits, the metrics and the log."""
 
 from __future__ import annotations
 
@@ -8,82 +8,126 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
+from torch import Tensor
+
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.response import Chunk
 from vita_audio.serve.audio import OUTPUT_RATE, StreamResampler
 from vita_audio.serve.conversation import Conversation, make_sample, plain_text
 from vita_audio.serve.metrics import Metrics
-from vita_audio.serve.scheduler import Answer, Piece, Place, Scheduler
+from vita_audio.serve.records import Record, log_event
+from vita_audio.serve.scheduler import Answer, BusyError, Piece, Place, Scheduler
 from vita_audio.serve.settings import Limits
-from vita_audio.stopwatch import Stopwatch
+
+MIN_VOICE_SECONDS = 0.5
 
 
 class Service:
     """A model that answers the requests of many clients."""
 
-    def __init__(self, speech_lm: SpeechLM, name: str, limits: Limits | None = None):
-        """Start the scheduler; `name` is the name of the model for clients."""
-        self.speech_lm, self.name, self.limits = speech_lm, name, limits or Limits()
-        self.scheduler = Scheduler(self.limits.max_streams, self.limits.max_queue)
-        self.metrics = Metrics(self.scheduler)
-        self.num_sessions = 0
+    def __init__(self, speech_lm: SpeechLM, name: str, limits: Limits | None = None, *, log_content: bool = False):
+        """Start the scheduler.
 
-    def answer_limit(self, max_new_tokens: int | None) -> int:
-        """Return the longest answer, in tokens, to a request for this length; None is no wish."""
-        return min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
+        Args:
+            name: Name of the model for clients.
+            log_content: Texts of questions and answers go into the log.
+        """
+        self.speech_lm, self.name, self.limits = speech_lm, name, limits or Limits()
+        self.sample_rate = speech_lm.audio_tokenizer.output_rate
+        self.num_sessions = 0
+        self.scheduler = Scheduler(self.limits.max_streams, self.limits.max_queue, self.sample_rate)
+        self.metrics = Metrics(self.scheduler, lambda: self.num_sessions)
+        self._log_content = log_content
+        self._making_voice = asyncio.Lock()
 
     def check_text(self, text: str) -> None:
         """Check the length of a client's text. Raises: ValueError."""
         if len(text) > self.limits.max_text:
             raise ValueError(f"text must have at most {self.limits.max_text} characters, got {len(text)}")
 
+    async def make_voice(self, wave: Tensor, rate: int) -> Any:
+        """Return the voice of a recording, (samples,) at `rate` Hz; one at a time, outside the event loop.
+
+        Raises: ValueError for a recording that is too short or too long, or if the codec has no voices.
+        """
+        seconds, longest = len(wave) / rate, self.limits.max_voice_seconds
+        if not MIN_VOICE_SECONDS <= seconds <= longest:
+            raise ValueError(f"a voice prompt has {MIN_VOICE_SECONDS:g} to {longest:g} s, got {seconds:.2f} s")
+        async with self._making_voice:
+            return await asyncio.to_thread(self.speech_lm.audio_tokenizer.make_voice, wave, rate)
+
     def submit(
         self,
         conversation: Conversation,
-        instructions: str = "",
+        record: Record,
         *,
+        instructions: str = "",
         plan: str | None = None,
         max_new_tokens: int | None = None,
+        is_background: bool = False,
         **generation: Any,
     ) -> Answer:
         """Queue the answer to a conversation, whose state it updates; `close` the answer before the next one.
 
+        Args:
+            record: Gets the outcome if there is no answer; otherwise give it to `pieces`.
         Raises: BusyError.
         """
-        limit = self.answer_limit(max_new_tokens)
+        limit = record.limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
         instructions = plain_text(instructions, self.speech_lm.tokenizer)
         items = list(conversation.items)
+        record.question = next((item.text for item in reversed(items) if item.role == "user"), "")
 
-        def open_stream(stopwatch: Stopwatch) -> Iterator[Chunk]:
-            with stopwatch.measure("prompt"):
+        def open_stream(answer: Answer) -> Iterator[Chunk]:
+            with answer.stopwatch.measure("prompt"):
                 sample = make_sample(items, instructions, self.speech_lm, limit)
-            options = {"state": conversation.state, "stopwatch": stopwatch, "max_new_tokens": limit, **generation}
-            return self.speech_lm.stream(sample, plan, **options)
+            options = {"state": conversation.state, "stopwatch": answer.stopwatch, "max_new_tokens": limit}
+            options |= {"stopping_criteria": [answer.stop_if_cancelled], **generation}
+            stream = self.speech_lm.stream(sample, plan, **options)
+            record.num_prompt = len(conversation.prompt)
+            return stream
 
-        return self.scheduler.submit(open_stream)
+        try:
+            return self.scheduler.submit(open_stream, is_background=is_background)
+        except BusyError:
+            record.reason = "server_busy"
+            self._finish(record)
+            raise
 
-    async def pieces(self, answer: Answer) -> AsyncIterator[Place | Piece]:
-        """Yield the pieces of an answer, with waves at OUTPUT_RATE, and count it; its end closes the answer."""
-        start, num_samples, outcome = perf_counter(), 0, "failed"
-        resampler = StreamResampler(self.speech_lm.audio_tokenizer.output_rate, OUTPUT_RATE)
+    async def pieces(self, answer: Answer, record: Record) -> AsyncIterator[Place | Piece]:
+        """Yield the pieces of an answer, with waves at OUTPUT_RATE, and record it; its end closes the answer."""
+        asked_at, resampler = perf_counter(), StreamResampler(self.sample_rate, OUTPUT_RATE)
         try:
             async for event in answer:
-                if isinstance(event, Piece) and len(event.chunk.wave):
-                    if not num_samples:
-                        self.metrics.first_audio.observe(perf_counter() - start)
-                    num_samples += len(event.chunk.wave)
-                    chunk = replace(event.chunk, wave=resampler.push(event.chunk.wave))
-                    event = Piece(chunk, event.seconds)
+                if isinstance(event, Piece):
+                    was_silent = not record.num_samples
+                    record.add(event)
+                    if was_silent and record.num_samples:
+                        self.metrics.first_audio.observe(perf_counter() - asked_at)
+                    if len(event.chunk.wave):
+                        event = Piece(replace(event.chunk, wave=resampler.push(event.chunk.wave)), event.seconds)
                 yield event
             if not answer.is_cancelled:
                 yield Piece(Chunk(wave=resampler.flush()), answer.seconds)
-            outcome = "cancelled" if answer.is_cancelled else "completed"
-            if num_samples and outcome == "completed":
-                seconds = num_samples / self.speech_lm.audio_tokenizer.output_rate
-                self.metrics.real_time_factor.observe(answer.seconds.total / seconds)
+            is_longest = len(record.depths) >= record.limit
+            record.outcome = "cancelled" if answer.is_cancelled else "incomplete" if is_longest else "completed"
         except (GeneratorExit, asyncio.CancelledError):
-            outcome = "cancelled"
+            record.outcome, record.reason = "cancelled", record.reason or "client_left"
+            raise
+        except Exception as error:
+            record.reason = type(error).__name__
             raise
         finally:
-            self.metrics.answers.labels(outcome).inc()
+            self._finish(record)
             answer.cancel()
+
+    def _finish(self, record: Record) -> None:
+        self.metrics.answers.labels(record.outcome).inc()
+        if record.outcome in ("completed", "incomplete") and record.num_samples:
+            self.metrics.real_time_factor.observe(record.real_time_factor(self.sample_rate))
+        log_event("answer", **record.fields(self.sample_rate, with_content=self._log_content))
+
+    def note_error(self, code: str | int) -> None:
+        """Count an error that a client is told, and log its code."""
+        self.metrics.errors.labels(code).inc()
+        log_event("error", code=code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,21 +25,55 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class SpeechStopped:
-    """A turn has ended, at the sample `end`; `wave` is (samples,) float32."""
+    """A turn has ended.
+
+    Attributes:
+        end: Sample of the stream where the turn is cut, shortly after the last speech.
+        num_silent: Samples from the last speech up to the decision that the turn has ended.
+        wave: (samples,), float32.
+    """
 
     end: int
+    num_silent: int
     wave: Tensor
 
 
+@cache
 def load_vad() -> Any:
-    """Load Silero VAD from its package. Each stream needs its own, since the model holds the stream's state.
+    """Load the network of Silero VAD from its package, once; it holds no state, so all streams share it.
+
+    The package's model holds the state of one stream, so a stream would need one of its own: 9 MB, and 90 ms of work
+    before its first chunks.
 
     Raises: MissingPackageError.
     """
     num_threads = torch.get_num_threads()
     silero_vad = require("silero_vad", purpose="turn detection", install="silero-vad")
     torch.set_num_threads(num_threads)  # importing it sets 1 for the whole process
-    return silero_vad.load_silero_vad()
+    network = silero_vad.load_silero_vad()._model  # the part for VAD_RATE
+    stream = VadStream(network)
+    for _ in range(3):  # TorchScript optimises during the first calls
+        stream(torch.zeros(CHUNK), VAD_RATE)
+    return network
+
+
+class VadStream:
+    """The state of one stream, with the methods that `VADIterator` calls."""
+
+    def __init__(self, network: Any):
+        self._network = network
+        self.reset_states()
+
+    def reset_states(self) -> None:
+        self._state, self._context = torch.zeros(0), torch.zeros(1, self._network.context_size_samples)
+
+    @torch.no_grad()
+    def __call__(self, chunk: Tensor, rate: int) -> Tensor:
+        """Return the probability of speech in the next chunk, (1, 1)."""
+        samples = torch.cat([self._context, chunk[None]], dim=1)
+        probability, self._state = self._network(samples, self._state)
+        self._context = samples[:, -self._context.shape[1] :]
+        return probability
 
 
 class TurnDetector:
@@ -48,18 +83,18 @@ class TurnDetector:
     """
 
     def __init__(
-        self, vad: Any, *, threshold: float, prefix_padding_ms: int, silence_duration_ms: int, max_seconds: float
+        self, network: Any, *, threshold: float, prefix_padding_ms: int, silence_duration_ms: int, max_seconds: float
     ):
         """Begin a stream.
 
         Args:
-            vad: From `load_vad`.
+            network: From `load_vad`.
             threshold: Probability of speech that begins a turn.
             prefix_padding_ms: Audio kept before the first speech of a turn.
             silence_duration_ms: Silence that ends a turn.
         """
         silero_vad = require("silero_vad", purpose="turn detection", install="silero-vad")
-        self._vad = silero_vad.VADIterator(vad, threshold, VAD_RATE, silence_duration_ms, SPEECH_PAD_MS)
+        self._vad = silero_vad.VADIterator(VadStream(network), threshold, VAD_RATE, silence_duration_ms, SPEECH_PAD_MS)
         self._prefix = prefix_padding_ms * VAD_RATE // 1000
         self._max_samples = int(max_seconds * VAD_RATE)
         self._buffer = torch.zeros(0)
@@ -107,9 +142,9 @@ class TurnDetector:
         elif "end" in found:
             end = found["end"] - self._vad.current_sample + self.position
             wave, self._buffer, self._start = self._buffer[: end - first], self._buffer[end - first :], None
-            return SpeechStopped(end, wave)
+            return SpeechStopped(end, self.position - end + SPEECH_PAD_MS * VAD_RATE // 1000, wave)
         elif len(self._buffer) >= self._max_samples:
-            stopped = SpeechStopped(self.position, self._buffer)
+            stopped = SpeechStopped(self.position, 0, self._buffer)
             self._start_over()
             return stopped
         return None

@@ -1,0 +1,76 @@
+"""The log has a line of JSON for each answer, without its content unless that is asked for."""
+
+import io
+import json
+import logging
+
+import openai
+import pytest
+from realtime_client import MANUAL, ask, session, until
+from toy_server import serve
+
+from vita_audio.serve import records
+from vita_audio.serve.settings import Limits
+
+QUESTION = {"model": "toy", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture
+def lines():
+    """Read what has been logged as JSON."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(records.JsonFormatter())
+    records.log.addHandler(handler)
+    records.log.setLevel(logging.INFO)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    records.log.removeHandler(handler)
+    records.log.setLevel(logging.NOTSET)
+
+
+def test_a_turn_has_its_times_its_tokens_and_its_outcome(server, lines):
+    with session(server, **MANUAL) as connection:
+        response = ask(connection, "hello")[-1].response
+    (line,) = lines()
+    metadata = response.metadata
+    assert (line["event"], line["endpoint"], line["level"]) == ("answer", "realtime", "INFO")
+    assert line["session"].startswith("sess_") and line["outcome"] == response.status
+    assert (line["prompt_tokens"], line["answer_tokens"]) == (response.usage.input_tokens, response.usage.output_tokens)
+    for name in ("first_sound_ms", "vad_ms", "encoder_ms", "model_ms", "decoder_ms", "wait_ms"):
+        assert str(line[name]) == metadata[name]
+    assert line["audio_seconds"] > 0 and line["real_time_factor"] > 0
+    transcript = response.output[0].content[0].transcript
+    assert "hello" not in str(line) and transcript and transcript not in str(line)
+
+
+def test_content_is_logged_if_asked_for(speech_lm, lines):
+    with serve(speech_lm, log_content=True) as server:
+        text = server.client.chat.completions.create(**QUESTION).choices[0].message.content
+    (line,) = lines()
+    assert (line["endpoint"], line["question"], line["answer"].strip()) == ("chat", "hello", text)
+
+
+def test_errors_and_cancelled_answers_have_their_reasons(speech_lm, lines):
+    with serve(speech_lm, limits=Limits(max_new_tokens=400, max_streams=1, max_queue=1)) as server:
+        with pytest.raises(openai.BadRequestError):
+            server.client.chat.completions.create(**QUESTION, temperature=9)
+        with session(server, **MANUAL) as connection:
+            connection.conversation.item.create(
+                item={"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
+            )
+            connection.response.create()
+            while connection.recv().type != "response.output_item.added":
+                pass
+            connection.response.cancel()
+            while connection.recv().type != "response.done":
+                pass
+            connection.response.create()
+            while connection.recv().type != "response.output_item.added":
+                pass
+        until(lambda: len(lines()) == 3)
+    told = [(line["event"], line.get("code") or (line["outcome"], line["reason"])) for line in lines()]
+    assert told == [
+        ("error", "invalid_value"),
+        ("answer", ("cancelled", "client_cancelled")),
+        ("answer", ("cancelled", "client_left")),
+    ]

@@ -1,0 +1,202 @@
+"""Talk to a running server as a page does, and measure when the answer is heard."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vita_audio.data.audio import load_audio
+from vita_audio.optional import require
+from vita_audio.resample import resample
+
+RATE = 16_000  # Hz, of the sound that is sent; the page's
+SERVER_RATE = 24_000  # Hz, of its sound
+PIECE_SECONDS = 0.02
+QUESTION = "what day comes after monday"  # spoken by the server itself where there are no recordings
+QUIET = 0.01  # part of the loudest piece (-40 dB) below which the end of a recording is no speech
+PARTS = {  # part of the time to the first sound -> heading
+    "total_ms": "first sound",
+    "detection_ms": "turn detection",
+    "encoder_ms": "encoder",
+    "model_ms": "language model",
+    "decoder_ms": "decoder",
+    "rest_ms": "rest",
+}
+
+
+@dataclass
+class Server:
+    """A server of `vita_audio.serve`.
+
+    Attributes:
+        url: Address, such as http://localhost:8000.
+        token: None if it needs none.
+    """
+
+    url: str
+    token: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """Return the response of an HTTP request; with a body it is a POST.
+
+        Raises: ValueError with the server's message; OSError without a connection.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **self.headers}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers)) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"{self.url}{path}: {error.code} {error.read().decode(errors='replace')}") from error
+
+    def speak(self, model: str, text: str) -> np.ndarray:
+        """Return a text in the server's voice, (samples,) float32 at RATE."""
+        body = {"model": model, "input": text, "voice": "default", "response_format": "pcm"}
+        wave = np.frombuffer(self.request("/v1/audio/speech", body), "<i2").astype(np.float32) / 32768
+        return resample(torch.from_numpy(wave), SERVER_RATE, RATE).numpy()
+
+
+class Microphone:
+    """Sends sound in real time: silence, and recordings when they are given to `say`."""
+
+    def __init__(self, socket: Any):
+        self._socket, self._waiting = socket, np.zeros(0, dtype=np.float32)
+        self._start, self._num_sent = perf_counter(), 0
+
+    def say(self, wave: np.ndarray) -> float:
+        """Let a recording follow; return the time of `perf_counter` when its speech ends."""
+        first = self._num_sent + len(self._waiting)
+        self._waiting = np.concatenate([self._waiting, wave])
+        return self._start + (first + speech_length(wave)) / RATE
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        size = int(PIECE_SECONDS * RATE)
+        while True:
+            await asyncio.sleep(self._start + (self._num_sent + size) / RATE - perf_counter())
+            piece, self._waiting = self._waiting[:size], self._waiting[size:]
+            piece = np.pad(piece, (0, size - len(piece)))
+            audio = base64.b64encode((32767 * piece).astype("<i2").tobytes()).decode()
+            await self._socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+            self._num_sent += size
+
+
+def speech_length(wave: np.ndarray) -> int:
+    """Return how many samples of a recording precede the quiet at its end."""
+    size = int(PIECE_SECONDS * RATE)
+    pieces = np.pad(wave, (0, -len(wave) % size)).reshape(-1, size)
+    levels = np.sqrt((pieces**2).mean(axis=1))
+    return size * (1 + int(np.flatnonzero(levels > QUIET * levels.max())[-1]))
+
+
+@asynccontextmanager
+async def connect(server: Server, model: str) -> AsyncIterator[Any]:
+    """Open a realtime session with turn detection."""
+    client = require("websockets.asyncio.client", purpose="--server", install="'vita-audio[serve]'")
+    parts = urlsplit(server.url)
+    url = parts._replace(scheme="wss" if parts.scheme == "https" else "ws", path="/v1/realtime").geturl()
+    async with client.connect(url, additional_headers=server.headers, max_size=None) as socket:
+        audio = {"input": {"format": {"type": "audio/pcm", "rate": RATE}}}
+        await socket.send(json.dumps({"type": "session.update", "session": {"type": "realtime", "audio": audio}}))
+        async for text in socket:
+            event = json.loads(text)
+            check_event(event)
+            if event["type"] == "session.updated":
+                yield socket
+                return
+
+
+def check_event(event: Mapping[str, Any]) -> None:
+    """Raise ValueError for an error of the server."""
+    failed = event["type"] == "response.done" and event["response"]["status"] == "failed"
+    error = event["response"]["status_details"]["error"] if failed else event.get("error")
+    if error:
+        raise ValueError(f"the server reports: {error['message']}")
+
+
+async def ask(socket: Any, microphone: Microphone, wave: np.ndarray) -> dict[str, float] | None:
+    """Ask a question aloud and wait for the end of the answer; return its metrics, or None without sound."""
+    speech_end, times, first_at, num_bytes = microphone.say(wave), {}, 0.0, 0
+    async for text in socket:
+        event, now = json.loads(text), perf_counter()
+        check_event(event)
+        times[event["type"]] = now  # the latest of each type
+        if event["type"] == "response.created":
+            num_bytes = 0
+        elif event["type"] == "response.output_audio.delta":
+            first_at = first_at if num_bytes else now
+            num_bytes += len(base64.b64decode(event["delta"]))
+        elif event["type"] == "response.done" and event["response"]["status"] != "cancelled":
+            break  # a cancelled one answered a pause in the question
+    if not num_bytes:
+        return None
+    told = {name: float(event["response"]["metadata"][name]) for name in ("encoder_ms", "model_ms", "decoder_ms")}
+    metrics = {"total_ms": 1000 * (first_at - speech_end), **told}
+    metrics["detection_ms"] = 1000 * (times["input_audio_buffer.speech_stopped"] - speech_end)
+    metrics["rest_ms"] = metrics["total_ms"] - metrics["detection_ms"] - sum(told.values())
+    seconds = times["response.output_audio.delta"] - times["response.created"]
+    metrics["real_time_factor"] = seconds / (num_bytes / 2 / SERVER_RATE)
+    return metrics
+
+
+async def converse(server: Server, model: str, waves: Sequence[np.ndarray], num_turns: int) -> list[Any]:
+    """Ask the recordings in turn, in one conversation; return what `ask` returns for each."""
+    async with connect(server, model) as socket:
+        microphone = Microphone(socket)
+        sending = asyncio.create_task(microphone.run())
+        try:
+            turns = tqdm(range(num_turns), desc="talking", unit="turn")
+            return [await ask(socket, microphone, waves[turn % len(waves)]) for turn in turns]
+        finally:
+            sending.cancel()
+
+
+def measure_server(server: Server, recordings: Sequence[Path], num_turns: int) -> dict[str, Any]:
+    """Measure a server; return the content of benchmark.json.
+
+    Raises: ValueError for errors of the server, or if no answer has sound; OSError without a connection.
+    """
+    model = json.loads(server.request("/v1/models"))["data"][0]["id"]
+    waves = [load_audio(path, RATE).numpy() for path in recordings] or [server.speak(model, QUESTION)]
+    turns = asyncio.run(converse(server, model, waves, num_turns))
+    spoken = [turn for turn in turns if turn is not None]
+    if not spoken:
+        raise ValueError(f"none of the {num_turns} answers of {server.url} has sound; ask other questions")
+    values = {name: [turn[name] for turn in spoken] for name in (*PARTS, "real_time_factor")}
+    metrics = {name: {"median": median(found), "p90": percentile_90(found)} for name, found in values.items()}
+    facts = {"server": server.url, "model": model, "num_turns": num_turns, "num_without_sound": num_turns - len(spoken)}
+    return {**facts, "recordings": [path.name for path in recordings], "metrics": metrics, "turns": turns}
+
+
+def percentile_90(values: Sequence[float]) -> float:
+    return quantiles(values, n=10, method="inclusive")[-1] if len(values) > 1 else values[0]
+
+
+def server_table(report: Mapping[str, Any]) -> str:
+    """Return the medians and 90th percentiles as text."""
+    headings = {**{name: f"{heading}, ms" for name, heading in PARTS.items()}, "real_time_factor": "real-time factor"}
+    lines = [f"{report['model']} at {report['server']}, {report['num_turns']} turns:", f"{'median':>31}{'90 %':>9}"]
+    for name, heading in headings.items():
+        spec = "9.2f" if name == "real_time_factor" else "9.0f"
+        found = report["metrics"][name]
+        lines.append(f"{heading:<22}{found['median']:{spec}}{found['p90']:{spec}}")
+    return "\n".join(lines)
