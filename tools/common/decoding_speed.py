@@ -128,6 +128,10 @@ def measure(speech_lm: SpeechLM, conversation: dict[str, Any], mode: str, settin
     options = {"plan": plan, "max_new_tokens": num_new, "do_sample": False, "eos_token_id": NO_END, **settings.decoding}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    layout = {"num_prompt": len(speech_lm.prompt_ids(conversation)), "num_new": num_new}
+    forced = {**options, "logits_processor": [layout_forcing(plan, speech_lm.tokenizer, **layout)]}
+    if settings.decoding.get("acceptance"):  # how many drafts are accepted depends on what the answer says
+        options = forced
     speeds = {}
     for size in settings.batch_sizes:
         start = clock()
@@ -136,7 +140,7 @@ def measure(speech_lm: SpeechLM, conversation: dict[str, Any], mode: str, settin
     metrics = {
         "tokens_per_second": speeds,
         "backbone_passes_per_token": answers[0].timings.num_backbone_passes / num_new,
-        **stream(speech_lm, conversation, options, clock),
+        **stream(speech_lm, conversation, forced, clock),
     }
     if device.type == "cuda":
         metrics["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / MIB
@@ -144,16 +148,13 @@ def measure(speech_lm: SpeechLM, conversation: dict[str, Any], mode: str, settin
 
 
 def stream(speech_lm: SpeechLM, conversation: dict[str, Any], options: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Stream an answer with the layout of training data; return the metrics of its audio, see `measure`."""
-    num_prompt = len(speech_lm.prompt_ids(conversation))
-    layout = {"num_prompt": num_prompt, "num_new": options["max_new_tokens"]}
-    options = {**options, "logits_processor": [layout_forcing(options["plan"], speech_lm.tokenizer, **layout)]}
+    """Stream an answer that has audio; return the metrics of it, see `measure`."""
     parts: dict[str, float] = {}
     if "stopwatch" in inspect.signature(SpeechLM.stream).parameters:
         from vita_audio.stopwatch import Stopwatch
 
-        options["stopwatch"] = stopwatch = Stopwatch(clock)
-        parts = stopwatch.seconds
+        stopwatch = Stopwatch(clock)
+        options, parts = {**options, "stopwatch": stopwatch}, stopwatch.seconds
     start, num_samples, timeline, first_parts = clock(), 0, [], {}
     for chunk in speech_lm.stream(conversation, **options):
         if len(chunk.wave):

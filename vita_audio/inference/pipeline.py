@@ -306,7 +306,8 @@ class SpeechLM:
         if acceptance is None:
             acceptance = getattr(self.model.generation_config, "acceptance", None)
         is_free = acceptance == 1 and options.get("first_chunk") != "committed"  # drafts cannot change the answer
-        if mtp_head == "full" or (mtp_head is None and (not is_free or self.model.lm_head.weight.is_meta)):
+        is_on_disk = any(parameter.is_meta for parameter in self.model.lm_head.parameters())
+        if mtp_head == "full" or (mtp_head is None and (is_on_disk or not is_free)):
             return {}
         end_ids = options["eos_token_id"]
         end_ids = [end_ids] if isinstance(end_ids, int) else end_ids

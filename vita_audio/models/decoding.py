@@ -81,6 +81,7 @@ class Decoding:
         self._num_prompt = self.state.length
         self._rows = [_Row(index, self._num_prompt) for index in self.state.order]
         self._layers = LeanLayers.of(self.model) or self.model
+        self._num_modules = self.model.config.num_nextn_predict_layers  # a config looks its fields up slowly
         config = self.generation_config
         needs_logits = config.do_sample or config.output_scores or config.output_logits
         self._needs_logits = bool(self.logits_processor or needs_logits)
@@ -156,8 +157,8 @@ class Decoding:
         max_length = self.generation_config.max_length
         if max_length is not None and not commits and column - self.state.offset >= max_length - 1:
             return False  # the backbone makes the last token, since it has to read the drafts before it anyway
-        num_modules = self.model.config.num_nextn_predict_layers
-        return row.depth == depth - 1 and self.plan.depth(column - self._num_prompt, depth, num_modules) == depth
+        number = column - self._num_prompt
+        return row.depth == depth - 1 and self.plan.depth(number, depth, self._num_modules) == depth
 
     def _read(self, depth: int, columns: Sequence[int], width: int) -> Tensor:
         """Let a depth read; return what predicts the tokens from a column of each row on, (rows, width, hidden)."""

@@ -18,15 +18,16 @@ class ModuleHead:
             context: Tokens after which no others than `token_ids` are expected; None: any.
         Raises: ValueError for ids outside the vocabulary, none at all, or a head that is kept on disk.
         """
-        self._vocab_size = head.weight.shape[0]
+        weight = head.weight.detach()  # once, since a quantised head restores it each time
+        self._vocab_size = weight.shape[0]
         if not len(token_ids) or not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
             raise ValueError(f"module_tokens must be ids below {self._vocab_size}, got {list(token_ids)[:5]}")
-        if head.weight.is_meta:
+        if weight.is_meta:
             raise ValueError("module_tokens need the head in memory, got one on disk; leave module_tokens out")
-        self._ids = torch.tensor(sorted(set(token_ids)), device=head.weight.device)
+        self._ids = torch.tensor(sorted(set(token_ids)), device=weight.device)
         self._context = None if context is None else torch.tensor(sorted(set(context)), device=self._ids.device)
         # (hidden, tokens): for a single row, a product with this layout is twice as fast on a CPU
-        self._weight = head.weight.detach()[self._ids].t().contiguous()
+        self._weight = weight[self._ids].t().contiguous()
 
     def fits(self, latest: Tensor) -> bool:
         """Tell whether all these tokens, (...), are context."""
