@@ -16,8 +16,8 @@ def with_silence(wave: np.ndarray, rate: int, before: float, after: float) -> np
 
 def with_noise(wave: np.ndarray, level_db: float, generator: np.random.Generator, colour: float = 0.0) -> np.ndarray:
     """Add noise of an RMS relative to full scale; `colour` is 0 for white noise, 1 for pink and 2 for brown noise."""
-    spectrum = np.fft.rfft(generator.standard_normal(len(wave)))
-    noise = np.fft.irfft(spectrum * np.arange(1, len(spectrum) + 1) ** (-colour / 2), len(wave))
+    spectrum = np.fft.rfft(generator.standard_normal(_fast_length(len(wave))))
+    noise = np.fft.irfft(spectrum * np.arange(1, len(spectrum) + 1) ** (-colour / 2))[: len(wave)]
     return (wave + noise * (10 ** (level_db / 20) / np.sqrt((noise**2).mean()))).astype(np.float32)
 
 
@@ -33,9 +33,14 @@ def with_room(
     times = np.arange(1, round(reverberation * rate)) / rate
     tail = generator.standard_normal(len(times)) * 10 ** (-3 * times / reverberation)
     tail *= 10 ** (-direct_db / 20) / np.sqrt((tail**2).sum())
-    length = len(wave) + len(tail)
+    size, length = len(wave) + len(tail), _fast_length(len(wave) + len(tail))
     response = np.fft.rfft(np.concatenate([[1.0], tail]), length)
-    return np.fft.irfft(np.fft.rfft(wave, length) * response, length).astype(np.float32)
+    return np.fft.irfft(np.fft.rfft(wave, length) * response)[:size].astype(np.float32)
+
+
+def _fast_length(size: int) -> int:
+    """Return the next power of two, for which Fourier transforms are fast."""
+    return 1 << (size - 1).bit_length()
 
 
 def with_pause(wave: np.ndarray, rate: int, seconds: float) -> np.ndarray:
