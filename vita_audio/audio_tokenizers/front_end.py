@@ -9,8 +9,8 @@ from torch.nn import functional
 
 RULE = "speech level and silence 1"  # part of the fingerprint; change it whenever the result changes
 HEAD_SECONDS, TAIL_SECONDS = 0.15, 0.3  # silence around the speech; keeps weak consonants at its ends
-# Windows count as speech if their power exceeds ABOVE_NOISE times that of the quietest tenth of the wave. This threshold
-# is kept within a range, relative to the loudest window, because a wave may lack silence.
+# A window is speech if its power exceeds ABOVE_NOISE times that of the quietest tenth of the wave. This threshold is
+# kept within a range, relative to the loudest window, because a wave may lack silence.
 ABOVE_NOISE = 4.0
 LOWEST_SPEECH, HIGHEST_SPEECH = 1e-3, 1e-2
 WINDOW_SECONDS, HOP_SECONDS = 0.05, 0.01

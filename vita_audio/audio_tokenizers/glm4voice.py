@@ -193,17 +193,13 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         return self._need_decoder().decode(codes, voice, **options)
 
     def _make_voice(self, wave: Tensor) -> FlowVoice:
-        wave = self._framed(wave)
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]
-        return FlowVoice(codes=self._encode_framed([wave])[0], mel=mel)
+        return FlowVoice(codes=self._encode([wave])[0], mel=mel)
 
-    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        return self._encode_framed([self._framed(wave) for wave in waves])
-
-    def _framed(self, wave: Tensor) -> Tensor:
+    def _front_end(self, wave: Tensor) -> Tensor:
         return wave if self.speech_level is None else frame_speech(wave, self.sample_rate, self.speech_level)
 
-    def _encode_framed(self, waves: list[Tensor]) -> list[list[int]]:
+    def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         pieces = [(number, piece) for number, wave in enumerate(waves) for piece in wave.split(self.samples_per_piece)]
         codes: list[list[int]] = [[] for _ in waves]
         for start in range(0, len(pieces), PIECES_PER_BATCH):
