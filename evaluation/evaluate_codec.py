@@ -134,7 +134,8 @@ def evaluate_corpus(
         made = tokenizer.decode(codes[-1], voice)
         decoding_seconds += time.process_time() - started
         seconds += len(wave) / tokenizer.sample_rate
-        distances.append(mel_distance((wave, tokenizer.sample_rate), (made, tokenizer.output_rate)))
+        target = tokenizer.prepare(wave, tokenizer.sample_rate)
+        distances.append(mel_distance((target, tokenizer.sample_rate), (made, tokenizer.output_rate)))
         soundfile.write(output / f"{clip.name}.wav", made.numpy(), tokenizer.output_rate)
         decoded.append((made, tokenizer.output_rate))
     return {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
-from evaluation.suites import DEMO, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
+from evaluation.suites import DEMO_CORPUS, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
 from evaluation.tasks import MEASURES, TASKS
 from vita_audio.command_line import (
     DECODING,
@@ -89,7 +89,7 @@ class EvaluationOptions:
 
     def items(self, benchmark: Benchmark) -> list[Item]:
         """Return the items of a benchmark. Raises: the errors of `Benchmark.items`."""
-        folder = self.corpus if benchmark in DEMO else self.data
+        folder = self.corpus if benchmark in DEMO_CORPUS else self.data
         return benchmark.items(folder, limit_of(self.limit, benchmark.name))
 
     def settings(self, checkpoint: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
         read_settings(options.against)
     benchmarks = get_benchmarks(options.suite)
     get_benchmarks(name for name in {*options.limit, *options.time_alone} if name != EVERY)
-    is_demo = {benchmark in DEMO for benchmark in benchmarks}
+    is_demo = {benchmark in DEMO_CORPUS for benchmark in benchmarks}
     for needs, flag, folder in ((True, "--corpus", options.corpus), (False, "--data", options.data)):
         if needs in is_demo and folder is None:
             parser.error(f"suite {' '.join(options.suite)} needs {flag}")

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Talk to a model in the browser: set up only what that needs, start the server and open its page. Options are those of
-# `python -m vita_audio.serve`, such as --model DIR (default: the demo model, or the one of the quick start).
+# `python -m vita_audio.serve`, such as --model DIR (default: the demo model in vita_audio/assets, which answers the
+# questions listed on start).
 #   PYTHON, VENV  as in setup_env.sh (default: .venv if it can serve, else .venv_talk)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-options=("$@")
+options=("$@") model=
 if [[ " $* " != *" --model"[\ =]* && " $* " != *" --help "* ]]; then
     for model in "$root/vita_audio/assets/demo_model" "$root/outputs/quickstart/stage4" ""; do
         [ -f "$model/config.json" ] && break
@@ -26,5 +27,10 @@ venv=${VENV:-$root/.venv}
 if ! can_serve "$venv"; then
     venv=${VENV:-$root/.venv_talk}
     VENV=$venv bash "$root/scripts/setup_env.sh" talk
+fi
+if [ -f "${model:-}/demo.json" ]; then
+    "$venv/bin/python" -c 'import json, sys
+demo = json.load(open(sys.argv[1], encoding="utf-8"))
+print(demo["domain"], "Ask it, for instance:", *demo["questions"], sep="\n  ")' "$model/demo.json"
 fi
 exec "$venv/bin/python" -m vita_audio.serve --open-page "${options[@]}"

@@ -147,6 +147,7 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     others = [utterance for utterance in everyone if utterance.voice != args.voice]
     random.Random(args.seed).shuffle(utterances)
     tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
+    tokenizer.speech_level = None  # codes must stay aligned with the mels, so nothing may be cut off
     config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
     loop = TrainingLoop(FlowTraining(config, args.seed), args)
     num_frames = loop.model.flow.num_frames

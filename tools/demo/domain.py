@@ -2,7 +2,7 @@
 
 All texts are in lower case without punctuation, as speech recognition should return them. A checksum decides whether a
 text is held out, so held-out texts do not depend on size or seed and training texts never include them. One phrasing of
-each question is held out, but not the answer. The words are in domain.yaml.
+each question is held out, but not the answer. The words are in domain.yaml, those of other questions in outside.yaml.
 """
 
 import random
@@ -11,13 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 HELD_OUT_SHARE = 10  # one text in ten is never used for training
 HELD_OUT_SEED = 1
 SHORTEST_DIGITS, LONGEST_DIGITS = 3, 5
-QUESTION_WORDS = ("what", "which", "who", "how", "do", "can")
+QUESTION_WORDS = (
+    *("what", "which", "who", "whom", "whose", "how", "why", "where", "when", "do", "does", "did", "can", "could"),
+    *("is", "are", "was", "were", "am", "will", "should", "have", "has", "may"),
+)
+NEAR_SHARE = 0.2  # of the questions outside the domain
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,25 @@ DAYS_PER_MONTH: dict[str, int] = _WORDINGS["days_per_month"]
 MONTHS = tuple(DAYS_PER_MONTH)
 SENTENCE_TEMPLATES: list[str] = _WORDINGS["templates"]
 SLOTS: dict[str, list[str]] = _WORDINGS["slots"]  # words for each slot of the templates
-SIZES: dict[str, dict[str, int]] = _WORDINGS["sizes"]
+SIZES: dict[str, dict[str, Any]] = _WORDINGS["sizes"]
 MIXTURES: dict[str, dict[str, int]] = _WORDINGS["mixtures"]
 TOPICS = {name: Topic(**topic) for name, topic in _WORDINGS["topics"].items()}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Questions outside the domain and the one answer to them, as described in outside.yaml."""
+
+    answer: str
+    keyword: str
+    templates: list[str]
+    slots: dict[str, list[str]]
+    near: dict[str, list[str]]
+    held_out: list[str]
+    near_held_out: list[str]
+
+
+OUTSIDE = Outside(**yaml.safe_load(Path(__file__).with_name("outside.yaml").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -86,8 +107,11 @@ def date(rng: random.Random) -> str:
 
 def sentence(rng: random.Random) -> str:
     """Return a sentence of five to eight words from the grammar."""
-    template = rng.choice(SENTENCE_TEMPLATES)
-    return template.format(**{slot: rng.choice(words) for slot, words in SLOTS.items()})
+    return _fill(SENTENCE_TEMPLATES, SLOTS, rng)
+
+
+def _fill(templates: list[str], slots: dict[str, list[str]], rng: random.Random) -> str:
+    return rng.choice(templates).format(**{slot: rng.choice(words) for slot, words in slots.items()})
 
 
 def draw(make: Callable[[random.Random], str], count: int, rng: random.Random, *, held_out: bool) -> list[str]:
@@ -116,6 +140,17 @@ def training_sentences(size: str, seed: int = 0) -> list[str]:
     return texts
 
 
+def more_sentences(size: str, seed: int = 0) -> list[str]:
+    """Return further digit strings, dates and sentences for training, for a size that has `more`."""
+    known, rng = set(training_sentences(size, seed)), random.Random(f"more {seed}")
+    kinds = {"digits": digit_string, "dates": date, "sentences": sentence}
+    counts = SIZES[size].get("more", {})
+    drawn = [draw(kinds[name], count, rng, held_out=False) for name, count in counts.items()]
+    texts = [text for texts in drawn for text in texts if text not in known]
+    rng.shuffle(texts)
+    return texts
+
+
 def heldout_sentences(size: str) -> list[str]:
     """Return digit strings, dates and sentences for evaluation, alternating between the three kinds."""
     count, rng = SIZES[size]["held_out"], random.Random(HELD_OUT_SEED)
@@ -128,6 +163,19 @@ def questions(size: str) -> list[Question]:
     per_topic = [[_question(name, index) for index in range(len(topic.facts))] for name, topic in TOPICS.items()]
     mixed = [question for row in zip_longest(*per_topic) for question in row if question]
     return mixed[: SIZES[size]["questions"]]
+
+
+def outside_questions(size: str, seed: int = 0) -> list[str]:
+    """Return different questions outside the domain for training."""
+    rng, texts = random.Random(f"outside {seed}"), dict[str, None]()
+    while len(texts) < SIZES[size].get("outside", 0):
+        if rng.random() < NEAR_SHARE:
+            topic = rng.choice(list(OUTSIDE.near))
+            text = rng.choice(TOPICS[topic].phrasings).format(asked=rng.choice(OUTSIDE.near[topic]))
+        else:
+            text = _fill(OUTSIDE.templates, OUTSIDE.slots, rng)
+        texts[text] = None
+    return list(texts)
 
 
 def training_texts(size: str, seed: int = 0, *, answer_copies: int = 1) -> list[str]:

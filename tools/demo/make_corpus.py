@@ -12,17 +12,32 @@ import hashlib
 import json
 import os
 import random
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+import soundfile
 import yaml
 from tqdm import tqdm
 
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
-from tools.demo.domain import MIXTURES, SIZES, Question, heldout_sentences, questions, spoken, training_sentences
+from tools.demo.domain import (
+    MIXTURES,
+    OUTSIDE,
+    SIZES,
+    Question,
+    heldout_sentences,
+    more_sentences,
+    outside_questions,
+    questions,
+    spoken,
+    training_sentences,
+)
+from tools.demo.microphones import random_recording
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.data.samples import chat_sample, recognition_sample, spoken_answer_sample, synthesis_sample
 from vita_audio.errors import one_line_errors
@@ -30,6 +45,7 @@ from vita_audio.files.atomic import write_text
 
 PEAK = 0.8
 SETTINGS = {"length_scale": (1.0, 1.2), "noise_scale": (0.4, 0.7), "noise_w_scale": (0.5, 0.8)}  # ranges for Piper
+REFUSALS = 4  # times as many renderings of the answer to questions outside the domain, which is given most often
 SHARD_FILES = 64  # files synthesised by one seeded session
 
 
@@ -44,9 +60,14 @@ class Rendering:
 
 @dataclass
 class Corpus:
-    """Renderings by path, and the training samples and evaluation items of each jsonl file."""
+    """Renderings by path, and the training samples and evaluation items of each jsonl file.
+
+    Attributes:
+        recordings: Path of a rendering by that of its recording with a random microphone.
+    """
 
     renderings: dict[Path, Rendering] = field(default_factory=dict)
+    recordings: dict[Path, Path] = field(default_factory=dict)
     training: dict[str, list[dict]] = field(default_factory=dict)
     held_out: dict[str, list[dict]] = field(default_factory=dict)
 
@@ -66,19 +87,37 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
     def render_all(texts: Iterable[str], times: int) -> list[tuple[str, str]]:
         return [(text, render(text, number, "train")) for text in texts for number in range(times)]
 
+    def recorded(rendered: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the renderings, followed by their recordings, which the model hears but never speaks."""
+        recordings = []
+        for text, path in rendered:
+            for number in range(counts.get("microphones", 0)):
+                recording = Path("audio") / "microphone" / f"{Path(path).stem}-{number}.flac"
+                corpus.recordings[recording] = Path(path)
+                recordings.append((text, recording.as_posix()))
+        return [*rendered, *recordings]
+
     asked = questions(size)
+    answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
     sentences = render_all(training_sentences(size, seed), counts["sentence_renderings"])
     answers = render_all((question.answer for question in asked), counts["answer_renderings"])
-    prompts = render_all(
-        (phrasing for question in asked for phrasing in question.phrasings), counts["question_renderings"]
-    )
+    prompts = render_all(answer_of, counts["question_renderings"])
+    sentences += render_all(more_sentences(size, seed), 1)
+    transcribed = recorded(sentences + prompts + answers)
+    if outside := outside_questions(size, seed):
+        answers += render_all([OUTSIDE.answer], REFUSALS * counts["answer_renderings"])
+        prompts += render_all(outside, 1) + sentences[: counts["statements"]]
+        answer_of |= {text: OUTSIDE.answer for text, _ in prompts if text not in answer_of}
     corpus.training = {
-        "asr": [recognition_sample(path, text) for text, path in sentences + prompts + answers],
+        "asr": [recognition_sample(path, text) for text, path in transcribed],
         "tts": [synthesis_sample(text, path) for text, path in sentences + answers],
-        "qa": _qa_samples(asked, prompts, answers),
-        "text": [chat_sample(phrasing, question.answer) for question in asked for phrasing in question.phrasings],
+        "qa": _qa_samples(answer_of, recorded(prompts), answers),
+        "text": [chat_sample(phrasing, answer) for phrasing, answer in answer_of.items()],
     }
-    corpus.held_out = _held_out_rows(heldout_sentences(size), asked, lambda text: render(text, 0, "heldout"))
+    render_held_out = partial(render, number=0, part="heldout")
+    corpus.held_out = _held_out_rows(heldout_sentences(size), asked, render_held_out)
+    if outside:
+        corpus.held_out |= _outside_rows(render_held_out)
     return corpus
 
 
@@ -99,12 +138,26 @@ def _held_out_rows(
     return rows
 
 
+def _outside_rows(render: Callable[[str], str]) -> dict[str, list[dict]]:
+    """Return the held-out questions outside the domain, and those among them that resemble questions of the domain."""
+    answer = {"reference": OUTSIDE.answer, "keyword": OUTSIDE.keyword}
+    texts = {"outside": OUTSIDE.held_out, "near": OUTSIDE.near_held_out}
+    return {
+        name: [
+            {"id": f"{name}-{index}", "task": "qa", "audio": render(text), "text": text, **answer}
+            for index, text in enumerate(listed)
+        ]
+        for name, listed in texts.items()
+    }
+
+
 def _qa_samples(
-    asked: Sequence[Question], prompts: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
+    answer_of: Mapping[str, str], prompts: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
 ) -> list[dict]:
     """Return a sample for every spoken question, using the renderings of its answer in turn."""
-    answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
-    spoken_answers = {item.answer: cycle([path for text, path in answers if text == item.answer]) for item in asked}
+    spoken_answers = {
+        answer: cycle([path for text, path in answers if text == answer]) for answer in set(answer_of.values())
+    }
     pairs = [(path, answer_of[text]) for text, path in prompts]
     return [spoken_answer_sample(path, answer, next(spoken_answers[answer])) for path, answer in pairs]
 
@@ -134,6 +187,14 @@ def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, t
         list(pool.map(speak, missing, missing.values()))  # an error cancels the shards not yet started
 
 
+def record_corpus(out: Path, recordings: Mapping[Path, Path]) -> None:
+    """Write the missing recordings; the name of each decides its microphone."""
+    for path, rendering in tqdm(recordings.items(), desc="recording", unit="file", disable=not recordings):
+        if not (out / path).exists():
+            wave, rate = soundfile.read(out / rendering, dtype="float32")
+            write_flac(out / path, random_recording(wave, rate, zlib.crc32(path.name.encode())), rate)
+
+
 def write_corpus_files(out: Path, corpus: Corpus) -> None:
     """Write the jsonl files and the mixtures."""
     files = {f"{name}.jsonl": rows for name, rows in corpus.training.items()}
@@ -150,7 +211,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = OneLineParser("make_corpus", __doc__)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write")
     parser.add_argument(
-        "--size", choices=tuple(SIZES), default="quick", help="ci takes seconds, quick minutes, long five times as many"
+        "--size", choices=tuple(SIZES), default="quick", help="ci takes seconds, quick minutes, demo and long more"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences")
     parser.add_argument("--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe)")
@@ -166,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         corpus = plan_corpus(options.size, options.seed)
         speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.threads)
+        record_corpus(options.out, corpus.recordings)
         write_corpus_files(options.out, corpus)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in corpus.training.items())
     print(f"{options.out}: {len(corpus.renderings)} audio files; training samples: {counts}")

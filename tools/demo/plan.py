@@ -17,7 +17,7 @@ EMBEDDED = "embedded"  # as a path: the speech tokenizer or decoder in ASSETS
 NUM_CORES = len(os.sched_getaffinity(0))  # available to this process
 MOST_EVALUATORS = 4  # processes, each with a model and a judge
 LOG_ENTRIES = 75  # per stage, for its curves
-WITHOUT_EFFECT = ("minutes", "note", "attention")  # fields of a form that do not affect results
+WITHOUT_EFFECT = ("minutes", "note", "attention", "more_steps")  # fields of a form that do not affect results
 _STEPS = yaml.safe_load(Path(__file__).with_name("steps.yaml").read_text(encoding="utf-8"))
 
 
@@ -45,6 +45,8 @@ class Form:
         attention: Attention implementation in training.
         note: First paragraph of the report.
         encoder_steps: Training steps of the speech encoder; None for a model whose input is audio codes.
+        max_modules: Most MTP modules of the model, where its stages have more.
+        more_steps: Names of further steps at the end.
     """
 
     folder: str
@@ -57,6 +59,8 @@ class Form:
     attention: str = "auto"
     note: str = ""
     encoder_steps: int | None = None
+    max_modules: int | None = None
+    more_steps: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ class Run:
 def plan_steps(run: Run) -> list[Step]:
     """List the steps in order."""
     first = ["corpus", "codes", *(["encoder"] if run.form.encoder_steps else [])]
-    before, after = ([listed_step(name, run) for name in names] for names in (first, ("evaluation", "codec", "report")))
+    last = ["evaluation", "codec", "report", *run.form.more_steps]
+    before, after = ([listed_step(name, run) for name in names] for names in (first, last))
     return [*before, *_training_steps(run), *after]
 
 
@@ -155,12 +160,13 @@ def _training_steps(run: Run) -> list[Step]:
     steps, start = [], TEXT_MODEL
     for stage in run.variant.stages:
         needs_encoder = not steps and run.form.encoder_steps
+        num_modules = min(stage.num_modules, run.form.max_modules or stage.num_modules)
         step = stage_step(
             run,
             stage,
             start=start,
             output=run.folder / stage.name,
-            config=_config(run.variant, stage.num_modules),
+            config=_config(run.variant, num_modules),
             flags={"save_steps": 0.1},
             environment={"AUDIO_MODEL_NAME_OR_PATH": str(run.speech_encoder)} if needs_encoder else {},
         )

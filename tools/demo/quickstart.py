@@ -2,12 +2,13 @@
 
     bash scripts/quickstart.sh            # installs the requirements, then runs this program
     bash scripts/quickstart.sh --long     # hours, for better metrics
+    bash scripts/quickstart.sh --demo     # the model in the package, which also hears bad microphones
     bash scripts/quickstart.sh --fresh    # start over
     bash scripts/quickstart.sh --variant plus   # a model with a speech encoder, which is trained too
 
 Each step is a command, printed before it runs. Finished steps are marked, so the same command resumes an interrupted
 run; a finished run exits immediately. The folder is outputs/quickstart, with _plus, _long or _ci appended for the other
-variant and sizes.
+variant and sizes; that of --demo is outputs/demo_model.
 """
 
 import argparse
@@ -65,6 +66,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = OneLineParser("scripts/quickstart.sh", __doc__)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--long", dest="form", action="store_const", const="long", help="hours, for better metrics")
+    size.add_argument("--demo", dest="form", action="store_const", const="demo", help="the model in the package")
     size.add_argument("--ci", dest="form", action="store_const", const="ci", help="minutes, to test that all steps run")
     parser.add_argument(
         "--variant",
@@ -78,7 +80,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--paths-from", type=Path, default=Path.cwd(), help="folder that paths are relative to")
     parser.set_defaults(form="quick")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.form not in VARIANTS[options.variant].forms:
+        parser.error(f"--{options.form} needs another variant than {options.variant}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

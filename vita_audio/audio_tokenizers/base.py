@@ -146,8 +146,12 @@ class AudioTokenizer(ABC):
         """Entry of a model's configuration that identifies the tokenizer whose codes it was trained on."""
         return {"type": self.name, "fingerprint": self.fingerprint}
 
+    def _front_end(self, wave: Tensor) -> Tensor:
+        """Change a wave, (samples,) float32 at `sample_rate`, before it is encoded."""
+        return wave
+
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
-        """Encode waves, (samples,) float32 at `sample_rate`, none of them empty."""
+        """Encode waves, (samples,) float32 at `sample_rate`, none of them empty, after `_front_end`."""
         return [self._encode_one(wave) for wave in waves]
 
     def _encode_one(self, wave: Tensor) -> list[int]:
@@ -163,7 +167,10 @@ class AudioTokenizer(ABC):
         """Begin decoding a stream whose work is measured as the stages "flow" and "vocoder"."""
 
     def _make_voice(self, wave: Tensor) -> Voice:
-        """Make a voice from a wave, (samples,) float32 at `sample_rate`; called only if there is a `voice_class`."""
+        """Make a voice from a wave, (samples,) float32 at `sample_rate`, after `_front_end`.
+
+        Called only if there is a `voice_class`.
+        """
         raise NotImplementedError
 
     def encode(self, wave: Tensor | np.ndarray, sample_rate: int) -> list[int]:
@@ -178,7 +185,14 @@ class AudioTokenizer(ABC):
 
     def encode_batch(self, waves: Sequence[Tensor | np.ndarray], sample_rate: int) -> list[list[int]]:
         """Return the codes of each wave, equal to those of `encode` for each wave alone."""
-        return self._encode([prepare_wave(wave, sample_rate, self.sample_rate) for wave in waves])
+        return self._encode([self.prepare(wave, sample_rate) for wave in waves])
+
+    def prepare(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+        """Return the wave that the codes stand for: (samples,), float32, at `self.sample_rate`.
+
+        Arguments and errors as in `encode`.
+        """
+        return self._front_end(prepare_wave(wave, sample_rate, self.sample_rate))
 
     def decode(self, codes: Sequence[int], voice: Voice | None = None) -> Tensor:
         """Return the wave of codes: (samples,), float32 in [-1, 1], at `output_rate`; no codes give no samples.
@@ -206,7 +220,7 @@ class AudioTokenizer(ABC):
         Raises: ValueError also if this codec has no voices.
         """
         self._need_voices()
-        return self._make_voice(prepare_wave(wave, sample_rate, self.sample_rate))
+        return self._make_voice(self.prepare(wave, sample_rate))
 
     def check_voice(self, voice: Voice | None) -> None:
         """Raise ValueError if codes cannot be decoded with a voice; None (no choice of voice) always passes."""

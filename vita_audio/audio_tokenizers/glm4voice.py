@@ -25,6 +25,8 @@ from vita_audio.speech_decoder.streaming import FlowVoice
 from vita_audio.stopwatch import Stopwatch
 
 from .base import AudioStream, AudioTokenizer, check_chunk_sizes, fingerprint
+from .front_end import RULE as FRONT_END
+from .front_end import frame_speech
 from .whisper_vq import WhisperVQEncoder
 
 EMBEDDED = "embedded"
@@ -122,6 +124,8 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         self.decoder = decoder
         self.num_steps, self.seed, self.released_noise = num_steps, seed, released_noise
         self.stream_chunks, self.stream_steps = check_chunk_sizes(stream_chunks), tuple(stream_steps or (num_steps,))
+        # Only the embedded tokenizer has one in its preprocessor_config.json; released ones take waves as they are.
+        self.speech_level: float | None = getattr(feature_extractor, "speech_level", None)
         self.sample_rate = feature_extractor.sampling_rate
         self.samples_per_code = feature_extractor.hop_length * config.frames_per_code
         self.samples_per_piece = min(
@@ -168,6 +172,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     def fingerprint(self) -> str:
         settings = [RESAMPLING_RULE, *(getattr(self.encoder.config, name) for name in _ENCODER_SETTINGS)]
         settings += [getattr(self.feature_extractor, name) for name in _FEATURE_SETTINGS]
+        settings += [] if self.speech_level is None else [FRONT_END, self.speech_level]
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}
         return fingerprint(self.name, settings, weights)
 
@@ -190,6 +195,9 @@ class GLM4VoiceTokenizer(AudioTokenizer):
     def _make_voice(self, wave: Tensor) -> FlowVoice:
         mel = mel_spectrogram(resample(wave, self.sample_rate, self.output_rate)[None])[0]
         return FlowVoice(codes=self._encode([wave])[0], mel=mel)
+
+    def _front_end(self, wave: Tensor) -> Tensor:
+        return wave if self.speech_level is None else frame_speech(wave, self.sample_rate, self.speech_level)
 
     def _encode(self, waves: list[Tensor]) -> list[list[int]]:
         pieces = [(number, piece) for number, wave in enumerate(waves) for piece in wave.split(self.samples_per_piece)]

@@ -84,3 +84,36 @@ def test_spoken_form_marks_questions():
 def test_too_many_texts_are_an_error():
     with pytest.raises(ValueError, match="must yield 5 different texts, got 1"):
         domain.draw(lambda rng: "the same", 5, random.Random(0), held_out=domain.is_held_out("the same"))
+
+
+FUNCTION_WORDS = {"about", "someone", "should", "where", "which"}
+
+
+def test_held_out_questions_outside_the_domain_have_other_words_and_forms():
+    training = domain.outside_questions("demo")
+    assert len(set(training)) == len(training) == domain.SIZES["demo"]["outside"]
+    known = {word for text in training for word in text.split()} - FUNCTION_WORDS
+    beginnings = {tuple(text.split()[:2]) for text in training}
+    held_out = domain.OUTSIDE.held_out
+    assert len(set(held_out)) == 60 and not beginnings & {tuple(text.split()[:2]) for text in held_out}
+    assert not {word for text in held_out for word in text.split() if len(word) >= 5} & known
+
+
+def test_near_questions_share_the_wording_of_the_domain_but_not_its_facts():
+    training, asked = set(domain.outside_questions("demo")), domain.questions("demo")
+    phrasings = {text for item in asked for text in (*item.phrasings, item.held_out_phrasing)}
+    assert not phrasings & {*training, *domain.OUTSIDE.held_out, *domain.OUTSIDE.near_held_out}
+    assert not training & set(domain.OUTSIDE.near_held_out) and len(set(domain.OUTSIDE.near_held_out)) == 20
+    wordings = [wording.format(asked="") for topic in domain.TOPICS.values() for wording in topic.phrasings]
+    assert all(any(text.startswith(wording) for wording in wordings) for text in domain.OUTSIDE.near_held_out)
+
+
+def test_the_refusal_ends_with_its_keyword_and_only_a_size_with_questions_outside_has_any():
+    assert domain.OUTSIDE.answer.split()[-1] == domain.OUTSIDE.keyword
+    assert not domain.outside_questions("quick") and not domain.more_sentences("quick")
+
+
+def test_more_sentences_are_new_and_not_held_out():
+    more = domain.more_sentences("demo")
+    assert len(more) == len(set(more)) > 1000 and not set(more) & set(domain.training_sentences("demo"))
+    assert not any(map(domain.is_held_out, more))

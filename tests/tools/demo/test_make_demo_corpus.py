@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -64,6 +65,50 @@ def test_held_out_audio_is_its_own_and_its_sentences_are_unseen(corpus):
     for row in corpus.held_out["qa"]:
         assert (row["text"] in trained_phrasings) == (row["unseen"] == "rendering")
         assert rendered_text(corpus, row["audio"]) == row["text"]
+
+
+def test_the_demo_size_keeps_the_audio_of_a_quick_corpus(corpus):
+    demo = make_corpus.plan_corpus("demo")
+    kept = [item for path, item in corpus.renderings.items() if path.parts[1] == "train"]
+    assert list(demo.renderings.values())[: len(kept)] == kept
+
+
+def test_recordings_are_heard_and_never_spoken():
+    demo = make_corpus.plan_corpus("demo")
+    recorded = {path.as_posix() for path in demo.recordings}
+    assert set(demo.recordings.values()) <= set(demo.renderings) and not recorded & {*map(str, demo.renderings)}
+    asked = {row["audios"][0] for row in demo.training["asr"] + demo.training["qa"]}
+    spoken = {row["audios"][-1] for row in demo.training["tts"] + demo.training["qa"]}
+    assert recorded <= asked and not recorded & spoken
+    for row in demo.training["asr"]:
+        path = Path(row["audios"][0])
+        assert rendered_text(demo, demo.recordings.get(path, path)) == row["messages"][1]["content"]
+
+
+def test_questions_outside_the_domain_get_its_answer():
+    demo = make_corpus.plan_corpus("demo")
+    outside = {*domain.outside_questions("demo"), *domain.training_sentences("demo")}
+    for row in demo.training["qa"]:
+        path, spoken = map(Path, row["audios"])
+        text, answer = rendered_text(demo, demo.recordings.get(path, path)), rendered_text(demo, spoken)
+        assert (text in outside) == (answer == domain.OUTSIDE.answer)
+    assert [row["text"] for row in demo.held_out["outside"]] == domain.OUTSIDE.held_out
+    assert {Path(row["audio"]).parts[1] for row in demo.held_out["near"]} == {"heldout"}
+
+
+def test_recordings_are_made_once_and_the_same_again(tmp_path):
+    source, path = Path("audio/train/a.flac"), Path("audio/microphone/a-0.flac")
+    (tmp_path / source).parent.mkdir(parents=True)
+    wave = 0.5 * np.sin(np.arange(RATE) * 0.1).astype(np.float32)
+    make_corpus.write_flac(tmp_path / source, wave, RATE)
+    (tmp_path / path).parent.mkdir()
+    make_corpus.record_corpus(tmp_path, {path: source})
+    first, stamp = (tmp_path / path).read_bytes(), (tmp_path / path).stat().st_mtime_ns
+    make_corpus.record_corpus(tmp_path, {path: source})
+    assert (tmp_path / path).stat().st_mtime_ns == stamp
+    (tmp_path / path).unlink()
+    make_corpus.record_corpus(tmp_path, {path: source})
+    assert (tmp_path / path).read_bytes() == first != (tmp_path / source).read_bytes()
 
 
 def test_mixtures_load_from_wherever_the_corpus_lies(corpus, tmp_path):

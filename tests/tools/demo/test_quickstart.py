@@ -11,9 +11,10 @@ import pytest
 
 from evaluation import evaluate_codec
 from evaluation import run as evaluation
+from evaluation.suites import SUITES, get_benchmarks
 from tools import extract_audio_codes
 from tools.codec import train_encoder
-from tools.demo import quickstart
+from tools.demo import hearing, quickstart
 from tools.demo import report as demo_report
 from tools.demo.plan import ROOT, TEXT_MODEL, VARIANTS, Run, Step, plan_steps
 from tools.demo.quickstart import print_result
@@ -48,20 +49,21 @@ def write_line(name: str, folder: Path, text: str, *, fails: bool = False) -> St
     return Step(name, name, product, [sys.executable, "-c", code])
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name, one in VARIANTS.items() for form in one.forms])
 def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
     variant = VARIANTS[name]
     steps = plan_steps(Run(variant, variant.forms[form], tmp_path))
     encoder = ["encoder"] if name == "plus" else []
-    assert [step.name for step in steps] == ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "codec", "report"]
+    more = ["outside", "hearing"] if form == "demo" else []
+    names = ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "codec", "report", *more]
+    assert [step.name for step in steps] == names
     assert set(variant.forms[form].minutes) == {step.name for step in steps} - {"report"}
     assert (ROOT / TEXT_MODEL / "config.json").is_file()
 
 
 def test_no_two_runs_share_a_folder_and_the_default_model_is_the_quick_starts():
     forms = [(variant, form) for variant in VARIANTS.values() for form in variant.forms.values()]
-    assert len({form.folder for _, form in forms}) == len(forms) == 6
+    assert len({form.folder for _, form in forms}) == len(forms) == 7
     assert DEFAULT_MODEL in {Run(variant, form, Path(form.folder)).model for variant, form in forms}
 
 
@@ -136,6 +138,25 @@ def test_the_other_programs_accept_their_commands(run):
     assert codec.output / "codec.json" == steps["codec"].product
     report = demo_report.parse_arguments(steps["report"].command[3:])
     assert (report.evaluation, report.codec, report.output) == (options.output, codec.output, run.folder)
+
+
+def test_the_model_in_the_package_has_five_modules_and_is_evaluated_with_other_microphones(tmp_path):
+    run = Run(VARIANTS["glm4voice"], FORMS["demo"], tmp_path, "my_tokenizer")
+    steps = by_name(plan_steps(run))
+    configs = [json.loads((ROOT / steps[name].environment["CONFIG_NAME"]).read_text()) for name in STAGE_NAMES]
+    assert [config["num_nextn_predict_layers"] for config in configs] == [0, 1, 5, 5]
+    assert {config["num_hidden_layers"] - config["num_nextn_predict_layers"] for config in configs} == {4}
+    outside = evaluation.parse_arguments(steps["outside"].command[3:])
+    assert get_benchmarks(outside.suite) == list(SUITES["outside"]) and outside.corpus == run.corpus
+    asked = hearing.parse_arguments(steps["hearing"].command[3:])
+    assert (asked.model, asked.corpus, asked.audio_tokenizer_path) == (run.model, run.corpus, "my_tokenizer")
+    assert asked.output / "hearing.json" == steps["hearing"].product
+
+
+def test_a_form_that_a_variant_lacks_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quickstart.parse_arguments(["--demo", "--variant", "plus"])
+    assert "--demo needs another variant than plus" in capsys.readouterr().err
 
 
 def test_without_other_weights_no_flag_asks_for_them(ci_run):
