@@ -31,12 +31,12 @@ def silence(seconds):
 
 
 @contextmanager
-def browser(playwright, folder=None, *said, allows_microphone=True):
-    """Start a browser whose microphone hears some waves, once; they are written to `folder`."""
+def browser(playwright, folder=None, *said, lead=1, allows_microphone=True):
+    """Start a browser whose microphone hears some waves, `lead` s after it is opened; they are written to `folder`."""
     arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--autoplay-policy=no-user-gesture-required"]
     if said:
         path = folder / "microphone.wav"
-        soundfile.write(path, np.concatenate([silence(1), *said, silence(30)]), MICROPHONE_RATE, subtype="PCM_16")
+        soundfile.write(path, np.concatenate([silence(lead), *said, silence(30)]), MICROPHONE_RATE, subtype="PCM_16")
         arguments += [f"--use-file-for-fake-audio-capture={path}%noloop"]
     if allows_microphone:
         arguments += ["--use-fake-ui-for-media-stream"]

@@ -117,7 +117,7 @@ async function press() {
   if (!session.isReady()) return showError(text("notConnected"));
   if (!(await open())) return;
   if (pushToTalk() && !isHeld) return; // it was released while the browser asked for permission
-  await session.interrupt();
+  if (pushToTalk()) await session.interrupt(); // hands-free, speech does
   session.send("input_audio_buffer.clear");
   pressedAt = sent.length;
   setSending(true);
