@@ -71,9 +71,9 @@ def run(options: argparse.Namespace) -> None:
     from vita_audio.serve.service import Service
     from vita_audio.serve.turns import load_vad
 
-    demo = load_demo(options.model)
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
+    demo = load_demo(options.model)
     speech_lm = load_speech_lm(options, load_audio_tokenizer(options))
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
     service = Service(speech_lm, options.model.resolve().name, limits)

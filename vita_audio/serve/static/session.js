@@ -210,8 +210,9 @@ function showWaiting(item, waited) {
 // The milliseconds from the end of speech to the first sound that was heard; `rest` is network, page and sound card.
 function parts(server, waited) {
   const times = {};
-  for (const name of ["vad", "encoder", "model", "decoder"]) times[name] = Number(server[`${name}_ms`] ?? 0);
-  return { ...times, rest: Math.max(0, waited - times.encoder - times.model - times.decoder) };
+  for (const name of ["vad", "wait", "encoder", "model", "decoder"]) times[name] = Number(server[`${name}_ms`] ?? 0);
+  const known = times.wait + times.encoder + times.model + times.decoder;
+  return { ...times, rest: Math.max(0, waited - known) };
 }
 
 // Empty the player at once, and tell the server how much of the answer was heard. `beganAt` is the time when the user

@@ -6,7 +6,7 @@ import { Wave } from "./wave.js";
 // In order; a message has its id, box, words and wave on the page, the pieces of its sound with their rate, and a turn,
 // which the download holds.
 export const messages = [];
-const PARTS = { vad: "vad", encoder: "encoder", model: "language", decoder: "decoder", rest: "rest" }; // name, text
+const PARTS = { vad: "vad", wait: "wait", encoder: "encoder", model: "language", decoder: "decoder", rest: "rest" };
 const seconds = (milliseconds) => (milliseconds / 1000).toFixed(2);
 
 export const find = (id) => id && messages.find((message) => message.id === id);

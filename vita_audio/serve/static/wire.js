@@ -1,7 +1,7 @@
 // The connection to the server: its events, and its HTTP endpoints.
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const MAX_UNSENT = 1_000_000; // bytes that wait in the socket before its connection counts as lost
-const [IDLE, FULL] = [1000, 1013]; // codes with which the server closes a connection
+const IDLE = 1000; // the code with which the server closes a connection
 const isLocal = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 
 // Connect again, ever more slowly, whenever the connection ends; after one that was idle, once the user is back.
@@ -23,7 +23,7 @@ export class Wire {
     this.socket = new WebSocket(`${location.origin.replace("http", "ws")}/v1/realtime`, protocols);
     this.socket.onopen = () => (this.delay = 500);
     this.socket.onmessage = ({ data }) => this.onEvent(JSON.parse(data));
-    this.socket.onclose = ({ code }) => (code === IDLE ? this.pause() : this.lose(code === FULL ? "full" : "off"));
+    this.socket.onclose = ({ code }) => (code === IDLE ? this.pause() : this.lose());
   }
 
   drop() {
@@ -40,9 +40,9 @@ export class Wire {
     for (const kind of ["pointermove", "pointerdown", "keydown"]) addEventListener(kind, resume, { signal });
   }
 
-  lose(state = "off") {
+  lose() {
     this.drop();
-    this.onState(state);
+    this.onState("off");
     this.timer = setTimeout(() => this.connect(), this.delay);
     this.delay = Math.min(2 * this.delay, 10000);
   }
