@@ -39,7 +39,7 @@ def test_a_spoken_question_is_answered(server, playwright, tmp_path):
         wait_for(page, "speaking")
         answer = answer_of(page)
         wait_for(page, "listening")
-        assert "s to first sound" in page.inner_text(".message.assistant .times")
+        assert "s to first sound" in page.inner_text(".message.assistant .first-sound")
         assert page.locator(".message.user").count() == 1
         for role in ("user", "assistant"):
             assert page.get_attribute(f".message.{role} .wave path", "d").startswith("M0.5")
@@ -68,6 +68,8 @@ def test_speech_over_an_answer_ends_its_sound(speech_lm, playwright, tmp_path):
     with serve(speech_lm, limits=LONG) as server:
         with browser(playwright, tmp_path, words_said(), lead=0.2) as chromium, opened(chromium, server) as page:
             answer = interrupt(page)
+            page.select_option("#language", "zh")
+            assert "s （从你开始说话算起）" in page.inner_text(".message.assistant .note")
     made = 1000 * answer["usage"]["output_token_details"]["audio_tokens"] / speech_lm.audio_tokenizer.frame_rate
     assert 0 < answer["heardMilliseconds"] < made  # also if the answer was complete before it had been played
 

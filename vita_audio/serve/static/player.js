@@ -38,7 +38,10 @@ class Player extends AudioWorkletProcessor {
       if (!this.played) this.tell("started");
     }
     if (this.runs) this.fill(output);
-    if (!this.waiting) this.runs = false; // more of it may still arrive
+    if (!this.waiting && this.runs) {
+      this.runs = false; // more of it may still arrive
+      this.port.postMessage({ level: 0 });
+    }
     if (!this.waiting && this.ended) {
       this.tell("ended");
       this.reset(null);

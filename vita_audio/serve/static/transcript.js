@@ -76,26 +76,33 @@ export function setHeard(id, transcript) {
 
 export function showInterruption(id) {
   const { box, turn } = find(id);
-  const line = label("interrupted", "p", "note");
+  const line = element("p", "note");
+  line.append(label("interrupted"));
   if (turn.stopMilliseconds) line.append(` ${seconds(turn.stopMilliseconds)} s `, label("afterYouBegan"));
   box.append(line);
   scroll();
 }
 
+// The line of an answer's numbers.
+function factsOf(made) {
+  made.facts ??= made.box.appendChild(element("p", "facts"));
+  return made.facts;
+}
+
 // Show how many tokens a pass of the backbone made, and how many predictions of the modules it accepted.
 export function showDecoding(id, { tokens_per_pass, verified, accepted }) {
   if (!tokens_per_pass) return;
-  const line = element("p", "decoding", `${tokens_per_pass} `);
-  line.append(label("tokensPerPass"));
-  if (verified) line.append(" · ", label("accepted"), ` ${accepted} / ${verified}`);
-  find(id).box.append(line);
+  const numbers = element("span", "decoding", `${tokens_per_pass} `);
+  numbers.append(label("tokensPerPass"));
+  if (verified) numbers.append(" · ", label("accepted"), ` ${accepted} / ${verified}`);
+  factsOf(find(id)).append(numbers);
   scroll();
 }
 
 // Show the time from the end of speech to the first sound, with its parts.
 export function showTimes(id, milliseconds) {
-  const { box, turn } = find(id);
-  turn.milliseconds = milliseconds;
+  const made = find(id);
+  made.turn.milliseconds = milliseconds;
   const total = Object.values(milliseconds).reduce((sum, value) => sum + value, 0);
   const bar = element("div", "bar");
   const legend = element("div", "legend");
@@ -109,11 +116,10 @@ export function showTimes(id, milliseconds) {
     legend.append(entry);
   }
   bar.setAttribute("aria-hidden", "true");
-  const times = element("div", "times");
-  const sum = element("p", "");
-  sum.append(element("strong", "", `${seconds(total)} s `), label("firstSound"));
-  times.append(sum, bar, legend);
-  box.append(times);
+  const first = element("span", "first-sound");
+  first.append(element("strong", "", `${seconds(total)} s `), label("firstSound"));
+  factsOf(made).prepend(first);
+  made.facts.after(bar, legend);
   scroll();
 }
 
