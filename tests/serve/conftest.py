@@ -1,6 +1,7 @@
-"""A server of a tiny model."""
+"""A server of a tiny model, and a browser."""
 
 import pytest
+from page_browser import browser
 from toy_server import serve
 from toy_speech_lm import load_toy
 
@@ -14,3 +15,17 @@ def speech_lm(toy_folders):
 def server(speech_lm):
     with serve(speech_lm) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def playwright():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright):
+    """A browser whose microphone hears beeps."""
+    with browser(playwright) as chromium:
+        yield chromium

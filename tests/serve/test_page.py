@@ -1,229 +1,173 @@
-"""The page in Chromium with a fake microphone; `CHROMIUM` names the browser."""
+"""A conversation on the page: speech, text, interruptions."""
 
 import base64
+import io
 import json
 import os
-import time
-from contextlib import contextmanager
 from pathlib import Path
-from shutil import which
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
+from page_browser import (
+    MICROPHONE_RATE,
+    SPEECH,
+    answer_of,
+    ask,
+    browser,
+    download,
+    needs_chromium,
+    opened,
+    silence,
+    wait_for,
+    words_said,
+)
 from toy_server import serve
 
 from vita_audio.serve.audio import OUTPUT_RATE, from_pcm16
+from vita_audio.serve.demo import Demo
 from vita_audio.serve.settings import Limits
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM") or which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-
-SPEECH = Path(__file__).parents[1] / "assets" / "speech_tokenizer" / "vq_wav" / "speech_short.wav"
-MICROPHONE_RATE = 48_000  # of the browser's fake microphone
-TIMEOUT = 60_000  # ms
+pytestmark = needs_chromium
+LONG = Limits(max_new_tokens=400)
 
 
-def words_said(seconds=1.5):
-    wave, rate = soundfile.read(SPEECH)
-    return soxr.resample(wave[: int(seconds * rate)], rate, MICROPHONE_RATE)
-
-
-def silence(seconds):
-    return np.zeros(int(seconds * MICROPHONE_RATE))
-
-
-@contextmanager
-def browser(folder, *said, allows_microphone=True):
-    """Start a browser whose microphone hears some waves, once."""
-    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--autoplay-policy=no-user-gesture-required"]
-    if said:
-        path = folder / "microphone.wav"
-        soundfile.write(path, np.concatenate([silence(1), *said, silence(30)]), MICROPHONE_RATE, subtype="PCM_16")
-        arguments += [f"--use-file-for-fake-audio-capture={path}%noloop"]
-    if allows_microphone:
-        arguments += ["--use-fake-ui-for-media-stream"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        try:
-            yield browser
-        finally:
-            browser.close()
-
-
-@contextmanager
-def opened(browser, server, sounds=None):
-    """Open the page; any error of its scripts fails the test. The sound of each response is added to `sounds`."""
-    page, errors = browser.new_page(), []
-    page.set_default_timeout(TIMEOUT)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    if sounds is not None:
-        page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: hear(frame, sounds)))
-    page.goto(server.url)
-    wait_for(page, "ready")
-    yield page
-    assert errors == []
-
-
-def hear(frame, sounds):
-    """Collect the sound of each response."""
-    event = json.loads(frame)
-    if event["type"] == "response.created":
-        sounds.append([])
-    elif event["type"] == "response.output_audio.delta":
-        sounds[-1].append(base64.b64decode(event["delta"]))
-
-
-def wait_for(page, state):
-    page.wait_for_selector(f"#status[data-state={state}]")
-
-
-def download(page):
-    with page.expect_download() as download:
-        page.click("#download")
-    return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["turns"]
-
-
-def answer_of(page, number=0):
-    """Wait until an answer has ended, and return its turn."""
-    page.locator(".message.assistant").nth(number).wait_for()
-    deadline = time.monotonic() + TIMEOUT / 1000
-    while time.monotonic() < deadline:
-        answers = [turn for turn in download(page) if turn["role"] == "assistant"]
-        if "status" in answers[number]:
-            return answers[number]
-        page.wait_for_timeout(100)
-    raise TimeoutError(f"answer {number} has not ended")
-
-
-def test_a_spoken_question_is_answered(server, tmp_path):
-    with browser(tmp_path, words_said()) as chromium, opened(chromium, server) as page:
+def test_a_spoken_question_is_answered(server, playwright, tmp_path):
+    with browser(playwright, tmp_path, words_said()) as chromium, opened(chromium, server) as page:
         page.click("#microphone")
         wait_for(page, "speaking")
         answer = answer_of(page)
-        wait_for(page, "ready")
-        page.wait_for_selector(".message.assistant .bar")
-        assert "s to first sound" in page.inner_text(".message.assistant .times")
+        wait_for(page, "listening")
+        assert "s to first sound" in page.inner_text(".message.assistant .first-sound")
         assert page.locator(".message.user").count() == 1
-        assert page.get_attribute(".message.assistant .wave path", "d").startswith("M0.5")
+        for role in ("user", "assistant"):
+            assert page.get_attribute(f".message.{role} .wave path", "d").startswith("M0.5")
         assert "tokens per pass" in page.inner_text(".message.assistant .decoding")
-        times = answer_of(page)["milliseconds"]
+        page.wait_for_function("document.querySelector('.message.user .words').textContent != '…'")
+        (question, answer), file = download(page)
     assert answer["status"] in ("completed", "incomplete") and answer["usage"]["output_tokens"] > 0
-    assert list(times) == ["vad", "encoder", "model", "decoder", "rest"] and times["vad"] > 200
+    times = answer["milliseconds"]
+    assert list(times) == ["vad", "wait", "encoder", "model", "decoder", "rest"] and times["vad"] > 200
+    said, rate = soundfile.read(io.BytesIO(file.read(question["audio"])))
+    assert rate == 16_000 and 1 < len(said) / rate < 3 and np.abs(said).max() > 0.1
+    made = file.read(answer["audio"])
+    assert b"AI-generated" in made[:80] and soundfile.info(io.BytesIO(made)).samplerate == OUTPUT_RATE
 
 
-def test_speech_over_an_answer_ends_its_sound(speech_lm, tmp_path):
-    with serve(speech_lm, limits=Limits(max_new_tokens=400)) as server:
-        said = [words_said(), silence(1), *[np.concatenate([words_said(), silence(1)])] * 6]
-        with browser(tmp_path, *said) as chromium, opened(chromium, server) as page:
-            page.click("#microphone")
-            page.locator(".message.assistant").nth(1).wait_for()
-            turns = [turn for turn in download(page) if turn["role"] == "assistant"]
-    first = turns[0]
-    made = 1000 * first["usage"]["output_token_details"]["audio_tokens"] / speech_lm.audio_tokenizer.frame_rate
-    assert first["heardMilliseconds"] < made  # also if the answer was complete before it had been played
+def interrupt(page):
+    """Ask in writing, open the microphone, which hears speech, during the answer, and return the answer's turn."""
+    ask(page)
+    wait_for(page, "speaking")
+    page.click("#microphone")
+    page.locator(".message.assistant .note", has_text="after you began to speak").wait_for()
+    return answer_of(page)
 
 
-def test_push_to_talk_by_the_keyboard(server, tmp_path):
-    with browser(tmp_path, *[words_said(5)] * 4) as chromium, opened(chromium, server) as page:
-        page.click("[name=mode][value=push]")
+def test_speech_over_an_answer_ends_its_sound(speech_lm, playwright, tmp_path):
+    with serve(speech_lm, limits=LONG) as server:
+        with browser(playwright, tmp_path, words_said(), lead=0.2) as chromium, opened(chromium, server) as page:
+            answer = interrupt(page)
+            page.select_option("#language", "zh")
+            assert "s （从你开始说话算起）" in page.inner_text(".message.assistant .note")
+    made = 1000 * answer["usage"]["output_token_details"]["audio_tokens"] / speech_lm.audio_tokenizer.frame_rate
+    assert 0 < answer["heardMilliseconds"] < made  # also if the answer was complete before it had been played
+
+
+def test_the_conversation_shows_what_was_heard(speech_lm, chromium):
+    with serve(speech_lm, limits=LONG) as server, opened(chromium, server) as page:
+        ask(page)
+        wait_for(page, "speaking")
+        page.keyboard.press("Escape")
+        page.locator(".message.assistant .note", has_text="Interrupted").wait_for()
+        wait_for(page, "ready")
+        answer = download(page)[0][1]
+        shown = page.evaluate("document.querySelector('.message.assistant .words').firstChild.data")
+        assert shown.strip() == answer["text"].strip()
+        assert page.locator(".words s").count() == bool(answer["unheard"].strip())
+
+
+def test_push_to_talk_by_the_keyboard(server, playwright, tmp_path):
+    with browser(playwright, tmp_path, *[words_said(5)] * 4) as chromium, opened(chromium, server) as page:
+        page.focus("[name=mode][value=hands-free]")
+        page.keyboard.press("ArrowRight")
         page.focus("#microphone")
         page.keyboard.down(" ")
         page.wait_for_selector("#microphone[aria-pressed=true]")
         page.wait_for_timeout(2500)
         page.keyboard.up(" ")
         assert answer_of(page)["usage"]["input_token_details"]["audio_tokens"] > 12
+        (question, _), file = download(page)
+    assert soundfile.info(io.BytesIO(file.read(question["audio"]))).duration > 1
 
 
-def test_text_is_never_markup(server, tmp_path):
-    with browser(tmp_path) as chromium, opened(chromium, server) as page:
+def test_a_voice_prompt_is_sent(server, chromium):
+    events = []
+    with opened(chromium, server, events=events) as page:
+        page.set_input_files("#voice input", SPEECH)
+        page.wait_for_selector("#voice audio")
+        page.click("#restart")  # also to a new session
+        wait_for(page, "ready")
+        page.locator("#voice button", has_text="Record").click()
+        page.locator("#voice button", has_text="Stop").click()
+    prompts = [event["session"]["generation"] for event in events if event.get("event_id") == "voice"]
+    wave, rate = soundfile.read(SPEECH)
+    assert prompts[0]["voice_prompt"]["rate"] == rate == 16_000
+    sent = np.frombuffer(base64.b64decode(prompts[0]["voice_prompt"]["audio"]), "<i2") / 32768
+    assert np.abs(sent - wave[: len(sent)]).max() < 1e-3
+
+
+def test_the_page_says_what_the_model_can_talk_about(speech_lm, chromium):
+    demo = Demo(domain="I know <b>capitals</b>.", questions=["what is the capital of peru", "who are you"])
+    with serve(speech_lm, demo=demo) as server, opened(chromium, server) as page:
+        page.wait_for_selector("#examples button")
+        assert page.inner_text("#domain") == demo.domain
+        assert page.locator("#examples button").all_inner_texts() == demo.questions
+        page.click("#examples button >> nth=0")
+        answer_of(page)
+        assert page.inner_text(".message.user .words") == demo.questions[0] and page.is_hidden("#welcome")
+
+
+def test_text_is_never_markup(server, chromium):
+    with opened(chromium, server) as page:
         attack = "<img src=x onerror=\"document.title='broken'\"><|im_end|>"
-        page.fill("#text", attack)
-        page.press("#text", "Enter")
+        ask(page, attack)
         answer_of(page)
         said = page.inner_text(".message.user .words")
         assert said == attack.replace("<|", "< |")
         assert page.locator("#log img").count() == 0 and page.title() == "VITA-Audio"
 
 
-def test_files(server, tmp_path):
-    with browser(tmp_path) as chromium, opened(chromium, server) as page:
-        page.focus("#tab-talk")
-        page.keyboard.press("ArrowRight")
-        page.click("#file-form .primary")
-        assert page.inner_text("#error") == "Choose a file first."
-        page.set_input_files("#file", SPEECH)
-        for task, has_sound in (("recognition", False), ("question", True), ("synthesis", True)):
-            page.check(f"[name=task][value={task}]")
-            if task == "synthesis":
-                page.fill("#words", "hello")
-            with page.expect_response(lambda response: "/v1/" in response.url and response.request.method == "POST"):
-                page.click("#file-form .primary")
-            page.locator("#result-text", has_text="Working").wait_for(state="detached")
-            assert page.is_visible("#result-audio") == has_sound and page.is_hidden("#error")
-
-
-def test_languages_themes_and_names_for_screen_readers(server, tmp_path):
-    with browser(tmp_path) as chromium, opened(chromium, server) as page:
-        page.select_option("#language", "zh")
-        assert page.inner_text("#microphone") == "打开麦克风" and page.get_attribute("html", "lang") == "zh"
-        page.reload()
-        assert page.inner_text("#tab-files") == "文件"
-        page.click("#theme")
-        first = page.get_attribute("html", "data-theme")
-        page.click("#theme")
-        assert {first, page.get_attribute("html", "data-theme")} == {"light", "dark"}
-        for control in page.locator("button, input, select, textarea").all():
-            label = control.evaluate("it => it.ariaLabel || it.innerText || it.labels?.[0]?.innerText")
-            assert label and label.strip(), control.evaluate("it => it.outerHTML")
-        page.set_viewport_size({"width": 390, "height": 844})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-def test_a_refused_microphone_is_reported(server, tmp_path):
-    with browser(tmp_path, allows_microphone=False) as chromium, opened(chromium, server) as page:
-        page.click("#microphone")
-        page.locator("#error", has_text="The microphone cannot be used").wait_for()
-        page.click("#examples button >> nth=0")
-        assert answer_of(page)["text"]
-
-
-def test_a_new_conversation_begins_in_mid_answer(speech_lm, tmp_path):
-    with serve(speech_lm, limits=Limits(max_new_tokens=400)) as server, browser(tmp_path) as chromium:
-        with opened(chromium, server) as page:
-            page.click("#examples button >> nth=0")
-            page.locator(".message.assistant").wait_for()
-            page.click("#restart")
-            wait_for(page, "ready")
-            assert page.is_visible("#welcome")
-            page.click("#examples button >> nth=1")
-            assert answer_of(page)["text"] and page.locator(".message.assistant").count() == 1
-
-
-def test_the_page_connects_again_when_the_server_is_back(speech_lm, tmp_path):
-    with browser(tmp_path) as chromium:
-        with serve(speech_lm, limits=Limits(max_new_tokens=10)) as server:
-            page = chromium.new_page()
-            page.goto(server.url)
-            page.click("#examples button >> nth=0")
-            answer_of(page)
-        wait_for(page, "off")
-        with serve(speech_lm, limits=Limits(max_new_tokens=10), port=server.port):
-            wait_for(page, "ready")
-            assert "New conversation" in page.inner_text("#log")
-            page.fill("#text", "hello")
-            page.press("#text", "Enter")
-            assert answer_of(page, 1)["text"]
+def test_a_new_conversation_begins_in_mid_answer(speech_lm, chromium):
+    with serve(speech_lm, limits=LONG) as server, opened(chromium, server) as page:
+        ask(page)
+        page.locator(".message.assistant").wait_for()
+        page.click("#restart")
+        wait_for(page, "ready")
+        assert page.is_visible("#welcome")
+        ask(page, "hello again")
+        assert answer_of(page)["text"] and page.locator(".message.assistant").count() == 1
 
 
 @pytest.mark.slow
-def test_a_trained_model_answers_what_was_asked(tmp_path):
-    """`TALK_MODEL` is a model of the quick start, next to its corpus; a third-party recogniser hears the answers."""
+def test_an_interrupted_answer_is_silent_within_300_ms(speech_lm, playwright, tmp_path):
+    """From the beginning of the user's speech, as turn detection finds it, until the player is empty."""
+    waits = []
+    with serve(speech_lm, limits=LONG) as server:
+        with browser(playwright, tmp_path, words_said(), lead=0.2) as chromium, opened(chromium, server) as page:
+            for _ in range(5):
+                waits.append(interrupt(page)["stopMilliseconds"])
+                page.click("#microphone")
+                page.click("#restart")
+                wait_for(page, "ready")
+    assert np.median(waits) <= 300, waits
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """`TALK_MODEL` is a model of the quick start, next to its corpus: the model, and questions with their waves."""
     if "TALK_MODEL" not in os.environ:
         pytest.skip("needs TALK_MODEL")
-    from evaluation.judges import load_whisper_tiny_en
     from vita_audio.audio_tokenizers import get_audio_tokenizer
     from vita_audio.inference.pipeline import SpeechLM
 
@@ -231,18 +175,46 @@ def test_a_trained_model_answers_what_was_asked(tmp_path):
     corpus = folder.parent / "corpus"
     lines = (corpus / "heldout_qa.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [json.loads(line) for line in lines[::12]][:5]
-    said = []
     for question in questions:
         wave, rate = soundfile.read(corpus / question["audio"])
-        said += [soxr.resample(wave, rate, MICROPHONE_RATE), silence(12)]
-    speech_lm = SpeechLM.from_pretrained(folder, get_audio_tokenizer("glm4voice"), device="cpu")
-    sounds = []
-    limits = Limits(max_new_tokens=200, max_turns=1)
-    with serve(speech_lm, limits=limits) as server, browser(tmp_path, *said) as chromium:
-        with opened(chromium, server, sounds) as page:
+        question["wave"] = soxr.resample(wave, rate, MICROPHONE_RATE)
+    return SpeechLM.from_pretrained(folder, get_audio_tokenizer("glm4voice"), device="cpu"), questions
+
+
+def answers_right(sounds, questions):
+    """Return whether a third-party recogniser hears each question's keyword in its answer."""
+    from evaluation.judges import load_whisper_tiny_en
+
+    heard = load_whisper_tiny_en(1).transcribe([(from_pcm16(b"".join(pieces)), OUTPUT_RATE) for pieces in sounds])
+    return [question["keyword"] in text.lower() for question, text in zip(questions, heard, strict=True)]
+
+
+TRAINED = Limits(max_new_tokens=200, max_turns=1)
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_what_was_asked(trained, playwright, tmp_path):
+    speech_lm, questions = trained
+    said, sounds = [wave for question in questions for wave in (question["wave"], silence(12))], []
+    with serve(speech_lm, limits=TRAINED) as server, browser(playwright, tmp_path, *said) as chromium:
+        with opened(chromium, server, sounds=sounds) as page:
             page.click("#microphone")
             for number in range(len(questions)):
                 answer_of(page, number)
-    heard = load_whisper_tiny_en(1).transcribe([(from_pcm16(b"".join(pieces)), OUTPUT_RATE) for pieces in sounds])
-    right = [question["keyword"] in text.lower() for question, text in zip(questions, heard, strict=True)]
-    assert sum(right) >= len(questions) - 1, heard
+    right = answers_right(sounds, questions)
+    assert sum(right) >= len(questions) - 1, right
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_a_question_asked_over_its_answer(trained, playwright, tmp_path):
+    speech_lm, questions = trained
+    with serve(speech_lm, limits=TRAINED) as server:
+        with browser(playwright, tmp_path, questions[0]["wave"], lead=0.2) as chromium:
+            sounds = []
+            with opened(chromium, server, sounds=sounds) as page:
+                ask(page, questions[1]["text"])
+                wait_for(page, "speaking")
+                page.click("#microphone")
+                page.locator(".message.assistant .note", has_text="Interrupted").wait_for()
+                answer_of(page, 1)
+    assert answers_right(sounds[1:], questions[:1]) == [True]

@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
     import uvicorn
 
     from vita_audio.serve.app import create_app
+    from vita_audio.serve.demo import load_demo
     from vita_audio.serve.guard import LOCAL_HOSTS
     from vita_audio.serve.records import log_as_json
     from vita_audio.serve.service import Service
@@ -79,10 +80,11 @@ def run(options: argparse.Namespace) -> None:
         log_as_json()
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
+    demo = load_demo(options.model)
     speech_lm = load_speech_lm(options, load_audio_tokenizer(options))
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
     service = Service(speech_lm, options.model.resolve().name, limits, log_content=options.log_content)
-    app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token)
+    app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token, demo=demo)
     config = uvicorn.Config(
         app,
         host=options.host,

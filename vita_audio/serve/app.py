@@ -10,6 +10,7 @@ from fastapi import FastAPI, Response, WebSocket
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
+from vita_audio.serve.demo import Demo
 from vita_audio.serve.guard import LOCAL_HOSTS, Guard
 from vita_audio.serve.openai_http import add_endpoints
 from vita_audio.serve.realtime import EventError, RealtimeSession
@@ -20,8 +21,10 @@ STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
 
 
-def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: str | None = None) -> FastAPI:
-    """Make the application; arguments as in `Guard`."""
+def create_app(
+    service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: str | None = None, demo: Demo | None = None
+) -> FastAPI:
+    """Make the application; `hosts` and `token` as in `Guard`, `demo` is what the page says about the model."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,6 +39,10 @@ def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: s
     @app.get("/")
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/demo")
+    async def about() -> Demo:
+        return demo or Demo()
 
     @app.get("/health")
     async def health() -> dict[str, str]:

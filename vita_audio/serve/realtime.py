@@ -306,7 +306,7 @@ class RealtimeSession:
             await self._finish_reply()
         item.truncate(event.audio_end_ms / 1000, self._service.speech_lm)
         fields = event.model_dump(include={"item_id", "content_index", "audio_end_ms"})
-        await self._send("conversation.item.truncated", **fields)
+        await self._send("conversation.item.truncated", **fields, transcript=item.text)
 
     # answers
 

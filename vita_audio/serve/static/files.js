@@ -1,6 +1,12 @@
 // The tab for files: recognition, synthesis, and a question in a file.
-import { fileToWav, get, post, toBase64, toBytes } from "./wire.js";
-import { $, showError, text } from "./view.js";
+import { paintMel } from "./mel.js";
+import { fromBase64, INPUT_RATE, OUTPUT_RATE, toBase64, toFloats, toWav } from "./pcm.js";
+import { Recorder } from "./recorder.js";
+import { $, setSource, showError, text } from "./view.js";
+import { get, post } from "./wire.js";
+
+const MAX_SECONDS = 30;
+let sound = null; // PCM of the input
 
 const task = () => document.querySelector("[name=task]:checked").value;
 for (const input of document.querySelectorAll("[name=task]")) {
@@ -8,6 +14,19 @@ for (const input of document.querySelectorAll("[name=task]")) {
     $("words-row").hidden = task() !== "synthesis";
     $("file-row").hidden = task() === "synthesis";
   });
+}
+
+new Recorder($("file-sound"), MAX_SECONDS, (pcm) => {
+  sound = pcm;
+  showMel("file-mel", pcm && toFloats(pcm), INPUT_RATE);
+});
+
+function showMel(id, samples, rate) {
+  $(id).hidden = !samples;
+  if (!samples) return;
+  paintMel($(id).querySelector("canvas"), samples, rate);
+  $(id).querySelector(".seconds").textContent = `${(samples.length / rate).toFixed(1)} s`;
+  $(id).querySelector(".hertz").textContent = `${rate / 2000} kHz`;
 }
 
 async function modelName() {
@@ -23,34 +42,44 @@ const run = {
   },
   async question(model, wav) {
     const content = [{ type: "input_audio", input_audio: { data: toBase64(wav), format: "wav" } }];
-    const fields = { modalities: ["text", "audio"], audio: { format: "wav", voice: "default" } };
+    const fields = { modalities: ["text", "audio"], audio: { format: "pcm16", voice: "default" } };
     const body = { model, messages: [{ role: "user", content }], ...fields };
     const { audio } = (await (await post("/v1/chat/completions", body)).json()).choices[0].message;
-    return { words: audio.transcript, sound: new Blob([toBytes(audio.data)], { type: "audio/wav" }) };
+    return { words: audio.transcript, answer: fromBase64(audio.data) };
   },
   async synthesis(model) {
-    const body = { model, input: $("words").value, voice: "default", response_format: "wav" };
-    return { words: $("words").value, sound: await (await post("/v1/audio/speech", body)).blob() };
+    const body = { model, input: $("words").value, voice: "default", response_format: "pcm" };
+    const answer = new Int16Array(await (await post("/v1/audio/speech", body)).arrayBuffer());
+    return { words: $("words").value, answer };
   },
 };
+
+function showText(content) {
+  delete $("result-text").dataset.text; // it no longer follows the language
+  $("result-text").textContent = content;
+}
+
+function showResult({ words, answer }) {
+  showText(words || text("noSpeech"));
+  if (!answer?.length) return;
+  setSource($("result-audio"), toWav(answer, OUTPUT_RATE, true));
+  showMel("result-mel", toFloats(answer), OUTPUT_RATE);
+}
 
 $("file-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   showError("");
-  $("result-audio").hidden = true;
-  URL.revokeObjectURL($("result-audio").src);
-  $("result-text").textContent = `${text("working")} …`;
+  setSource($("result-audio"), null);
+  $("result-mel").hidden = true;
+  if (task() !== "synthesis" && !sound) return showError(text("needSound"));
+  if (task() === "synthesis" && !$("words").value.trim()) return showError(text("needText"));
+  showText(`${text("working")} …`);
+  $("run").disabled = true;
   try {
-    const file = $("file").files[0];
-    if (task() !== "synthesis" && !file) throw new Error(text("chooseFile"));
-    const { words, sound } = await run[task()](await modelName(), task() === "synthesis" ? null : await fileToWav(file));
-    $("result-text").textContent = words || text("noSpeech");
-    if (sound) {
-      $("result-audio").src = URL.createObjectURL(sound);
-      $("result-audio").hidden = false;
-    }
+    showResult(await run[task()](await modelName(), sound && toWav(sound, INPUT_RATE)));
   } catch (error) {
-    $("result-text").textContent = "";
-    showError(error.message);
+    showText("");
+    showError(error instanceof TypeError ? text("notConnected") : error.message);
   }
+  $("run").disabled = false;
 });

@@ -1,10 +1,12 @@
 // AudioWorklet: a jitter buffer. Sound starts once some of it is there, or all of it; `clear` empties it at once.
 const START_SECONDS = 0.1;
+const LEVEL_SAMPLES = 768; // between two reports of the level
 
 class Player extends AudioWorkletProcessor {
   constructor() {
     super();
     this.reset(null);
+    this.power = this.numMeasured = 0;
     this.port.onmessage = ({ data }) => this.receive(data);
   }
 
@@ -36,7 +38,10 @@ class Player extends AudioWorkletProcessor {
       if (!this.played) this.tell("started");
     }
     if (this.runs) this.fill(output);
-    if (!this.waiting) this.runs = false; // more of it may still arrive
+    if (!this.waiting && this.runs) {
+      this.runs = false; // more of it may still arrive
+      this.port.postMessage({ level: 0 });
+    }
     if (!this.waiting && this.ended) {
       this.tell("ended");
       this.reset(null);
@@ -45,10 +50,9 @@ class Player extends AudioWorkletProcessor {
   }
 
   fill(output) {
-    let power = 0;
     for (let i = 0; i < output.length && this.waiting; i++) {
       output[i] = this.pieces[0][this.offset++];
-      power += output[i] * output[i];
+      this.power += output[i] * output[i];
       this.played++;
       this.waiting--;
       if (this.offset === this.pieces[0].length) {
@@ -56,7 +60,10 @@ class Player extends AudioWorkletProcessor {
         this.offset = 0;
       }
     }
-    this.port.postMessage({ level: Math.sqrt(power / output.length) });
+    this.numMeasured += output.length;
+    if (this.numMeasured < LEVEL_SAMPLES) return;
+    this.port.postMessage({ level: Math.sqrt(this.power / this.numMeasured) });
+    this.power = this.numMeasured = 0;
   }
 }
 

@@ -1,7 +1,6 @@
-// Sound in and out: the microphone, and the player with its jitter buffer.
-import { INPUT_RATE, OUTPUT_RATE } from "./wire.js";
+// Sound in and out: microphones, and the player with its jitter buffer.
+import { OUTPUT_RATE } from "./pcm.js";
 
-let microphone = null; // context and stream, once it was allowed
 let player = null;
 const clearing = []; // what waits for the player to be empty
 
@@ -29,23 +28,32 @@ export function clearSound() {
   });
 }
 
-// Start the microphone; `onPiece` gets pieces of PCM with their level. Throws if it is refused.
-export async function startMicrophone(onPiece) {
-  if (!microphone) {
-    const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
-    const stream = await navigator.mediaDevices.getUserMedia({ audio });
-    const context = new AudioContext({ sampleRate: INPUT_RATE });
-    await context.audioWorklet.addModule("/static/microphone.js");
-    const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
-    context.createMediaStreamSource(stream).connect(node);
-    node.port.onmessage = ({ data }) => onPiece(data);
-    microphone = { context, stream };
-  }
-  await microphone.context.resume();
+// Open the microphone; `onPiece` gets pieces of PCM with their level. Returns a function that closes it.
+// Throws a MicrophoneError if there is none to use.
+export async function openMicrophone(onPiece) {
+  const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+  if (!navigator.mediaDevices) throw new MicrophoneError("InsecureContext");
+  const stream = await navigator.mediaDevices.getUserMedia({ audio }).catch((error) => {
+    throw new MicrophoneError(error.name);
+  });
+  const context = new AudioContext();
+  await context.audioWorklet.addModule("/static/microphone.js");
+  const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
+  context.createMediaStreamSource(stream).connect(node);
+  node.port.onmessage = ({ data }) => onPiece(data);
+  await context.resume();
+  return () => {
+    node.port.onmessage = null;
+    stream.getTracks().forEach((track) => track.stop());
+    context.close();
+  };
 }
 
-export function stopMicrophone() {
-  microphone?.stream.getTracks().forEach((track) => track.stop());
-  microphone?.context.close();
-  microphone = null;
+// `key` names the text that says what to do.
+export class MicrophoneError extends Error {
+  constructor(name) {
+    super(name);
+    const keys = { NotAllowedError: "refused", NotFoundError: "noMicrophone", InsecureContext: "insecure" };
+    this.key = keys[name] ?? "busy";
+  }
 }

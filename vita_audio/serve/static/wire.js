@@ -1,29 +1,20 @@
-// The connection to the server: its events, its files, and 16-bit PCM.
+// The connection to the server: its events, and its HTTP endpoints.
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
+const MAX_UNSENT = 1_000_000; // bytes that wait in the socket before its connection counts as lost
+const IDLE = 1000; // the code with which the server closes a connection
+const isLocal = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 
-export const OUTPUT_RATE = 24000;
-export const INPUT_RATE = 16000;
-
-export function toBase64(pcm) {
-  const bytes = new Uint8Array(pcm.buffer, pcm.byteOffset, pcm.byteLength);
-  let text = "";
-  for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...bytes.subarray(i, i + 8192));
-  return btoa(text);
-}
-
-export function toSamples(bytes) {
-  const pcm = new Int16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 1);
-  return Float32Array.from(pcm, (value) => value / 32768);
-}
-
-export const toBytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-export const fromBase64 = (text) => toSamples(toBytes(text));
-
-// Connect again, ever more slowly, whenever the connection ends.
+// Connect again, ever more slowly, whenever the connection ends; after one that was idle, once the user is back.
 export class Wire {
   constructor(onEvent, onState) {
     Object.assign(this, { onEvent, onState, delay: 500 });
+    addEventListener("online", () => this.isOpen || this.restart());
+    addEventListener("offline", () => isLocal || this.lose());
     this.connect();
+  }
+
+  get isOpen() {
+    return this.socket?.readyState === WebSocket.OPEN;
   }
 
   connect() {
@@ -32,30 +23,48 @@ export class Wire {
     this.socket = new WebSocket(`${location.origin.replace("http", "ws")}/v1/realtime`, protocols);
     this.socket.onopen = () => (this.delay = 500);
     this.socket.onmessage = ({ data }) => this.onEvent(JSON.parse(data));
-    this.socket.onclose = () => {
-      this.onState("off");
-      this.timer = setTimeout(() => this.connect(), this.delay);
-      this.delay = Math.min(2 * this.delay, 10000);
-    };
+    this.socket.onclose = ({ code }) => (code === IDLE ? this.pause() : this.lose());
+  }
+
+  drop() {
+    clearTimeout(this.timer);
+    this.socket.onclose = this.socket.onmessage = null;
+    this.socket.close();
+  }
+
+  pause() {
+    this.onState("paused");
+    const control = new AbortController();
+    const resume = () => (control.abort(), this.connect());
+    const { signal } = control;
+    for (const kind of ["pointermove", "pointerdown", "keydown"]) addEventListener(kind, resume, { signal });
+  }
+
+  lose() {
+    this.drop();
+    this.onState("off");
+    this.timer = setTimeout(() => this.connect(), this.delay);
+    this.delay = Math.min(2 * this.delay, 10000);
   }
 
   restart() {
-    clearTimeout(this.timer);
-    this.socket.onclose = null;
-    this.socket.close();
+    this.drop();
     this.connect();
   }
 
   send(type, fields = {}) {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ type, ...fields }));
+    if (!this.isOpen) return;
+    this.socket.send(JSON.stringify({ type, ...fields }));
+    if (this.socket.bufferedAmount > MAX_UNSENT) this.lose();
   }
 }
 
 async function request(path, options) {
   if (token) options.headers = { ...options.headers, Authorization: `Bearer ${token}` };
   const response = await fetch(path, options);
-  if (!response.ok) throw new Error((await response.json()).error.message);
-  return response;
+  if (response.ok) return response;
+  const { error } = await response.json().catch(() => ({}));
+  throw new Error(error?.message ?? `${response.status} ${response.statusText}`);
 }
 
 export const get = (path) => request(path, {});
@@ -64,26 +73,4 @@ export function post(path, body, options = {}) {
   if (body instanceof FormData) return request(path, { method: "POST", body, ...options });
   const headers = { "Content-Type": "application/json" };
   return request(path, { method: "POST", headers, body: JSON.stringify(body), ...options });
-}
-
-// Decode any audio file that the browser knows, and write it as a mono WAV file that the server knows.
-export async function fileToWav(file) {
-  const context = new OfflineAudioContext(1, 1, INPUT_RATE);
-  const samples = (await context.decodeAudioData(await file.arrayBuffer())).getChannelData(0);
-  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const words = (place, text) => [...text].forEach((c, i) => view.setUint8(place + i, c.charCodeAt(0)));
-  words(0, "RIFF");
-  view.setUint32(4, 36 + 2 * samples.length, true);
-  words(8, "WAVEfmt ");
-  view.setUint32(16, 16, true);
-  view.setUint16(20, 1, true);
-  view.setUint16(22, 1, true);
-  view.setUint32(24, INPUT_RATE, true);
-  view.setUint32(28, 2 * INPUT_RATE, true);
-  view.setUint16(32, 2, true);
-  view.setUint16(34, 16, true);
-  words(36, "data");
-  view.setUint32(40, 2 * samples.length, true);
-  samples.forEach((value, i) => view.setInt16(44 + 2 * i, Math.max(-1, Math.min(1, value)) * 32767, true));
-  return new Uint8Array(view.buffer);
 }

@@ -1,0 +1,131 @@
+"""What the page looks like and how it is used without a mouse; its tab for files."""
+
+import pytest
+from page_browser import SPEECH, answer_of, ask, needs_chromium, opened, wait_for
+
+pytestmark = needs_chromium
+
+# The texts that do not stand out from what is behind them by 4.5 : 1 (WCAG AA).
+LOW_CONTRAST = """() => {
+  const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = channels(color).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    const color = getComputedStyle(element).backgroundColor;
+    return channels(color)[3] === 0 ? behind(element.parentElement) : color;
+  };
+  const ratio = (element) => {
+    const [dark, light] = [getComputedStyle(element).color, behind(element)].map(luminance).sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const hasText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  return [...document.body.querySelectorAll("*")]
+    .filter((element) => element.checkVisibility() && hasText(element) && element.tagName !== "OPTION")
+    .filter((element) => ratio(element) < 4.5)
+    .map((element) => `${element.outerHTML} ${ratio(element)}`);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read(server, chromium, scheme):
+    with opened(chromium, server, color_scheme=scheme) as page:
+        ask(page)
+        answer_of(page)
+        wait_for(page, "ready")
+        page.evaluate("document.querySelector('#error').hidden = false")
+        assert page.evaluate(LOW_CONTRAST) == []
+        page.click("#tab-files")
+        assert page.evaluate(LOW_CONTRAST) == []
+
+
+def test_the_page_fits_a_phone(server, chromium):
+    with opened(chromium, server, viewport={"width": 360, "height": 740}) as page:
+        page.wait_for_selector("#examples button")
+        for before in (True, False):
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            assert page.locator("#microphone").bounding_box()["y"] < 700  # on the first screen
+            if before:
+                ask(page)
+                answer_of(page)
+        page.click("#tab-files")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_every_control_is_reached_by_the_keyboard(server, chromium):
+    with opened(chromium, server) as page:
+        page.wait_for_selector("#examples button >> nth=9")
+        name = "document.activeElement.id || document.activeElement.innerText || document.activeElement.value"
+        reached = []
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate(name))
+        examples = page.locator("#examples button").all_inner_texts()
+        controls = ["tab-talk", "language", "theme", "log", *examples, "microphone", "hands-free", "text", "Send"]
+        controls += ["instructions", "plan", "acceptance", "restart", "download"]
+        places = [reached.index(control) for control in controls]
+        assert places == sorted(places) and reached.count("tab-talk") > 1  # in order, and around
+
+
+def test_a_screen_reader_hears_each_message_once(server, chromium):
+    with opened(chromium, server) as page:
+        page.evaluate(
+            "window.said = []; new MutationObserver(() => said.push(document.querySelector('#announcer').textContent))"
+            ".observe(document.querySelector('#announcer'), { childList: true })"
+        )
+        ask(page)
+        text = answer_of(page)["text"].strip()
+        assert page.evaluate("said") == [f"Model: {text}"]
+
+
+def test_languages_themes_and_names_for_screen_readers(server, chromium):
+    with opened(chromium, server) as page:
+        page.select_option("#language", "zh")
+        assert page.inner_text("#microphone") == "打开麦克风" and page.get_attribute("html", "lang") == "zh"
+        page.reload()
+        assert page.inner_text("#tab-files") == "文件"
+        page.click("#theme")
+        first = page.get_attribute("html", "data-theme")
+        page.click("#theme")
+        assert {first, page.get_attribute("html", "data-theme")} == {"light", "dark"}
+        for control in page.locator("button, input, select, textarea").all():
+            label = control.evaluate(
+                "it => it.ariaLabel || it.innerText || it.labels?.[0]?.innerText || it.labels?.[0]?.textContent"
+            )
+            assert label and label.strip(), control.evaluate("it => it.outerHTML")
+
+
+def test_both_languages_have_all_texts(server, chromium):
+    with opened(chromium, server) as page:
+        strings = page.evaluate("import('/static/strings.js').then((module) => module.STRINGS)")
+        used = page.evaluate("[...document.querySelectorAll('[data-text]')].map((it) => it.dataset.text)")
+        used += page.evaluate("[...document.querySelectorAll('[data-label]')].map((it) => it.dataset.label)")
+        assert strings["en"].keys() == strings["zh"].keys() >= set(used)
+
+
+def test_files(server, chromium):
+    with opened(chromium, server) as page:
+        page.focus("#tab-talk")
+        page.keyboard.press("ArrowRight")
+        page.click("#run")
+        assert page.inner_text("#error-text") == "Choose or record a sound first."
+        page.set_input_files("#file-sound input", SPEECH)
+        page.wait_for_selector("#file-mel canvas")
+        assert page.is_visible("#file-sound audio")
+        for task, has_sound in (("recognition", False), ("question", True), ("synthesis", True)):
+            page.locator("label", has=page.locator(f"[name=task][value={task}]")).click()
+            if task == "synthesis":
+                page.fill("#words", "hello")
+            page.click("#run")
+            page.wait_for_selector("#run:enabled")
+            assert page.is_visible("#result-audio") == page.is_visible("#result-mel") == has_sound
+            assert page.is_hidden("#error") and "Working" not in page.inner_text("#result-text")
+
+
+def test_a_file_that_is_not_audio_is_reported(server, chromium):
+    with opened(chromium, server) as page:
+        page.click("#tab-files")
+        page.set_input_files("#file-sound input", __file__)
+        page.locator("#error", has_text="cannot read this as audio: test_page_view.py").wait_for()
