@@ -14,6 +14,7 @@ import webbrowser
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vita_audio.command_line import (
     OneLineParser,
@@ -28,6 +29,9 @@ from vita_audio.command_line import (
 from vita_audio.errors import one_line_errors
 from vita_audio.serve.settings import Limits
 
+if TYPE_CHECKING:
+    from vita_audio.inference.pipeline import SpeechLM
+
 LOCAL = "127.0.0.1"
 MAX_UNREAD = 4  # events of a socket in memory; a client that sends faster waits
 
@@ -37,6 +41,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("python -m vita_audio.serve", description=__doc__)
     add = parser.add_argument
     add_model_options(parser)
+    add("--backend", choices=("transformers", "vllm"), default="transformers", help="what runs the language model")
+    add("--engine-url", help="address of the vLLM server, with --backend vllm; see scripts/serve_vllm.sh")
     add("--host", default=LOCAL, help="address to listen on; 0.0.0.0 is every one of this machine")
     add("--port", type=in_range(int, minimum=0, maximum=65535), default=8000, help="port; 0 is any free one")
     add("--allow-host", nargs="+", default=[], metavar="NAME", help="names besides localhost that clients use")
@@ -56,6 +62,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--tls-certificate and --tls-key go together, got one of them")
     if options.log_content and not options.log_json:
         parser.error("--log-content needs --log-json")
+    if (options.backend == "vllm") != (options.engine_url is not None):
+        parser.error("--backend vllm and --engine-url go together, got one of them")
+    for name in ("audio_model_path", "device_map", "dtype", "quantize", "attn_implementation"):
+        if options.backend == "vllm" and getattr(options, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is for --backend transformers; give it to the engine")
     return options
 
 
@@ -81,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
     demo = load_demo(options.model)
-    speech_lm = load_speech_lm(options, load_audio_tokenizer(options))
+    speech_lm = load_model(options)
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
     service = Service(speech_lm, options.model.resolve().name, limits, log_content=options.log_content)
     app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token, demo=demo)
@@ -108,6 +119,17 @@ def run(options: argparse.Namespace) -> None:
         webbrowser.open(url)  # without a screen it would start a browser for the terminal
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         uvicorn.Server(config).run([socket])
+
+
+def load_model(options: argparse.Namespace) -> SpeechLM:
+    """Load the model, or with --backend vllm connect to the engine that serves it."""
+    audio_tokenizer = load_audio_tokenizer(options)
+    if options.backend == "transformers":
+        return load_speech_lm(options, audio_tokenizer)
+    from vita_audio.inference.engine import EngineLM
+
+    checks = {"offline": options.offline, "any_audio_tokenizer": options.any_audio_tokenizer}
+    return EngineLM.connect(options.engine_url, options.model, audio_tokenizer, **checks)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Create an environment with vLLM for the CPU, this plug-in and this repository; exits at once if it is up to date.
+# vLLM needs another transformers than the rest of the repository, so the environment is one of its own.
+#   PYTHON  interpreter to create it with, 3.10 to 3.12 (default: python3)
+#   VENV    folder of the environment (default: .venv_vllm in the repository)
+set -euo pipefail
+plugin=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$plugin/../.." && pwd)
+venv=${VENV:-$root/.venv_vllm}
+stamp=$(cat "$plugin/pyproject.toml" "$plugin/requirements.txt" "$plugin/setup_env.sh" | cksum)
+if [ -f "$venv/.installed" ] && [ "$(cat "$venv/.installed")" = "$stamp" ]; then
+    exit 0
+fi
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+echo "Installing into $venv; this takes a few minutes."
+pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
+cpu_builds=()
+if "${pip[@]}" index versions torch --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 10 \
+    > /dev/null 2>&1; then
+    cpu_builds=(--extra-index-url https://download.pytorch.org/whl/cpu)
+fi
+"${pip[@]}" install "${cpu_builds[@]}" --requirement "$plugin/requirements.txt"
+# vLLM asks for these three, and pip finds builds for GPUs, which stop it when it starts; text and codes need none.
+"${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
+"${pip[@]}" install --no-deps --no-build-isolation --editable "$root" --editable "$plugin"
+echo "$stamp" > "$venv/.installed"
