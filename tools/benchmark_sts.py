@@ -7,11 +7,11 @@
         --audio-decoder-path random --device cuda --output DIR
     python tools/benchmark_sts.py --server http://localhost:8000 --recordings QUESTION.wav --output DIR
 
-All answers are forced to the same length, streamed ones also to the layout of training data. Unless tokens are
-verified, speed does not depend on the content, so random weights serve as well as trained ones. The modes take turns,
-and so do the builds that are compared, each in a process of its own; the median over the repeats is reported. On a CPU,
-time is CPU time of one thread, which other programs disturb less. Writes benchmark.json and benchmark.png into the
-output folder.
+All answers are forced to the same length, streamed and verified ones also to the layout of training data. Unless tokens
+are verified, speed does not depend on the content, so random weights serve as well as trained ones. The modes take
+turns, and so do the builds that are compared, each in a process of its own; the median over the repeats is reported. On
+a CPU, time is CPU time of one thread, which other programs disturb less. Writes benchmark.json and benchmark.png into
+the output folder.
 
 With --server, questions are asked aloud and in real time at a running `vita_audio.serve`; the time from the end of
 speech to the first sound, with its parts, and the real-time factor are those of its client. Writes benchmark.json.
@@ -27,6 +27,7 @@ from typing import Any
 
 from vita_audio.command_line import (
     DTYPES,
+    QUANTIZATIONS,
     OneLineParser,
     add_decoding_options,
     add_model_options,
@@ -75,6 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     compared = "an earlier checkout to measure too, without --quantize and the options of verified decoding"
     add("--compare-with", type=checkout_folder, metavar="FOLDER", help=compared)
     add("--compare-dtype", choices=DTYPES, help="measure weights of this dtype too")
+    add("--compare-quantize", choices=QUANTIZATIONS, help="measure weights quantized in this way too")
     add_decoding_options(parser)
     add_model_options(parser)
     add_server_options(parser)
@@ -135,6 +137,8 @@ def builds(options: argparse.Namespace) -> dict[str, tuple[Path, dict[str, Any]]
         found[options.compare_with.name] = (options.compare_with, earlier)
     if options.compare_dtype:
         found[options.compare_dtype] = (ROOT, settings | {"dtype": options.compare_dtype})
+    if options.compare_quantize:
+        found[options.compare_quantize] = (ROOT, settings | {"quantize": options.compare_quantize})
     return found
 
 

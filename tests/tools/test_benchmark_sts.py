@@ -97,10 +97,11 @@ def test_models_are_as_the_options_say(toy_folders, random_weights, tmp_path, mo
 def test_new_options_are_those_of_this_checkout_only(tmp_path):
     arguments = ["--output", str(tmp_path), "--compare-with", str(ROOT), "--compare-dtype", "bfloat16"]
     decoding = ["--acceptance", "0.5", "--mtp-head", "audio", "--first-chunk", "committed"]
-    options = benchmark_sts.parse_arguments([*arguments, *decoding, "--quantize", "int8"])
+    options = benchmark_sts.parse_arguments([*arguments, *decoding, "--quantize", "int8", "--compare-quantize", "int4"])
     builds = benchmark_sts.builds(options)
-    assert list(builds) == [THIS, ROOT.name, "bfloat16"]
-    this, earlier, other = (settings for _, settings in builds.values())
+    assert list(builds) == [THIS, ROOT.name, "bfloat16", "int4"]
+    this, earlier, other, quantized = (settings for _, settings in builds.values())
+    assert quantized == this | {"quantize": "int4"}
     assert this["decoding"] == other["decoding"] and earlier["decoding"] == {}
     assert (this["dtype"], other["dtype"]) == (None, "bfloat16")
     assert (this["quantize"], earlier["quantize"], other["quantize"]) == ("int8", None, "int8")

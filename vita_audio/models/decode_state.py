@@ -18,7 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from vita_audio.interleave import BACKBONE
 from vita_audio.models.lean_layers import LeanLayers
-from vita_audio.models.slots import Index, Slots, on_device, pad_columns, place_index
+from vita_audio.models.slots import Index, Slots, on_device, pad_columns, place_index, swap_items
 
 MARGIN, GROWTH = 32, 256  # positions behind the longest answer, for rows that read on with others; if it is unknown
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -139,24 +139,28 @@ class DecodeState:
         """Return ids of the live rows from a position of each, (rows, width)."""
         return self._ids[place_index(columns, width, device=self._ids.device)]
 
-    def retire(self, place: int, pad_id: int) -> int:
-        """End the row in a place, which is padded from then on.
+    def retire(self, places: Sequence[int], pad_id: int) -> tuple[list[int], list[int]]:
+        """End the rows in some places, which are padded from then on.
 
-        Returns: The place whose row has moved there.
+        Returns: The places before `num_live` that have become free, and those whose rows have moved there.
         """
-        self._ids[place, self.lengths[place] :] = pad_id
-        self.num_live -= 1
-        self._swap(place, self.num_live)
-        return self.num_live
+        for place in places:
+            self._ids[place, self.lengths[place] :] = pad_id
+        kept = sorted(set(range(self.num_live)) - set(places))
+        self.num_live = len(kept)
+        free = [place for place in places if place < self.num_live]
+        moved = [place for place in kept if place >= self.num_live]
+        self._swap(free, moved)
+        return free, moved
 
-    def _swap(self, one: int, other: int) -> None:
-        if one == other:
+    def _swap(self, ones: list[int], others: list[int]) -> None:
+        if not ones:
             return
-        for values in (self.order, self.lengths):
-            values[one], values[other] = values[other], values[one]
+        swap_items(self.order, ones, others)
+        swap_items(self.lengths, ones, others)
         for buffer in (self._ids, self._positions, self._valid, *(self._rotary or ())):
-            buffer[[one, other]] = buffer[[other, one]]
-        self.slots.swap(one, other)
+            buffer[ones + others] = buffer[others + ones]
+        self.slots.swap(ones, others)
 
     def begin(
         self, model: MTPModel, ids: Tensor, positions: Tensor, valid: Tensor, prompt_embeds: Tensor | None, room: int
@@ -183,8 +187,9 @@ class DecodeState:
         if not self.rewind(model, min(num_shared, length - 1)):  # the last position is read again for its logits
             num_depths = 1 + config.num_nextn_predict_layers
             self.slots = Slots(config.num_hidden_layers, num_depths, batch_size, room)
-        for place, row in enumerate(sorted(self.order)):
-            self._swap(place, self.order.index(row))
+        for row in range(len(self.order)):
+            if (place := self.order.index(row)) != row:
+                self._swap([row], [place])
         self.slots.align()
         self._model, self.offset, self._prompt_embeds = weakref.ref(model), length - ids.shape[1], prompt_embeds
         self.order, self.lengths, self.length = list(range(batch_size)), [length] * batch_size, length

@@ -241,10 +241,15 @@ class Decoding:
             seen = self._places[: column - self._num_prompt + 1] if config.output_scores else []
             ended[column] = self.stopping_criteria(self.state.prefix(column + 1), tuple(p.scores for p in seen) or None)
         ended = dict(zip(ended, torch.stack(list(ended.values())).tolist(), strict=True))
-        for place, columns in reversed(list(enumerate(news))):  # rows at the back move to places of ended ones
+        places = []
+        for place, columns in enumerate(news):
             end = next((column + 1 for column in columns if ended[column][self._rows[place].index]), None)
             if end is not None:
                 self._end(place, end)
+                places.append(place)
+        for free, moved in zip(*self.state.retire(places, self.pad_id), strict=True):
+            self._rows[free] = self._rows[moved]
+        del self._rows[self.state.num_live :]
 
     def _collect(self, kept: Tensor | None, values: Tensor, firsts: Sequence[int], column: int) -> Tensor:
         """Put what rows have at a column, of (rows, width, vocabulary), into (batch, vocabulary)."""
@@ -255,7 +260,7 @@ class Decoding:
         return kept
 
     def _end(self, place: int, length: int) -> None:
-        """End a row at a length; tokens that were final behind it are dropped."""
+        """Let a row end at a length; tokens that were final behind it are dropped."""
         row = self._rows[place]
         for dropped in self._places[length - self._num_prompt : row.num_final - self._num_prompt]:
             dropped.is_new[row.index] = False
@@ -264,8 +269,6 @@ class Decoding:
                 if values is not None:
                     values[row.index] = 0
         self.state.crop_row(place, length)
-        self._rows[place] = self._rows[self.state.retire(place, self.pad_id)]
-        self._rows.pop()
 
     def _hand_on(self) -> Generator[DecodeStep, None, None]:
         """Yield the tokens for which no row has to be waited for."""

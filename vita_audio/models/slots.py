@@ -37,6 +37,12 @@ def pad_columns(values: Tensor, num_columns: int) -> Tensor:
     return F.pad(values, (0, 0) * (values.ndim - 2) + (0, num_columns - values.shape[1]))
 
 
+def swap_items(values: list, ones: Sequence[int], others: Sequence[int]) -> None:
+    """Let pairs of items change places."""
+    for one, other in zip(ones, others, strict=True):
+        values[one], values[other] = values[other], values[one]
+
+
 class Slots:
     """Keys and values of all layers and hidden states of all depths; has the methods of a cache that layers call.
 
@@ -106,10 +112,10 @@ class Slots:
         """Let every depth have read as much in all rows as in the one where it has read least."""
         self.num_read = [[min(num_read)] * len(num_read) for num_read in self.num_read]
 
-    def swap(self, one: int, other: int) -> None:
-        """Let two rows change places."""
+    def swap(self, ones: list[int], others: list[int]) -> None:
+        """Let pairs of rows change places."""
         for buffer in (*self.keys, *self.values, *self.hidden):
             if buffer is not None:
-                buffer[[one, other]] = buffer[[other, one]]
+                buffer[ones + others] = buffer[others + ones]
         for num_read in self.num_read:
-            num_read[one], num_read[other] = num_read[other], num_read[one]
+            swap_items(num_read, ones, others)
