@@ -23,7 +23,7 @@ if PIP_FIND_LINKS=$venv PIP_EXTRA_INDEX_URL=$cpu_builds "${pip[@]}" index versio
     index=(--extra-index-url "$cpu_builds")
 fi
 "${pip[@]}" install "${index[@]}" --requirement "$plugin/requirements.txt"
-# vLLM asks for these three, and pip finds builds for GPUs, which stop it when it starts; text and codes need none.
+# vLLM asks for these three, whose builds from PyPI do not match the CPU build of torch; text and codes need none.
 "${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
 "${pip[@]}" install --no-deps --no-build-isolation --editable "$root" --editable "$plugin"
 echo "$stamp" > "$venv/.installed"
