@@ -75,7 +75,9 @@ def _generate(model: Any, **options: Any) -> Run:
 
     def run(prompts: list[list[int]], length: int) -> int:
         lengths = {"min_new_tokens": length, "max_new_tokens": length}
-        rows = model.generate(torch.tensor(prompts), do_sample=False, repetition_penalty=1.0, **lengths, **options)
+        ids = torch.tensor(prompts)
+        fixed = {"attention_mask": torch.ones_like(ids), "do_sample": False, "repetition_penalty": 1.0}
+        rows = model.generate(ids, **fixed, **lengths, **options)
         return rows.shape[0] * (rows.shape[1] - len(prompts[0]))
 
     return run

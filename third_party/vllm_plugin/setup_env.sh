@@ -14,13 +14,16 @@ fi
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 echo "Installing into $venv; this takes a few minutes."
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
-cpu_builds=()
-if "${pip[@]}" index versions torch --index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 10 \
-    > /dev/null 2>&1; then
-    cpu_builds=(--extra-index-url https://download.pytorch.org/whl/cpu)
+# vLLM asks for a CPU build of torch. pip checks for a few seconds whether it can be downloaded; the two variables
+# override places named in pip's configuration, which may have it too.
+cpu_builds=https://download.pytorch.org/whl/cpu
+index=()
+if PIP_FIND_LINKS=$venv PIP_EXTRA_INDEX_URL=$cpu_builds "${pip[@]}" index versions torch --index-url "$cpu_builds" \
+    --retries 0 --timeout 10 2> /dev/null | grep -F +cpu > /dev/null; then
+    index=(--extra-index-url "$cpu_builds")
 fi
-"${pip[@]}" install "${cpu_builds[@]}" --requirement "$plugin/requirements.txt"
-# vLLM asks for these three, and pip finds builds for GPUs, which stop it when it starts; text and codes need none.
+"${pip[@]}" install "${index[@]}" --requirement "$plugin/requirements.txt"
+# vLLM asks for these three, whose builds from PyPI do not match the CPU build of torch; text and codes need none.
 "${pip[@]}" uninstall --yes torchvision torchaudio torchcodec
 "${pip[@]}" install --no-deps --no-build-isolation --editable "$root" --editable "$plugin"
 echo "$stamp" > "$venv/.installed"

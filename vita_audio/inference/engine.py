@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -83,7 +83,7 @@ class Engine:
                         raise ConnectionError(f"the engine at {self._url} failed: {event['error']['message']}")
                     for choice in event["choices"]:
                         yield from choice["token_ids"]
-        except HTTPException as error:
+        except (HTTPException, TimeoutError) as error:
             raise ConnectionError(lost) from error
         raise ConnectionError(lost)
 
@@ -178,7 +178,7 @@ class EngineLM(SpeechLM):
 
     def _decode_steps(
         self, prompt: Prompt, answer: Generator[int, None, None], criteria: Iterable[Any]
-    ) -> Iterator[DecodeStep]:
+    ) -> Generator[DecodeStep, None, None]:
         read, is_new = [*prompt.ids], torch.ones(1, dtype=torch.bool)
         try:
             for token_id in answer:
