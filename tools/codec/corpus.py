@@ -16,7 +16,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from vita_audio.data.audio import load_audio
+from vita_audio.data.audio import audio_info, load_audio
 from vita_audio.data.chat import Conversation, SampleError
 from vita_audio.data.mixture import Problem, read_samples, resolve, shuffled
 
@@ -66,7 +66,7 @@ def read_utterance(folder: Path, row: Any) -> Utterance:
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise ValueError(f"phones must be a list of symbols, got {symbols!r:.100}")
     path = folder / row["audio"]
-    rate = soundfile.info(path).samplerate
+    rate = audio_info(path).sample_rate
     wave = load_audio(path, rate).numpy()
     if len(wave) < SHORTEST_SECONDS * rate:
         raise ValueError(f"{path}: audio must be at least {SHORTEST_SECONDS} s, got {len(wave) / rate:.3f} s")

@@ -1,7 +1,7 @@
 """Audio codes on disk, one database per audio tokenizer.
 
-Codes are stored under a hash of the audio file's bytes, so copies share them and a changed file loses them. Files whose
-path, size and modification time are stored are not read again.
+Codes are stored under a hash of the audio file's bytes, so copies share them, also those inside an archive, and a
+changed file loses them. Files whose path, size and modification time are stored are not read again.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from vita_audio.data.audio import AudioError, load_audio
+from vita_audio.data.audio import AudioError, audio_info, load_audio
+from vita_audio.data.audio_part import AudioPart
 from vita_audio.data.parallel import map_ordered
 from vita_audio.errors import RunError
 
@@ -39,7 +40,7 @@ class MissingCodesError(LookupError):
 
 @dataclass(frozen=True)
 class FileState:
-    """Identifies a file without reading it."""
+    """Identifies a file, or a part of one, without reading it."""
 
     path: str
     size: int
@@ -47,13 +48,14 @@ class FileState:
 
     @classmethod
     def of(cls, path: str | Path) -> FileState:
-        """Return the state of a file. Raises: FileNotFoundError."""
-        if not os.path.isfile(path):  # unlike Path.is_file, also accepts names that are too long or contain NUL
+        """Return the state of an audio file, or of a part of a file. Raises: FileNotFoundError."""
+        part = AudioPart.parse(path)
+        if not os.path.isfile(part.file):  # unlike Path.is_file, also accepts names that are too long or contain NUL
             name = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
             raise FileNotFoundError(f"{name}: no such audio file")
-        resolved = Path(path).resolve()
+        resolved = Path(part.file).resolve()
         stat = resolved.stat()
-        return cls(str(resolved), stat.st_size, stat.st_mtime_ns)
+        return cls(str(replace(part, file=str(resolved))), stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class AudioCodeStore:
         digest, error = self._known(state)
         if error:
             raise AudioError(error)
-        codes = self._by_digest(digest or hash_file(state.path))
+        codes = self._by_digest(digest or hash_audio(state.path))
         if codes is None:
             raise MissingCodesError(f"no codes for {path} in {self.path}; run tools/extract_audio_codes.py")
         return codes
@@ -246,7 +248,7 @@ def _make_encoder(
 
     def encode(state: FileState) -> Extraction:
         try:
-            digest = hash_file(state.path)
+            digest = hash_audio(state.path)
             if store is not None and store.has_digest(digest):
                 return Extraction(state, digest)
             wave = load_audio(state.path, tokenizer.sample_rate)
@@ -259,8 +261,29 @@ def _make_encoder(
 
 def hash_file(path: str | Path) -> bytes:
     """Return a 16-byte hash of a file's content."""
-    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _hash_stream(file)
+
+
+def _hash_stream(file: BinaryIO) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.digest()
+
+
+def hash_audio(path: str | Path) -> bytes:
+    """Return a 16-byte hash of audio: of its file's content, or of the samples of a stretch of a recording.
+
+    Raises: AudioError, OSError.
+    """
+    part = AudioPart.parse(path)
+    if part.seconds:
+        rate = audio_info(path).sample_rate
+        content = load_audio(path, rate).numpy().tobytes() + str(rate).encode()
+        return hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        with part.open() as source:
+            return hash_file(source) if isinstance(source, str) else _hash_stream(source)
+    except ValueError as error:
+        raise AudioError(f"{path}: {error}; make the list of samples again") from error

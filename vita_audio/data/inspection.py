@@ -6,10 +6,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from vita_audio.constants import IGNORE_INDEX
-from vita_audio.data.audio import AudioError
+from vita_audio.data.audio import AudioError, audio_info
 from vita_audio.data.chat import EncodedConversation, SampleError
 from vita_audio.data.codes import MissingCodesError
 from vita_audio.data.mixture import resolve
@@ -41,10 +39,10 @@ def describe_audio(encoded: EncodedConversation, folder: Path) -> list[dict[str,
     """Return format, length and position of each audio file of a document; relative paths start from `folder`."""
     audios = []
     for span in encoded.audio_spans:
-        info = soundfile.info(str(resolve(span.audio, folder)))
+        info = audio_info(resolve(span.audio, folder))
         audio = {"file": span.audio, "role": span.role, "start": span.start, "stop": span.stop}
         audio |= {"num_codes": span.num_ids - span.num_rows, "num_rows": span.num_rows}
-        audio |= {"seconds": round(info.duration, 3), "sample_rate": info.samplerate, "channels": info.channels}
+        audio |= {"seconds": round(info.seconds, 3), "sample_rate": info.sample_rate, "channels": info.channels}
         audios.append(audio)
     return audios
 

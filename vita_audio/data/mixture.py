@@ -21,6 +21,7 @@ import yaml
 from datasets import Dataset, Features, Value, concatenate_datasets
 from transformers.utils import logging
 
+from vita_audio.data.audio_part import AudioPart
 from vita_audio.data.chat import Conversation, SampleError
 from vita_audio.text import ROLES
 
@@ -184,7 +185,8 @@ def _data_files(yaml_path: Path, where: str, data_path: str) -> list[Path]:
 def resolve(path: str | Path, folder: Path) -> Path:
     """Return `path` relative to `folder` if it exists there, else unchanged (absolute, or from the current folder)."""
     inside = folder / path
-    return inside if os.path.exists(inside) else Path(path)  # unlike Path.exists, also accepts names that are too long
+    file = AudioPart.parse(inside).file
+    return inside if os.path.exists(file) else Path(path)  # unlike Path.exists, also accepts names that are too long
 
 
 def read_samples(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
