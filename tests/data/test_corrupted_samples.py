@@ -5,8 +5,8 @@ import random
 
 import numpy as np
 import pytest
-import soundfile
-from toy_codec import ToyCodec, make_toy_codec, write_codes
+from broken_audio import BROKEN_AUDIO
+from toy_codec import make_toy_codec, write_codes
 
 from vita_audio.data.codes import extract_codes
 from vita_audio.data.mixture import load_mixture, referenced_audio
@@ -57,39 +57,6 @@ BROKEN_LINES = {
     "name too long": (lambda n: json.dumps(good(n, "a" * 5000)), "no such audio file"),
     "no answer": (lambda n: json.dumps({"messages": [{"role": "user", "content": "Hello"}]}), "no token has a label"),
     "too long": (lambda n: json.dumps(with_content("one two " * 400)), "the limit is 256"),
-}
-WAVE = np.arange(4000, dtype=np.int16)
-
-
-def write_empty(path):
-    path.touch()
-
-
-def write_cut_off(path):
-    soundfile.write(path, WAVE, ToyCodec.sample_rate)
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def write_text(path):
-    path.write_text("404: not found\n" * 20)
-
-
-def write_nan(path):
-    soundfile.write(path, np.full(400, np.nan, np.float32), ToyCodec.sample_rate, subtype="FLOAT")
-
-
-def write_no_samples(path):
-    soundfile.write(path, WAVE[:0], ToyCodec.sample_rate)
-
-
-BROKEN_AUDIO = {
-    "missing": (lambda path: None, "no such audio file"),
-    "a folder": (lambda path: path.mkdir(), "no such audio file"),
-    "empty": (write_empty, "file is empty"),
-    "cut off": (write_cut_off, "truncated"),
-    "text": (write_text, "not readable as audio"),
-    "NaN": (write_nan, "NaN or infinite"),
-    "no samples": (write_no_samples, "file has no samples"),
 }
 
 

@@ -12,8 +12,6 @@ import hashlib
 import json
 import random
 import shutil
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +20,17 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 from tqdm import tqdm
 
 from tools.codec.texts import corpus_texts, domain_texts, frequent_texts
-from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
+from tools.common.synthetic_speech import (
+    default_voice,
+    load_voice,
+    speak_command,
+    synthesise,
+    trim_silence,
+    write_flac,
+)
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.errors import one_line_errors
 
@@ -78,22 +82,6 @@ class Speaker:
             "voice": job.voice,
             "seconds": round(soundfile.info(job.path).duration, 3),
         }
-
-
-def speak_command(voice: str, rate: int, text: str, rng: random.Random) -> np.ndarray:
-    """Return a text spoken by flite or espeak-ng at a random speed and pitch, (samples,) float32 at `rate` Hz."""
-    engine, name = voice.split(":")
-    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        if engine == "flite":
-            stretch = f"duration_stretch={rng.uniform(0.85, 1.15):.3f}"
-            command = ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", file.name]
-        else:
-            speed, pitch = rng.randint(130, 180), rng.randint(30, 70)
-            command = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch), "-w", file.name, text]
-        subprocess.run(command, check=True, capture_output=True)
-        wave, own_rate = soundfile.read(file.name, dtype="float32")
-    factor = rng.uniform(0.92, 1.08)  # plain resampling: pitch and formants of another, similar speaker
-    return soxr.resample(wave, own_rate * factor, rate).astype(np.float32)
 
 
 def choose_utterances(args: argparse.Namespace) -> list[tuple[str, str]]:

@@ -1,11 +1,15 @@
-"""Synthetic speech for the corpora: Piper voices, silence of fixed length around speech, FLAC files."""
+"""Synthetic speech for the corpora: Piper and other voices, silence of fixed length around speech, FLAC files."""
 
 import json
+import random
+import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 
 from vita_audio.files.atomic import atomic_path
 
@@ -45,6 +49,22 @@ def synthesise(voice, text: str, **settings: float) -> np.ndarray:
 
     chunks = voice.synthesize(text, SynthesisConfig(**settings))
     return np.concatenate([chunk.audio_float_array for chunk in chunks])
+
+
+def speak_command(voice: str, rate: int, text: str, rng: random.Random) -> np.ndarray:
+    """Return a text spoken by flite or espeak-ng at a random speed and pitch, (samples,) float32 at `rate` Hz."""
+    engine, name = voice.split(":")
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        if engine == "flite":
+            stretch = f"duration_stretch={rng.uniform(0.85, 1.15):.3f}"
+            command = ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", file.name]
+        else:
+            speed, pitch = rng.randint(130, 180), rng.randint(30, 70)
+            command = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch), "-w", file.name, text]
+        subprocess.run(command, check=True, capture_output=True)
+        wave, own_rate = soundfile.read(file.name, dtype="float32")
+    factor = rng.uniform(0.92, 1.08)  # plain resampling: pitch and formants of another, similar speaker
+    return soxr.resample(wave, own_rate * factor, rate).astype(np.float32)
 
 
 def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:

@@ -24,10 +24,9 @@ from tqdm import tqdm
 from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
 from tools.demo.domain import MIXTURES, SIZES, Question, heldout_sentences, questions, spoken, training_sentences
 from vita_audio.command_line import OneLineParser, in_range
-from vita_audio.constants import AUDIO_TAG
+from vita_audio.data.samples import chat_sample, recognition_sample, spoken_answer_sample, synthesis_sample
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_text
-from vita_audio.text import ASR_PROMPT, TTS_PROMPT
 
 PEAK = 0.8
 SETTINGS = {"length_scale": (1.0, 1.2), "noise_scale": (0.4, 0.7), "noise_w_scale": (0.5, 0.8)}  # ranges for Piper
@@ -74,10 +73,10 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
         (phrasing for question in asked for phrasing in question.phrasings), counts["question_renderings"]
     )
     corpus.training = {
-        "asr": [_chat(f"{ASR_PROMPT}\n{AUDIO_TAG}", text, path) for text, path in sentences + prompts + answers],
-        "tts": [_chat(TTS_PROMPT + text, AUDIO_TAG, path) for text, path in sentences + answers],
+        "asr": [recognition_sample(path, text) for text, path in sentences + prompts + answers],
+        "tts": [synthesis_sample(text, path) for text, path in sentences + answers],
         "qa": _qa_samples(asked, prompts, answers),
-        "text": [_chat(phrasing, question.answer) for question in asked for phrasing in question.phrasings],
+        "text": [chat_sample(phrasing, question.answer) for question in asked for phrasing in question.phrasings],
     }
     corpus.held_out = _held_out_rows(heldout_sentences(size), asked, lambda text: render(text, 0, "heldout"))
     return corpus
@@ -100,11 +99,6 @@ def _held_out_rows(
     return rows
 
 
-def _chat(user: str, assistant: str, *audios: str) -> dict:
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return {"messages": messages, "audios": list(audios)} if audios else {"messages": messages}
-
-
 def _qa_samples(
     asked: Sequence[Question], prompts: Sequence[tuple[str, str]], answers: Sequence[tuple[str, str]]
 ) -> list[dict]:
@@ -112,7 +106,7 @@ def _qa_samples(
     answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
     spoken_answers = {item.answer: cycle([path for text, path in answers if text == item.answer]) for item in asked}
     pairs = [(path, answer_of[text]) for text, path in prompts]
-    return [_chat(AUDIO_TAG, f"{answer}\n{AUDIO_TAG}", path, next(spoken_answers[answer])) for path, answer in pairs]
+    return [spoken_answer_sample(path, answer, next(spoken_answers[answer])) for path, answer in pairs]
 
 
 def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, threads: int) -> None:

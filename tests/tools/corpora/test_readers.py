@@ -1,0 +1,141 @@
+"""Every layout gives the same recordings; what cannot be read is one problem with its file and line."""
+
+import gzip
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from layouts import LAYOUTS, RATE, TEXTS, noise, write_audio, write_csv, write_jsonl, write_webdataset
+
+from tools.corpora.entries import Entry
+from tools.corpora.formats import FORMATS, find_format, read_corpus
+from tools.prepare_speech import LAYOUTS as OFFERED
+from vita_audio.data.audio import load_audio
+from vita_audio.data.mixture import Problem
+
+
+def read(path):
+    return list(read_corpus(path, find_format(path)))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_is_found_and_read_in_place(tmp_path, name):
+    write, expected = LAYOUTS[name]
+    path = write(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert find_format(path) == expected
+    entries = read(path)
+    assert [" ".join(entry.text.split()) for entry in entries] == [
+        " ".join((text if expected not in ("ljspeech",) else text.replace("|", " ")).split()) for text in TEXTS
+    ]
+    for number, entry in enumerate(entries):
+        wave = load_audio(str(entry.audio), RATE).numpy()
+        if name != "common_voice" and len(wave) == 1600:  # MP3 and Vorbis only resemble the original
+            np.testing.assert_allclose(wave, noise(number), atol=0.4 if entry.audio.file.endswith(".ogg") else 1e-3)
+        assert entry.speaker == {"ljspeech": None, "librispeech": "19"}.get(name, "anna")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_program_offers_every_layout():
+    assert list(OFFERED) == list(FORMATS)
+
+
+def test_a_recording_without_text_has_none(tmp_path):
+    write_audio(tmp_path / "a.wav", 0)
+    write_audio(tmp_path / "bob/deep/b.MP3", 1)
+    entries = read(tmp_path)
+    assert [(entry.text, entry.speaker) for entry in entries] == [(None, None), (None, "bob")]
+
+
+def test_parts_of_recordings_in_a_manifest(tmp_path):
+    path = write_audio(tmp_path / "a.wav", 0)
+    rows = [
+        {"audio_filepath": "a.wav", "offset": 0.01, "duration": 0.01, "text": "x"},
+        {"audio_filepath": str(path), "offset": "soon", "duration": 0.01},
+        {"audio": {"path": "a.wav"}},
+        ["a.wav"],
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"audio": "a.w', encoding="utf-8")
+    found = read(tmp_path / "m.jsonl")
+    np.testing.assert_allclose(load_audio(str(found[0].audio), RATE).numpy(), noise(0)[160:320], atol=1e-4)
+    assert [item.line for item in found[1:]] == [2, 3, 4, 5] and all(isinstance(item, Problem) for item in found[1:])
+    assert "must be numbers of seconds" in found[1].reason and "must name a file" in found[2].reason
+
+
+def test_a_row_that_is_no_row_is_named_and_the_others_are_read(tmp_path):
+    path = write_csv(tmp_path)
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*rows[:2], b"0.ogg,a,b,c,d\n", b"\xff\xfe.ogg,a,b\n", b'0.ogg,"a"b,c\n', *rows[2:]]))
+    found = read(path)
+    assert [item.line for item in found if isinstance(item, Problem)] == [3, 4, 5]
+    assert sum(isinstance(item, Entry) for item in found) == len(TEXTS)
+
+
+def test_one_broken_archive_does_not_end_the_others(tmp_path):
+    write_webdataset(tmp_path, name="0.tar")
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[:1700])
+    (tmp_path / "2.tar").write_bytes(gzip.compress(whole))
+    (tmp_path / "3.tar").write_bytes(b"")
+    (tmp_path / "4.tar").write_text("404: not found" * 100)
+    write_webdataset(tmp_path, name="5.tar")
+    found = read(tmp_path)
+    problems = [item for item in found if isinstance(item, Problem)]
+    assert {problem.file for problem in problems} >= {str(tmp_path / f"{number}.tar") for number in (1, 2, 3, 4)}
+    assert [item.file.split("#")[0] for item in found[-3:]] == [str(tmp_path / "5.tar")] * 3
+
+
+def test_members_that_are_no_sample_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in {"a.txt": "text", "b.wav": "x", "b.json": "{", "c.wav": "x", "c.txt": "said"}.items():
+            (tmp_path / name).write_text(content)
+            archive.add(tmp_path / name, arcname=f"../{name}")
+    found = read(tmp_path / "a.tar")
+    assert [item.kind for item in found[:2]] == ["no audio", "unreadable transcript"]
+    assert found[2].text == "said" and found[2].audio.file == str(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone", "no such file or folder"),
+        ("a.tar.gz", "must be a plain .tar"),
+        ("a.wav", "must be a folder, a .tar, .parquet or a list"),
+    ],
+)
+def test_a_source_of_an_unknown_kind_is_one_error(tmp_path, name, message):
+    for file in ("a.tar.gz", "a.wav"):
+        (tmp_path / file).touch()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_format(tmp_path / name)
+
+
+def test_several_lists_must_be_chosen_from(tmp_path):
+    write_jsonl(tmp_path)
+    write_csv(tmp_path)
+    with pytest.raises(ValueError, match=r"several lists \(list.csv, manifest.jsonl\); give one"):
+        read(tmp_path)
+    assert len(read(tmp_path / "list.csv")) == len(TEXTS)
+
+
+@pytest.mark.parametrize("layout", ["cuts", "shar"])
+def test_lhotse(tmp_path, layout):
+    lhotse = pytest.importorskip("lhotse")
+    cuts = []
+    for number, text in enumerate(TEXTS):
+        recording = lhotse.Recording.from_file(write_audio(tmp_path / f"audio/{number}.wav", number))
+        supervision = lhotse.SupervisionSegment(f"s{number}", recording.id, 0, 0.1, text=text, speaker="anna")
+        cuts.append(lhotse.MonoCut(f"c{number}", 0, 0.1, 0, [supervision], recording=recording))
+    cuts = lhotse.CutSet.from_cuts(cuts)
+    target = tmp_path / "out"
+    target.mkdir()
+    if layout == "cuts":
+        cuts.to_file(target / "cuts.jsonl.gz")
+    else:
+        cuts.to_shar(target, fields={"recording": "wav"}, shard_size=2)
+    assert find_format(target) == "lhotse"
+    entries = read(target)
+    assert [(entry.text, entry.speaker) for entry in entries] == [(text, "anna") for text in TEXTS]
+    for number, entry in enumerate(entries):
+        np.testing.assert_allclose(load_audio(str(entry.audio), RATE).numpy(), noise(number), atol=1e-3)

@@ -1,0 +1,146 @@
+"""Read corpora in archives without unpacking them: WebDataset shards, parquet of Hugging Face, Lhotse cuts and Shar."""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tools.corpora.entries import AUDIO_FIELDS, AUDIO_SUFFIXES, Entry, Found, labels
+from vita_audio.data.audio_part import AudioPart
+from vita_audio.data.mixture import Problem
+from vita_audio.optional import require
+
+MAX_LABEL_BYTES = 1 << 20  # of a text or JSON member
+ROWS_AT_ONCE = 1000
+
+
+def read_webdataset(path: Path) -> Found:
+    """Yield the samples of a shard: neighbouring members of the same name, of which one is audio.
+
+    Their .txt is the text, their .json has more fields.
+    """
+    with tarfile.open(path, "r:") as archive:
+        for key, members in groupby(_members(archive), lambda member: _key_and_suffix(member.name)[0]):
+            audio, fields = None, {}
+            for member in members:
+                suffix = _key_and_suffix(member.name)[1]
+                if "." + suffix.rpartition(".")[2] in AUDIO_SUFFIXES:
+                    audio = member
+                elif suffix in ("txt", "lab", "json") and member.size <= MAX_LABEL_BYTES:
+                    fields |= _label_fields(archive, member, suffix)
+            if "problem" in fields:
+                yield Problem(str(path), 0, "unreadable transcript", f"{key}: {fields['problem']}")
+            elif audio is None:
+                yield Problem(str(path), 0, "no audio", f"{key}: none of its members is audio")
+            else:
+                part = AudioPart(str(path.absolute()), span=(audio.offset_data, audio.size))
+                yield Entry(part, **labels(fields), file=f"{path}#{audio.name}")
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the files of an archive; unlike its own iterator, collects none of them. Raises: tarfile.TarError."""
+    while member := archive.next():
+        archive.members.clear()
+        if member.isreg():
+            yield member
+    if 0 < os.path.getsize(archive.name) - archive.offset < tarfile.BLOCKSIZE:  # next() takes this for the end
+        raise tarfile.ReadError("unexpected end of data")
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    """Split the name of a member at the first dot after the last slash."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return str(path.with_name(stem or path.name)), suffix.lower()
+
+
+def _label_fields(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> dict[str, Any]:
+    content = archive.extractfile(member).read()
+    try:
+        text = content.decode("utf-8-sig")
+        if suffix != "json":
+            return {"text": text}
+        fields = json.loads(text)
+        return {str(name).lower(): value for name, value in fields.items()} if isinstance(fields, dict) else {}
+    except ValueError as error:
+        return {"problem": f"its .{suffix} is unreadable: {error}"}
+
+
+def read_parquet(path: Path) -> Found:
+    """Yield the rows of a table with a column of audio, which is read only when it is needed."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as table:
+        column = _audio_column(table.schema_arrow)
+        if column is None:
+            raise ValueError(f"no column holds audio; columns are {', '.join(table.schema_arrow.names)}")
+        others = [field.name for field in table.schema_arrow if field.name != column and field.type.num_fields == 0]
+        wanted = [name for name in others if labels({name.lower(): "x"}) != labels({})]
+        row = 0
+        for group in range(table.num_row_groups):
+            size = table.metadata.row_group(group).num_rows
+            if not wanted:
+                batches = iter([[{}] * size])
+            else:
+                batches = (
+                    batch.to_pylist() for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted)
+                )
+            for fields in (fields for batch in batches for fields in batch):
+                part = AudioPart(str(path.absolute()), cell=(row, column))
+                fields = {name.lower(): value for name, value in fields.items()}
+                yield Entry(part, **labels(fields), file=str(path), line=row + 1)
+                row += 1
+
+
+def _audio_column(schema: Any) -> str | None:
+    """Return the column that holds files: a struct with bytes, or bytes under a usual name."""
+    structs = [field.name for field in schema if _has_bytes(field.type)]
+    plain = [name for name in AUDIO_FIELDS if name in schema.names and "binary" in str(schema.field(name).type)]
+    return next(iter(structs + plain), None)
+
+
+def _has_bytes(kind: Any) -> bool:
+    return any(kind.field(place).name == "bytes" for place in range(kind.num_fields)) if kind.num_fields > 1 else False
+
+
+def read_lhotse(path: Path) -> Found:
+    """Yield the supervisions of a file of cuts; the audio of a Shar lies in the archive of the same number."""
+    lhotse = require("lhotse", purpose="reading Lhotse cuts", install="lhotse")
+    archive = path.with_name("recording." + path.name.partition(".")[2].removesuffix(".gz").replace(".jsonl", ".tar"))
+    parts = _shar_parts(archive) if archive.is_file() else None
+    for line, cut in enumerate(lhotse.CutSet.from_file(path), start=1):
+        problem = Problem(str(path), line, "no audio", f"{cut.id}: only cuts of one recording in a file can be read")
+        if parts is not None:
+            part = next(parts, None)
+        else:
+            sources = cut.recording.sources if getattr(cut, "has_recording", False) and hasattr(cut, "start") else []
+            files = [source.source for source in sources if source.type == "file"]
+            part = AudioPart(str(Path(files[0]).absolute())) if files else None
+        if part is None:
+            yield problem
+            continue
+        for piece in cut.trim_to_supervisions(keep_overlapping=False) if cut.supervisions else [cut]:
+            supervision = piece.supervisions[0] if piece.supervisions else None
+            end = piece.start + piece.duration
+            is_whole = piece.start == 0 and end >= piece.recording.duration if piece.has_recording else False
+            yield Entry(
+                part if is_whole else replace(part, seconds=(piece.start, end)),
+                supervision and supervision.text,
+                supervision and supervision.speaker,
+                cut.recording.id if cut.has_recording and parts is None else None,
+                str(path),
+                line,
+            )
+
+
+def _shar_parts(archive: Path) -> Iterator[AudioPart | None]:
+    """Yield the audio of each cut of a Shar; its members come in pairs, data first."""
+    with tarfile.open(archive, "r:") as file:
+        for number, member in enumerate(_members(file)):
+            if number % 2 == 0:
+                has_audio = PurePosixPath(member.name).suffix != ".nodata"
+                yield AudioPart(str(archive.absolute()), span=(member.offset_data, member.size)) if has_audio else None

@@ -1,0 +1,167 @@
+"""Read corpora of audio files: plain folders, LJSpeech, Common Voice, LibriSpeech, and lists as CSV, TSV or JSON."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.corpora.entries import AUDIO_SUFFIXES, Entry, Found, entry_from_fields
+from vita_audio.data.audio_part import AudioPart
+from vita_audio.data.mixture import Problem, read_samples
+
+TEXT_SUFFIXES = (".txt", ".lab", ".normalized.txt")
+DELIMITERS = "\t|,;"
+WITHOUT_HEADER = ["audio", "text", "speaker"]
+
+
+def read_folder(folder: Path) -> Found:
+    """Yield the audio files below a folder; transcripts are .txt or .lab files of the same name.
+
+    A folder below the first is a speaker.
+    """
+    for path in audio_files(folder):
+        inside = path.relative_to(folder).parts
+        try:
+            text = transcript_of(path)
+        except (OSError, UnicodeDecodeError) as error:
+            yield Problem(str(path), 0, "unreadable transcript", f"the transcript is not UTF-8 text: {error}")
+            continue
+        speaker = inside[0] if len(inside) > 1 else None
+        yield Entry(AudioPart.parse(path.absolute()), text, speaker, file=str(path))
+
+
+def audio_files(folder: Path) -> Iterator[Path]:
+    """Yield the audio files below a folder, in the order of their names."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(parent, name) for name in sorted(names) if Path(name).suffix.lower() in AUDIO_SUFFIXES)
+
+
+def transcript_of(path: Path) -> str | None:
+    """Return the text next to an audio file, or None. Raises: OSError, UnicodeDecodeError."""
+    for suffix in TEXT_SUFFIXES:
+        beside = path.with_suffix(suffix)
+        if beside.is_file():
+            return " ".join(beside.read_text(encoding="utf-8-sig").split())
+    return None
+
+
+def read_ljspeech(folder: Path) -> Found:
+    """Yield the rows of metadata.csv: id | text | normalised text, with the audio in the folder wavs."""
+    path = folder / "metadata.csv"
+    for line, row in read_rows(path, "|"):
+        if isinstance(row, Problem):
+            yield row
+        elif len(row) < 2:
+            yield Problem(str(path), line, "malformed row", f"a row must be id|text, got {'|'.join(row)!r:.80}")
+        else:
+            name = row[0] if Path(row[0]).suffix.lower() in AUDIO_SUFFIXES else f"{row[0]}.wav"
+            chapter = row[0].rpartition("-")[0] or None
+            fields = {"audio": name, "text": row[-1], "recording": chapter}
+            yield entry_from_fields(fields, path, line, [folder / "wavs"])
+
+
+def read_common_voice(folder: Path) -> Found:
+    """Yield the rows of validated.tsv, or else of train.tsv, dev.tsv and test.tsv, with the audio in clips."""
+    names = ["validated.tsv"] if (folder / "validated.tsv").is_file() else ["train.tsv", "dev.tsv", "test.tsv"]
+    for path in (folder / name for name in names if (folder / name).is_file()):
+        yield from read_table(path, [folder / "clips"])
+
+
+def read_librispeech(folder: Path) -> Found:
+    """Yield the lines of all SPEAKER-CHAPTER.trans.txt below a folder: id and text, with the audio next to them."""
+    for path in sorted(folder.rglob("*.trans.txt")):
+        for line, row in read_rows(path, " "):
+            if isinstance(row, Problem):
+                yield row
+                continue
+            chapter = path.name.removesuffix(".trans.txt")
+            fields = {"audio": f"{row[0]}.flac", "text": " ".join(row[1:]), "speaker": chapter.partition("-")[0]}
+            yield entry_from_fields(fields | {"recording": chapter}, path, line)
+
+
+def read_list(path: Path) -> Found:
+    """Yield the rows of a list of recordings; its columns or fields are found by their usual names."""
+    folders = [path.parent / name for name in ("wavs", "clips", "audio", "wav", "mp3")]
+    read = read_json if path.suffix in (".json", ".jsonl") else read_table
+    yield from read(path, folders)
+
+
+def read_table(path: Path, folders: list[Path]) -> Found:
+    """Yield the rows of a CSV or TSV file; without a header its columns are `WITHOUT_HEADER`."""
+    delimiter = _delimiter(_first_line(path))
+    names = header_of(path)
+    rows = read_rows(path, delimiter)
+    if names != WITHOUT_HEADER:
+        next(rows, None)
+    for line, row in rows:
+        if isinstance(row, Problem):
+            yield row
+        elif len(row) > len(names):
+            yield Problem(str(path), line, "malformed row", f"the header has {len(names)} columns, got {len(row)}")
+        else:
+            yield entry_from_fields(dict(zip(names, row, strict=False)), path, line, folders)
+
+
+def read_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Yield the number and the cells of each row that is not blank; only commas and semicolons allow quotes."""
+    quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield rows.line_num, Problem(str(path), rows.line_num, "malformed row", f"not a row of CSV: {error}")
+                continue
+            if any("\ufffd" in cell for cell in row):
+                yield rows.line_num, Problem(str(path), rows.line_num, "malformed row", "not UTF-8")
+            elif any(cell.strip() for cell in row):
+                yield rows.line_num, row
+
+
+def read_json(path: Path, folders: list[Path]) -> Found:
+    """Yield the objects of a JSON list, or of a file with one object per line."""
+    problems: list[Problem] = []
+    for line, text in read_samples(path, problems):
+        yield from problems
+        problems.clear()
+        fields = json.loads(text)
+        if isinstance(fields, dict):
+            yield entry_from_fields(fields, path, line, folders)
+        else:
+            yield Problem(str(path), line, "malformed row", f"a row must be a JSON object, got {text:.80}")
+    yield from problems
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the lower-case names of the columns of a list, or of the fields of its first JSON object.
+
+    A first row that begins with the name of an audio file is no header.
+    """
+    line = _first_line(path)
+    if path.suffix in (".json", ".jsonl"):
+        fields = _first_object(line)
+        return [str(name).lower() for name in fields] if isinstance(fields, dict) else []
+    names = [name.strip().lower() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+    return WITHOUT_HEADER if names and Path(names[0]).suffix in AUDIO_SUFFIXES else names
+
+
+def _first_line(path: Path) -> str:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.readline(100_000).strip("\n\0")
+
+
+def _delimiter(line: str) -> str:
+    return max(DELIMITERS, key=line.count)
+
+
+def _first_object(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
