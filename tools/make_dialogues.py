@@ -8,7 +8,10 @@ reason. The same command resumes an interrupted run.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from vita_audio.command_line import OneLineParser, check_files, in_range
@@ -31,10 +34,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def make(options: argparse.Namespace) -> None:
     """Speak all dialogues, then write the lists."""
     check_files(options.source)
-    import json
-    from contextlib import ExitStack
-    from functools import partial
-
     import yaml
     from tqdm import tqdm
 

@@ -5,8 +5,9 @@
 Reads folders of audio with or without transcripts, LJSpeech, Common Voice, LibriSpeech, CSV, TSV and JSON lists,
 WebDataset shards, parquet of Hugging Face, and Lhotse cuts and Shar. No audio is copied: samples name the original
 files, places in archives, or stretches of recordings. Writes asr.jsonl and tts.jsonl with the mixture data.yaml for
-training, heldout_asr.jsonl and heldout_tts.jsonl for evaluation, rejections.jsonl, summary.json and the page
-quality.html. The same command resumes an interrupted run; with other limits it selects again without measuring again.
+training, manifest.jsonl for tools.codec, heldout_asr.jsonl and heldout_tts.jsonl for evaluation, rejections.jsonl,
+summary.json and the page quality.html. The same command resumes an interrupted run; with other limits it selects again
+without measuring again.
 """
 
 import argparse
@@ -76,7 +77,9 @@ def prepare(options: argparse.Namespace) -> None:
     judge = None if options.asr == NO_ASR else get_judge(options.asr, options.threads, language=options.language)
     cutter = Cutter(None if options.no_split else load_vad(), Splitting(options.pause, options.longest_clip))
     count = sum(1 for _ in read_corpus(options.source, layout))
-    found = tqdm(read_corpus(options.source, layout), desc="measuring", total=count, unit="recording")
+    if not count:
+        raise ValueError(f"{options.source}: no recordings found in the layout {layout}; --format chooses another")
+    found = tqdm(read_corpus(options.source, layout), desc="measuring", total=count, unit="recording", smoothing=0.02)
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
     with closing(ClipStore(options.output / "clips.sqlite")) as store:
         measure_corpus(found, store, cutter, judge, options.language)

@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from tools.corpora.entries import Entry
@@ -69,7 +69,10 @@ class Clip:
 
 
 class ClipStore:
-    """The database of a prepared corpus. Nothing is written before `commit`."""
+    """The database of a prepared corpus; its view `seen` has the recordings of this run.
+
+    Nothing is written before `commit`.
+    """
 
     def __init__(self, path: Path):
         """Open the database, or create it. Raises: RunError, like the methods, if it is damaged or not writable."""
@@ -79,6 +82,7 @@ class ClipStore:
             self.database.executescript(_SCHEMA)
             (last,) = self.database.execute("SELECT COALESCE(MAX(run), 0) FROM entries").fetchone()
             self.run = last + 1
+            self.database.execute(f"CREATE TEMP VIEW seen AS SELECT audio FROM entries WHERE run = {self.run}")
             self.database.execute("DELETE FROM problems WHERE entry = ''")  # those of lists are found again
 
     @contextmanager
@@ -114,13 +118,10 @@ class ClipStore:
         return self.database.execute("SELECT 1 FROM clips WHERE audio = ?", (audio,)).fetchone() is not None
 
     def add_clips(self, clips: Iterable[Clip]) -> None:
-        marks = ", ".join("?" * 14)
+        names = [field.name for field in fields(Clip)]
+        query = f"INSERT OR IGNORE INTO clips ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         with self.explained_errors():
-            self.database.executemany(
-                "INSERT INTO clips (entry, audio, speaker, recording, text, heard, errors, words, seconds, level_db, "
-                f"clipped, snr_db, print, listed) VALUES ({marks})",
-                map(astuple, clips),
-            )
+            self.database.executemany(query, map(astuple, clips))
 
     def add_problem(self, problem: Problem, entry: Entry | None = None) -> None:
         listed = f"{problem.file}:{problem.line}" if problem.line else problem.file

@@ -17,7 +17,7 @@ from vita_audio.data.mixture import Problem
 
 LONGEST_CLIP_SECONDS = 120.0  # longer ones are not read
 LEAST_TRIM_SECONDS = 0.3  # less silence is left at the ends of a recording
-BATCH_CLIPS, BATCH_SECONDS = 64, 240.0  # measured between two commits: the most that an interruption loses
+BATCH_CLIPS, BATCH_SECONDS = 32, 120.0  # measured between two commits: the most that an interruption loses
 
 
 class UnusableError(Exception):

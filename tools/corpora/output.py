@@ -16,11 +16,13 @@ from vita_audio.files.atomic import atomic_path, write_text
 
 TASKS = ("asr", "tts")
 MIXTURE, REJECTIONS = "data.yaml", "rejections.jsonl"
+MANIFEST = "manifest.jsonl"  # of tools.codec
+UNKNOWN_VOICE = "speaker"
 
 
 def write_corpus(folder: Path, database: sqlite3.Connection) -> None:
     """Write the files that training and evaluation read, and `REJECTIONS`, one row at a time."""
-    names = [f"{task}.jsonl" for task in TASKS] + [f"heldout_{task}.jsonl" for task in TASKS] + [REJECTIONS]
+    names = [f"{task}.jsonl" for task in TASKS] + [f"heldout_{task}.jsonl" for task in TASKS] + [MANIFEST, REJECTIONS]
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / name)) for name in names}
         files = {name: stack.enter_context(path.open("w", encoding="utf-8")) for name, path in paths.items()}
@@ -38,6 +40,7 @@ def _rows(database: sqlite3.Connection) -> Iterator[tuple[str, dict[str, Any]]]:
         elif part == TRAIN:
             yield "asr.jsonl", recognition_sample(clip.audio, clip.transcript)
             yield "tts.jsonl", synthesis_sample(clip.transcript, clip.audio)
+            yield MANIFEST, {"audio": clip.audio, "text": clip.transcript, "voice": clip.speaker or UNKNOWN_VOICE}
         else:
             yield from _held_out_items(number, clip)
     for kind, listed, reason in problems(database):
@@ -54,8 +57,8 @@ def _held_out_items(number: int, clip: Clip) -> Iterator[tuple[str, dict[str, An
 def problems(database: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
     """Yield kind, file with line, and reason of what could not be read in this run."""
     yield from database.execute(
-        "SELECT kind, listed, reason FROM problems WHERE entry = '' OR entry IN "
-        "(SELECT audio FROM entries WHERE run = (SELECT MAX(run) FROM entries)) ORDER BY rowid"
+        "SELECT kind, listed, reason FROM problems "
+        "WHERE entry = '' OR entry IN (SELECT audio FROM temp.seen) ORDER BY rowid"
     )
 
 

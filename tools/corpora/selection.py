@@ -22,7 +22,6 @@ CREATE TEMP TABLE verdicts (clip INTEGER PRIMARY KEY, part TEXT NOT NULL, kind T
 CREATE TEMP TABLE prints (key INTEGER NOT NULL, clip INTEGER NOT NULL, PRIMARY KEY (key, clip)) WITHOUT ROWID;
 CREATE TEMP TABLE texts (text TEXT PRIMARY KEY, copies INTEGER NOT NULL);
 """
-_CURRENT = "clips JOIN entries ON entries.audio = clips.entry"
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,9 @@ def select_clips(store: ClipStore, limits: Limits) -> str:
 
 
 def _clips(database: sqlite3.Connection) -> Iterator[tuple[int, Clip]]:
-    """Yield the clips of the entries seen last, in the order in which they were measured."""
-    query = f"SELECT clips.id, {_COLUMNS} FROM {_CURRENT} WHERE entries.run = (SELECT MAX(run) FROM entries)"
-    for number, *values in database.execute(f"{query} ORDER BY clips.id"):
+    """Yield the clips of this run's recordings, in the order in which they were measured."""
+    query = f"SELECT clips.id, {_COLUMNS} FROM clips WHERE entry IN (SELECT audio FROM temp.seen) ORDER BY clips.id"
+    for number, *values in database.execute(query):
         yield number, Clip(*values)
 
 
