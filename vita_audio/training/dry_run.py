@@ -27,8 +27,8 @@ from vita_audio.training.memory import (
 )
 from vita_audio.training.parts import PARTS, TITLES, parameter_parts
 from vita_audio.training.settings import StageSettings, stage_settings
+from vita_audio.training.stage_adapter import add_adapter
 from vita_audio.training.stage_model import (
-    adapt,
     apply_settings,
     as_speech_config,
     check_configs,
@@ -88,7 +88,8 @@ def _adapt(model: MTPForCausalLM, settings: StageSettings, base: MTPConfig | Non
     num_rows = model.config.vocab_size
     rows = range(num_rows - codes - len(structural_tokens()), num_rows)
     with torch.device("meta"):
-        adapt(model, settings, token_ids=() if settings.language_model_freeze else rows, new=new)
+        frozen = settings.language_model_freeze
+        add_adapter(model, settings.lora, token_ids=() if frozen else rows, new=new, frozen=frozen)
 
 
 def _vocabulary(settings: StageSettings) -> int:

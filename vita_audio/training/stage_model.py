@@ -168,7 +168,9 @@ def load_stage_model(
     else:
         first, is_new = num_text_tokens(tokenizer), not isinstance(base, MTPConfig)
         rows = range(first, model.config.vocab_size) if is_new or not settings.language_model_freeze else ()
-        adapt(model, settings, token_ids=rows, new=missing)
+        add_adapter(model, settings.lora, token_ids=rows, new=missing, frozen=settings.language_model_freeze)
+    trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
+    logger.info("%d parameters in %d tensors train", sum(trained), len(trained))
     verified = {} if settings.mtp_acceptance is None else {"acceptance": settings.mtp_acceptance}
     model.generation_config = GenerationConfig(
         **SAMPLING,
@@ -240,12 +242,6 @@ def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def adapt(model: MTPForCausalLM, settings: StageSettings, *, token_ids: Sequence[int], new: Sequence[str]) -> None:
-    """Add the adapter of a stage; arguments as in `add_adapter`."""
-    add_adapter(model, settings.lora, token_ids=token_ids, new=new, frozen=settings.language_model_freeze)
-    _log_trained(model)
-
-
 def num_text_tokens(tokenizer: TextTokenizer) -> int:
     """Return the number of tokens before those that speech adds."""
     return tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
@@ -258,12 +254,6 @@ def choose_trained(model: MTPForCausalLM, settings: StageSettings) -> None:
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
         frozen = [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
     set_trainable(model, patterns, frozen=frozen)
-    _log_trained(model)
-
-
-def _log_trained(model: MTPForCausalLM) -> None:
-    trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
-    logger.info("%d parameters in %d tensors train", sum(trained), len(trained))
 
 
 def resolve_attention(name: str) -> str:
