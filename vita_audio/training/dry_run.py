@@ -13,7 +13,7 @@ from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import read_json
 from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig, MTPForCausalLM
-from vita_audio.models.loading import read_config
+from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.surgery import MODULE_PARTS
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
@@ -30,7 +30,6 @@ from vita_audio.training.settings import StageSettings, stage_settings
 from vita_audio.training.stage_adapter import add_adapter
 from vita_audio.training.stage_model import (
     apply_settings,
-    as_speech_config,
     check_configs,
     choose_trained,
     read_stage_config,

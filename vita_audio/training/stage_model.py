@@ -23,14 +23,13 @@ from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.models import (
     LANGUAGE_CONFIGS,
-    SPEECH_CONFIGS,
     TEXT_CONFIGS,
     MTPConfig,
     MTPForCausalLM,
     Qwen2MTPSenseVoiceConfig,
 )
 from vita_audio.models.adapters import is_adapter, load_language_model
-from vita_audio.models.loading import read_config
+from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import (
     gathered,
@@ -82,15 +81,6 @@ def read_stage_config(path: str | Path) -> MTPConfig:
     Raises: FileNotFoundError; ValueError for another kind of model.
     """
     return as_speech_config(read_config(path, LANGUAGE_CONFIGS))
-
-
-def as_speech_config(config: PretrainedConfig) -> MTPConfig:
-    """Return a configuration of our kind as it is, and that of a text model as one without MTP modules."""
-    if isinstance(config, MTPConfig):
-        return config
-    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    speech_class = next(kind for kind in SPEECH_CONFIGS if issubclass(kind, type(config)))
-    return speech_class(**values)
 
 
 def check_configs(config: MTPConfig, checkpoint: MTPConfig, names: tuple[str, str]) -> None:
