@@ -43,7 +43,7 @@ IMPORTED_AS = {
 # Needed by some tool, stage or codec only.
 OPTIONAL = (
     *("matplotlib", "deepspeed", "flash_attn", "s3tokenizer", "snac", "sparktts", "onnx"),
-    *("jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords", "ray", "silero_vad"),
+    *("peft", "jiwer", "faster_whisper", "piper", "parselmouth", "wonderwords", "ray", "silero_vad"),
 )
 PATH_EDITS = re.compile(r"sys\.path\b|PYTHONPATH")
 

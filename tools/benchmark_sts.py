@@ -113,7 +113,7 @@ def worker_settings(options: argparse.Namespace) -> dict[str, Any]:
     any_audio = options.any_audio_tokenizer or options.audio_decoder_path == RANDOM
     loading = {"offline": options.offline, "any_audio_tokenizer": any_audio}
     chosen = {"audio_model": _path(options.audio_model_path), "device_map": options.device_map}
-    chosen |= {"attn_implementation": options.attn_implementation}
+    chosen |= {"attn_implementation": options.attn_implementation, "adapter": _path(options.adapter)}
     loading |= {name: value for name, value in chosen.items() if value is not None}
     if options.random_weights is None:
         weights = {"model": _path(options.model)}

@@ -83,7 +83,7 @@ def test_dtype_and_place_of_the_weights(toy_folders, audio_tokenizer, expected, 
 
 
 def of_another_kind(folder):
-    change_config(folder, model_type="llama")
+    change_config(folder, model_type="mistral")
 
 
 def without_a_tensor(folder):
@@ -115,7 +115,7 @@ DAMAGES = {
     "tokenizer": (lambda folder: cut_off(folder / "tokenizer.json"), "tokenizer.json is not JSON"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "no text tokenizer in .*model"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights in .*model"),
-    "other kind": (of_another_kind, "config.json: model_type must be one of qwen2_mtp, qwen2_mtp_.*, got llama"),
+    "other kind": (of_another_kind, "config.json: model_type must be one of llama_mtp, qwen2_mtp, .*, got mistral"),
     "impossible config": (
         lambda folder: change_config(folder, num_nextn_predict_layers=99),
         "config.json: num_hidden_layers counts backbone layers and MTP modules",

@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_are_named(check, toy_folders, tmp_path):
             "generation_config.json: acceptance must be a number from 0 to 1, got 1.5",
         ),
         (
-            lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+            lambda folder: (folder / "config.json").write_text('{"model_type": "mistral"}'),
             "is not a known kind of checkpoint; it holds",
         ),
     ],

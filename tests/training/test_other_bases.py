@@ -7,6 +7,7 @@ from toy_run import NUM_BACKBONE_LAYERS, NUM_TEXT_ROWS, SETTINGS, TINY_TOKENIZER
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
 from tools.finetune_sts import main as train
+from vita_audio.checkpoints.inspection import inspect_checkpoint
 from vita_audio.models import LlamaMTPConfig, Qwen3MTPConfig
 
 UNTIED = {"head_dim": 16, "tie_word_embeddings": False}
@@ -42,6 +43,12 @@ def test_each_stage_trains_its_part(stages):
         assert not torch.equal(fourth[name], value), name
     assert all(not torch.equal(fourth[name], value) for name, value in third.items())
     assert all(len(logged(folder)) == 2 for folder in stages)
+
+
+def test_its_folders_are_recognised(stages):
+    text, trained = (inspect_checkpoint(folder) for folder in (stages[0].parent / "0", stages[-1]))
+    assert text.problems == trained.problems == []
+    assert trained.kind == f"{text.kind}_mtp"
 
 
 def test_the_result_decodes_with_modules(stages):

@@ -41,7 +41,7 @@ from vita_audio.files.tensors import find_file, read_tensors
 from vita_audio.interleave import InterleavePlan
 from vita_audio.models import LANGUAGE_CONFIGS, SPEECH_CONFIGS, MTPConfig, Qwen2MTPSenseVoiceConfig
 from vita_audio.models.adapters import find_base, is_adapter
-from vita_audio.models.loading import read_config
+from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.sensevoice import WEIGHT_FILES, SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.models.surgery import match_any, mtp_parameter_patterns
 from vita_audio.models.verification import Verification
@@ -161,7 +161,7 @@ def _inspect_language_model(folder: Path, report: Report, config_path: Path | No
     else:
         files = check_weights(folder)
         with FakeTensorMode():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_config(as_speech_config(config), dtype=torch.bfloat16)
             dry_run = _run_language_model(model)
         _compare("model", files, model, report, dry_run, stage=None if config is own else config)
     _inspect_text(folder, own, report)
@@ -191,7 +191,7 @@ def _run_language_model(model: nn.Module) -> str:
     if isinstance(config, Qwen2MTPSenseVoiceConfig):
         features = torch.zeros(10, config.sensevoice.input_size, dtype=model.dtype)
         result = f"{len(features)} rows of features to {len(model.model.encode_audio([features])[0])} places, {result}"
-    if isinstance(config, MTPConfig):
+    if config.num_nextn_predict_layers:
         embeds = model.model.embed_tokens(ids)
         depths = [hidden.shape for hidden in model.mtp_chain(embeds, embeds, positions, masks=masks)]
         result += f", {len(depths)} MTP modules"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from vita_audio.files.checkpoint import CONFIG_FILE, GENERATION_FILE, check_weights, read_json
 from vita_audio.files.tensors import load_model, read_tensors
-from vita_audio.models import TEXT_CONFIGS
+from vita_audio.models import SPEECH_CONFIGS, TEXT_CONFIGS, MTPConfig
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -53,6 +53,15 @@ def read_config(path: str | Path, kinds: Iterable[type[PretrainedConfig]]) -> Pr
         )
         config.tie_word_embeddings = False
     return config
+
+
+def as_speech_config(config: PretrainedConfig) -> MTPConfig:
+    """Return a configuration of a speech model as it is, and that of a text model as one without MTP modules."""
+    if isinstance(config, MTPConfig):
+        return config
+    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    speech_class = next(kind for kind in SPEECH_CONFIGS if issubclass(kind, type(config)))
+    return speech_class(**values)
 
 
 def _has_trained_head(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import read_json
 from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig, MTPForCausalLM
-from vita_audio.models.loading import read_config
+from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.surgery import MODULE_PARTS
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
@@ -27,10 +27,9 @@ from vita_audio.training.memory import (
 )
 from vita_audio.training.parts import PARTS, TITLES, parameter_parts
 from vita_audio.training.settings import StageSettings, stage_settings
+from vita_audio.training.stage_adapter import add_adapter
 from vita_audio.training.stage_model import (
-    adapt,
     apply_settings,
-    as_speech_config,
     check_configs,
     choose_trained,
     read_stage_config,
@@ -88,7 +87,8 @@ def _adapt(model: MTPForCausalLM, settings: StageSettings, base: MTPConfig | Non
     num_rows = model.config.vocab_size
     rows = range(num_rows - codes - len(structural_tokens()), num_rows)
     with torch.device("meta"):
-        adapt(model, settings, token_ids=() if settings.language_model_freeze else rows, new=new)
+        frozen = settings.language_model_freeze
+        add_adapter(model, settings.lora, token_ids=() if frozen else rows, new=new, frozen=frozen)
 
 
 def _vocabulary(settings: StageSettings) -> int:

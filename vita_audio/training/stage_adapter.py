@@ -1,4 +1,4 @@
-"""The adapter of a training stage: which layers get one, and what trains beside it."""
+"""The adapter of a training stage: which layers get one, and what else trains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_adapter(
     targets = set(_select(lora.targets, linear, "targets")) - saved
     tokens = {EMBEDDINGS: list(token_ids)} if token_ids else None
     if tokens and not model.config.tie_word_embeddings and HEAD not in saved:
-        tokens[HEAD] = list(token_ids)  # peft trains the rows of a head by themselves only if it is tied
+        tokens[HEAD] = list(token_ids)  # peft adds those of a tied head itself
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

@@ -23,14 +23,13 @@ from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.models import (
     LANGUAGE_CONFIGS,
-    SPEECH_CONFIGS,
     TEXT_CONFIGS,
     MTPConfig,
     MTPForCausalLM,
     Qwen2MTPSenseVoiceConfig,
 )
 from vita_audio.models.adapters import is_adapter, load_language_model
-from vita_audio.models.loading import read_config
+from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import (
     gathered,
@@ -82,15 +81,6 @@ def read_stage_config(path: str | Path) -> MTPConfig:
     Raises: FileNotFoundError; ValueError for another kind of model.
     """
     return as_speech_config(read_config(path, LANGUAGE_CONFIGS))
-
-
-def as_speech_config(config: PretrainedConfig) -> MTPConfig:
-    """Return a configuration of our kind as it is, and that of a text model as one without MTP modules."""
-    if isinstance(config, MTPConfig):
-        return config
-    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    speech_class = next(kind for kind in SPEECH_CONFIGS if issubclass(kind, type(config)))
-    return speech_class(**values)
 
 
 def check_configs(config: MTPConfig, checkpoint: MTPConfig, names: tuple[str, str]) -> None:
@@ -168,7 +158,9 @@ def load_stage_model(
     else:
         first, is_new = num_text_tokens(tokenizer), not isinstance(base, MTPConfig)
         rows = range(first, model.config.vocab_size) if is_new or not settings.language_model_freeze else ()
-        adapt(model, settings, token_ids=rows, new=missing)
+        add_adapter(model, settings.lora, token_ids=rows, new=missing, frozen=settings.language_model_freeze)
+    trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
+    logger.info("%d parameters in %d tensors train", sum(trained), len(trained))
     verified = {} if settings.mtp_acceptance is None else {"acceptance": settings.mtp_acceptance}
     model.generation_config = GenerationConfig(
         **SAMPLING,
@@ -240,12 +232,6 @@ def depth_weights(weights: Sequence[str], num_modules: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def adapt(model: MTPForCausalLM, settings: StageSettings, *, token_ids: Sequence[int], new: Sequence[str]) -> None:
-    """Add the adapter of a stage; arguments as in `add_adapter`."""
-    add_adapter(model, settings.lora, token_ids=token_ids, new=new, frozen=settings.language_model_freeze)
-    _log_trained(model)
-
-
 def num_text_tokens(tokenizer: TextTokenizer) -> int:
     """Return the number of tokens before those that speech adds."""
     return tokenizer.base.convert_tokens_to_ids(structural_tokens()[0])
@@ -258,12 +244,6 @@ def choose_trained(model: MTPForCausalLM, settings: StageSettings) -> None:
     if isinstance(model.config, Qwen2MTPSenseVoiceConfig):  # its CTC head is not used
         frozen = [f"{AUDIO_ENCODER}.*" if settings.audio_model_freeze else f"{AUDIO_ENCODER}.model.ctc.*"]
     set_trainable(model, patterns, frozen=frozen)
-    _log_trained(model)
-
-
-def _log_trained(model: MTPForCausalLM) -> None:
-    trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
-    logger.info("%d parameters in %d tensors train", sum(trained), len(trained))
 
 
 def resolve_attention(name: str) -> str:
