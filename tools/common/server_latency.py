@@ -171,7 +171,11 @@ def measure_server(server: Server, recordings: Sequence[Path], num_turns: int) -
     """
     model = json.loads(server.request("/v1/models"))["data"][0]["id"]
     waves = [load_audio(path, RATE).numpy() for path in recordings] or [server.speak(model, QUESTION)]
-    turns = asyncio.run(converse(server, model, waves, num_turns))
+    exceptions = require("websockets.exceptions", purpose="--server", install="'vita-audio[serve]'")
+    try:
+        turns = asyncio.run(converse(server, model, waves, num_turns))
+    except exceptions.WebSocketException as error:
+        raise ValueError(f"{server.url} ended the session: {error}") from error
     spoken = [turn for turn in turns if turn is not None]
     if not spoken:
         raise ValueError(f"none of the {num_turns} answers of {server.url} has sound; ask other questions")
