@@ -45,6 +45,7 @@ from vita_audio.plots import new_figure
 from vita_audio.workers import ROOT, THIS, checkout_folder, run_worker
 
 WORKER = ROOT / "tools" / "common" / "decoding_speed.py"
+SERVER_WORKER = ROOT / "tools" / "common" / "server_latency.py"
 RANDOM = "random"  # as --audio-decoder-path
 COLUMNS = {  # metric of a mode -> heading, format
     "tokens_per_second": ("tokens/s", ".1f"),
@@ -56,6 +57,15 @@ COLUMNS = {  # metric of a mode -> heading, format
     "peak_gpu_memory_mib": ("GPU MiB", ".0f"),
 }
 SERVER_OPTIONS = {"server", "recordings", "turns", "token_file", "output"}
+SERVER_COLUMNS = {  # metric of a server -> heading
+    "total_ms": "first sound, ms",
+    "detection_ms": "turn detection, ms",
+    "encoder_ms": "encoder, ms",
+    "model_ms": "language model, ms",
+    "decoder_ms": "decoder, ms",
+    "rest_ms": "rest, ms",
+    "real_time_factor": "real-time factor",
+}
 RATIOS = ("tokens_per_second", "first_audio_ms", "real_time_factor")  # metrics that are compared between builds
 
 
@@ -276,12 +286,21 @@ def benchmark(options: argparse.Namespace) -> None:
 def benchmark_server(options: argparse.Namespace) -> None:
     """Measure a running server and write the report."""
     check_files(*options.recordings, options.token_file)
-    from tools.common.server_latency import Server, measure_server, server_table
-
-    token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
-    report = measure_server(Server(options.server, token), options.recordings, options.turns)
+    settings = {"server": options.server, "turns": options.turns, "token_file": _path(options.token_file)}
+    settings["recordings"] = [_path(path) for path in options.recordings]
+    report = run_worker(SERVER_WORKER, settings, ROOT)
     write_json(options.output / "benchmark.json", report)
     print(server_table(report))
+
+
+def server_table(report: Mapping[str, Any]) -> str:
+    """Return the medians and 90th percentiles as text."""
+    lines = [f"{report['model']} at {report['server']}, {report['num_turns']} turns:", f"{'median':>31}{'90 %':>9}"]
+    for name, heading in SERVER_COLUMNS.items():
+        spec = "9.2f" if name == "real_time_factor" else "9.0f"
+        found = report["metrics"][name]
+        lines.append(f"{heading:<22}{found['median']:{spec}}{found['p90']:{spec}}")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

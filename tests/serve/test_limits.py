@@ -1,5 +1,6 @@
 """Who may use the server and how much; a client that leaves frees everything."""
 
+import http.client
 import json
 import time
 
@@ -133,6 +134,18 @@ def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
             while True:
                 events.append(connection.recv())
     assert events[-1].error.code == "idle_timeout"
+
+
+def test_a_request_that_stops_arriving_is_refused(speech_lm):
+    with serve(speech_lm, limits=Limits(idle_seconds=1)) as server:
+        request = http.client.HTTPConnection("localhost", server.port)
+        request.putrequest("POST", "/v1/audio/speech")
+        request.putheader("content-type", "application/json")
+        request.putheader("content-length", "100")
+        request.endheaders(b"{")
+        response = request.getresponse()
+        assert response.status == 408 and b"nothing of the request arrived for 1 s" in response.read()
+        request.close()
 
 
 def test_sessions_have_a_limit(speech_lm):

@@ -25,7 +25,7 @@ def write_question(path):
     soundfile.write(path, np.concatenate([samples[:rate], np.zeros(rate)]), rate)
 
 
-def test_the_times_of_a_client_add_up(speech_lm, tmp_path, capsys):
+def test_the_times_of_a_client_add_up(speech_lm, tmp_path, capfd):
     write_question(tmp_path / "question.wav")
     (tmp_path / "token").write_text("secret\n")
     options = ["--recordings", tmp_path / "question.wav", "--token-file", tmp_path / "token"]
@@ -41,7 +41,7 @@ def test_the_times_of_a_client_add_up(speech_lm, tmp_path, capsys):
         assert parts[0] > 300 and min(parts[1:4]) >= 0  # the silence that the server waits for is 400 ms
     metrics = report["metrics"]
     assert all(found["median"] <= found["p90"] for found in metrics.values()) and len(metrics) == 7
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert lines[0] == f"toy at {server.url}, 3 turns:" and lines[2].startswith("first sound, ms")
     assert int(lines[2].split()[-2]) == round(metrics["total_ms"]["median"])
 
@@ -60,8 +60,8 @@ def test_the_quiet_end_of_a_recording_is_no_speech():
         ([], "Connection refused"),
     ],
 )
-def test_wrong_options_get_one_line(tmp_path, capsys, options, message):
+def test_wrong_options_get_one_line(tmp_path, capfd, options, message):
     with pytest.raises(SystemExit) as ended:
         benchmark_sts.main(["--server", "http://localhost:9", "--output", str(tmp_path), *options])
-    errors = capsys.readouterr().err
+    errors = capfd.readouterr().err
     assert ended.value.code == 2 and errors.count("\n") == 1 and message in errors

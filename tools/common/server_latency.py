@@ -1,4 +1,4 @@
-"""Talk to a running server as a page does, and measure when the answer is heard."""
+"""Talk to a running server as a page does, and measure when the answer is heard: a worker of tools/benchmark_sts.py."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from vita_audio.data.audio import load_audio
+from vita_audio.errors import one_line_errors
 from vita_audio.optional import require
 from vita_audio.resample import resample
 
@@ -29,14 +30,7 @@ SERVER_RATE = 24_000  # Hz, of its sound
 PIECE_SECONDS = 0.02
 QUESTION = "what day comes after monday"  # spoken by the server itself where there are no recordings
 QUIET = 0.01  # part of the loudest piece (-40 dB) below which the end of a recording is no speech
-PARTS = {  # part of the time to the first sound -> heading
-    "total_ms": "first sound",
-    "detection_ms": "turn detection",
-    "encoder_ms": "encoder",
-    "model_ms": "language model",
-    "decoder_ms": "decoder",
-    "rest_ms": "rest",
-}
+PARTS = ("detection_ms", "encoder_ms", "model_ms", "decoder_ms", "rest_ms")  # of `total_ms`
 
 
 @dataclass
@@ -177,11 +171,15 @@ def measure_server(server: Server, recordings: Sequence[Path], num_turns: int) -
     """
     model = json.loads(server.request("/v1/models"))["data"][0]["id"]
     waves = [load_audio(path, RATE).numpy() for path in recordings] or [server.speak(model, QUESTION)]
-    turns = asyncio.run(converse(server, model, waves, num_turns))
+    exceptions = require("websockets.exceptions", purpose="--server", install="'vita-audio[serve]'")
+    try:
+        turns = asyncio.run(converse(server, model, waves, num_turns))
+    except exceptions.WebSocketException as error:
+        raise ValueError(f"{server.url} ended the session: {error}") from error
     spoken = [turn for turn in turns if turn is not None]
     if not spoken:
         raise ValueError(f"none of the {num_turns} answers of {server.url} has sound; ask other questions")
-    values = {name: [turn[name] for turn in spoken] for name in (*PARTS, "real_time_factor")}
+    values = {name: [turn[name] for turn in spoken] for name in ("total_ms", *PARTS, "real_time_factor")}
     metrics = {name: {"median": median(found), "p90": percentile_90(found)} for name, found in values.items()}
     facts = {"server": server.url, "model": model, "num_turns": num_turns, "num_without_sound": num_turns - len(spoken)}
     return {**facts, "recordings": [path.name for path in recordings], "metrics": metrics, "turns": turns}
@@ -191,12 +189,14 @@ def percentile_90(values: Sequence[float]) -> float:
     return quantiles(values, n=10, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
-def server_table(report: Mapping[str, Any]) -> str:
-    """Return the medians and 90th percentiles as text."""
-    headings = {**{name: f"{heading}, ms" for name, heading in PARTS.items()}, "real_time_factor": "real-time factor"}
-    lines = [f"{report['model']} at {report['server']}, {report['num_turns']} turns:", f"{'median':>31}{'90 %':>9}"]
-    for name, heading in headings.items():
-        spec = "9.2f" if name == "real_time_factor" else "9.0f"
-        found = report["metrics"][name]
-        lines.append(f"{heading:<22}{found['median']:{spec}}{found['p90']:{spec}}")
-    return "\n".join(lines)
+def main(settings: str) -> None:
+    """Measure with settings given as JSON and print the result as JSON, the last line of the output.
+
+    Args:
+        settings: `server`, the address; `token_file`, which may be null; `recordings`; `turns`.
+    """
+    given = json.loads(settings)
+    with one_line_errors("benchmark_sts"):
+        token = Path(given["token_file"]).read_text(encoding="utf-8").strip() if given["token_file"] else None
+        recordings = [Path(path) for path in given["recordings"]]
+        print(json.dumps(measure_server(Server(given["server"], token), recordings, given["turns"])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
@@ -24,8 +25,8 @@ class Guard:
     browser, and carry the token, if there is one: as `Authorization: Bearer`, or as a WebSocket's subprotocol.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], token: str | None, max_bytes: int):
-        self.app, self.token, self.max_bytes = app, token, max_bytes
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], token: str | None, max_bytes: int, idle_seconds: float):
+        self.app, self.token, self.max_bytes, self.idle_seconds = app, token, max_bytes, idle_seconds
         self.hosts = {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,24 +39,31 @@ class Guard:
         await self._limit_body(scope, receive, send)
 
     async def _limit_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app; it sees a client that leaves in place of a body that is too long."""
-        num_bytes = 0
+        """Run the app; it sees a client that leaves in place of a body that is too long or stops in the middle."""
+        num_bytes, is_whole, refusal = 0, False, None
 
         async def receive_some() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole, refusal
+            try:
+                message = await asyncio.wait_for(receive(), None if is_whole else self.idle_seconds)
+            except asyncio.TimeoutError:
+                refusal = 408, f"nothing of the request arrived for {self.idle_seconds:g} s"
+                return {"type": "http.disconnect"}
             num_bytes += len(message.get("body", b""))
-            return message if num_bytes <= self.max_bytes else {"type": "http.disconnect"}
+            is_whole = not message.get("more_body", False)
+            if num_bytes > self.max_bytes:
+                refusal = self._too_large()
+            return {"type": "http.disconnect"} if refusal else message
 
         async def send_answer(message: Message) -> None:
-            if num_bytes <= self.max_bytes:
+            if not refusal:
                 await send(message)
 
         try:
             await self.app(scope, receive_some, send_answer)
         finally:
-            if num_bytes > self.max_bytes:
-                await refuse(scope, receive, send, *self._too_large())
+            if refusal:
+                await refuse(scope, receive, send, *refusal)
 
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host, length = headers.get("host", ""), headers.get("content-length", "0")

@@ -24,7 +24,9 @@ class Limits:
     max_turns: int = _limit(40, "messages that a conversation keeps; older ones are forgotten")
     max_bytes: int = _limit(10_000_000, "size of a request, or of one event")
     max_new_tokens: int = _limit(1024, "length of an answer, tokens")
-    idle_seconds: float = _limit(300.0, "a session ends after this time without speech, text or an answer, s")
+    idle_seconds: float = _limit(
+        300.0, "a session without speech, text or an answer ends after this time, and a request that stops arriving, s"
+    )
     audio_rate: float = _limit(20.0, "seconds of audio that a session may send per second, on average")
     ping_seconds: float = _limit(20.0, "a session ends if its client does not answer a ping for this time, s")
     events_per_second: float = _limit(200.0, "mean rate of a session's events; twice as many may come at once")
