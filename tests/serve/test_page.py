@@ -68,10 +68,12 @@ def test_speech_over_an_answer_ends_its_sound(speech_lm, playwright, tmp_path):
     with serve(speech_lm, limits=LONG) as server:
         with browser(playwright, tmp_path, words_said(), lead=0.2) as chromium, opened(chromium, server) as page:
             answer = interrupt(page)
+            sound = download(page)[1].read(answer["audio"])
             page.select_option("#language", "zh")
             assert "s （从你开始说话算起）" in page.inner_text(".message.assistant .note")
     made = 1000 * answer["usage"]["output_token_details"]["audio_tokens"] / speech_lm.audio_tokenizer.frame_rate
     assert 0 < answer["heardMilliseconds"] < made  # also if the answer was complete before it had been played
+    assert abs(1000 * soundfile.info(io.BytesIO(sound)).duration - answer["heardMilliseconds"]) <= 1
 
 
 def test_the_conversation_shows_what_was_heard(speech_lm, chromium):

@@ -7,9 +7,10 @@ import { zip } from "./zip.js";
 export function downloadConversation(settings) {
   const files = [];
   const turns = messages.map((message, i) => {
-    if (!message.pieces.length) return message.turn;
+    const pcm = soundOf(message);
+    if (!pcm.length) return message.turn;
     const name = `${String(i + 1).padStart(3, "0")}-${message.turn.role}.wav`;
-    files.push([name, toWav(soundOf(message), message.rate, message.turn.role === "assistant")]);
+    files.push([name, toWav(pcm, message.rate, message.turn.role === "assistant")]);
     return { ...message.turn, audio: name };
   });
   const words = JSON.stringify({ ...settings, generatedBy: "AI", turns }, null, 2);

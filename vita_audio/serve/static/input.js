@@ -2,8 +2,8 @@
 import { setLevel } from "./levels.js";
 import { INPUT_RATE, toBase64 } from "./pcm.js";
 import { SentSound } from "./sent.js";
-import { MicrophoneError, openMicrophone, startPlayer } from "./sound.js";
 import * as session from "./session.js";
+import { MicrophoneError, openMicrophone, startPlayer } from "./sound.js";
 import * as transcript from "./transcript.js";
 import { $, showError, showState, text } from "./view.js";
 
@@ -12,7 +12,7 @@ const MIN_SAMPLES = 0.2 * INPUT_RATE; // a shorter press of push-to-talk was a m
 const SAMPLES_PER_MS = INPUT_RATE / 1000;
 const sent = new SentSound(INPUT_RATE);
 
-let closeMicrophone = null;
+let microphone = null; // a promise of the function that closes it
 let isSending = false; // whether the microphone's sound goes to the server
 let isHeld = false; // the button or key of push-to-talk
 let turn = null; // {id, start} of a turn that the server has found; `start` is a place in `sent`
@@ -35,7 +35,7 @@ Object.assign(on, {
   },
   "input_audio_buffer.speech_stopped"({ item_id, audio_end_ms }) {
     session.endTurn();
-    showTurn(item_id, turn.start, audio_end_ms * SAMPLES_PER_MS);
+    if (turn) showTurn(item_id, turn.start, audio_end_ms * SAMPLES_PER_MS);
     turn = null;
     session.setIdle(idleState());
     showState("thinking");
@@ -86,17 +86,18 @@ async function open() {
   showError("");
   try {
     await startPlayer(session.playerEvent);
-    closeMicrophone ??= await openMicrophone(take);
+    await (microphone ??= openMicrophone(take));
     return true;
   } catch (error) {
+    microphone = null;
     showError(error instanceof MicrophoneError ? text(error.key) : error.message);
     return false;
   }
 }
 
 function close() {
-  closeMicrophone?.();
-  closeMicrophone = null;
+  microphone?.then((end) => end());
+  microphone = null;
 }
 
 function setSending(value) {

@@ -28,12 +28,14 @@ export class Recorder {
   async start() {
     showError("");
     this.clear();
+    this.record.disabled = true;
     try {
       this.close = await openMicrophone(({ pcm }) => this.take(pcm));
+      this.setRecording(true);
     } catch (error) {
-      return showError(error instanceof MicrophoneError ? text(error.key) : error.message);
+      showError(error instanceof MicrophoneError ? text(error.key) : error.message);
     }
-    this.setRecording(true);
+    this.record.disabled = false;
   }
 
   take(pcm) {

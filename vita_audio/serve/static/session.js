@@ -226,6 +226,7 @@ export async function stopSound(beganAt = null) {
   const answer = transcript.find(item?.replace(READ, "") ?? stopped?.item);
   soundIsOver();
   if (!answer?.id) return; // nothing to stop, or the conversation has ended
+  if (item) transcript.setSound(answer.id, transcript.soundOf(answer).slice(0, played), OUTPUT_RATE); // what was heard
   if (item && beganAt !== null) answer.turn.stopMilliseconds = performance.now() - beganAt;
   if (item?.startsWith(READ)) return transcript.showInterruption(answer.id);
   const milliseconds = item ? Math.floor((1000 * played) / OUTPUT_RATE) : 0;

@@ -2,18 +2,21 @@
 import { OUTPUT_RATE } from "./pcm.js";
 
 let player = null;
+let loading = null; // a promise of it
 const clearing = []; // what waits for the player to be empty
 
 // Start the player, after a click; `onEvent` gets its messages.
 export async function startPlayer(onEvent) {
-  if (!player) {
-    const context = new AudioContext({ sampleRate: OUTPUT_RATE });
-    await context.audioWorklet.addModule("/static/player.js");
-    player = new AudioWorkletNode(context, "player", { numberOfInputs: 0, outputChannelCount: [1] });
-    player.port.onmessage = ({ data }) => (data.state === "cleared" ? clearing.shift()(data) : onEvent(data));
-    player.connect(context.destination);
-  }
+  await (loading ??= loadPlayer(onEvent));
   await player.context.resume();
+}
+
+async function loadPlayer(onEvent) {
+  const context = new AudioContext({ sampleRate: OUTPUT_RATE });
+  await context.audioWorklet.addModule("/static/player.js");
+  player = new AudioWorkletNode(context, "player", { numberOfInputs: 0, outputChannelCount: [1] });
+  player.port.onmessage = ({ data }) => (data.state === "cleared" ? clearing.shift()(data) : onEvent(data));
+  player.connect(context.destination);
 }
 
 export const play = (item, samples) => player?.port.postMessage({ item, samples });
