@@ -1,9 +1,11 @@
 """The script that starts a conversation: which model it takes, which environment, and what it installs."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,17 @@ def test_a_model_that_is_there_is_taken(root, name):
     (root / name / "config.json").touch()
     result = talk(root, "--port", "1")
     assert result.stdout == f"-m vita_audio.serve --open-page --model {root / name} --max-turns 1 --port 1\n"
+
+
+def test_it_says_what_the_demo_model_can_talk_about(root):
+    folder = root / "vita_audio" / "assets" / "demo_model"
+    shutil.copytree(ROOT / "vita_audio" / "assets" / "demo_model", folder, ignore=shutil.ignore_patterns("model.*"))
+    runs_code = f'case "$2" in *find_spec*) ;; *demo*) exec "{sys.executable}" "$@" ;; *) echo "$*" ;; esac'
+    make_program(root / ".venv" / "bin" / "python", runs_code)
+    demo = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    lines = talk(root).stdout.splitlines()
+    assert lines[0] == demo["domain"] and [line.strip() for line in lines[2:-1]] == demo["questions"]
+    assert lines[-1].startswith("-m vita_audio.serve --open-page --model ")
 
 
 @pytest.mark.parametrize("options", [["--model", "some where"], ["--port", "1", "--model=x"], ["--help"]])
