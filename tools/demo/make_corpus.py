@@ -4,8 +4,9 @@
 
 Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl for training, heldout_{asr,tts,qa}.jsonl for evaluation,
 and a mixture yaml each for stage 1, the MTP stages and the last stage. The size demo also has recordings by random
-microphones in audio/microphone, and heldout_{outside,near}.jsonl with questions outside the domain. Paths in the files are relative to the folder,
-so it can be moved. The same arguments give the same files. The same command resumes an interrupted run.
+microphones in audio/microphone, and heldout_{outside,near}.jsonl with questions outside the domain. Paths in the files
+are relative to the folder, so it can be moved. The same arguments give the same files. The same command resumes an
+interrupted run.
 """
 
 import argparse
