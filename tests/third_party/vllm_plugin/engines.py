@@ -50,16 +50,3 @@ def engine_ids(llm: LLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) 
     sampling = SamplingParams(temperature=0, max_tokens=max_new_tokens, ignore_eos=True, detokenize=False)
     outputs = llm.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], sampling, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-def ties(model, prompts, expected, found, tolerance: float = 1e-4) -> list[int]:
-    """Return the rows that differ although our two best logits are further apart than `tolerance` there."""
-    rows = []
-    for row, (prompt, ours, theirs) in enumerate(zip(prompts, expected, found, strict=True)):
-        if ours != theirs:
-            place = next(place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-            logits = model(torch.tensor([[*prompt, *ours[:place]]])).logits[0, -1]
-            best, second = logits.topk(2).values.tolist()
-            if best - second > tolerance:
-                rows.append(row)
-    return rows
