@@ -20,7 +20,7 @@ from vita_audio.interleave import BACKBONE
 from vita_audio.models.lean_layers import LeanLayers
 from vita_audio.models.slots import Index, Slots, on_device, pad_columns, place_index, swap_items
 
-MARGIN, GROWTH = 32, 256  # positions behind the longest answer, for rows that read on with others; if it is unknown
+MARGIN, GROWTH = 32, 256  # positions behind the longest answer, for rows that read on with others; at first for answers
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
@@ -339,7 +339,7 @@ def begin_decoding(
         attention_mask: Mask of the prompt, (batch, time), 0 for padding.
         inputs_embeds: Embeddings of the whole prompt, (batch, time, hidden). Those of the kept prefix are not compared.
         past_key_values: Any empty cache, in place of which the state's slots are used; None to decode without a cache.
-        max_length: Tokens of prompt and answer for which to make room; None: unknown.
+        max_length: Most tokens of prompt and answer together; None: unknown.
         use_cache, logits_to_keep: No effect; transformers passes them to every decoding function.
         output_attentions, output_hidden_states: Not available.
     Raises: ValueError for a prompt without tokens, for ids, embeddings and cache that do not fit together, and for a
@@ -361,6 +361,6 @@ def begin_decoding(
         )
     positions = position_ids.expand(batch_size, -1)
     valid = torch.ones_like(positions) if attention_mask is None else attention_mask
-    room = (max_length or GROWTH) + length - num_ids + MARGIN
-    state.begin(model, input_ids, positions, valid != 0, inputs_embeds, room)
+    num_new = GROWTH if max_length is None else min(GROWTH, max_length - num_ids)  # most answers are much shorter
+    state.begin(model, input_ids, positions, valid != 0, inputs_embeds, length + num_new + MARGIN)
     state.keeps_cache = past_key_values is not None

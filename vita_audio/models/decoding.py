@@ -191,11 +191,11 @@ class Decoding:
         if not self.logits_processor:
             return logits
         scores = logits.clone()
+        batch = logits.new_zeros((len(self.state.order), logits.shape[-1]))  # rows without a wanted column: any values
         for column in sorted(set().union(*wanted)):
             places = [place for place, columns in enumerate(wanted) if column in columns]
             numbers = [column - firsts[place] for place in places]
             rows = [self._rows[place].index for place in places]
-            batch = logits.new_zeros((len(self.state.order), logits.shape[-1]))
             batch[rows] = logits[places, numbers]
             scores[places, numbers] = self.logits_processor(self.state.prefix(column), batch)[rows]
         return scores

@@ -114,8 +114,9 @@ class Slots:
 
     def swap(self, ones: list[int], others: list[int]) -> None:
         """Let pairs of rows change places."""
+        num_used = max(map(max, self.num_read))
         for buffer in (*self.keys, *self.values, *self.hidden):
             if buffer is not None:
-                buffer[ones + others] = buffer[others + ones]
+                buffer[ones + others, :num_used] = buffer[others + ones, :num_used]
         for num_read in self.num_read:
             swap_items(num_read, ones, others)
