@@ -27,8 +27,6 @@ MAY_IMPORT = {
     "vita_audio": ("vita_audio",),
     "evaluation": ("vita_audio", "evaluation"),
     "tools": ("vita_audio",),
-    "tools.prepare_speech": ("vita_audio", "evaluation", "tools.corpora"),
-    "tools.make_dialogues": ("vita_audio", "tools.corpora"),
     "tools.corpora": ("vita_audio", "evaluation", "tools.common", "tools.corpora"),
     "tools.common": ("vita_audio", "tools.common"),
     "tools.demo": ("vita_audio", "evaluation", "tools.common", "tools.demo"),

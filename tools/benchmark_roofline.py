@@ -17,9 +17,10 @@ from typing import Any
 from vita_audio.command_line import DTYPES, OneLineParser, add_device_option, check_files, in_range, plan_name
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
-from vita_audio.workers import ROOT
+from vita_audio.workers import ROOT, run_worker
 
 DEFAULT_CONFIG = ROOT / "configs" / "models" / "qwen2_7b_mtp10.json"
+WORKER = ROOT / "tools" / "common" / "roofline.py"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,11 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors("benchmark_roofline"):
         check_files(options.config)
         options.output.mkdir(parents=True, exist_ok=True)
-        from tools.common.roofline import measure_all
-        from vita_audio.inference.pipeline import resolve_device
-
-        sizes = {name: getattr(options, name) for name in ("prompt_tokens", "new_tokens", "repeats")}
-        report = measure_all(str(options.config), resolve_device(options.device), options.dtype, options.modes, **sizes)
+        names = ("device", "dtype", "modes", "prompt_tokens", "new_tokens", "repeats")
+        settings = {name: getattr(options, name) for name in names} | {"config": str(options.config.resolve())}
+        report = run_worker(WORKER, settings, ROOT)
         write_json(options.output / "roofline.json", report)
         print(table(report))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -51,6 +52,23 @@ def run_worker(worker: Path, settings: Mapping[str, Any], checkout: Path) -> dic
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def run_module(module: str, settings: Mapping[str, Any]) -> None:
+    """Run the `main` of a module of this checkout in a process of its own, which ends with this one.
+
+    The process can import the packages of this checkout that are not installed, such as `tools` and `evaluation`.
+
+    Args:
+        module: Such as `tools.corpora.preparation`; its `main` takes settings as JSON.
+        settings: Values for JSON; paths become text.
+    Raises: SystemExit with the code of the process if it fails.
+    """
+    # With -m, Python imports from the folder in which it starts, also after a change of folder.
+    command = [sys.executable, "-m", "vita_audio.workers", module, json.dumps(settings, default=str), os.getcwd()]
+    code = subprocess.run(command, cwd=ROOT, check=False, preexec_fn=end_with_parent).returncode
+    if code:
+        raise SystemExit(code)
+
+
 @checked
 def checkout_folder(text: str) -> Path:
     """Argument type: a folder with this project's package."""
@@ -58,3 +76,10 @@ def checkout_folder(text: str) -> Path:
     if not (folder / "vita_audio").is_dir():
         raise ValueError(f"must be a checkout with a folder vita_audio, got {text}")
     return folder
+
+
+if __name__ == "__main__":  # started by `run_module`
+    name, text, folder = sys.argv[1:]
+    module = importlib.import_module(name)
+    os.chdir(folder)
+    module.main(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
@@ -12,6 +13,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from tools.common.decoding_speed import NO_END, Clock
+from vita_audio.errors import one_line_errors
+from vita_audio.inference.pipeline import resolve_device
 from vita_audio.interleave import BACKBONE
 from vita_audio.models import Qwen2MTPForCausalLM
 from vita_audio.models.mtp_generation import mtp_steps
@@ -128,10 +131,22 @@ def measure(
 
 
 def measure_all(
-    config: str, device: str, dtype: str, modes: Sequence[str], *, prompt_tokens: int, new_tokens: int, repeats: int
+    config: str,
+    device: str | None,
+    dtype: str,
+    modes: Sequence[str],
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
 ) -> dict[str, Any]:
-    """Check that the device decodes correctly, then measure its bandwidth and all modes."""
+    """Check that the device decodes correctly, then measure its bandwidth and all modes.
+
+    Args:
+        device: None: a GPU if there is one.
+    """
     torch.set_num_threads(1)
+    device = resolve_device(device)
     check_ids(device)
     model = make_model(AutoConfig.from_pretrained(config), device, getattr(torch, dtype))
     bandwidth = memory_bandwidth(model.device)
@@ -145,3 +160,9 @@ def measure_all(
         **sizes,
         "modes": {mode: measure(model, mode, bandwidth, **sizes) for mode in modes},
     }
+
+
+def main(settings: str) -> None:
+    """Measure with settings given as JSON, the arguments of `measure_all`; print the result as JSON, the last line."""
+    with one_line_errors("benchmark_roofline"):
+        print(json.dumps(measure_all(**json.loads(settings))))

@@ -27,7 +27,7 @@ def speech_probabilities(vad: Any, blocks: Iterable[np.ndarray], rate: int) -> n
     """Return the probability of speech in each chunk of a recording, (chunks,) float32.
 
     Args:
-        vad: Silero VAD, see `vita_audio.serve.turns.load_vad`.
+        vad: Silero VAD, a `vita_audio.serve.turns.VadStream`.
         blocks: The samples in order, float32.
         rate: Their sample rate, Hz.
     """

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from tools import make_dialogues
+from tools.corpora import speaking
 from tools.corpora.dialogues import Voice, read_dialogues
 from vita_audio.data.chat import Conversation
 from vita_audio.data.mixture import Problem, load_mixture, referenced_audio
@@ -40,7 +41,8 @@ def test_dialogues_are_spoken_once_and_broken_rows_named(tmp_path, capsys):
     lines = [json.dumps(row) for row in ROWS] + list(BROKEN)
     source.write_text("\n".join(lines) + "\n")
     flags = ["--from", str(source), "--output", str(output), "--question-voices", "joe*0.9", "joe*1.1"]
-    make_dialogues.main(flags)
+    settings = json.dumps(make_dialogues.parse_settings(flags), default=str)
+    speaking.main(settings)
     samples = [json.loads(line) for line in (output / "dialogues.jsonl").read_text().splitlines()]
     chats = [Conversation.parse(sample) for sample in samples]
     assert [len(chat.turns) for chat in chats] == [2, 2, 4]
@@ -55,7 +57,7 @@ def test_dialogues_are_spoken_once_and_broken_rows_named(tmp_path, capsys):
     assert f"3 dialogues; {len(BROKEN)} rows rejected" in capsys.readouterr().out
     audio[0].unlink()
     times = {path: path.stat().st_mtime_ns for path in audio[1:]}
-    make_dialogues.main(flags)
+    speaking.main(settings)
     assert audio[0].exists() and {path: path.stat().st_mtime_ns for path in audio[1:]} == times
 
 

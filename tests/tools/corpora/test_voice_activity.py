@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tools.corpora.voice_activity import CHUNK_SECONDS, Splitting, speech_probabilities, speech_stretches
-from vita_audio.serve.turns import load_vad
+from vita_audio.serve.turns import VadStream, load_vad
 
 
 def probabilities(*runs):
@@ -50,7 +50,7 @@ def test_no_speech_gives_no_clip(runs):
 
 def test_blocks_of_any_size_give_the_same_probabilities():
     wave = np.random.default_rng(0).uniform(-0.1, 0.1, 3 * 44_100).astype(np.float32)
-    vad = load_vad()
+    vad = VadStream(load_vad())
     whole = speech_probabilities(vad, [wave], 44_100)
     parts = speech_probabilities(vad, np.split(wave, [100, 101, 30_000, 90_000]), 44_100)
     np.testing.assert_allclose(parts, whole, atol=1e-4)
