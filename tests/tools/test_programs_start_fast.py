@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "deepspeed", "accelerate", "matplotlib", "scipy", "tokenizers")
 # The package transformers imports its parts on demand; the parser of training flags alone takes a fraction of a second.
 ALLOWED = {"tools.finetune_sts": ["transformers"]}
+NO_PROGRAMS = {"vita_audio.workers"}  # only `run_module` starts it, with settings as JSON
 # Runs a program as `python -m` does; the last line of its output is the exit code and the heavy packages imported.
 RUN = f"""
 import runpy, sys
@@ -37,7 +38,7 @@ def programs() -> list[str]:
         for path in (ROOT / folder).rglob("*.py")
         if is_program(path)
     ]
-    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return sorted({".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths} - NO_PROGRAMS)
 
 
 def start(program: str, *arguments: str) -> tuple[list[str], str]:
