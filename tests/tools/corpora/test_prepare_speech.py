@@ -55,7 +55,9 @@ def rows_of(path):
 
 
 def run(source, output, *flags):
-    settings = prepare_speech.parse_settings(["--from", str(source), "--output", str(output), "--threads", "1", *flags])
+    settings = prepare_speech.parse_arguments(
+        ["--from", str(source), "--output", str(output), "--threads", "1", *flags]
+    )
     preparation.main(json.dumps(settings, default=str))
     return json.loads((output / "summary.json").read_text(encoding="utf-8"))
 
