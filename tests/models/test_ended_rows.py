@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from toy_models import LENGTHS, check_consistent, make_agreeing_model, make_padded_prompts
+from toy_models import LENGTHS, check_consistent, make_agreeing_model
 
 from vita_audio.models.decode_state import DecodeState
 from vita_audio.models.mtp_generation import mtp_steps
@@ -16,11 +16,6 @@ FULL = {"return_dict_in_generate": True, "output_logits": True, "output_scores":
 @pytest.fixture(scope="module")
 def model():
     return make_agreeing_model(4, disagreement=0.02)
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return make_padded_prompts()
 
 
 @pytest.fixture(scope="module")

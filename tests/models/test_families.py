@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_models import FAMILIES, LENGTHS, make_agreeing_model, make_model, make_padded_prompts
+from toy_models import FAMILIES, LENGTHS, make_agreeing_model, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from vita_audio.models import SPEECH_CONFIGS, SPEECH_MODELS, TEXT_CONFIGS
@@ -69,8 +69,7 @@ def test_cached_equals_uncached(model, ids):
 
 
 @pytest.mark.parametrize("acceptance", [0, 1])
-def test_a_batch_and_a_stream_equal_single_rows(model, acceptance):
-    prompts = make_padded_prompts()
+def test_a_batch_and_a_stream_equal_single_rows(model, prompts, acceptance):
     options = GREEDY | {"acceptance": acceptance}
     batch = model.generate(**prompts, **options)[:, 12:].tolist()
     for row in (0, 1, 4):

@@ -11,7 +11,6 @@ from toy_models import (
     check_consistent,
     make_agreeing_model,
     make_model,
-    make_padded_prompts,
     make_plus_model,
     random_audios,
 )
@@ -32,11 +31,6 @@ FULL = {"return_dict_in_generate": True, "output_logits": True}
 def model():
     """Accepts some tokens of each depth."""
     return make_agreeing_model(4, disagreement=0.02)
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return make_padded_prompts()
 
 
 def single(prompts, row):

@@ -103,9 +103,8 @@ class MTPLoss(nn.Module):
         first_depth = 0 if trains_backbone or score_backbone else 1
         targets, weights = _shifted_targets(labels, loss_weights, position_ids, num_depths)
         num_targets = (targets != IGNORE_INDEX).sum(dim=1)
-        divisor = _divisor(weights, num_items_in_batch)
+        divisor, unit = _divisors(weights, num_items_in_batch)
         depth, place, labels = _rows(targets, first_depth)
-        unit = divisor.min()  # the loss is divided by it last: float16 could not hold the gradients otherwise
         scale = weights[depth, place] * unit / divisor[depth]
         factors, kl_factors = _factors(weights, trains_backbone, mtp_weight, kl_weight, depth_weights)[:, depth] * scale
         teacher = Teacher(hidden_states[0].detach().flatten(0, 1), place + depth, kl_factors) if kl_weight else None
@@ -115,14 +114,12 @@ class MTPLoss(nn.Module):
         loss, entropies, divergences, predictions = HeadLoss.apply(rows, weight, labels, factors, teacher)
         sum_depths = partial(weights.new_zeros(num_depths).index_add, 0, depth)
         losses = sum_depths(entropies * scale) / unit
-        accuracies = sum_depths((predictions == labels).to(weights)) / num_targets.clamp(min=1)
-        accuracies[:first_depth] = torch.nan
         return {
             "loss": loss / unit,
             "main_loss": losses[0] if first_depth == 0 else None,
             "mtp_losses": losses[1:],
             "mtp_kl": sum_depths(divergences * scale)[1:] / unit if kl_weight else None,
-            "accuracies": accuracies,
+            "accuracies": _accuracies(sum_depths((predictions == labels).to(weights)), num_targets, first_depth),
             "num_targets": num_targets,
             "agreements": _agreements(depth, predictions, num_targets) if first_depth == 0 else None,
             **_audio_part(labels, entropies * scale / unit, sum_depths, code_ids),
@@ -194,10 +191,21 @@ def _factors(
     return factors
 
 
-def _divisor(weights: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """Return the divisor of every depth's sums, (depths,); 1 where it would be 0."""
+def _accuracies(num_right: Tensor, num_targets: Tensor, first_depth: int) -> Tensor:
+    """Return the share of each depth's targets that it predicts, (depths,); NaN for depths that are not scored."""
+    accuracies = num_right / num_targets.clamp(min=1)
+    accuracies[:first_depth] = torch.nan
+    return accuracies
+
+
+def _divisors(weights: Tensor, num_items_in_batch: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    """Return the divisor of every depth's sums, (depths,), 1 where it would be 0, and the smallest of them, a scalar.
+
+    The loss is divided by the smallest one last: float16 could not hold the gradients otherwise.
+    """
     if num_items_in_batch is None:
         divisor = weights.sum(dim=1)
     else:
         divisor = torch.as_tensor(num_items_in_batch, device=weights.device).float().expand(len(weights))
-    return torch.where(divisor > 0, divisor, 1)
+    divisor = torch.where(divisor > 0, divisor, 1)
+    return divisor, divisor.min()
