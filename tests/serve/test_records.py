@@ -3,10 +3,11 @@
 import io
 import json
 import logging
+import time
 
 import openai
 import pytest
-from realtime_client import MANUAL, ask, session, until
+from realtime_client import MANUAL, ask, read_until, session, until
 from toy_server import serve
 
 from vita_audio.serve import records
@@ -50,23 +51,37 @@ def test_content_is_logged_if_asked_for(speech_lm, lines):
     assert (line["endpoint"], line["question"], line["answer"].strip()) == ("chat", "hello", text)
 
 
-def test_errors_and_cancelled_answers_have_their_reasons(speech_lm, lines):
-    with serve(speech_lm, limits=Limits(max_new_tokens=400, max_streams=1, max_queue=1)) as server:
+@pytest.fixture
+def slow_speech_lm(speech_lm, monkeypatch):
+    """Takes seconds for an answer, so that none ends before its client cancels it or leaves."""
+    stream = speech_lm.stream
+
+    def slow_stream(*args, **options):
+        for chunk in stream(*args, **options):
+            yield chunk
+            time.sleep(0.1)
+
+    monkeypatch.setattr(speech_lm, "stream", slow_stream)
+    return speech_lm
+
+
+def begin_answer(connection):
+    connection.conversation.item.create(
+        item={"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
+    )
+    connection.response.create()
+    read_until(connection, "response.output_audio_transcript.delta", "error")
+
+
+def test_errors_and_cancelled_answers_have_their_reasons(slow_speech_lm, lines):
+    with serve(slow_speech_lm, limits=Limits(max_new_tokens=400, max_streams=1, max_queue=1)) as server:
         with pytest.raises(openai.BadRequestError):
             server.client.chat.completions.create(**QUESTION, temperature=9)
         with session(server, **MANUAL) as connection:
-            connection.conversation.item.create(
-                item={"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
-            )
-            connection.response.create()
-            while connection.recv().type != "response.output_item.added":
-                pass
+            begin_answer(connection)
             connection.response.cancel()
-            while connection.recv().type != "response.done":
-                pass
-            connection.response.create()
-            while connection.recv().type != "response.output_item.added":
-                pass
+            read_until(connection, "response.done")
+            begin_answer(connection)
         until(lambda: len(lines()) == 3)
     told = [(line["event"], line.get("code") or (line["outcome"], line["reason"])) for line in lines()]
     assert told == [
