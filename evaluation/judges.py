@@ -281,10 +281,10 @@ class SpeakerSimilarity:
         """Return the similarity to the intended voice. Raises: ValueError if that voice is inaudible."""
         if not is_audible(voice):
             raise ValueError("a sound needs a voice to be compared with, got a silent one")
-        return float(self._embed(sound) @ self._embed(voice)) if is_audible(sound) else NO_SIMILARITY
+        return float(self.embed(sound) @ self.embed(voice)) if is_audible(sound) else NO_SIMILARITY
 
-    def _embed(self, sound: Sound) -> np.ndarray:
-        """Return a vector of length 1, (256,), float32."""
+    def embed(self, sound: Sound) -> np.ndarray:
+        """Return the speaker of an audible sound as a vector of length 1, (256,), float32."""
         return self._encoder.embed_utterance(self._package.preprocess_wav(_resampled(sound, INPUT_RATE)))
 
 

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "tools.corpora": ("vita_audio", "evaluation", "tools.common", "tools.corpora"),
     "tools.common": ("vita_audio", "tools.common"),
     "tools.demo": ("vita_audio", "evaluation", "tools.common", "tools.demo"),
-    "tools.codec": ("vita_audio", "tools.common", "tools.demo.domain", "tools.codec"),
+    "tools.voice": ("vita_audio", "evaluation", "tools.codec", "tools.demo.steps", "tools.voice"),
+    "tools.codec": ("vita_audio", "evaluation", "tools.common", "tools.demo.domain", "tools.codec"),
 }
 FOLDERS = (PACKAGE, "evaluation", "tools")
 IMPORTED_AS = {

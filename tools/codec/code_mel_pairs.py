@@ -21,6 +21,8 @@ from vita_audio.speech_decoder.mel import MIN_MAGNITUDE, SAMPLE_RATE, mel_spectr
 NUM_CEPSTRA = 16  # the coarse shape of the spectrum, which voices share
 SMOOTHED_FRAMES = 5
 
+Pair = tuple[Tensor, Tensor]  # codes, (codes,) int64, and mel, (frames, bands) float16
+
 
 def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
     """Return the wave in the voice of another, random speaker at the same speed: Praat moves formants and pitch."""
@@ -94,24 +96,39 @@ class CodeMelPairs:
             for wave, own_wave in (map(joined_wave, pair) for pair in parallel):
                 yield wave, stretch_to(mel_of(own_wave), mel_of(wave))
 
-        self.items = []
         num_pairs = len(groups) + len(changed) + len(parallel)
-        for wave, mel in tqdm(pairs(), total=num_pairs, desc="encoding", unit="piece"):
-            codes = tokenizer.encode(torch.from_numpy(wave), SAMPLE_RATE)
-            num_frames = num_frames_of(len(codes))
-            missing = max(0, num_frames - mel.shape[1])
-            mel = np.pad(mel, ((0, 0), (0, missing)), constant_values=math.log(MIN_MAGNITUDE))[:, :num_frames]
-            self.items.append((torch.tensor(codes), torch.from_numpy(mel.T.astype(np.float16))))
-        self.items.sort(key=lambda item: len(item[0]))
+        self.items = encode_pairs(pairs(), num_pairs, tokenizer, num_frames_of)
 
     def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
         """Return random pairs of similar length, with about `frames_per_batch` mel frames in total."""
-        start = rng.randrange(len(self.items))
-        rows, total = [], 0
-        while total < frames_per_batch and start + len(rows) < len(self.items):
-            rows.append(self.items[start + len(rows)])
-            total += len(rows[-1][1])
-        return collate(rows)
+        return draw_batch(self.items, frames_per_batch, rng)
+
+
+def encode_pairs(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    num_pairs: int,
+    tokenizer: AudioTokenizer,
+    num_frames_of: Callable[[int], int],
+) -> list[Pair]:
+    """Encode waves, (samples,) float32 at SAMPLE_RATE, whose mels are (bands, frames); return pairs by length."""
+    items = []
+    for wave, mel in tqdm(pairs, total=num_pairs, desc="encoding", unit="piece"):
+        codes = tokenizer.encode(torch.from_numpy(wave), SAMPLE_RATE)
+        num_frames = num_frames_of(len(codes))
+        missing = max(0, num_frames - mel.shape[1])
+        mel = np.pad(mel, ((0, 0), (0, missing)), constant_values=math.log(MIN_MAGNITUDE))[:, :num_frames]
+        items.append((torch.tensor(codes), torch.from_numpy(mel.T.astype(np.float16))))
+    return sorted(items, key=lambda item: len(item[0]))
+
+
+def draw_batch(items: Sequence[Pair], frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
+    """Return pairs of similar length from a random place in `items`, with about `frames_per_batch` frames in total."""
+    start = rng.randrange(len(items))
+    rows, total = [], 0
+    while total < frames_per_batch and start + len(rows) < len(items):
+        rows.append(items[start + len(rows)])
+        total += len(rows[-1][1])
+    return collate(rows)
 
 
 def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
@@ -119,7 +136,7 @@ def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
     return np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in utterances])
 
 
-def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def collate(rows: Sequence[Pair]) -> dict[str, Tensor]:
     """Pad pairs of codes, (codes,), and mels, (frames, bands), to a batch with their lengths."""
     codes, mels = zip(*rows, strict=True)
     return {

@@ -46,14 +46,19 @@ def fundamental(wave: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 class VocoderTraining(nn.Module):
-    """HiFT with losses on the spectrum and the fundamental frequency."""
+    """HiFT with losses on the spectrum and the fundamental frequency.
+
+    Attributes:
+        generator: Draws the noise of the source.
+    """
 
     def __init__(self, config: HiFTConfig):
         super().__init__()
         self.hift = HiFTGenerator(config)
+        self.generator = torch.Generator()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        wave, f0 = self.hift(batch["mel"], source_f0=batch["f0"])
+        wave, f0 = self.hift(batch["mel"], generator=self.generator, source_f0=batch["f0"])
         losses = {"stft": stft_loss(wave.float(), batch["wave"])}
         losses["mel"] = (mel_spectrogram(wave) - mel_spectrogram(batch["wave"])).abs().mean()
         losses["f0"] = (f0 - batch["f0"]).abs().mean() / F0_SCALE

@@ -79,17 +79,20 @@ class TrainingLoop:
         next_batch: Callable[[], dict],
         validate: Callable[[], dict],
         before_step: Callable[[int], None] | None = None,
+        is_done: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train up to `args.steps`; log the losses and the metrics of `validate` at every checkpoint.
 
         Args:
             validate: Called without gradients and with the models in evaluation mode.
             before_step: Called with the step number before each step.
+            is_done: Asked before the first step and after each checkpoint; true ends the training early.
         """
         args, means, started = self.args, {}, time.time() - self.seconds
         bar = tqdm(total=args.steps, initial=self.step, unit="step", smoothing=0.02)
         with open(args.output / "log.jsonl", "a", encoding="utf-8") as log:
-            while self.step < args.steps:
+            ended = is_done()
+            while self.step < args.steps and not ended:
                 if before_step is not None:
                     before_step(self.step)
                 for name, value in self._train_step(next_batch()).items():
@@ -107,6 +110,7 @@ class TrainingLoop:
                     log.write(json.dumps(row) + "\n")
                     log.flush()
                     tqdm.write(json.dumps(row))
+                    ended = is_done()
         bar.close()
 
     def _evaluate(self, validate: Callable[[], dict]) -> dict:

@@ -70,26 +70,28 @@ def read_path(value: str | None) -> str | None:
     return str(seen_from_root(value)) if value and Path(value).exists() else value or None
 
 
-def open_folder(folder: Path, settings: Mapping, fresh: bool) -> None:
+def open_folder(folder: Path, settings: Mapping, fresh: bool, *, mark: str = MARK) -> None:
     """Create the folder, or check that it was made with the same settings; `fresh` deletes it first.
 
+    Args:
+        mark: Name of the file that identifies the folder.
     Raises: NotADirectoryError; ValueError if the folder holds other files or was made with other settings.
     """
-    mark = folder / MARK
+    mark_file = folder / mark
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--output must be a folder, got the file {folder}")
-    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+    if folder.exists() and any(folder.iterdir()) and not mark_file.exists():
         raise ValueError(f"{folder} holds other files; choose another folder with --output")
     if fresh and folder.exists():
         shutil.rmtree(folder)
-    if mark.exists():
-        earlier = json.loads(mark.read_text(encoding="utf-8"))
+    if mark_file.exists():
+        earlier = json.loads(mark_file.read_text(encoding="utf-8"))
         if changed := [name for name in settings if settings[name] != earlier.get(name)]:
             raise ValueError(
                 f"{folder} was made with other settings ({', '.join(changed)}); start over with --fresh, or choose "
                 "another folder with --output"
             )
-    write_json(mark, settings)
+    write_json(mark_file, settings)
 
 
 def run_steps(program: str, steps: Sequence[Step], progress: Progress, usual_minutes: Mapping[str, float]) -> int:

@@ -1,0 +1,1 @@
+"""From a folder of recordings to a model that speaks like them, with one command."""
