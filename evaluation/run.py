@@ -46,7 +46,7 @@ UNDECISIVE = (
     *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
     *("against", "check", "adapter"),  # the model is then the folder of the adapter
 )
-DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
+DEFAULT_JUDGES = {"en": "whisper_tiny_en", "es": "whisper_base", "zh": "paraformer_zh"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
