@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,8 +171,12 @@ def load_speaker(voice: Path | str, seed: int) -> Callable[[str, Rendering], tup
 
     Args:
         voice: File of a Piper voice, or ENGINE:NAME of a voice of `speak_command`.
+    Raises: FileNotFoundError if the engine is not installed.
     """
     if isinstance(voice, str):
+        engine = voice.partition(":")[0]
+        if shutil.which(engine) is None:
+            raise FileNotFoundError(f"the voice {voice} needs the program {engine}; apt-get install {engine}")
         rng = random.Random()
 
         def speak(text: str, rendering: Rendering) -> tuple[np.ndarray, int]:

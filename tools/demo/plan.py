@@ -139,7 +139,7 @@ class Run:
 
 def plan_steps(run: Run) -> list[Step]:
     """List the steps in order."""
-    language = ["corpus_language", "text_tokenizer", "text_model"] if run.variant.language else []
+    language = ["corpus_language", "check_language", "text_tokenizer", "text_model"] if run.variant.language else []
     first = ["corpus", *language, "codes", *(["encoder"] if run.form.encoder_steps else [])]
     last = ["evaluation", "codec", "report", *run.form.more_steps]
     if run.variant.language:

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 from evaluation import evaluate_codec
 from evaluation import run as evaluation
 from evaluation.metrics.ours import scored_tokens
+from evaluation.suites import Item
+from evaluation.tasks import is_right
 from tools.demo import make_corpus, make_tokenizer, text_lm_training, train_text_lm
 from tools.demo.domain import DOMAINS, ENGLISH, SIZES
 from tools.demo.plan import ROOT, TEXT_MODEL, VARIANTS, Run, plan_steps
@@ -118,12 +120,28 @@ def test_a_corpus_mixes_in_the_one_that_is_kept_and_is_spoken_the_same_again(dom
     assert parts[:3] == parts[3:] and not mixture.problems
 
 
+def test_a_missing_synthesiser_is_one_line(domain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="2"):
+        make_corpus.main(["--out", str(tmp_path / "corpus"), "--size", "ci", "--language", domain.language])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the voice {domain.voice} needs the program espeak-ng; apt-get install espeak-ng" in error
+
+
 def test_numbers_and_accents_are_scored_in_words_or_figures():
     pytest.importorskip("num2words")
     assert scored_tokens("Cuatro, siete; uno.", "es") == scored_tokens("4-7-1", "es") == scored_tokens("471", "es")
     assert scored_tokens("¡Treinta y uno de mayo!", "es") == ["3", "1", "de", "mayo"]
     assert scored_tokens("cinco más cuatro", "es") == ["5", "más", "4"] != scored_tokens("5 mas 4", "es")
     assert scored_tokens("neunundneunzig", "de") == ["9", "9"]
+
+
+def test_an_answer_is_right_if_it_ends_with_the_keyword_but_for_one_word():
+    pytest.importorskip("num2words")
+    item = Item("a", {}, ("tres",), keyword_last=True)
+    rightness = {"uno más dos son tres": True, "1+2 son 3.": True, "Tres, sí.": True, "tres son uno más dos": False}
+    assert {text: is_right(text, item, "es") for text in rightness} == rightness
+    assert not is_right("", item, "es") and not is_right("treinta", item, "es")
 
 
 @pytest.mark.parametrize("name", VARIANT_NAMES)
@@ -133,6 +151,8 @@ def test_the_programs_accept_the_commands_of_a_language(name, tmp_path):
     steps = {step.name: step for step in plan_steps(run)}
     corpus = make_corpus.parse_arguments(steps["corpus_language"].command[3:])
     assert (corpus.out, corpus.keep, corpus.language) == (run.corpus / "es", run.corpus, "es")
+    command = steps["check_language"].command
+    assert evaluation.parse_arguments(command[command.index("evaluation.run") + 1 :]).check
     tokenizer = make_tokenizer.parse_arguments(steps["text_tokenizer"].command[3:])
     text = train_text_lm.parse_arguments(steps["text_model"].command[3:])
     assert text.languages == tokenizer.languages == ["en", "es"] and text.tokenizer == tokenizer.out

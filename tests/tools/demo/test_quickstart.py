@@ -57,7 +57,7 @@ def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
     more = ["outside", "hearing"] if form == "demo" else []
     names = ["corpus", "codes", *encoder, *STAGE_NAMES, "evaluation", "codec", "report", *more]
     if variant.language:
-        before = ["corpus", "corpus_language", "text_tokenizer", "text_model", "codes"]
+        before = ["corpus", "corpus_language", "check_language", "text_tokenizer", "text_model", "codes"]
         names = [*before, *STAGE_NAMES, "evaluation_language", "codec_language"]
     assert [step.name for step in steps] == names
     assert set(variant.forms[form].minutes) == {step.name for step in steps} - {"report"}
