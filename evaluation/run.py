@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.metrics.ours import scored_tokens
 from evaluation.run_folder import Processes, keep_items, keep_settings, read_settings
 from evaluation.suites import DEMO_CORPUS, EVERY, SUITES, Benchmark, Item, fingerprints, get_benchmarks, limit_of
 from evaluation.tasks import MEASURES, TASKS
@@ -46,7 +47,7 @@ UNDECISIVE = (
     *("output", "suite", "modes", "batch_size", "device", "time_alone", "skip_recordings", "retry_errors"),
     *("against", "check", "adapter"),  # the model is then the folder of the adapter
 )
-DEFAULT_JUDGES = {"en": "whisper_tiny_en", "zh": "paraformer_zh"}
+DEFAULT_JUDGES = {"en": "whisper_tiny_en", "es": "whisper_base", "zh": "paraformer_zh"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -173,7 +174,7 @@ def trained_mode(checkpoint: Path) -> str:
 
 
 def check(options: EvaluationOptions) -> None:
-    """Read the data and load the judges.
+    """Read the data, find the scoring rules and load the judges.
 
     Raises: FileNotFoundError if no benchmark has data; the errors of reading the data and of loading the judges.
     """
@@ -186,6 +187,8 @@ def check(options: EvaluationOptions) -> None:
             absent.append(error)
     if not present:
         raise absent[0]
+    for language in {benchmark.language for benchmark in present}:
+        scored_tokens("", language)  # raises without the packages of a language
     for language in sorted({benchmark.language for benchmark in present if TASKS[benchmark.task].speaks}):
         load_judge(options, language)
 

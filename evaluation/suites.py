@@ -272,7 +272,7 @@ _LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding=
 SUITES = {name: _suite(**listed) for name, listed in _LISTED.items()}
 SUITES["paper"] = (*SUITES["sqa"], *SUITES["asr"], *SUITES["tts"])
 DEMO = SUITES["demo"]
-DEMO_CORPUS = (*DEMO, *SUITES["outside"])  # benchmarks whose data is the demo corpus
+DEMO_CORPUS = (*DEMO, *SUITES["demo-es"], *SUITES["outside"])  # benchmarks whose data is the demo corpus
 BENCHMARKS = {benchmark.name: benchmark for suite in SUITES.values() for benchmark in suite}
 
 

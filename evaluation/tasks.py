@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
-from evaluation.metrics.ours import contains_answer, contains_any, corrected_error_rate, scored_tokens
+from evaluation.metrics.ours import TOKENIZERS, contains_answer, contains_any, corrected_error_rate, scored_tokens
 from evaluation.metrics.public import (
     libritts_error_rate,
     reference_containment,
@@ -98,15 +98,19 @@ def errors(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> 
 
 def rightness(said: Sequence[str], items: Sequence[Item], benchmark: Benchmark) -> Score:
     """Return the share of right answers."""
-    outcomes = [is_right(text, item) for text, item in zip(said, items, strict=True)]
+    outcomes = [is_right(text, item, benchmark.language) for text, item in zip(said, items, strict=True)]
     return Score.of_mean(outcomes, [item.id for item in items])
 
 
-def is_right(text: str, item: Item) -> bool:
+def is_right(text: str, item: Item, language: str = "en") -> bool:
     """Return whether a text contains one of the accepted answers, or ends with it if the item asks for that."""
     if not item.keyword_last:
         return contains_any(text, item.references)
     (keyword,) = item.references
+    if language not in TOKENIZERS:
+        words, wanted = (scored_tokens(part, language) for part in (text, keyword))
+        last = words[-(len(wanted) + KEYWORD_LEEWAY) :]
+        return any(last[start : start + len(wanted)] == wanted for start in range(KEYWORD_LEEWAY + 1))
     return contains_answer(text, keyword, len(scored_tokens(keyword)) + KEYWORD_LEEWAY)
 
 

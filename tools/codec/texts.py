@@ -6,11 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from tools.demo.domain import DAY_ORDINALS, DIGITS, MONTHS, WEEKDAYS, training_texts
+from tools.demo.domain import ENGLISH
 from vita_audio.optional import MissingPackageError
 
 ANSWER_RENDERINGS = 4  # the decoder mostly synthesises answers
-DAYS = (*WEEKDAYS, "today", "tomorrow", "yesterday")
+DIGITS = ENGLISH.digits
+DAYS = (*ENGLISH.weekdays, "today", "tomorrow", "yesterday")
 _LISTS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 WORDS = {kind: text.split() for kind, text in _LISTS.items()}
 FREQUENT_WORDS = 6000
@@ -35,7 +36,7 @@ def word_lists() -> dict[str, list[str]]:
 
 def date_text(rng: random.Random) -> str:
     """Return a date in words, in one of four forms."""
-    day, month, ordinal = rng.choice(DAYS), rng.choice(MONTHS), rng.choice(DAY_ORDINALS)
+    day, month, ordinal = rng.choice(DAYS), rng.choice(ENGLISH.months), rng.choice(ENGLISH.days)
     the_day = f"the {ordinal} of {month}"
     return rng.choice((the_day, f"{month} {ordinal}", f"on {day} {the_day}", f"{day} in {month}"))
 
@@ -116,4 +117,4 @@ def frequent_texts(count: int, seed: int) -> list[str]:
 
 def domain_texts(seed: int) -> list[str]:
     """Return the demo's training texts: sentences, questions, and every answer several times; nothing held out."""
-    return training_texts("quick", seed, answer_copies=ANSWER_RENDERINGS)
+    return ENGLISH.training_texts("quick", seed, answer_copies=ANSWER_RENDERINGS)

@@ -51,20 +51,35 @@ def synthesise(voice, text: str, **settings: float) -> np.ndarray:
     return np.concatenate([chunk.audio_float_array for chunk in chunks])
 
 
-def speak_command(voice: str, rate: int, text: str, rng: random.Random) -> np.ndarray:
-    """Return a text spoken by flite or espeak-ng at a random speed and pitch, (samples,) float32 at `rate` Hz."""
+def speak_command(
+    voice: str,
+    rate: int,
+    text: str,
+    rng: random.Random,
+    *,
+    speeds: tuple[int, int] = (130, 180),
+    pitches: tuple[int, int] = (30, 70),
+    factors: tuple[float, float] = (0.92, 1.08),
+) -> np.ndarray:
+    """Return a text spoken by flite or espeak-ng at a random speed and pitch, (samples,) float32 at `rate` Hz.
+
+    Args:
+        voice: ENGINE:NAME, such as espeak-ng:es.
+        speeds: Range of words per minute, for espeak-ng.
+        pitches: Range of the pitch from 0 to 99, for espeak-ng.
+        factors: Range of a plain resampling, which gives pitch and formants of another, similar speaker.
+    """
     engine, name = voice.split(":")
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         if engine == "flite":
             stretch = f"duration_stretch={rng.uniform(0.85, 1.15):.3f}"
             command = ["flite", "-voice", name, "--setf", stretch, "-t", text, "-o", file.name]
         else:
-            speed, pitch = rng.randint(130, 180), rng.randint(30, 70)
+            speed, pitch = rng.randint(*speeds), rng.randint(*pitches)
             command = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch), "-w", file.name, text]
         subprocess.run(command, check=True, capture_output=True)
         wave, own_rate = soundfile.read(file.name, dtype="float32")
-    factor = rng.uniform(0.92, 1.08)  # plain resampling: pitch and formants of another, similar speaker
-    return soxr.resample(wave, own_rate * factor, rate).astype(np.float32)
+    return soxr.resample(wave, own_rate * rng.uniform(*factors), rate).astype(np.float32)
 
 
 def trim_silence(wave: np.ndarray, rate: int) -> np.ndarray:

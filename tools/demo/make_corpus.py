@@ -1,11 +1,13 @@
-"""Make the demo corpus: the demo domain spoken by a Piper voice, in the training formats, with held-out files.
+"""Make the demo corpus: the demo domain in a language, in the training formats, with held-out files.
 
     python -m tools.demo.make_corpus --out data/demo --size quick
+    python -m tools.demo.make_corpus --out data/demo/es --size quick --language es --keep data/demo
 
 Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl for training, heldout_{asr,tts,qa}.jsonl for evaluation,
 and a mixture yaml each for stage 1, the MTP stages and the last stage. The size demo also has recordings by random
-microphones in audio/microphone, and heldout_{outside,near}.jsonl with questions outside the domain. Paths in the files
-are relative to the folder, so it can be moved. The same arguments give the same files. The same command resumes an
+microphones in audio/microphone, and heldout_{outside,near}.jsonl with questions outside the domain. With --keep, the
+mixtures also read the corpus of a language that the model knows, so that it is not forgotten. Paths in the files are
+relative to the folder, so it can be moved. The same arguments give the same files. The same command resumes an
 interrupted run.
 """
 
@@ -14,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,23 +25,20 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import yaml
 from tqdm import tqdm
 
-from tools.common.synthetic_speech import default_voice, load_voice, synthesise, trim_silence, write_flac
-from tools.demo.domain import (
-    MIXTURES,
-    OUTSIDE,
-    SIZES,
-    Question,
-    heldout_sentences,
-    more_sentences,
-    outside_questions,
-    questions,
-    spoken,
-    training_sentences,
+from tools.common.synthetic_speech import (
+    default_voice,
+    load_voice,
+    speak_command,
+    synthesise,
+    trim_silence,
+    write_flac,
 )
+from tools.demo.domain import DOMAINS, ENGLISH, LANGUAGES, MIXTURES, SIZES, Domain, Outside, Question
 from tools.demo.microphones import random_recording
 from vita_audio.command_line import OneLineParser, in_range
 from vita_audio.data.samples import chat_sample, recognition_sample, spoken_answer_sample, synthesis_sample
@@ -47,6 +47,8 @@ from vita_audio.files.atomic import write_text
 
 PEAK = 0.8
 SETTINGS = {"length_scale": (1.0, 1.2), "noise_scale": (0.4, 0.7), "noise_w_scale": (0.5, 0.8)}  # ranges for Piper
+COMMAND_SETTINGS = {"speeds": (120, 145), "pitches": (45, 55), "factors": (1.0, 1.0)}  # ranges for espeak-ng
+COMMAND_RATE = 22_050  # Hz
 REFUSALS = 4  # times as many renderings of the answer to questions outside the domain, which is given most often
 SHARD_FILES = 64  # files synthesised by one seeded session
 
@@ -74,7 +76,7 @@ class Corpus:
     held_out: dict[str, list[dict]] = field(default_factory=dict)
 
 
-def plan_corpus(size: str, seed: int = 0) -> Corpus:
+def plan_corpus(size: str, seed: int = 0, domain: Domain = ENGLISH) -> Corpus:
     """Return the renderings and samples of a corpus of a size in `SIZES`; `seed` draws the training sentences."""
     counts, corpus = SIZES[size], Corpus()
 
@@ -99,17 +101,17 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
                 recordings.append((text, recording.as_posix()))
         return [*rendered, *recordings]
 
-    asked = questions(size)
+    asked = domain.questions(size)
     answer_of = {phrasing: question.answer for question in asked for phrasing in question.phrasings}
-    sentences = render_all(training_sentences(size, seed), counts["sentence_renderings"])
+    sentences = render_all(domain.training_sentences(size, seed), counts["sentence_renderings"])
     answers = render_all((question.answer for question in asked), counts["answer_renderings"])
     prompts = render_all(answer_of, counts["question_renderings"])
-    sentences += render_all(more_sentences(size, seed), 1)
+    sentences += render_all(domain.more_sentences(size, seed), 1)
     transcribed = recorded(sentences + prompts + answers)
-    if outside := outside_questions(size, seed):
-        answers += render_all([OUTSIDE.answer], REFUSALS * counts["answer_renderings"])
+    if outside := domain.outside_questions(size, seed):
+        answers += render_all([domain.outside.answer], REFUSALS * counts["answer_renderings"])
         prompts += render_all(outside, 1) + sentences[: counts["statements"]]
-        answer_of |= {text: OUTSIDE.answer for text, _ in prompts if text not in answer_of}
+        answer_of |= {text: domain.outside.answer for text, _ in prompts if text not in answer_of}
     corpus.training = {
         "asr": [recognition_sample(path, text) for text, path in transcribed],
         "tts": [synthesis_sample(text, path) for text, path in sentences + answers],
@@ -117,9 +119,9 @@ def plan_corpus(size: str, seed: int = 0) -> Corpus:
         "text": [chat_sample(phrasing, answer) for phrasing, answer in answer_of.items()],
     }
     render_held_out = partial(render, number=0, part="heldout")
-    corpus.held_out = _held_out_rows(heldout_sentences(size), asked, render_held_out)
+    corpus.held_out = _held_out_rows(domain.heldout_sentences(size), asked, render_held_out)
     if outside:
-        corpus.held_out |= _outside_rows(render_held_out)
+        corpus.held_out |= _outside_rows(domain.outside, render_held_out)
     return corpus
 
 
@@ -140,10 +142,10 @@ def _held_out_rows(
     return rows
 
 
-def _outside_rows(render: Callable[[str], str]) -> dict[str, list[dict]]:
+def _outside_rows(outside: Outside, render: Callable[[str], str]) -> dict[str, list[dict]]:
     """Return the held-out questions outside the domain, and those among them that resemble questions of the domain."""
-    answer = {"reference": OUTSIDE.answer, "keyword": OUTSIDE.keyword}
-    texts = {"outside": OUTSIDE.held_out, "near": OUTSIDE.near_held_out}
+    answer = {"reference": outside.answer, "keyword": outside.keyword}
+    texts = {"outside": outside.held_out, "near": outside.near_held_out}
     return {
         name: [
             {"id": f"{name}-{index}", "task": "qa", "audio": render(text), "text": text, **answer}
@@ -164,10 +166,34 @@ def _qa_samples(
     return [spoken_answer_sample(path, answer, next(spoken_answers[answer])) for path, answer in pairs]
 
 
-def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, threads: int) -> None:
+def load_speaker(voice: Path | str, seed: int) -> Callable[[str, Rendering], tuple[np.ndarray, int]]:
+    """Return a function that speaks a text as a rendering asks for, and returns the wave and its rate.
+
+    Args:
+        voice: File of a Piper voice, or ENGINE:NAME of a voice of `speak_command`.
+    Raises: FileNotFoundError if the engine is not installed.
+    """
+    if isinstance(voice, str):
+        engine = voice.partition(":")[0]
+        if shutil.which(engine) is None:
+            raise FileNotFoundError(f"the voice {voice} needs the program {engine}; apt-get install {engine}")
+        rng = random.Random()
+
+        def speak(text: str, rendering: Rendering) -> tuple[np.ndarray, int]:
+            rng.seed(rendering.path.name)
+            return speak_command(voice, COMMAND_RATE, text, rng, **COMMAND_SETTINGS), COMMAND_RATE
+
+        return speak
+    piper = load_voice(voice, seed)
+    return lambda text, rendering: (synthesise(piper, text, **rendering.settings), piper.config.sample_rate)
+
+
+def speak_corpus(
+    out: Path, renderings: Sequence[Rendering], voice: Path | str, *, threads: int, domain: Domain = ENGLISH
+) -> None:
     """Write all missing audio files on several threads; the synthesiser releases Python's lock.
 
-    Noise is drawn from one seeded stream per shard, so an incomplete shard is synthesised again from its beginning.
+    Piper draws its noise from one seeded stream per shard, so an incomplete shard is synthesised again as a whole.
     """
     shards = [renderings[start : start + SHARD_FILES] for start in range(0, len(renderings), SHARD_FILES)]
     missing = {
@@ -177,11 +203,10 @@ def speak_corpus(out: Path, renderings: Sequence[Rendering], voice_path: Path, t
     bar = tqdm(total=len(renderings), initial=len(renderings) - num_missing, desc="speaking", unit="file")
 
     def speak(seed: int, shard: Sequence[Rendering]) -> None:
-        voice = load_voice(voice_path, seed)
+        speaker = load_speaker(voice, seed)
         for rendering in shard:
-            wave = synthesise(voice, spoken(rendering.text), **rendering.settings)
+            wave, rate = speaker(domain.spoken(rendering.text), rendering)
             if not (out / rendering.path).exists():
-                rate = voice.config.sample_rate
                 write_flac(out / rendering.path, trim_silence(wave, rate) * PEAK, rate)
             bar.update()
 
@@ -197,15 +222,19 @@ def record_corpus(out: Path, recordings: Mapping[Path, Path]) -> None:
             write_flac(out / path, random_recording(wave, rate, zlib.crc32(path.name.encode())), rate)
 
 
-def write_corpus_files(out: Path, corpus: Corpus) -> None:
-    """Write the jsonl files and the mixtures."""
+def write_corpus_files(out: Path, corpus: Corpus, kept: Path | None = None) -> None:
+    """Write the jsonl files and the mixtures, which also read the files of the corpus in `kept`."""
     files = {f"{name}.jsonl": rows for name, rows in corpus.training.items()}
     files |= {f"heldout_{name}.jsonl": rows for name, rows in corpus.held_out.items()}
     for name, rows in files.items():
         write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
     for name, ratios in MIXTURES.items():
-        entries = {source: {"ratio": ratio, "data_paths": [f"{source}.jsonl"]} for source, ratio in ratios.items()}
-        sources = {f"demo_{source}": entry for source, entry in entries.items()}
+        folders = {"demo": "", **({"kept": os.path.relpath(kept, out)} if kept else {})}
+        sources = {
+            f"{corpus_name}_{source}": {"ratio": ratio, "data_paths": [os.path.join(folder, f"{source}.jsonl")]}
+            for corpus_name, folder in folders.items()
+            for source, ratio in ratios.items()
+        }
         write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
 
 
@@ -215,8 +244,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--size", choices=tuple(SIZES), default="quick", help="ci takes seconds, quick minutes, demo and long more"
     )
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="language of the texts")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="corpus of this program that the mixtures also read")
     parser.add_argument("--seed", type=int, default=0, help="seed for the training sentences")
-    parser.add_argument("--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe)")
+    parser.add_argument(
+        "--voice", type=Path, help="Piper .onnx file with its .onnx.json next to it (default: joe, or the language's)"
+    )
     parser.add_argument(
         "--threads", type=in_range(int, minimum=1), default=os.cpu_count() or 1, help="synthesis threads"
     )
@@ -227,10 +260,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     with one_line_errors("make_corpus"):
         options.out.mkdir(parents=True, exist_ok=True)
-        corpus = plan_corpus(options.size, options.seed)
-        speak_corpus(options.out, list(corpus.renderings.values()), options.voice or default_voice(), options.threads)
+        domain = DOMAINS[options.language]
+        corpus = plan_corpus(options.size, options.seed, domain)
+        voice = options.voice or domain.voice or default_voice()
+        speak_corpus(options.out, list(corpus.renderings.values()), voice, threads=options.threads, domain=domain)
         record_corpus(options.out, corpus.recordings)
-        write_corpus_files(options.out, corpus)
+        write_corpus_files(options.out, corpus, options.keep)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in corpus.training.items())
     print(f"{options.out}: {len(corpus.renderings)} audio files; training samples: {counts}")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.demo.domain import training_texts
+from tools.demo.domain import DOMAINS, LANGUAGES
 from vita_audio.command_line import OneLineParser
 from vita_audio.constants import END_OF_TEXT, IM_END, IM_START
 from vita_audio.errors import one_line_errors
@@ -61,13 +61,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser("make_tokenizer", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="languages of the texts")
     parser.add_argument("--vocab-size", type=int, default=945, help="entries, including 256 bytes and 3 special tokens")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    texts = training_texts("long")
+    texts = [text for language in options.languages for text in DOMAINS[language].training_texts("long")]
     with one_line_errors("make_tokenizer"):
         tokenizer = train_tokenizer([*texts, *INSTRUCTIONS * WHOLE_WORD_WEIGHT], options.vocab_size)
         tokenizer.save_pretrained(options.out)

@@ -44,6 +44,8 @@ class Form:
         minutes: Usual minutes of each step on two cores, for messages only.
         attention: Attention implementation in training.
         note: First paragraph of the report.
+        text_steps: Training steps of the text model in a second language.
+        text_vocabulary: Size of its vocabulary.
         encoder_steps: Training steps of the speech encoder; None for a model whose input is audio codes.
         max_modules: Most MTP modules of the model, where its stages have more.
         more_steps: Names of further steps at the end.
@@ -58,6 +60,8 @@ class Form:
     minutes: Mapping[str, float]
     attention: str = "auto"
     note: str = ""
+    text_steps: int | None = None
+    text_vocabulary: int | None = None
     encoder_steps: int | None = None
     max_modules: int | None = None
     more_steps: Sequence[str] = ()
@@ -65,12 +69,17 @@ class Form:
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of model, its stages and the sizes of its runs; the number of modules completes `model_config`."""
+    """A kind of model, its stages and the sizes of its runs; the number of modules completes `model_config`.
+
+    Attributes:
+        language: A second language that the model learns besides English.
+    """
 
     audio_tokenizer_type: str
     model_config: str
     stages: tuple[Stage, ...]
     forms: Mapping[str, Form]
+    language: str | None = None
 
 
 def read_variants() -> dict[str, Variant]:
@@ -100,6 +109,15 @@ class Run:
         return self.folder / "corpus"
 
     @property
+    def data(self) -> Path:
+        """The corpus whose mixtures are trained on: that of the second language, if any, which include English."""
+        return self.corpus / self.variant.language if self.variant.language else self.corpus
+
+    @property
+    def text_model(self) -> Path:
+        return self.folder / "text_model" if self.variant.language else TEXT_MODEL
+
+    @property
     def codes(self) -> Path:
         return self.folder / "codes"
 
@@ -121,8 +139,11 @@ class Run:
 
 def plan_steps(run: Run) -> list[Step]:
     """List the steps in order."""
-    first = ["corpus", "codes", *(["encoder"] if run.form.encoder_steps else [])]
+    language = ["corpus_language", "check_language", "text_tokenizer", "text_model"] if run.variant.language else []
+    first = ["corpus", *language, "codes", *(["encoder"] if run.form.encoder_steps else [])]
     last = ["evaluation", "codec", "report", *run.form.more_steps]
+    if run.variant.language:
+        last = ["evaluation_language", "codec_language"]
     before, after = ([listed_step(name, run) for name in names] for names in (first, last))
     return [*before, *_training_steps(run), *after]
 
@@ -132,7 +153,8 @@ def listed_step(name: str, run: Run, **values: object) -> Step:
     num_evaluators = min(NUM_CORES, MOST_EVALUATORS)
     known = {
         "run": run,
-        "text_model": TEXT_MODEL,
+        "text_model": run.text_model,
+        "english_text_model": TEXT_MODEL,
         "tokenizer_flags": run.audio_flags(decoder=False),
         "audio_flags": ["--audio-tokenizer-type", run.variant.audio_tokenizer_type, *run.audio_flags()],
         "stages": [run.folder / stage.name for stage in run.variant.stages],
@@ -157,7 +179,7 @@ def _config(variant: Variant, num_modules: int) -> str:
 
 
 def _training_steps(run: Run) -> list[Step]:
-    steps, start = [], TEXT_MODEL
+    steps, start = [], run.text_model
     for stage in run.variant.stages:
         needs_encoder = not steps and run.form.encoder_steps
         num_modules = min(stage.num_modules, run.form.max_modules or stage.num_modules)
@@ -208,7 +230,7 @@ def stage_step(
     variables = {
         "MODEL_NAME_OR_PATH": str(start),
         "CONFIG_NAME": str(config),
-        "DATA": str(run.corpus / stage.data),
+        "DATA": str(run.data / stage.data),
         "OUTPUT_ROOT": str(run.folder),
         "AUDIO_CODE_DIR": str(run.codes),
         "AUDIO_TOKENIZER_PATH": run.tokenizer_path or EMBEDDED,

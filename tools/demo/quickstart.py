@@ -5,10 +5,11 @@
     bash scripts/quickstart.sh --demo     # the model in the package, which also hears bad microphones
     bash scripts/quickstart.sh --fresh    # start over
     bash scripts/quickstart.sh --variant plus   # a model with a speech encoder, which is trained too
+    bash scripts/quickstart.sh --variant spanish   # a model that knows Spanish as well; spanish_lora: with adapters
 
 Each step is a command, printed before it runs. Finished steps are marked, so the same command resumes an interrupted
-run; a finished run exits immediately. The folder is outputs/quickstart, with _plus, _long or _ci appended for the other
-variant and sizes; that of --demo is outputs/demo_model.
+run; a finished run exits immediately. The folder is outputs/quickstart, with the names of variant and size appended,
+such as _plus_long; that of --demo is outputs/demo_model.
 """
 
 import argparse
@@ -45,6 +46,9 @@ def _hash_folder(folder: Path) -> str:
 
 def print_result(run: Run, caller: Path) -> None:
     """Print the sample answer and the paths of all results, for a user whose working directory is `caller`."""
+    if run.variant.language:
+        print(f"\nIn {ROOT}: report: {run.folder}/evaluation/results.html; model: {run.model}")
+        return
     answer = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))["answer"]
     flags = ["--model", str(run.model), "--task", "sts", "--audio", answer["question_wav"], *run.audio_flags()]
     rows = {
@@ -72,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--variant",
         choices=VARIANTS,
         default="glm4voice",
-        help="input of the model: audio codes (glm4voice) or speech encoder features (plus)",
+        help="input of the model: audio codes (glm4voice) or speech encoder features (plus); or a second language",
     )
     parser.add_argument("--fresh", action="store_true", help="delete the output folder and start over")
     parser.add_argument(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from tools.common.training_loop import TrainingLoop
-from tools.demo.domain import DIGITS, date, digit_string, draw, heldout_sentences, questions, sentence, training_texts
+from tools.demo.domain import DOMAINS, ENGLISH, Domain
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.chat import encode_conversation
 from vita_audio.inference.pipeline import resolve_device
@@ -30,15 +30,16 @@ SIZE_KEYS = (
 
 
 class ChatSource:
-    """Draws training chats; the same random state gives the same chats."""
+    """Draws training chats of a domain; the same random state gives the same chats."""
 
-    def __init__(self) -> None:
-        self._words = sorted({word for text in training_texts("long") for word in text.split()} - set(DIGITS))
-        self._asked = [(phrasing, item.answer) for item in questions("long") for phrasing in item.phrasings]
+    def __init__(self, domain: Domain = ENGLISH):
+        words = {word for text in domain.training_texts("long") for word in text.split()}
+        self._domain, self._words = domain, sorted(words - set(domain.digits))
+        self._asked = [(phrasing, item.answer) for item in domain.questions("long") for phrasing in item.phrasings]
         self._kinds: dict[Callable[[random.Random], Chat], float] = {
-            partial(self._repeat, digit_string): 0.25,
-            partial(self._repeat, date): 0.1,
-            partial(self._repeat, sentence): 0.2,
+            partial(self._repeat, domain.digit_string): 0.25,
+            partial(self._repeat, domain.date): 0.1,
+            partial(self._repeat, domain.sentence): 0.2,
             self._repeat_words: 0.2,
             self._answer: 0.15,
             self._transcribe: 0.1,
@@ -49,7 +50,7 @@ class ChatSource:
         return kind(rng)
 
     def _repeat(self, make: Callable[[random.Random], str], rng: random.Random) -> Chat:
-        return repeat(_training_text(make, rng))
+        return repeat(self._training_text(make, rng))
 
     def _repeat_words(self, rng: random.Random) -> Chat:
         """Repeat words in random order, so that copying does not rely on common sequences."""
@@ -60,13 +61,12 @@ class ChatSource:
 
     def _transcribe(self, rng: random.Random) -> Chat:
         """Transcribe without speech, to learn the form of transcripts."""
-        make = rng.choice((digit_string, date, sentence, None))
-        text = _training_text(make, rng) if make else rng.choice(rng.choice(self._asked))
+        make = rng.choice((self._domain.digit_string, self._domain.date, self._domain.sentence, None))
+        text = self._training_text(make, rng) if make else rng.choice(rng.choice(self._asked))
         return f"{ASR_PROMPT}\n", text
 
-
-def _training_text(make: Callable[[random.Random], str], rng: random.Random) -> str:
-    return draw(make, 1, rng, held_out=False)[0]
+    def _training_text(self, make: Callable[[random.Random], str], rng: random.Random) -> str:
+        return self._domain.draw(make, 1, rng, held_out=False)[0]
 
 
 def repeat(text: str) -> Chat:
@@ -74,12 +74,12 @@ def repeat(text: str) -> Chat:
     return TTS_PROMPT + text, text
 
 
-def evaluation_chats() -> dict[str, list[Chat]]:
+def evaluation_chats(domain: Domain = ENGLISH) -> dict[str, list[Chat]]:
     """Return chats that are not in the training data, except the questions under "answers"."""
     kinds = ("repeat_digits", "repeat_dates", "repeat_sentences")
-    texts = heldout_sentences("long")
+    texts = domain.heldout_sentences("long")
     chats = {name: [repeat(text) for text in texts[index :: len(kinds)]] for index, name in enumerate(kinds)}
-    asked = questions("long")
+    asked = domain.questions("long")
     chats["answers"] = [(phrasing, item.answer) for item in asked for phrasing in item.phrasings]
     chats["answers_to_new_phrasings"] = [(item.held_out_phrasing, item.answer) for item in asked]
     return chats
@@ -104,15 +104,17 @@ def encode_chats(chats: Sequence[Chat], tokenizer: TextTokenizer) -> tuple[Tenso
 class ChatBatches:
     """Training batches by step; each group of batches is drawn together and sorted by length, to save padding."""
 
-    def __init__(self, tokenizer: TextTokenizer, batch_size: int, seed: int):
-        self._source, self._tokenizer, self._batch_size, self._seed = ChatSource(), tokenizer, batch_size, seed
+    def __init__(self, tokenizer: TextTokenizer, batch_size: int, seed: int, languages: Sequence[str] = ("en",)):
+        self._tokenizer, self._batch_size, self._seed = tokenizer, batch_size, seed
+        self._sources = [ChatSource(DOMAINS[language]) for language in languages]
         self._group, self._batches = -1, []
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         group, index = divmod(step, GROUP_BATCHES)
         if group != self._group:
             rng = random.Random(f"chats {self._seed} {group}")
-            chats = [self._source.draw(rng) for _ in range(GROUP_BATCHES * self._batch_size)]
+            numbers = range(GROUP_BATCHES * self._batch_size)
+            chats = [self._sources[number % len(self._sources)].draw(rng) for number in numbers]
             chats.sort(key=lambda chat: len(chat[0]) + len(chat[1]))
             self._batches = [chats[i : i + self._batch_size] for i in range(0, len(chats), self._batch_size)]
             rng.shuffle(self._batches)
@@ -142,6 +144,24 @@ def exact_share(language_model: Qwen2ForCausalLM, chats: Sequence[Chat], tokeniz
     return 1.0 - wrong.any(dim=1).float().mean().item()
 
 
+def continued_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+    """Return the model in a folder with the vocabulary of another tokenizer.
+
+    Tokens that both vocabularies have keep their rows; a new token gets the mean of the rows of its pieces.
+    """
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    known = AutoTokenizer.from_pretrained(folder)
+    rows, ids = model.get_input_embeddings().weight.detach().clone(), known.get_vocab()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for token, row in tokenizer.get_vocab().items():
+            pieces = [ids[token]] if token in ids else known.encode(tokenizer.convert_tokens_to_string([token]))
+            model.get_input_embeddings().weight[row] = rows[pieces].mean(dim=0)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return model
+
+
 def build_model(config_path: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
     """Return a stock Qwen2 with random weights and the sizes of one of the project's model configs."""
     sizes = json.loads(config_path.read_text(encoding="utf-8"))
@@ -161,8 +181,19 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     args.device = resolve_device(args.device)
     tokenizer = TextTokenizer.from_pretrained(args.tokenizer)
     plain_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)  # `tokenizer` also has audio tokens
-    loop = TrainingLoop(TextLoss(build_model(args.config, plain_tokenizer, args.seed)), args)
-    batches, held_out = ChatBatches(tokenizer, args.batch_size, args.seed), evaluation_chats()
+    if args.start:
+        model = continued_model(args.start, plain_tokenizer)
+    else:
+        model = build_model(args.config, plain_tokenizer, args.seed)
+    loop, batches = (
+        TrainingLoop(TextLoss(model), args),
+        ChatBatches(tokenizer, args.batch_size, args.seed, args.languages),
+    )
+    held_out = {
+        name if language == "en" else f"{name}_{language}": chats
+        for language in args.languages
+        for name, chats in evaluation_chats(DOMAINS[language]).items()
+    }
 
     def evaluate() -> dict[str, float]:
         averaged = loop.averaged.module.language_model

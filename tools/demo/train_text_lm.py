@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.common.loop_options import add_loop_options
+from tools.demo.domain import LANGUAGES
 from vita_audio.command_line import OneLineParser, check_files, in_range
 from vita_audio.errors import one_line_errors
 
@@ -25,6 +26,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder written by tools.demo.make_tokenizer")
     parser.add_argument("--export", type=Path, required=True, help="folder for the trained model and its tokenizer")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="model to continue instead of one of --config")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=["en"], help="languages of the chats")
     parser.add_argument("--batch-size", type=in_range(int, minimum=1), default=48, help="chats per step")
     add_loop_options(parser, steps=2500, lr=2e-3, warmup=150)
     return parser.parse_args(arguments)

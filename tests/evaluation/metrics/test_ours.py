@@ -89,8 +89,9 @@ def test_chinese_needs_its_package(monkeypatch):
 
 
 def test_an_unknown_language_is_named():
-    with pytest.raises(ValueError, match="one of en, zh, got 'fr'"):
-        scored_tokens("oui", "fr")
+    pytest.importorskip("num2words")
+    with pytest.raises(ValueError, match="one that num2words knows, got 'xx'"):
+        scored_tokens("oui", "xx")
 
 
 def test_a_rate_is_that_of_all_texts_and_keeps_each():

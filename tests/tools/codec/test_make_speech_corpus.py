@@ -10,7 +10,7 @@ import soundfile
 
 from tools.codec import make_corpus
 from tools.codec.corpus import load_corpus
-from tools.demo.domain import heldout_sentences, questions
+from tools.demo.domain import ENGLISH
 
 pytest.importorskip("piper")
 
@@ -97,7 +97,7 @@ def test_others_speak_the_texts_of_the_decoders_voice_and_it_repeats_answers(tmp
     if shutil.which("flite") and shutil.which("espeak-ng"):
         assert len(others) == 4 and set(others) <= set(own)
     assert own.count("the capital of france is paris") == 4
-    held_out = {*heldout_sentences("quick"), *(item.held_out_phrasing for item in questions("quick"))}
+    held_out = {*ENGLISH.heldout_sentences("quick"), *(item.held_out_phrasing for item in ENGLISH.questions("quick"))}
     assert not set(own) & held_out
     assert len({job.path for job in jobs}) == len(jobs)
 

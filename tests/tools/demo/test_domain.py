@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from tools.demo import domain
+from tools.demo.domain import ENGLISH as domain
+from tools.demo.domain import SIZES
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -27,17 +28,17 @@ def test_a_digit_string_around_a_held_out_one_is_held_out():
 
 
 def test_a_weekday_does_not_bring_a_held_out_date_into_training():
-    dates = [text for text in domain.heldout_sentences("long") if text.split()[-1] in domain.MONTHS]
+    dates = [text for text in domain.heldout_sentences("long") if text.split()[-1] in domain.months]
     plain = [text[text.index("the ") :] for text in dates]
     assert len(plain) == 60 and all(domain.is_held_out(f"friday {text}") for text in plain)
 
 
 def test_sizes_give_the_numbers_they_name():
-    size = domain.SIZES["quick"]
+    size = SIZES["quick"]
     texts = domain.training_sentences("quick")
     assert len(set(texts)) == len(texts) == size["digits"] + size["dates"] + size["sentences"]
-    assert sum(set(text.split()) <= set(domain.DIGITS) for text in texts) == size["digits"]
-    assert sum(text.split()[-1] in domain.MONTHS for text in texts) == size["dates"]
+    assert sum(set(text.split()) <= set(domain.digits) for text in texts) == size["digits"]
+    assert sum(text.split()[-1] in domain.months for text in texts) == size["dates"]
 
 
 def test_training_texts_follow_the_seed():
@@ -65,7 +66,7 @@ def test_each_question_has_its_own_answer_and_ends_it_with_the_keyword():
 
 
 def test_held_out_phrasings_use_wordings_known_from_other_questions():
-    for name, topic in domain.TOPICS.items():
+    for name, topic in domain.topics.items():
         items = [item for item in domain.questions("quick") if item.topic == name]
         known = {phrasing for item in items for phrasing in item.phrasings}
         for item in items:
@@ -91,10 +92,10 @@ FUNCTION_WORDS = {"about", "someone", "should", "where", "which"}
 
 def test_held_out_questions_outside_the_domain_have_other_words_and_forms():
     training = domain.outside_questions("demo")
-    assert len(set(training)) == len(training) == domain.SIZES["demo"]["outside"]
+    assert len(set(training)) == len(training) == SIZES["demo"]["outside"]
     known = {word for text in training for word in text.split()} - FUNCTION_WORDS
     beginnings = {tuple(text.split()[:2]) for text in training}
-    held_out = domain.OUTSIDE.held_out
+    held_out = domain.outside.held_out
     assert len(set(held_out)) == 60 and not beginnings & {tuple(text.split()[:2]) for text in held_out}
     assert not {word for text in held_out for word in text.split() if len(word) >= 5} & known
 
@@ -102,14 +103,14 @@ def test_held_out_questions_outside_the_domain_have_other_words_and_forms():
 def test_near_questions_share_the_wording_of_the_domain_but_not_its_facts():
     training, asked = set(domain.outside_questions("demo")), domain.questions("demo")
     phrasings = {text for item in asked for text in (*item.phrasings, item.held_out_phrasing)}
-    assert not phrasings & {*training, *domain.OUTSIDE.held_out, *domain.OUTSIDE.near_held_out}
-    assert not training & set(domain.OUTSIDE.near_held_out) and len(set(domain.OUTSIDE.near_held_out)) == 20
-    wordings = [wording.format(asked="") for topic in domain.TOPICS.values() for wording in topic.phrasings]
-    assert all(any(text.startswith(wording) for wording in wordings) for text in domain.OUTSIDE.near_held_out)
+    assert not phrasings & {*training, *domain.outside.held_out, *domain.outside.near_held_out}
+    assert not training & set(domain.outside.near_held_out) and len(set(domain.outside.near_held_out)) == 20
+    wordings = [wording.format(asked="") for topic in domain.topics.values() for wording in topic.phrasings]
+    assert all(any(text.startswith(wording) for wording in wordings) for text in domain.outside.near_held_out)
 
 
 def test_the_refusal_ends_with_its_keyword_and_only_a_size_with_questions_outside_has_any():
-    assert domain.OUTSIDE.answer.split()[-1] == domain.OUTSIDE.keyword
+    assert domain.outside.answer.split()[-1] == domain.outside.keyword
     assert not domain.outside_questions("quick") and not domain.more_sentences("quick")
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tools.demo import domain, make_corpus
+from tools.demo import make_corpus
+from tools.demo.domain import ENGLISH as domain
 from vita_audio.data.chat import Conversation
 from vita_audio.data.mixture import load_mixture
 
@@ -91,8 +92,8 @@ def test_questions_outside_the_domain_get_its_answer():
     for row in demo.training["qa"]:
         path, spoken = map(Path, row["audios"])
         text, answer = rendered_text(demo, demo.recordings.get(path, path)), rendered_text(demo, spoken)
-        assert (text in outside) == (answer == domain.OUTSIDE.answer)
-    assert [row["text"] for row in demo.held_out["outside"]] == domain.OUTSIDE.held_out
+        assert (text in outside) == (answer == domain.outside.answer)
+    assert [row["text"] for row in demo.held_out["outside"]] == domain.outside.held_out
     assert {Path(row["audio"]).parts[1] for row in demo.held_out["near"]} == {"heldout"}
 
 

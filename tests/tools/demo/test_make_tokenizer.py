@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tools.demo import make_tokenizer
-from tools.demo.domain import heldout_sentences, questions
+from tools.demo.domain import ENGLISH
 from vita_audio.text import TextTokenizer
 
 GOLDEN = "tests/assets/tiny_tokenizer"  # of the same kind as the tokenizer of Qwen2
@@ -39,8 +39,8 @@ def test_special_tokens_are_the_last_ids_and_are_found_in_text(tokenizer):
 
 
 def test_a_word_of_the_domain_is_a_token(tokenizer):
-    assert all(len(tokenizer.encode(f" {item.keyword}")) == 1 for item in questions("quick"))
-    texts = [*heldout_sentences("quick"), *(item.held_out_phrasing for item in questions("quick"))]
+    assert all(len(tokenizer.encode(f" {item.keyword}")) == 1 for item in ENGLISH.questions("quick"))
+    texts = [*ENGLISH.heldout_sentences("quick"), *(item.held_out_phrasing for item in ENGLISH.questions("quick"))]
     assert sum(len(tokenizer.encode(text)) for text in texts) <= 1.02 * sum(len(text.split()) for text in texts)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tools.demo import text_lm_training, train_text_lm
-from tools.demo.domain import is_held_out
+from tools.demo.domain import ENGLISH
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.text import TextTokenizer
 
@@ -52,8 +52,8 @@ def test_training_chats_hold_no_held_out_text():
     held_out = {answer for chats in text_lm_training.evaluation_chats().values() for _, answer in chats}
     questions_only = {chat[1] for chat in text_lm_training.evaluation_chats()["answers"]}
     assert not set(answers) & (held_out - questions_only)
-    digits = [text for text in answers if set(text.split()) <= set(text_lm_training.DIGITS)]
-    assert len(digits) > 500 and not any(map(is_held_out, digits))
+    digits = [text for text in answers if set(text.split()) <= set(ENGLISH.digits)]
+    assert len(digits) > 500 and not any(map(ENGLISH.is_held_out, digits))
 
 
 def test_held_out_phrasings_are_never_asked():
