@@ -5,7 +5,7 @@
 #     bash scripts/serve_vllm.sh MODEL [--port 8000 ...]
 #
 #   ENGINE_PORT     port of vLLM on this machine (default: 8100)
-#   ENGINE_OPTIONS  options of vLLM's server (default: --dtype float32 --enforce-eager)
+#   ENGINE_OPTIONS  options of vLLM's server, no spaces in any of them (default: --dtype float32 --enforce-eager)
 #   ENGINE_VENV     environment of vLLM (default: .venv_vllm, made by third_party/vllm_plugin/setup_env.sh)
 #   PYTHON, VENV    as in talk.sh
 set -euo pipefail

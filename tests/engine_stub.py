@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import torch
 
@@ -65,9 +67,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, fields):
         """Write the events of an answer: one token in the first, two in the others, as an engine with drafts may."""
-        prompt, options = torch.tensor([fields["prompt"]]), {"eos_token_id": fields["stop_token_ids"]}
-        options |= {"max_new_tokens": fields["max_tokens"], "mtp_inference_mode": "vanilla", "do_sample": False}
-        ids = self.server.model.generate(prompt, **options)[0, prompt.shape[1] :].tolist()
+        options = {"eos_token_id": fields["stop_token_ids"], "max_new_tokens": fields["max_tokens"]}
+        if "prompt_embeds" in fields:
+            embeddings = torch.load(BytesIO(base64.b64decode(fields["prompt_embeds"])), weights_only=True)[None]
+            options["inputs_embeds"] = embeddings
+            prompt = torch.zeros(embeddings.shape[:2], dtype=torch.long)
+        else:
+            prompt = torch.tensor([fields["prompt"]])
+        answer = self.server.model.generate(prompt, mtp_inference_mode="vanilla", do_sample=False, **options)
+        ids = answer[0, prompt.shape[1] :].tolist()
         events = [ids[:1], *(ids[place : place + 2] for place in range(1, len(ids), 2))]
         for event in events[: self.server.ends_after]:
             data = json.dumps({"choices": [{"index": 0, "text": "", "token_ids": event}]})

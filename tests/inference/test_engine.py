@@ -5,7 +5,8 @@ from itertools import zip_longest
 import pytest
 import torch
 from engine_stub import MAX_LENGTH, run_engine
-from toy_conversations import CONVERSATIONS, codes_of, text_of, wave_of
+from toy_conversations import CONVERSATIONS, PLUS_CONVERSATIONS, codes_of, text_of, wave_of
+from toy_speech_lm import load_toy
 from transformers import GenerationConfig
 
 from vita_audio.inference.engine import EngineLM, engine_options
@@ -26,12 +27,32 @@ def engine_lm(engine, speech_lm, toy_folders):
 
 
 def test_answers_are_those_of_the_backbone(speech_lm, engine_lm):
-    assert all(parameter.is_meta for parameter in engine_lm.model.parameters())
     expected = speech_lm.respond_batch(CONVERSATIONS, "vanilla", **ANSWER)
     for response, other in zip(engine_lm.respond_batch(CONVERSATIONS, **ANSWER), expected, strict=True):
         assert (response.text, response.codes, response.ids) == (other.text, other.codes, other.ids)
         assert torch.equal(response.wave, other.wave)
         assert response.timings.counts == other.timings.counts
+
+
+def test_only_what_reads_continuous_audio_has_weights(engine_lm, engine, plus_folders, speech_lm):
+    assert all(parameter.is_meta for parameter in engine_lm.model.parameters())
+    plus = EngineLM.connect(engine.url, plus_folders.model, speech_lm.audio_tokenizer)
+    loaded = {name.split(".")[1] for name, parameter in plus.model.named_parameters() if not parameter.is_meta}
+    assert loaded == {"embed_tokens", "audio_model", "audio_projection"}
+
+
+def test_continuous_audio_is_encoded_here(plus_folders):
+    plus_lm = load_toy(plus_folders)
+    expected = plus_lm.respond_batch(PLUS_CONVERSATIONS, "vanilla", **ANSWER)
+    with run_engine(plus_lm.model) as engine:
+        engine_lm = EngineLM.connect(engine.url, plus_folders.model, plus_lm.audio_tokenizer)
+        engine_lm.model.generation_config.repetition_penalty = 1.3  # of a checkpoint; the engine would get it wrong
+        found = engine_lm.respond_batch(PLUS_CONVERSATIONS, **ANSWER)
+        with pytest.raises(ValueError, match="repetition_penalty must be 1 for a prompt with .*, got 1.2"):
+            engine_lm.respond(PLUS_CONVERSATIONS[0], repetition_penalty=1.2)
+    assert [response.ids for response in found] == [response.ids for response in expected]
+    assert [request["repetition_penalty"] for request in engine.requests if "prompt_embeds" in request] == [1, 1]
+    assert [request["repetition_penalty"] for request in engine.requests if "prompt" in request] == [1.3]
 
 
 def test_streams_at_once_are_those_of_the_backbone(speech_lm, engine_lm):

@@ -1,57 +1,28 @@
-"""Text and speech of a real vLLM server with verified drafts are those of our own model.
+"""Text and speech of a real vLLM server are those of our own model."""
 
-vLLM runs in its own environment, which third_party/vllm_plugin/setup_env.sh makes; ENGINE_VENV names another folder.
-"""
-
-import os
-import socket
-import subprocess
 import time
 from itertools import zip_longest
-from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 import torch
-from toy_conversations import CONVERSATIONS, wave_of
+from toy_conversations import CONVERSATIONS, PLUS_CONVERSATIONS, wave_of
+from toy_speech_lm import load_toy
+from vllm_server import needs_vllm, run_vllm
 
 from vita_audio.inference.engine import EngineLM
 from vita_audio.inference.tasks import make_conversation
 
-PYTHON = Path(os.environ.get("ENGINE_VENV", Path(__file__).parents[2] / ".venv_vllm")) / "bin" / "python"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON.exists(), reason=f"needs vLLM, as in {PYTHON}")]
+pytestmark = [pytest.mark.slow, needs_vllm]
 
 ANSWER = {"max_new_tokens": 60}
+ONE_DRAFT = ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}')
 
 
 @pytest.fixture(scope="module")
 def url(toy_folders, tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--port", port, "--dtype", "float32", "--enforce-eager"]
-    options += ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}']
-    command = [PYTHON, "-m", "vita_audio_vllm", toy_folders.model, *options]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with log.open("w") as file:
-        server = subprocess.Popen(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, env=environment)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while not answers(f"{url}/health"):
-            assert server.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.5)
+    with run_vllm(toy_folders.model, tmp_path_factory.mktemp("server"), *ONE_DRAFT) as url:
         yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-
-
-def answers(url):
-    try:
-        return urlopen(url, timeout=10).status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +30,22 @@ def engine_lm(url, speech_lm, toy_folders):
     return EngineLM.connect(url, toy_folders.model, speech_lm.audio_tokenizer)
 
 
-def test_answers_in_a_batch(speech_lm, engine_lm):
-    expected = speech_lm.respond_batch(CONVERSATIONS, "vanilla", **ANSWER)
-    for response, other in zip(engine_lm.respond_batch(CONVERSATIONS, **ANSWER), expected, strict=True):
+def check_batch(speech_lm, engine_lm, conversations):
+    expected = speech_lm.respond_batch(conversations, "vanilla", **ANSWER)
+    for response, other in zip(engine_lm.respond_batch(conversations, **ANSWER), expected, strict=True):
         assert response.ids == other.ids and response.text == other.text
         assert torch.equal(response.wave, other.wave)
     assert any(len(response.wave) for response in expected)
+
+
+def test_answers_in_a_batch(speech_lm, engine_lm):
+    check_batch(speech_lm, engine_lm, CONVERSATIONS)
+
+
+def test_answers_to_continuous_audio(plus_folders, tmp_path):
+    plus_lm = load_toy(plus_folders)
+    with run_vllm(plus_folders.model, tmp_path) as url:
+        check_batch(plus_lm, EngineLM.connect(url, plus_folders.model, plus_lm.audio_tokenizer), PLUS_CONVERSATIONS)
 
 
 def test_streams_at_once(speech_lm, engine_lm):

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from files.broken_folders import make_pointer
+from toy_conversations import PLUS_CONVERSATIONS, SPEECH_RATE, SPOKEN, VOICE, speech
 from toy_speech_lm import load_toy, make_toy_folders
 
 from vita_audio.data.audio import load_audio
@@ -15,31 +16,11 @@ from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.interleave import InterleavePlan
 from vita_audio.speech_features import num_encoder_rows
-from vita_audio.text import CONTINUOUS_INPUT
-
-RATE = 16_000
-
-
-def speech(seconds, seed):
-    return torch.from_numpy(0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).float()
-
-
-QUESTION, VOICE = (speech(1.3, 0), RATE), (speech(0.7, 1), RATE)
-CONVERSATIONS = [
-    make_conversation("sts", audio=QUESTION, voice_prompt=VOICE),
-    make_conversation("asr", audio=VOICE),
-    make_conversation("tts", text="Hello"),
-]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return make_toy_folders(tmp_path_factory.mktemp("plus"), audio_input=CONTINUOUS_INPUT)
-
-
-@pytest.fixture(scope="module")
-def speech_lm(folders):
-    return load_toy(folders)
+def speech_lm(plus_folders):
+    return load_toy(plus_folders)
 
 
 def places(row, start, length):
@@ -49,29 +30,29 @@ def places(row, start, length):
 def test_voice_prompt_and_question_go_to_their_own_places(speech_lm):
     """The public code hands them over in the opposite order."""
     tokenizer, front_end = speech_lm.tokenizer, speech_lm.prompt_encoder.front_end
-    ids = speech_lm.prompt_ids(CONVERSATIONS[0])
-    lengths = [num_encoder_rows(len(wave)) for wave, _ in (VOICE, QUESTION)]
+    ids = speech_lm.prompt_ids(PLUS_CONVERSATIONS[0])
+    lengths = [num_encoder_rows(len(wave)) for wave, _ in (VOICE, SPOKEN)]
     begins = [place for place, token_id in enumerate(ids) if token_id == tokenizer.begin_of_audio_id]
     assert [ids.index(tokenizer.end_of_audio_id, begin) - begin - 1 for begin in begins] == lengths == [16, 26]
     assert ids.count(tokenizer.context_of_audio_id) == sum(lengths)
     options = {"mtp_inference_mode": "boost", "max_new_tokens": 40}
-    audios = [front_end(VOICE[0]), front_end(QUESTION[0])]
+    audios = [front_end(VOICE[0]), front_end(SPOKEN[0])]
     indices = [places(0, begin + 1, length) for begin, length in zip(begins, lengths, strict=True)]
     output = speech_lm.model.generate(torch.tensor([ids]), audios=audios, audio_indices=indices, **options)
-    response = speech_lm.respond(CONVERSATIONS[0], "boost", max_new_tokens=40)
+    response = speech_lm.respond(PLUS_CONVERSATIONS[0], "boost", max_new_tokens=40)
     assert response.ids == output[0, len(ids) :].tolist()
     assert response.codes and torch.equal(response.wave, speech_lm.audio_tokenizer.decode(response.codes))
-    other = make_conversation("sts", audio=(speech(1.3, 2), RATE), voice_prompt=VOICE)
+    other = make_conversation("sts", audio=(speech(1.3, 2), SPEECH_RATE), voice_prompt=VOICE)
     assert speech_lm.prompt_ids(other) == ids
     assert speech_lm.respond(other, "boost", max_new_tokens=40).ids != response.ids
 
 
 @pytest.mark.parametrize("plan", ["vanilla", "boost", [2, 3]], ids=str)
 def test_batched_and_streamed_answers_equal_single_ones(speech_lm, plan):
-    alone = [speech_lm.respond(conversation, plan, max_new_tokens=30).ids for conversation in CONVERSATIONS]
-    batch = speech_lm.respond_batch(CONVERSATIONS, plan, max_new_tokens=30)
+    alone = [speech_lm.respond(conversation, plan, max_new_tokens=30).ids for conversation in PLUS_CONVERSATIONS]
+    batch = speech_lm.respond_batch(PLUS_CONVERSATIONS, plan, max_new_tokens=30)
     assert [response.ids for response in batch] == alone
-    for conversation, ids in zip(CONVERSATIONS, alone, strict=True):
+    for conversation, ids in zip(PLUS_CONVERSATIONS, alone, strict=True):
         chunks = list(speech_lm.stream(conversation, plan, max_new_tokens=30))
         text_ids, codes = speech_lm.tokenizer.split(ids)
         assert [code for chunk in chunks for code in chunk.codes] == codes
@@ -86,7 +67,7 @@ def test_audio_is_a_file_or_a_wave_and_channels_are_averaged(speech_lm, tmp_path
         (heard,) = speech_lm._encode(make_conversation("asr", audio=audio)).features
         return heard
 
-    expected = speech_lm.prompt_encoder.front_end(load_audio(tmp_path / "a.wav", RATE, channel="mean"))
+    expected = speech_lm.prompt_encoder.front_end(load_audio(tmp_path / "a.wav", SPEECH_RATE, channel="mean"))
     for audio in (tmp_path / "a.wav", str(tmp_path / "a.wav"), (wave, 8_000), (torch.from_numpy(wave), 8_000)):
         torch.testing.assert_close(features(audio), expected)
     assert not torch.allclose(features((wave[0], 8_000)), expected)
@@ -114,9 +95,12 @@ def test_a_prompt_is_the_beginning_of_the_training_document(speech_lm):
     ("audio", "message"),
     [
         ([1, 2, 3], "audio of user is continuous input, got 3 codes; give a file or a wave"),
-        ((torch.zeros(31 * RATE), RATE), "audio: too long, the model reads at most 31 s, got 31 s; cut it into parts"),
-        ((torch.zeros(0), RATE), "wave must have samples"),
-        ((torch.full((RATE,), float("nan")), RATE), "wave must be finite"),
+        (
+            (torch.zeros(31 * SPEECH_RATE), SPEECH_RATE),
+            "audio: too long, the model reads at most 31 s, got 31 s; cut it into parts",
+        ),
+        ((torch.zeros(0), SPEECH_RATE), "wave must have samples"),
+        ((torch.full((SPEECH_RATE,), float("nan")), SPEECH_RATE), "wave must be finite"),
     ],
 )
 def test_audio_that_cannot_be_heard_is_one_clear_error(speech_lm, audio, message):
@@ -124,9 +108,9 @@ def test_audio_that_cannot_be_heard_is_one_clear_error(speech_lm, audio, message
         speech_lm.respond(make_conversation("asr", audio=audio))
 
 
-def test_a_released_folder_needs_the_folder_of_the_speech_encoder(folders, speech_lm, tmp_path):
+def test_a_released_folder_needs_the_folder_of_the_speech_encoder(plus_folders, speech_lm, tmp_path):
     """It has neither the normalisation nor a word on how audio enters: the placeholder in its vocabulary tells."""
-    released = shutil.copytree(folders.model, tmp_path / "released")
+    released = shutil.copytree(plus_folders.model, tmp_path / "released")
     encoder = tmp_path / "SenseVoiceSmall"
     encoder.mkdir()
     shutil.move(released / "am.mvn", encoder)
@@ -135,8 +119,8 @@ def test_a_released_folder_needs_the_folder_of_the_speech_encoder(folders, speec
     with pytest.raises(FileNotFoundError, match="am.mvn is not in .*released; give the folder of a SenseVoiceSmall"):
         SpeechLM.from_pretrained(released, speech_lm.audio_tokenizer, device="cpu")
     loaded = SpeechLM.from_pretrained(released, speech_lm.audio_tokenizer, device="cpu", audio_model=encoder)
-    expected = speech_lm.respond(CONVERSATIONS[0], max_new_tokens=20).ids
-    assert loaded.respond(CONVERSATIONS[0], max_new_tokens=20).ids == expected
+    expected = speech_lm.respond(PLUS_CONVERSATIONS[0], max_new_tokens=20).ids
+    assert loaded.respond(PLUS_CONVERSATIONS[0], max_new_tokens=20).ids == expected
     make_pointer(encoder / "am.mvn")
     with pytest.raises(ValueError, match="am.mvn is a Git LFS pointer"):
         SpeechLM.from_pretrained(released, speech_lm.audio_tokenizer, device="cpu", audio_model=encoder)
@@ -152,8 +136,8 @@ def test_both_at_once(tmp_path):
     """The user is heard by the encoder and read as codes; the voice prompt is codes."""
     speech_lm = load_toy(make_toy_folders(tmp_path, audio_input={"user": "both"}))
     tokenizer = speech_lm.tokenizer
-    codes = [speech_lm.audio_tokenizer.encode(*audio) for audio in (VOICE, QUESTION)]
-    prompt = speech_lm._encode(CONVERSATIONS[0])
+    codes = [speech_lm.audio_tokenizer.encode(*audio) for audio in (VOICE, SPOKEN)]
+    prompt = speech_lm._encode(PLUS_CONVERSATIONS[0])
     assert tokenizer.split(prompt.ids)[1] == codes[0] + codes[1]
     (start,), (features,) = prompt.starts, prompt.features
     rows = [tokenizer.context_of_audio_id] * (4 + len(features))
@@ -163,5 +147,5 @@ def test_both_at_once(tmp_path):
         *inner,
         tokenizer.end_of_audio_id,
     ]
-    alone = [speech_lm.respond(conversation, max_new_tokens=20).ids for conversation in CONVERSATIONS]
-    assert [response.ids for response in speech_lm.respond_batch(CONVERSATIONS, max_new_tokens=20)] == alone
+    alone = [speech_lm.respond(conversation, max_new_tokens=20).ids for conversation in PLUS_CONVERSATIONS]
+    assert [response.ids for response in speech_lm.respond_batch(PLUS_CONVERSATIONS, max_new_tokens=20)] == alone

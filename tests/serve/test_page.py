@@ -24,7 +24,9 @@ from page_browser import (
     words_said,
 )
 from toy_server import serve
+from vllm_server import needs_vllm, run_vllm
 
+from vita_audio.inference.engine import EngineLM
 from vita_audio.serve.audio import OUTPUT_RATE, from_pcm16
 from vita_audio.serve.demo import Demo
 from vita_audio.serve.settings import Limits
@@ -194,9 +196,8 @@ def answers_right(sounds, questions):
 TRAINED = Limits(max_new_tokens=200, max_turns=1)
 
 
-@pytest.mark.slow
-def test_a_trained_model_answers_what_was_asked(trained, playwright, tmp_path):
-    speech_lm, questions = trained
+def check_answers(speech_lm, questions, playwright, tmp_path):
+    """Ask aloud, and let a recogniser judge what is heard."""
     said, sounds = [wave for question in questions for wave in (question["wave"], silence(12))], []
     with serve(speech_lm, limits=TRAINED) as server, browser(playwright, tmp_path, *said) as chromium:
         with opened(chromium, server, sounds=sounds) as page:
@@ -205,6 +206,21 @@ def test_a_trained_model_answers_what_was_asked(trained, playwright, tmp_path):
                 answer_of(page, number)
     right = answers_right(sounds, questions)
     assert sum(right) >= len(questions) - 1, right
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_what_was_asked(trained, playwright, tmp_path):
+    check_answers(*trained, playwright, tmp_path)
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_a_trained_model_in_vllm_answers_what_was_asked(trained, playwright, tmp_path):
+    speech_lm, questions = trained
+    folder = os.environ["TALK_MODEL"]
+    with run_vllm(folder, tmp_path) as url:
+        engine_lm = EngineLM.connect(url, folder, speech_lm.audio_tokenizer)
+        check_answers(engine_lm, questions, playwright, tmp_path)
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
     .venv_vllm/bin/python third_party/vllm_plugin/benchmark.py --model DIR --output benchmark.json
 
-All in one run and one environment, each contender in a process of its own. Time is CPU time of one thread; the median
-over the repeats counts. Prompts are random and the answers have a fixed length.
+All in one run and one environment. The contenders take turns, each in a process of its own. Time is CPU time of one
+thread; the median over all repeats counts. Prompts ask to read ten digits aloud, and answers have a fixed length.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +29,7 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's time counts too
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ONE_DRAFT = {"method": "mtp", "num_speculative_tokens": 1}
 Run = Callable[[list[list[int]], int], int]  # prompts, new tokens of each -> new tokens in all
 
@@ -49,9 +53,8 @@ def make_ours(folder: str, plan: str, **options: Any) -> Run:
 
     from vita_audio.models import Qwen2MTPForCausalLM
 
-    return _generate(
-        Qwen2MTPForCausalLM.from_pretrained(folder, dtype=torch.float32), mtp_inference_mode=plan, **options
-    )
+    model = Qwen2MTPForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return _generate(model, mtp_inference_mode=plan, **options)
 
 
 def make_transformers(folder: str) -> Run:
@@ -93,23 +96,36 @@ CONTENDERS: dict[str, Callable[[str], Run]] = {
 }
 
 
-def measure(contender: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return the tokens per second of CPU time of one contender, by the number of streams."""
+def make_prompts(folder: Path, number: int) -> list[list[int]]:
+    """Return different prompts of the same length."""
+    from vita_audio.data.chat import encode_prompt
+    from vita_audio.inference.tasks import make_conversation
+    from vita_audio.interleave import MODES, InterleavePlan
+    from vita_audio.text import TextTokenizer
+
+    tokenizer, plan, chance = TextTokenizer.from_pretrained(folder), InterleavePlan(MODES["boost"]), random.Random(0)
+
+    def prompt() -> list[int]:
+        conversation = make_conversation("tts", text=" ".join(chance.choices(WORDS, k=10)))
+        return encode_prompt(conversation, tokenizer, lambda audio, role: [], plan)[0]
+
+    first = prompt()
+    return [first, *islice((ids for ids in iter(prompt, None) if len(ids) == len(first)), number - 1)]
+
+
+def measure(contender: str, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the tokens per second of CPU time of one contender in each repeat, by the number of streams."""
     import torch
 
     torch.set_num_threads(1)
     run = CONTENDERS[contender](str(options.model))
-    vocab_size = json.loads((options.model / "config.json").read_text())["vocab_size"]
-    generator, rates = torch.Generator().manual_seed(0), {}
+    prompts, rates = make_prompts(options.model, max(options.streams)), defaultdict(list)
     for streams in options.streams:
-        prompts = torch.randint(vocab_size, (streams, options.prompt_tokens), generator=generator).tolist()
-        run(prompts, 8)  # warm-up
-        found = []
+        run(prompts[:streams], 8)  # warm-up
         for _ in range(options.repeats):
             start = time.process_time()
-            num_tokens = run(prompts, options.new_tokens)
-            found.append(num_tokens / (time.process_time() - start))
-        rates[str(streams)] = round(median(found), 1)
+            num_tokens = run(prompts[:streams], options.new_tokens)
+            rates[str(streams)].append(num_tokens / (time.process_time() - start))
     return rates
 
 
@@ -119,24 +135,31 @@ def main() -> None:
     add("--model", type=Path, default=Path("outputs/quickstart/stage4"), help="folder of a model")
     add("--output", type=Path, required=True, help="JSON file")
     add("--streams", type=int, nargs="+", default=[1, 4, 16])
-    add("--prompt-tokens", type=int, default=32)
-    add("--new-tokens", type=int, default=112)
-    add("--repeats", type=int, default=5)
+    add("--new-tokens", type=int, default=64, help="length of an answer")
+    add("--rounds", type=int, default=2, help="turns of each contender")
+    add("--repeats", type=int, default=3, help="measurements in each turn")
     add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         options.output.write_text(json.dumps(measure(options.contender, options)))
         return
-    results = {}
-    part = options.output.with_suffix(".part")
-    for contender in CONTENDERS:
+    rates = {contender: defaultdict(list) for contender in CONTENDERS}
+    loads, part = [], options.output.with_suffix(".part")
+    for contender in [*CONTENDERS] * options.rounds:
         command = [sys.executable, __file__, *sys.argv[1:], "--contender", contender, "--output", str(part)]
         subprocess.run(command, env=os.environ | ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
-        results[contender] = json.loads(part.read_text())
-        print(contender, results[contender], flush=True)
+        for streams, found in json.loads(part.read_text()).items():
+            rates[contender][streams] += found
+        loads.append(os.getloadavg()[0])
+        print(f"load {loads[-1]:.1f}", contender, dict(rates[contender]), flush=True)
     part.unlink()
-    settings = {name: getattr(options, name) for name in ("streams", "prompt_tokens", "new_tokens", "repeats")}
-    options.output.write_text(json.dumps({"settings": settings, "tokens_per_second": results}, indent=2) + "\n")
+    settings = {name: getattr(options, name) for name in ("streams", "new_tokens", "rounds", "repeats")}
+    medians = {
+        contender: {streams: round(median(found), 1) for streams, found in row.items()}
+        for contender, row in rates.items()
+    }
+    results = {"settings": settings, "median_load": round(median(loads), 1), "tokens_per_second": medians}
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

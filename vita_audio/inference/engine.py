@@ -4,33 +4,44 @@
     for chunk in model.stream(make_conversation("tts", text="four seven one")):
         ...  # chunk.text, chunk.wave
 
-`third_party/vllm_plugin` teaches vLLM the models.
+`third_party/vllm_plugin` teaches vLLM the models. A prompt goes to the engine as token ids, or as embeddings if it has
+audio as continuous input, which is encoded here.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException, HTTPResponse
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.base import check_identity
-from vita_audio.files.checkpoint import GENERATION_FILE, find_checkpoint
+from vita_audio.files.checkpoint import GENERATION_FILE, check_weights, find_checkpoint
+from vita_audio.files.tensors import fill_module, read_tensors
 from vita_audio.inference.pipeline import Plan, SpeechLM
-from vita_audio.inference.prompts import ChatState, Prompt
+from vita_audio.inference.prompts import ChatState, Prompt, generate_inputs
 from vita_audio.inference.response import Response
 from vita_audio.interleave import BACKBONE, InterleavePlan
-from vita_audio.models import Qwen2MTPConfig, Qwen2MTPForCausalLM
+from vita_audio.models import (
+    Qwen2MTPConfig,
+    Qwen2MTPForCausalLM,
+    Qwen2MTPSenseVoiceConfig,
+    Qwen2MTPSenseVoiceForCausalLM,
+)
 from vita_audio.models.decode_step import DecodeStep
 from vita_audio.models.loading import read_config
+from vita_audio.speech_features import SenseVoiceFrontEnd
 from vita_audio.text import TextTokenizer
 
 TIMEOUT_SECONDS = 120  # the longest wait for the next token
@@ -58,14 +69,20 @@ class Engine:
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self._url} must be a vLLM server, got an answer without max_model_len") from error
 
-    def generate(self, prompt: Sequence[int], **options: Any) -> Generator[int, None, None]:
+    def generate(self, prompt: Sequence[int] | Tensor, **options: Any) -> Generator[int, None, None]:
         """Send a prompt and return its answer, token by token; closing the iterator ends the answer on the engine.
 
         Args:
+            prompt: Token ids, or embeddings, (tokens, hidden).
             options: Fields of vLLM's `/v1/completions`.
         Raises: ValueError for a request that the engine refuses, ConnectionError; both at once.
         """
-        fields = {"model": self.model, "prompt": list(prompt), "stream": True, "return_token_ids": True, **options}
+        fields = {"model": self.model, "stream": True, "return_token_ids": True, **options}
+        if isinstance(prompt, Tensor):
+            torch.save(prompt, file := BytesIO())
+            fields["prompt_embeds"] = base64.b64encode(file.getvalue()).decode()
+        else:
+            fields["prompt"] = list(prompt)
         return self._read(self._open("/v1/completions", fields))
 
     def _read(self, response: HTTPResponse) -> Generator[int, None, None]:
@@ -113,8 +130,8 @@ def _message(error: HTTPError) -> str:
 class EngineLM(SpeechLM):
     """`SpeechLM` whose tokens come from an engine, which batches the answers of all its clients.
 
-    `model` has the configuration and no weights. Answers are those of the backbone: the engine verifies drafts if it
-    makes any, so they equal those of the plan "vanilla", and of any plan with acceptance 1.
+    `model` has the configuration, and weights only to encode continuous input. Answers are those of the backbone: if
+    the engine makes drafts, it verifies them. So they equal those of the plan "vanilla", and of any with acceptance 1.
     """
 
     def __init__(self, engine: Engine, model: Qwen2MTPForCausalLM, *parts: Any):
@@ -129,26 +146,32 @@ class EngineLM(SpeechLM):
         name_or_path: str | Path,
         audio_tokenizer: AudioTokenizer,
         *,
+        audio_model: str | Path | None = None,
         offline: bool = False,
         any_audio_tokenizer: bool = False,
     ) -> EngineLM:
         """Connect to an engine that serves a checkpoint; other arguments as in `SpeechLM.from_pretrained`.
 
         Args:
-            name_or_path: The same checkpoint; its configuration and text tokenizer are read.
-        Raises: What `Engine` and `SpeechLM.from_pretrained` raise; ValueError for a model with continuous input.
+            name_or_path: The same checkpoint; its configuration and text tokenizer are read, and for continuous input
+                its embeddings and speech encoder.
+        Raises: What `Engine` and `SpeechLM.from_pretrained` raise.
         """
         engine = Engine(url)
         folder = find_checkpoint(name_or_path, offline=offline)
-        config = read_config(folder, [Qwen2MTPConfig])
+        config = read_config(folder, [Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig])
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_identity(config.audio_tokenizer, audio_tokenizer.identity, folder)
         config.max_position_embeddings = min(config.max_position_embeddings, engine.max_length)
         with torch.device("meta"):
-            model = Qwen2MTPForCausalLM(config)
+            model = AutoModelForCausalLM.from_config(config)
         if (folder / GENERATION_FILE).exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return cls(engine, model, TextTokenizer.from_pretrained(folder), audio_tokenizer)
+        tokenizer, front_end = TextTokenizer.from_pretrained(folder), None
+        if tokenizer.continuous_roles:
+            front_end = SenseVoiceFrontEnd.find(folder, audio_model, offline=offline)
+            load_audio_input(model, folder)
+        return cls(engine, model, tokenizer, audio_tokenizer, front_end)
 
     def respond_batch(
         self, conversations: Iterable[Mapping[str, Any]], plan: Plan | None = None, **options: Any
@@ -171,10 +194,25 @@ class EngineLM(SpeechLM):
         generation = {name: value for name, value in generation.items() if name not in VERIFIED}
         options = self._generation_options(len(prompt), None, generation)
         criteria = options.get("stopping_criteria") or []
-        ids = self.engine.generate(prompt.ids, **engine_options(options, self.model.generation_config))
+        fields = engine_options(options, self.model.generation_config)
+        if prompt.features:
+            if (penalty := generation.get("repetition_penalty")) not in (None, 1):
+                raise ValueError(
+                    "repetition_penalty must be 1 for a prompt with continuous audio, whose tokens the engine does not "
+                    f"know, got {penalty}; leave it out"
+                )
+            fields["repetition_penalty"] = 1.0
+        ids = self.engine.generate(self._embed(prompt) if prompt.features else prompt.ids, **fields)
         if state is not None:
             state.keys = prompt.keys  # the engine has a cache of its own
         return self._decode_steps(prompt, ids, criteria)
+
+    @torch.no_grad()
+    def _embed(self, prompt: Prompt) -> Tensor:
+        """Return the embeddings of a prompt with continuous audio, (tokens, hidden)."""
+        inputs, backbone = generate_inputs([prompt], torch.device("cpu")), self.model.model
+        embeddings = backbone.embed_tokens(inputs["input_ids"])
+        return backbone.insert_audio(embeddings, inputs["audios"], inputs["audio_indices"])[0]
 
     def _decode_steps(
         self, prompt: Prompt, answer: Generator[int, None, None], criteria: Iterable[Any]
@@ -188,6 +226,20 @@ class EngineLM(SpeechLM):
                     return
         finally:
             answer.close()
+
+
+def load_audio_input(model: Qwen2MTPSenseVoiceForCausalLM, folder: Path) -> None:
+    """Give a model on the meta device the weights that make embeddings of a prompt: of its tokens, and of its audio.
+
+    Raises: FileNotFoundError, ValueError naming the weights that are missing, damaged, or of another shape.
+    """
+    parts = {f"model.{part}.": part for part in ("embed_tokens", "audio_model", "audio_projection")}
+    tensors: dict[str, Tensor] = {}
+    for path in check_weights(folder):  # one file at a time in memory
+        tensors |= {name: value for name, value in read_tensors(path).items() if name.startswith(tuple(parts))}
+    for prefix, part in parts.items():
+        weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        fill_module(getattr(model.model, part), weights, folder, part)
 
 
 def engine_options(options: Mapping[str, Any], defaults: GenerationConfig) -> dict[str, Any]:

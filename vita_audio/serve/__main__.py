@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--log-content needs --log-json")
     if (options.backend == "vllm") != (options.engine_url is not None):
         parser.error("--backend vllm and --engine-url go together, got one of them")
-    for name in ("audio_model_path", "device_map", "dtype", "quantize", "attn_implementation"):
+    for name in ("device_map", "dtype", "quantize", "attn_implementation"):
         if options.backend == "vllm" and getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is for --backend transformers; give it to the engine")
     return options
@@ -128,8 +128,14 @@ def load_model(options: argparse.Namespace) -> SpeechLM:
         return load_speech_lm(options, audio_tokenizer)
     from vita_audio.inference.engine import EngineLM
 
-    checks = {"offline": options.offline, "any_audio_tokenizer": options.any_audio_tokenizer}
-    return EngineLM.connect(options.engine_url, options.model, audio_tokenizer, **checks)
+    return EngineLM.connect(
+        options.engine_url,
+        options.model,
+        audio_tokenizer,
+        audio_model=options.audio_model_path,
+        offline=options.offline,
+        any_audio_tokenizer=options.any_audio_tokenizer,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

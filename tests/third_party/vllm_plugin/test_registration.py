@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs the environment of third_party/vllm_plugin/setup_env.sh")
 import vita_audio_vllm
-from models.toy_models import make_model
+from models.toy_models import make_model, make_plus_model
 from transformers import Qwen2Config
 from vita_audio_vllm import speculation
-from vita_audio_vllm.config import EngineConfig
+from vita_audio_vllm.config import EngineConfig, PlusEngineConfig
 from vllm import ModelRegistry
 from vllm.config.speculative import SpeculativeConfig
 
@@ -61,10 +61,25 @@ def test_a_configuration_has_the_layers_of_the_backbone(folder):
     assert (draft.model_type, draft.architectures, draft.n_predict) == ("mtp", ["Qwen2MTPDrafts"], 3)
 
 
-def test_a_model_without_modules_has_no_drafts(tmp_path):
-    make_model(0).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the model has no MTP modules"):
-        speculation.hf_config_override(EngineConfig.from_pretrained(tmp_path))
+@pytest.mark.parametrize(
+    "model, kind, message",
+    [
+        (make_model(0), EngineConfig, "the model has no MTP modules"),
+        (make_plus_model(2), PlusEngineConfig, "a model with continuous input has no drafts in the engine"),
+    ],
+)
+def test_models_without_drafts(tmp_path, model, kind, message):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        speculation.hf_config_override(kind.from_pretrained(tmp_path))
+    check_one_line(message, tmp_path, "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}')
+
+
+def check_one_line(message, *arguments):
+    """Check that the server does not start, and says why in one line."""
+    command = [sys.executable, "-m", "vita_audio_vllm", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr
 
 
 @pytest.mark.parametrize("found", [None, "0.33.1", "0.3.2"])
@@ -85,7 +100,7 @@ def test_another_release_registers_nothing_and_says_so(monkeypatch, caplog, foun
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "qwen2"}, "config.json: model_type must be qwen2_mtp, got qwen2"),
+        ({"model_type": "qwen2"}, "config.json: model_type must be qwen2_mtp or qwen2_mtp_sensevoice, got qwen2"),
         ({"num_nextn_predict_layers": 5}, "config.json: num_hidden_layers counts backbone layers and MTP modules"),
         ({"use_sliding_window": True}, "config.json: use_sliding_window must be false"),
         (None, "no config.json in "),
@@ -95,6 +110,4 @@ def test_a_wrong_checkpoint_gets_one_line(folder, tmp_path, changes, message):
     if changes is not None:
         fields = json.loads((folder / "config.json").read_text()) | changes
         (tmp_path / "config.json").write_text(json.dumps(fields))
-    command = [sys.executable, "-m", "vita_audio_vllm", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr
+    check_one_line(message, tmp_path)

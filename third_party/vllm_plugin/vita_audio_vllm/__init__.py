@@ -45,9 +45,10 @@ def register() -> None:
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
     from vita_audio_vllm import speculation
-    from vita_audio_vllm.config import EngineConfig
+    from vita_audio_vllm.config import EngineConfig, PlusEngineConfig
 
-    _CONFIG_REGISTRY[EngineConfig.model_type] = EngineConfig
-    ModelRegistry.register_model("Qwen2MTPForCausalLM", "vita_audio_vllm.backbone:Qwen2MTPForCausalLM")
+    _CONFIG_REGISTRY.update({kind.model_type: kind for kind in (EngineConfig, PlusEngineConfig)})
+    for architecture in ("Qwen2MTPForCausalLM", "Qwen2MTPSenseVoiceForCausalLM"):
+        ModelRegistry.register_model(architecture, "vita_audio_vllm.backbone:Qwen2MTPForCausalLM")
     ModelRegistry.register_model(speculation.ARCHITECTURE, "vita_audio_vllm.modules:Qwen2MTPDrafts")
     speculation.install()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from vita_audio_vllm import check_engine
-from vita_audio_vllm.checkpoint import check_folder
+from vita_audio_vllm.checkpoint import PLUS_MODEL_TYPE, check_drafts, read_fields
 
 
 def main() -> None:
@@ -21,7 +21,11 @@ def main() -> None:
     try:
         check_engine()
         if (folder := Path(arguments[0])).exists():  # otherwise it is a name on the hub
-            check_folder(folder)
+            fields = read_fields(folder)
+            if any(argument.startswith("--speculative-config") for argument in arguments):
+                check_drafts(fields["model_type"], fields.get("num_nextn_predict_layers", 0))
+            if fields["model_type"] == PLUS_MODEL_TYPE:
+                arguments.append("--enable-prompt-embeds")
     except (ValueError, OSError) as error:
         print(f"vita_audio_vllm: {error}", file=sys.stderr)
         raise SystemExit(2) from error

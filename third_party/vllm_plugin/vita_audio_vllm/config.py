@@ -8,7 +8,7 @@ from typing import Any
 from transformers import Qwen2Config
 from vllm.platforms import current_platform
 
-from vita_audio_vllm.checkpoint import MODEL_TYPE, check_fields
+from vita_audio_vllm.checkpoint import MODEL_TYPE, PLUS_MODEL_TYPE, check_fields
 
 
 class EngineConfig(Qwen2Config):
@@ -46,6 +46,12 @@ class EngineConfig(Qwen2Config):
     @property
     def checkpoint_head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+
+class PlusEngineConfig(EngineConfig):
+    """The same for a model with a speech encoder, which stays with the client."""
+
+    model_type = PLUS_MODEL_TYPE
 
 
 def engine_head_size(size: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 from vllm.config.speculative import SpeculativeConfig
 
+from vita_audio_vllm.checkpoint import check_drafts
 from vita_audio_vllm.config import EngineConfig
 
 ARCHITECTURE = "Qwen2MTPDrafts"
@@ -22,12 +23,11 @@ def hf_config_override(config: PreTrainedConfig) -> PreTrainedConfig:
 
     A function of this module, since vLLM pickles it for its other processes.
 
-    Raises: ValueError for a model without modules.
+    Raises: ValueError as `check_drafts` does.
     """
     if not isinstance(config, EngineConfig):
         return _original(config)
-    if config.num_nextn_predict_layers == 0:
-        raise ValueError("the model has no MTP modules (num_nextn_predict_layers is 0); leave --speculative-config out")
+    check_drafts(config.model_type, config.num_nextn_predict_layers)
     config.model_type, config.architectures = DRAFT_TYPE, [ARCHITECTURE]
     config.n_predict = config.num_nextn_predict_layers
     config.layer_types = None  # a list would have to name the modules' layers too

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vita_audio_vllm.config import EngineConfig
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+ENCODER = ("model.audio_model.", "model.audio_projection.")  # run by the client
 ATTENTION = re.compile(r"\.self_attn\.([qkvo])_proj\.(?:weight|bias)$")
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -29,7 +30,7 @@ def module_of(name: str, config: EngineConfig) -> int | None:
 def backbone_weights(weights: Weights, config: EngineConfig) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the backbone, with heads of the engine's size."""
     for name, weight in weights:
-        if module_of(name, config) is None:
+        if module_of(name, config) is None and not name.startswith(ENCODER):
             yield name, fit_heads(name, weight, config)
 
 
