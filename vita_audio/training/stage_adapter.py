@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,6 +59,18 @@ def add_adapter(
         model.add_adapter(config, ADAPTER_NAME)
     # With the name of the base, peft would compare its vocabulary and save both tables whole.
     model.peft_config[ADAPTER_NAME].base_model_name_or_path = None
+
+
+def leave_out_base(model: MTPForCausalLM) -> None:
+    """Let the state dict of a model hold only what trains, and let one without the rest be loaded."""
+
+    def drop_frozen(model: MTPForCausalLM, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied table under both its names
+            if not parameter.requires_grad:
+                state.pop(prefix + name, None)
+
+    model.register_state_dict_post_hook(drop_frozen)
+    model.register_load_state_dict_post_hook(lambda model, keys: keys.missing_keys.clear())
 
 
 @contextmanager
