@@ -74,10 +74,12 @@ def entry_from_fields(
 
 
 def labels(fields: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return text, speaker and recording of a row whose names are in lower case."""
+    """Return text, speaker and recording of a row whose names are in lower case; lists and objects count as absent."""
     groups = {"text": TEXT_FIELDS, "speaker": SPEAKER_FIELDS, "recording": RECORDING_FIELDS}
-    found = {name: first_of(fields, known) for name, known in groups.items()}
-    return {name: None if value is None else " ".join(str(value).split()) for name, value in found.items()}
+    plain = {
+        name: " ".join(str(value).split()) for name, value in fields.items() if isinstance(value, str | int | float)
+    }
+    return {name: first_of(plain, known) for name, known in groups.items()}
 
 
 def first_of(fields: Mapping[str, Any], names: Iterable[str]) -> Any:

@@ -93,7 +93,7 @@ def read_table(path: Path, folders: list[Path]) -> Found:
     delimiter = _delimiter(_first_line(path))
     names = header_of(path)
     rows = read_rows(path, delimiter)
-    if names != WITHOUT_HEADER:
+    if names is not WITHOUT_HEADER:  # a header can have the same names
         next(rows, None)
     for line, row in rows:
         if isinstance(row, Problem):
@@ -142,14 +142,14 @@ def read_json(path: Path, folders: list[Path]) -> Found:
 def header_of(path: Path) -> list[str]:
     """Return the lower-case names of the columns of a list, or of the fields of its first JSON object.
 
-    A first row that begins with the name of an audio file is no header.
+    A first row that begins with the name of an audio file is no header: the columns are `WITHOUT_HEADER`.
     """
     line = _first_line(path)
     if path.suffix in (".json", ".jsonl"):
         fields = _first_object(line)
         return [str(name).lower() for name in fields] if isinstance(fields, dict) else []
     names = [name.strip().lower() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
-    return WITHOUT_HEADER if names and Path(names[0]).suffix in AUDIO_SUFFIXES else names
+    return WITHOUT_HEADER if names and _is_audio(names[0]) else names
 
 
 def _first_line(path: Path) -> str:

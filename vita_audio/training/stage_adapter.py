@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 
 from vita_audio.models import MTPForCausalLM
 from vita_audio.models.adapters import ADAPTER_NAME, require_peft
-from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_PROJECTION
+from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import MODULE_PARTS, gathered, match_any, mtp_parameter_patterns
+from vita_audio.optional import require
 from vita_audio.training.lora import LoraSettings
 
 HEAD, EMBEDDINGS = "lm_head", "embed_tokens"
@@ -59,6 +62,19 @@ def add_adapter(
         model.add_adapter(config, ADAPTER_NAME)
     # With the name of the base, peft would compare its vocabulary and save both tables whole.
     model.peft_config[ADAPTER_NAME].base_model_name_or_path = None
+
+
+def four_bit_options() -> dict[str, Any]:
+    """Return arguments of `from_pretrained` that keep the linear layers of a base in 4 bits. Raises: MissingPackageError."""
+    require("bitsandbytes", purpose="a base in 4 bits (--lora qlora)", install="'vita-audio[qlora]'")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[HEAD, AUDIO_ENCODER, AUDIO_PROJECTION],
+    )
+    return {"quantization_config": config}
 
 
 def leave_out_base(model: MTPForCausalLM) -> None:
