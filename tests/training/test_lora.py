@@ -165,7 +165,7 @@ def test_a_base_in_four_bits(base, toy_run, tmp_path):
 def test_a_base_in_four_bits_must_be_whole(stages, toy_run, tmp_path, capsys, monkeypatch):
     def error(**changes):
         with pytest.raises(SystemExit) as stop:
-            train(toy_run.flags(tmp_path / "run", lora="qlora", extract_codes=True, max_steps=1, **changes))
+            train(toy_run.flags(tmp_path, lora="qlora", extract_codes=True, overwrite_output_dir=True, **changes))
         assert stop.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 

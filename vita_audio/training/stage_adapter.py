@@ -65,7 +65,7 @@ def add_adapter(
 
 
 def four_bit_options() -> dict[str, Any]:
-    """Return arguments of `from_pretrained` that keep the linear layers of a base in 4 bits. Raises: MissingPackageError."""
+    """Return arguments of `from_pretrained` that keep a base in 4 bits. Raises: MissingPackageError."""
     require("bitsandbytes", purpose="a base in 4 bits (--lora qlora)", install="'vita-audio[qlora]'")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -80,12 +80,13 @@ def four_bit_options() -> dict[str, Any]:
 def leave_out_base(model: MTPForCausalLM) -> None:
     """Let the state dict of a model hold only what trains, and let one without the rest be loaded."""
 
-    def drop_frozen(model: MTPForCausalLM, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-        for name, parameter in model.named_parameters(remove_duplicate=False):  # a tied table under both its names
-            if not parameter.requires_grad:
-                state.pop(prefix + name, None)
+    def drop_base(model: MTPForCausalLM, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        named = model.named_parameters(remove_duplicate=False)  # a tied table has two names
+        trained = {prefix + name for name, parameter in named if parameter.requires_grad}
+        for name in [name for name in state if name.startswith(prefix) and name not in trained]:
+            del state[name]
 
-    model.register_state_dict_post_hook(drop_frozen)
+    model.register_state_dict_post_hook(drop_base)
     model.register_load_state_dict_post_hook(lambda model, keys: keys.missing_keys.clear())
 
 

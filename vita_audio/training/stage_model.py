@@ -184,7 +184,7 @@ def _check_base(settings: StageSettings, folder: Path, num_new_modules: int) -> 
         raise ValueError("--lora: qlora does not work under ZeRO-3; use ZeRO-2")
     if qlora and num_new_modules:
         raise ValueError(
-            f"--lora: qlora needs a base with all MTP modules, {folder} lacks {num_new_modules}; leave qlora out in the "
+            f"--lora: qlora needs a base with all MTP modules, {folder} lacks {num_new_modules}; leave it out in the "
             "stages that add them"
         )
 
