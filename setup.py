@@ -52,6 +52,7 @@ setup(
         "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
         "ray": ["ray[data]>=2.60,<3"],  # audio codes on a cluster
         "lora": ["peft>=0.21.2,<0.22"],  # adapters in training and inference
+        "qlora": ["peft>=0.21.2,<0.22", "bitsandbytes>=0.50,<0.51"],  # adapters on a base in 4 bits
         "tensorboard": ["tensorboard>=2.16"],  # curves of a training run
         # the server and its page
         "serve": [

@@ -236,7 +236,8 @@ class Clips:
         except (OSError, AudioError, soundfile.LibsndfileError) as error:
             return Markup('<span class="error">{}</span>').format(error)
         encoded = io.BytesIO()
-        soundfile.write(encoded, wave[: MAX_CLIP_SECONDS * PLAYER_RATE].numpy(), PLAYER_RATE, format="MP3")
+        wave = wave[: MAX_CLIP_SECONDS * PLAYER_RATE].clip(-1, 1)  # samples of 1e10 abort the encoder and this process
+        soundfile.write(encoded, wave.numpy(), PLAYER_RATE, format="MP3")
         source = data_uri(encoded.getvalue(), "audio/mpeg")
         if len(source) > self._room:
             source = quote(Path(os.path.relpath(audio, self._folder)).as_posix())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -144,6 +145,34 @@ def test_the_base_must_be_the_one_of_training(stages, base, tmp_path):
         load(tmp_path / "adapter")
     with pytest.raises(ValueError, match="holds no adapter: adapter_config.json is missing"):
         load_language_model(tmp_path / "other", other.config, base=base)
+
+
+def test_a_base_in_four_bits(base, toy_run, tmp_path):
+    """Its adapter is one on the base in full precision, learned with the errors of 4 bits."""
+    pytest.importorskip("bitsandbytes")
+    flags = {"model_name_or_path": base, "learning_rate": 1e-2, "max_steps": 2, "extract_codes": True}
+    for name, lora in (("whole", "r=4,alpha=8"), ("four", "r=4,alpha=8,qlora")):
+        train(toy_run.flags(tmp_path / name, **flags, lora=lora))
+    whole, four = (logged(tmp_path / name) for name in ("whole", "four"))
+    assert four == pytest.approx(whole, rel=1e-2) and four != whole
+    before, after = AutoModelForCausalLM.from_pretrained(base).state_dict(), weights(tmp_path / "four")
+    for name, value in before.items():
+        if name not in TABLES:
+            assert torch.equal(after[name], value) == ("_proj" not in name or name.endswith("bias")), name
+    assert "quantization_config" not in json.loads((tmp_path / "four" / "config.json").read_text())
+
+
+def test_a_base_in_four_bits_must_be_whole(stages, toy_run, tmp_path, capsys, monkeypatch):
+    def error(**changes):
+        with pytest.raises(SystemExit) as stop:
+            train(toy_run.flags(tmp_path, lora="qlora", extract_codes=True, overwrite_output_dir=True, **changes))
+        assert stop.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "with qlora cannot start from an adapter" in error(model_name_or_path=stages[0])
+    assert "needs a base with all MTP modules, " in error(config_name=toy_run.config(2))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert "a base in 4 bits (--lora qlora) needs the package bitsandbytes" in error()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from models.toy_models import FAMILIES, make_model, make_plus_model, random_audios
+from safetensors.torch import load_file
 from toy_speech_lm import load_toy
 
 from tools.inference_sts import main as answer
@@ -15,7 +16,7 @@ from vita_audio.inference.tasks import make_conversation
 from vita_audio.models.adapters import describe_base, load_adapter_weights, merge_adapter, save_whole_config
 from vita_audio.training.lora import LoraSettings
 from vita_audio.training.parts import parameter_parts
-from vita_audio.training.stage_adapter import add_adapter
+from vita_audio.training.stage_adapter import add_adapter, leave_out_base
 
 ROWS = range(90, 101)
 NEW = ["mtp_projs.1.weight", "mtp_embed_norms.1.weight", "mtp_hidden_norms.1.weight"]
@@ -130,6 +131,26 @@ def test_several_adapters_share_a_base(tied, tmp_path):
     for name in ("one", "two", "one"):
         base.set_adapter(name)
         torch.testing.assert_close(all_depths(base, ids), expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@torch.no_grad()
+def test_checkpoints_leave_out_the_base(tied, tmp_path):
+    model = adapted(make_model(2, tie_word_embeddings=tied), new=NEW)
+    model.save_pretrained(tmp_path / "before")
+    leave_out_base(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert state.keys() == {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    model.save_pretrained(tmp_path / "after")
+    for parameter in model.parameters():
+        parameter.add_(1 if parameter.requires_grad else 0)
+    model.load_state_dict(state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(state | {"other": torch.zeros(1)})
+    saved = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("before", "after")]
+    torch.testing.assert_close(*saved, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")

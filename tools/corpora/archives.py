@@ -25,20 +25,21 @@ def read_webdataset(path: Path) -> Found:
     """
     with tarfile.open(path, "r:") as archive:
         for key, members in groupby(_members(archive), lambda member: _key_and_suffix(member.name)[0]):
-            audio, fields = None, {}
+            audios, fields = [], {}
             for member in members:
                 suffix = _key_and_suffix(member.name)[1]
                 if "." + suffix.rpartition(".")[2] in AUDIO_SUFFIXES:
-                    audio = member
+                    audios.append(member)
                 elif suffix in ("txt", "lab", "json") and member.size <= MAX_LABEL_BYTES:
                     fields |= _label_fields(archive, member, suffix)
             if "problem" in fields:
                 yield Problem(str(path), 0, "unreadable transcript", f"{key}: {fields['problem']}")
-            elif audio is None:
-                yield Problem(str(path), 0, "no audio", f"{key}: none of its members is audio")
+            elif len(audios) != 1:
+                reason = f"one of its members must be audio, got {', '.join(audio.name for audio in audios) or 'none'}"
+                yield Problem(str(path), 0, "no audio", f"{key}: {reason:.300}")
             else:
-                part = AudioPart(str(path.absolute()), span=(audio.offset_data, audio.size))
-                yield Entry(part, **labels(fields), file=f"{path}#{audio.name}")
+                part = AudioPart(str(path.absolute()), span=(audios[0].offset_data, audios[0].size))
+                yield Entry(part, **labels(fields), file=f"{path}#{audios[0].name}")
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

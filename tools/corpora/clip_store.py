@@ -65,7 +65,7 @@ class Clip:
     @property
     def transcript(self) -> str:
         """The text to learn: the given one, or else what was heard."""
-        return self.text or self.heard or ""
+        return (self.heard or "") if self.text is None else self.text
 
 
 class ClipStore:
@@ -122,6 +122,17 @@ class ClipStore:
         query = f"INSERT OR IGNORE INTO clips ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         with self.explained_errors():
             self.database.executemany(query, map(astuple, clips))
+
+    def heard_in(self, entry: Entry) -> tuple[list[int], list[str]]:
+        """Return the numbers of the clips of a recording in order, and what was heard in each."""
+        query = "SELECT id, heard FROM clips WHERE entry = ? ORDER BY id"
+        rows = self.database.execute(query, (str(entry.audio),)).fetchall()
+        return [number for number, _ in rows], [heard or "" for _, heard in rows]
+
+    def set_text(self, number: int, text: str, errors: int, words: int) -> None:
+        row = (text, errors, words, number)
+        with self.explained_errors():
+            self.database.execute("UPDATE clips SET text = ?, errors = ?, words = ? WHERE id = ?", row)
 
     def add_problem(self, problem: Problem, entry: Entry | None = None) -> None:
         listed = f"{problem.file}:{problem.line}" if problem.line else problem.file

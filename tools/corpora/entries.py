@@ -20,7 +20,7 @@ AUDIO_FIELDS = (
 TEXT_FIELDS = "text sentence transcript transcription normalized_text text_normalized raw_text label".split()
 SPEAKER_FIELDS = "speaker speaker_id client_id spk spk_id voice".split()
 RECORDING_FIELDS = "recording recording_id source session chapter book url".split()
-MAX_TEXT_LENGTH = 10_000  # longer ones are lists with a missing quote
+MAX_TEXT_LENGTH = 10_000  # of a short recording; longer ones are lists with a missing quote
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,12 @@ def entry_from_fields(
 
 
 def labels(fields: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return text, speaker and recording of a row whose names are in lower case."""
+    """Return text, speaker and recording of a row whose names are in lower case; lists and objects count as absent."""
     groups = {"text": TEXT_FIELDS, "speaker": SPEAKER_FIELDS, "recording": RECORDING_FIELDS}
-    found = {name: first_of(fields, known) for name, known in groups.items()}
-    return {name: None if value is None else " ".join(str(value).split()) for name, value in found.items()}
+    plain = {
+        name: " ".join(str(value).split()) for name, value in fields.items() if isinstance(value, str | int | float)
+    }
+    return {name: first_of(plain, known) for name, known in groups.items()}
 
 
 def first_of(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
@@ -90,18 +92,22 @@ def _stretch(fields: Mapping[str, Any]) -> tuple[float, float] | None:
 
     Raises: KeyError, TypeError, ValueError.
     """
-    if (start := fields.get("offset", fields.get("start"))) in (None, "", 0):
+    if (start := fields.get("offset", fields.get("start"))) in (None, ""):
         return None
-    end = float(start) + float(fields["duration"]) if fields.get("duration") else float(fields["end"])
-    if not 0 <= float(start) < end:
-        raise ValueError(f"got {start} to {end}")
-    return float(start), end
+    start = float(start)
+    length, end = (fields.get(name) or None for name in ("duration", "end"))
+    if not start and length is None and end is None:
+        return None
+    end = start + float(length) if length else float(fields["end"])
+    if not 0 <= start < end:
+        raise ValueError(f"got {start:g} to {end:g}")
+    return start, end
 
 
-def text_problem(text: str) -> str | None:
+def text_problem(text: str, max_length: int = MAX_TEXT_LENGTH) -> str | None:
     """Return what is wrong with a transcript, or None."""
     if "<|" in text:
         return f"a transcript must not hold special tokens, got {text!r:.80}"
     if "\ufffd" in text or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         return f"a transcript must be readable UTF-8, got {text!r:.80}"
-    return f"a transcript of {len(text)} characters; is a quote missing?" if len(text) > MAX_TEXT_LENGTH else None
+    return f"a transcript of {len(text)} characters; is a quote missing?" if len(text) > max_length else None

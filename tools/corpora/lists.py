@@ -19,33 +19,32 @@ WITHOUT_HEADER = ["audio", "text", "speaker"]
 def read_folder(folder: Path) -> Found:
     """Yield the audio files below a folder; transcripts are .txt or .lab files of the same name.
 
-    A folder below the first is a speaker.
+    A folder below the first is a speaker. Links to folders are not followed.
     """
-    for path in audio_files(folder):
-        inside = path.relative_to(folder).parts
-        try:
-            text = transcript_of(path)
-        except (OSError, UnicodeDecodeError) as error:
-            yield Problem(str(path), 0, "unreadable transcript", f"the transcript is not UTF-8 text: {error}")
-            continue
-        speaker = inside[0] if len(inside) > 1 else None
-        yield Entry(AudioPart.parse(path.absolute()), text, speaker, file=str(path))
-
-
-def audio_files(folder: Path) -> Iterator[Path]:
-    """Yield the audio files below a folder, in the order of their names."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(parent, name) for name in sorted(names) if Path(name).suffix.lower() in AUDIO_SUFFIXES)
+        stems = {Path(name).stem for name in names if _is_audio(name)}
+        for name in sorted(names):
+            belongs = any(name[:place] in stems for place, character in enumerate(name) if character == ".")
+            if _is_audio(name):
+                yield _entry_of_file(Path(parent, name), folder)
+            elif name.endswith(TEXT_SUFFIXES) and not belongs:
+                yield Problem(str(Path(parent, name)), 0, "no audio", "a transcript without audio of the same name")
 
 
-def transcript_of(path: Path) -> str | None:
-    """Return the text next to an audio file, or None. Raises: OSError, UnicodeDecodeError."""
-    for suffix in TEXT_SUFFIXES:
-        beside = path.with_suffix(suffix)
-        if beside.is_file():
-            return " ".join(beside.read_text(encoding="utf-8-sig").split())
-    return None
+def _is_audio(name: str) -> bool:
+    return Path(name).suffix.lower() in AUDIO_SUFFIXES
+
+
+def _entry_of_file(path: Path, folder: Path) -> Entry | Problem:
+    found = (path.with_suffix(suffix) for suffix in TEXT_SUFFIXES)
+    try:
+        texts = (file.read_text(encoding="utf-8-sig") for file in found if file.is_file())
+        text = next((" ".join(text.split()) for text in texts), None)
+    except (OSError, UnicodeDecodeError) as error:
+        return Problem(str(path), 0, "unreadable transcript", f"the transcript is not UTF-8 text: {error}")
+    inside = path.relative_to(folder).parts
+    return Entry(AudioPart.parse(path.absolute()), text, inside[0] if len(inside) > 1 else None, file=str(path))
 
 
 def read_ljspeech(folder: Path) -> Found:
@@ -57,7 +56,7 @@ def read_ljspeech(folder: Path) -> Found:
         elif len(row) < 2:
             yield Problem(str(path), line, "malformed row", f"a row must be id|text, got {'|'.join(row)!r:.80}")
         else:
-            name = row[0] if Path(row[0]).suffix.lower() in AUDIO_SUFFIXES else f"{row[0]}.wav"
+            name = row[0] if _is_audio(row[0]) else f"{row[0]}.wav"
             chapter = row[0].rpartition("-")[0] or None
             fields = {"audio": name, "text": row[-1], "recording": chapter}
             yield entry_from_fields(fields, path, line, [folder / "wavs"])
@@ -94,7 +93,7 @@ def read_table(path: Path, folders: list[Path]) -> Found:
     delimiter = _delimiter(_first_line(path))
     names = header_of(path)
     rows = read_rows(path, delimiter)
-    if names != WITHOUT_HEADER:
+    if names is not WITHOUT_HEADER:  # a header can have the same names
         next(rows, None)
     for line, row in rows:
         if isinstance(row, Problem):
@@ -111,17 +110,19 @@ def read_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | Pro
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         while True:
+            line = rows.line_num + 1
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield rows.line_num, Problem(str(path), rows.line_num, "malformed row", f"not a row of CSV: {error}")
+                reason = f"not a row of CSV up to line {rows.line_num}: {error}"
+                yield line, Problem(str(path), line, "malformed row", reason)
                 continue
             if any("\ufffd" in cell for cell in row):
-                yield rows.line_num, Problem(str(path), rows.line_num, "malformed row", "not UTF-8")
+                yield line, Problem(str(path), line, "malformed row", "not UTF-8")
             elif any(cell.strip() for cell in row):
-                yield rows.line_num, row
+                yield line, row
 
 
 def read_json(path: Path, folders: list[Path]) -> Found:
@@ -141,14 +142,14 @@ def read_json(path: Path, folders: list[Path]) -> Found:
 def header_of(path: Path) -> list[str]:
     """Return the lower-case names of the columns of a list, or of the fields of its first JSON object.
 
-    A first row that begins with the name of an audio file is no header.
+    A first row that begins with the name of an audio file is no header: the columns are `WITHOUT_HEADER`.
     """
     line = _first_line(path)
     if path.suffix in (".json", ".jsonl"):
         fields = _first_object(line)
         return [str(name).lower() for name in fields] if isinstance(fields, dict) else []
     names = [name.strip().lower() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
-    return WITHOUT_HEADER if names and Path(names[0]).suffix in AUDIO_SUFFIXES else names
+    return WITHOUT_HEADER if names and _is_audio(names[0]) else names
 
 
 def _first_line(path: Path) -> str:

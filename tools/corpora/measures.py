@@ -65,7 +65,7 @@ def sound_print(wave: np.ndarray, rate: int) -> bytes:
     """
     import soxr
 
-    wave = soxr.resample(wave, rate, PRINT_RATE)
+    wave = soxr.resample(wave / max(1.0, np.abs(wave).max()), rate, PRINT_RATE)
     if len(wave) < WINDOW + HOP * SLICES:
         return hashlib.blake2b(wave.tobytes(), digest_size=PRINT_BITS // 8).digest()
     windows = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP]  # (frames, samples)

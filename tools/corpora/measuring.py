@@ -8,14 +8,17 @@ from torch import Tensor
 
 from evaluation.judges import Judge
 from evaluation.metrics.ours import error_counts, scored_tokens
+from tools.corpora.alignment import share_transcript
 from tools.corpora.clip_store import Clip, ClipStore
-from tools.corpora.entries import Entry, text_problem
+from tools.corpora.entries import MAX_TEXT_LENGTH, Entry, text_problem
 from tools.corpora.measures import measure_sound
 from tools.corpora.voice_activity import Splitting, speech_probabilities, speech_stretches
 from vita_audio.data.audio import AudioError, audio_blocks, audio_info, load_audio
 from vita_audio.data.mixture import Problem
 
 LONGEST_CLIP_SECONDS = 120.0  # longer ones are not read
+LONGEST_UTTERANCE_SECONDS = 30.0  # longer recordings with a transcript are split; Whisper hears as much at a time
+MOST_CHARACTERS_PER_SECOND = 100.0  # more are a list with a missing quote
 LEAST_TRIM_SECONDS = 0.3  # less silence is left at the ends of a recording
 BATCH_CLIPS, BATCH_SECONDS = 32, 120.0  # measured between two commits: the most that an interruption loses
 
@@ -35,12 +38,18 @@ class Cutter:
     vad: Any | None
     splitting: Splitting = field(default_factory=Splitting)
 
-    def clips(self, entry: Entry) -> Iterator[str]:
-        """Yield the audio of each clip; a recording with a transcript is one clip, without the silence at its ends.
+    def clips(self, entry: Entry, *, align: bool) -> Iterator[tuple[str, str | None]]:
+        """Yield the audio and the transcript of each clip.
+
+        A recording with a transcript is one clip, without the silence at its ends. A long one is split like one without
+        if its transcript can be aligned; the clips then come without theirs.
 
         Raises: UnusableError, AudioError, OSError.
         """
         info = audio_info(str(entry.audio))
+        longest_text = max(MAX_TEXT_LENGTH, round(MOST_CHARACTERS_PER_SECOND * info.seconds))
+        if reason := text_problem(" ".join(filter(None, (entry.text, entry.speaker, entry.recording))), longest_text):
+            raise UnusableError("unusable transcript", reason)
         if self.vad is None:
             stretches = [(0.0, info.seconds)]
         else:
@@ -48,15 +57,18 @@ class Cutter:
             stretches = speech_stretches(probabilities, info.seconds, self.splitting)
             if not stretches:
                 raise UnusableError("no speech", f"{entry.audio}: no speech in {info.seconds:.2f} s")
-        if entry.text:
-            stretches = [(stretches[0][0], stretches[-1][1])]
+        first, last = stretches[0][0], stretches[-1][1]
+        if entry.text and not (align and last - first > LONGEST_UTTERANCE_SECONDS):
+            stretches = [(first, last)]
         begin = entry.audio.seconds[0] if entry.audio.seconds else 0.0
         for start, end in stretches:
             if end - start > LONGEST_CLIP_SECONDS:
-                reason = f"{entry.audio}: one clip of {end - start:.0f} s; only speech without a transcript is split"
-                raise UnusableError("too long", reason)
+                reason = f"{entry.audio}: one clip of {end - start:.0f} s, at most {LONGEST_CLIP_SECONDS:.0f}"
+                remedy = "it is split without --no-split and, as it has a transcript, with --asr"
+                raise UnusableError("too long", f"{reason}; {remedy}" if entry.text else reason)
             is_whole = start + info.seconds - end < LEAST_TRIM_SECONDS and len(stretches) == 1
-            yield str(entry.audio if is_whole else replace(entry.audio, seconds=(begin + start, begin + end)))
+            audio = entry.audio if is_whole else replace(entry.audio, seconds=(begin + start, begin + end))
+            yield str(audio), entry.text if len(stretches) == 1 else None
 
 
 @dataclass
@@ -100,11 +112,9 @@ def measure_corpus(
             store.add_problem(Problem(item.file, item.line, "unusable audio", str(error)))
             continue
         try:
-            if reason := text_problem(" ".join(filter(None, (item.text, item.speaker, item.recording)))):
-                raise UnusableError("unusable transcript", reason)
-            for audio in cutter.clips(item):
+            for audio, text in cutter.clips(item, align=judge is not None):
                 if not store.has(audio):
-                    batch.add(item, audio)
+                    batch.add(replace(item, text=text), audio)
                 if batch.is_full:
                     _measure(batch, store, judge, language)
                     batch = Batch()
@@ -122,8 +132,18 @@ def _measure(batch: Batch, store: ClipStore, judge: Judge | None, language: str)
     texts = judge.transcribe(sounds) if judge else [None] * len(sounds)
     store.add_clips(_clip(*clip, heard, language) for clip, heard in zip(batch.clips, texts, strict=True))
     for entry in batch.finished:
+        if entry.text:
+            _align(entry, store, language)
         store.finish(entry)
     store.commit()
+
+
+def _align(entry: Entry, store: ClipStore, language: str) -> None:
+    """Share the transcript of a recording among its clips if there are several."""
+    numbers, heard = store.heard_in(entry)
+    if len(numbers) > 1:
+        for number, text, said in zip(numbers, share_transcript(entry.text, heard), heard, strict=True):
+            store.set_text(number, text, *error_counts(text, said, language))
 
 
 def _clip(entry: Entry, audio: str, wave: Tensor, rate: int, heard: str | None, language: str) -> Clip:

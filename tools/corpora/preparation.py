@@ -57,11 +57,11 @@ def prepare(settings: Settings) -> None:
     """Measure the recordings, choose clips, write all files and print the counts."""
     source, output, limits = settings.source, settings.output, settings.limits
     layout = find_format(source) if settings.format == AUTO else settings.format
+    judge = None if settings.asr == NO_ASR else get_judge(settings.asr, settings.threads, language=settings.language)
     scored_tokens("", settings.language)  # raises for a language without rules
     output.mkdir(parents=True, exist_ok=True)
     kept = settings.of_measuring(layout)
     keep_settings(output, kept)
-    judge = None if settings.asr == NO_ASR else get_judge(settings.asr, settings.threads, language=settings.language)
     vad = None if settings.no_split else VadStream(load_vad())
     cutter = Cutter(vad, Splitting(settings.pause, settings.longest_clip))
     count = sum(1 for _ in read_corpus(source, layout))

@@ -78,6 +78,8 @@ def describe_base(name_or_path: str | Path) -> dict[str, str]:
 
 def save_whole_config(config: PretrainedConfig, base: dict[str, str], folder: Path) -> None:
     """Add to an adapter in a folder what peft does not write: the configuration of the whole model, and its base."""
+    config = deepcopy(config)
+    vars(config).pop("quantization_config", None)  # of training on a base in 4 bits
     config.save_pretrained(folder)
     write_json(folder / BASE_FILE, base)
 

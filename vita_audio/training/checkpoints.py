@@ -97,18 +97,17 @@ def checkpoint_bytes(model: nn.Module, *, deepspeed: bool, has_adapter: bool = F
     Args:
         model: Its parameters may be partitioned by ZeRO-3.
         deepspeed: Checkpoints of DeepSpeed hold the weights twice, and a float32 copy of the trained ones.
-        has_adapter: Only what trains is saved, except in the states of DeepSpeed.
+        has_adapter: Only what trains is saved.
     """
-    weights = state = frozen = 0
+    weights = state = 0
     for parameter in model.parameters():
-        count = getattr(parameter, "ds_numel", parameter.numel())
         if has_adapter and not parameter.requires_grad:
-            frozen += count * parameter.element_size()
-        else:
-            weights += count * parameter.element_size()
+            continue
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        weights += count * parameter.element_size()
         if parameter.requires_grad:
             state += count * (12 if deepspeed else 2 * parameter.element_size())
-    return weights, weights * (2 if deepspeed else 1) + state + (frozen if deepspeed else 0)
+    return weights, weights * (2 if deepspeed else 1) + state
 
 
 def check_space(folder: Path, weights: int, checkpoint: int, num_checkpoints: int) -> None:

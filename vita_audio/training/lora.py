@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf
 
-LISTS, SWITCHES = ("targets", "save"), ("dora", "rslora")
+LISTS, SWITCHES = ("targets", "save"), ("dora", "rslora", "qlora")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class LoraSettings:
         save: Parts of the names of modules to train and save whole, such as lm_head or norm.
         dora: Also learn the magnitude of every output (arXiv 2402.09353).
         rslora: Scale for high ranks (arXiv 2312.03732).
+        qlora: Keep the base in 4 bits while training (arXiv 2305.14314).
     """
 
     r: int = 16
@@ -30,6 +31,7 @@ class LoraSettings:
     save: Sequence[str] = ()
     dora: bool = False
     rslora: bool = False
+    qlora: bool = False
 
     def __post_init__(self):
         if self.r < 1:

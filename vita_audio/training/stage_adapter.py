@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
 
 from vita_audio.models import MTPForCausalLM
 from vita_audio.models.adapters import ADAPTER_NAME, require_peft
-from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_PROJECTION
+from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
 from vita_audio.models.surgery import MODULE_PARTS, gathered, match_any, mtp_parameter_patterns
+from vita_audio.optional import require
 from vita_audio.training.lora import LoraSettings
 
 HEAD, EMBEDDINGS = "lm_head", "embed_tokens"
@@ -58,6 +62,32 @@ def add_adapter(
         model.add_adapter(config, ADAPTER_NAME)
     # With the name of the base, peft would compare its vocabulary and save both tables whole.
     model.peft_config[ADAPTER_NAME].base_model_name_or_path = None
+
+
+def four_bit_options() -> dict[str, Any]:
+    """Return arguments of `from_pretrained` that keep a base in 4 bits. Raises: MissingPackageError."""
+    require("bitsandbytes", purpose="a base in 4 bits (--lora qlora)", install="'vita-audio[qlora]'")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[HEAD, AUDIO_ENCODER, AUDIO_PROJECTION],
+    )
+    return {"quantization_config": config}
+
+
+def leave_out_base(model: MTPForCausalLM) -> None:
+    """Let the state dict of a model hold only what trains, and let one without the rest be loaded."""
+
+    def drop_base(model: MTPForCausalLM, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        named = model.named_parameters(remove_duplicate=False)  # a tied table has two names
+        trained = {prefix + name for name, parameter in named if parameter.requires_grad}
+        for name in [name for name in state if name.startswith(prefix) and name not in trained]:
+            del state[name]
+
+    model.register_state_dict_post_hook(drop_base)
+    model.register_load_state_dict_post_hook(lambda model, keys: keys.missing_keys.clear())
 
 
 @contextmanager

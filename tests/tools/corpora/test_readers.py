@@ -51,15 +51,22 @@ def test_a_recording_without_text_has_none(tmp_path):
 def test_parts_of_recordings_in_a_manifest(tmp_path):
     path = write_audio(tmp_path / "a.wav", 0)
     rows = [
-        {"audio_filepath": "a.wav", "offset": 0.01, "duration": 0.01, "text": "x"},
+        {"audio_filepath": "a.wav", "offset": 0.01, "duration": 0.01, "text": "x", "speaker": {"name": "anna"}},
         {"audio_filepath": str(path), "offset": "soon", "duration": 0.01},
         {"audio": {"path": "a.wav"}},
         ["a.wav"],
+        {"audio": "a.wav", "offset": 0, "duration": 0.05, "text": ["x"]},
+        {"audio": "a.wav", "offset": "0"},
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"audio": "a.w', encoding="utf-8")
     found = read(tmp_path / "m.jsonl")
     np.testing.assert_allclose(load_audio(str(found[0].audio), RATE).numpy(), noise(0)[160:320], atol=1e-4)
-    assert [item.line for item in found[1:]] == [2, 3, 4, 5] and all(isinstance(item, Problem) for item in found[1:])
+    assert [item.line for item in found if isinstance(item, Problem)] == [2, 3, 4, 7]
+    assert [(item.audio.seconds, item.text, item.speaker) for item in found if isinstance(item, Entry)] == [
+        ((0.01, 0.02), "x", None),
+        ((0.0, 0.05), None, None),
+        (None, None, None),
+    ]
     assert "must be numbers of seconds" in found[1].reason and "must name a file" in found[2].reason
 
 
@@ -70,6 +77,38 @@ def test_a_row_that_is_no_row_is_named_and_the_others_are_read(tmp_path):
     found = read(path)
     assert [item.line for item in found if isinstance(item, Problem)] == [3, 4, 5]
     assert sum(isinstance(item, Entry) for item in found) == len(TEXTS)
+
+
+def test_a_list_as_spreadsheets_write_it(tmp_path):
+    rows = [
+        "\ufeffAudio;Text;Speaker",
+        '0 ö.wav;"two\r\nlines; and ""quotes""";anna',
+        ";;",
+        "",
+        "1 ö.wav",
+        '2 ö.wav;"a quote that never ends;anna',
+        "3 ö.wav;lost;anna",
+    ]
+    (tmp_path / "list.csv").write_bytes("\r\n".join(rows).encode())
+    first, second, problem = read(tmp_path / "list.csv")
+    assert (first.text, first.speaker, first.line) == ('two lines; and "quotes"', "anna", 2)
+    assert (second.text, second.speaker, second.line) == (None, None, 6)
+    assert problem.line == 7 and "not a row of CSV up to line 8: unexpected end" in problem.reason
+
+
+def test_a_transcript_without_audio_is_named_and_one_with_it_is_not(tmp_path):
+    write_audio(tmp_path / "anna/a.b.wav", 0)
+    for name in ("anna/a.b.normalized.txt", "anna/a.b.original.txt", "anna/a.b.txt", "bob/a.b.lab", "readme.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("said")
+    (tmp_path / "anna/loop").symlink_to(tmp_path)
+    (tmp_path / "anna/self.wav").symlink_to(tmp_path / "anna/self.wav")
+    (tmp_path / "anna/utf16.wav").touch()
+    (tmp_path / "anna/utf16.txt").write_text("said", encoding="utf-16")
+    spoken, link, unreadable, lonely = read(tmp_path)
+    assert spoken.text == "said" and link.audio.file == str(tmp_path / "anna/self.wav")
+    assert unreadable.kind == "unreadable transcript" and "not UTF-8" in unreadable.reason
+    assert lonely.file == str(tmp_path / "bob/a.b.lab") and "without audio of the same name" in lonely.reason
 
 
 def test_one_broken_archive_does_not_end_the_others(tmp_path):
@@ -88,12 +127,14 @@ def test_one_broken_archive_does_not_end_the_others(tmp_path):
 
 def test_members_that_are_no_sample_are_named(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name, content in {"a.txt": "text", "b.wav": "x", "b.json": "{", "c.wav": "x", "c.txt": "said"}.items():
-            (tmp_path / name).write_text(content)
-            archive.add(tmp_path / name, arcname=f"../{name}")
-    found = read(tmp_path / "a.tar")
-    assert [item.kind for item in found[:2]] == ["no audio", "unreadable transcript"]
-    assert found[2].text == "said" and found[2].audio.file == str(tmp_path / "a.tar")
+        names = "a.txt b.wav b.json c.wav c.txt d.wav d.txt d.wav d.txt é/ü.wav é/ü.txt".split()
+        for name in names:
+            (tmp_path / "member").write_text("{" if name == "b.json" else "said")
+            archive.add(tmp_path / "member", arcname=f"../{name}")
+    silent, unreadable, spoken, doubled, last = read(tmp_path / "a.tar")
+    assert (silent.kind, unreadable.kind, doubled.kind) == ("no audio", "unreadable transcript", "no audio")
+    assert "must be audio, got ../d.wav, ../d.wav" in doubled.reason
+    assert spoken.text == last.text == "said" and last.file == f"{tmp_path / 'a.tar'}#../é/ü.wav"
 
 
 @pytest.mark.parametrize(
