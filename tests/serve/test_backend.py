@@ -47,6 +47,7 @@ def test_answers_are_those_of_the_model_itself(vanilla_lm, toy_folders):
         (["--backend", "vllm"], "--backend vllm and --engine-url go together, got one of them"),
         (["--engine-url", URL], "--backend vllm and --engine-url go together, got one of them"),
         (["--backend", "vllm", "--engine-url", URL, "--quantize", "int8"], "--quantize is for --backend transformers"),
+        (["--backend", "vllm", "--engine-url", URL, "--adapter", "a"], "--adapter is for --backend transformers"),
     ],
 )
 def test_wrong_options_get_one_line(capsys, options, message):

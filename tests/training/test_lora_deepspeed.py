@@ -68,7 +68,5 @@ def test_an_adapter_is_the_same_with_and_without_deepspeed(train, plain, config)
     assert not list(folder.rglob("model*.safetensors"))
     expected, before = map(weights, plain)
     for name, value in weights(folder).items():
-        # A step of Adam is as long for a gradient that is a rounding error as for any other: single weights differ.
         difference, change = (value - expected[name]).norm(), (expected[name] - before[name]).norm()
-        print(f"{difference / change:.4f} {difference:.5f} {change:.4f} {name}")
-        assert difference <= 0.1 * change, name
+        assert difference <= 1e-3 * change, name

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,7 @@ def entry_from_fields(
         seconds = _stretch(fields)
     except (KeyError, TypeError, ValueError) as error:
         return Problem(str(file), line, "no audio", f"offset and duration must be numbers of seconds: {error}")
-    return Entry(
-        AudioPart(part.file, part.span, part.cell, seconds or part.seconds), **labels(fields), file=str(file), line=line
-    )
+    return Entry(replace(part, seconds=seconds or part.seconds), **labels(fields), file=str(file), line=line)
 
 
 def labels(fields: Mapping[str, Any]) -> dict[str, str | None]:

@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--log-content needs --log-json")
     if (options.backend == "vllm") != (options.engine_url is not None):
         parser.error("--backend vllm and --engine-url go together, got one of them")
-    for name in ("device_map", "dtype", "quantize", "attn_implementation"):
+    for name in ("adapter", "device_map", "dtype", "quantize", "attn_implementation"):
         if options.backend == "vllm" and getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is for --backend transformers; give it to the engine")
     return options
@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> None:
     demo = load_demo(options.model)
     speech_lm = load_model(options)
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
-    service = Service(speech_lm, options.model.resolve().name, limits, log_content=options.log_content)
+    name = Path(options.adapter or options.model).resolve().name
+    service = Service(speech_lm, name, limits, log_content=options.log_content)
     app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token, demo=demo)
     config = uvicorn.Config(
         app,

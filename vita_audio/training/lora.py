@@ -52,7 +52,7 @@ def parse_lora(text: str) -> LoraSettings:
     for entry in filter(None, text.split(",")):
         name, has_value, value = entry.partition("=")
         if name not in known or (name in SWITCHES) == bool(has_value):
-            switches = " and ".join(SWITCHES)
+            switches = ", ".join(SWITCHES)
             raise ValueError(f"--lora: {entry!r} is not one of {', '.join(known)} with a value, or {switches} without")
         if name in SWITCHES:
             values[name] = True

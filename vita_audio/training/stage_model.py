@@ -156,6 +156,7 @@ def load_stage_model(
     else:
         first, is_new = num_text_tokens(tokenizer), not isinstance(base, MTPConfig)
         rows = range(first, model.config.vocab_size) if is_new or not settings.language_model_freeze else ()
+        torch.manual_seed(settings.seed)  # loading under ZeRO-3 has drawn other numbers
         add_adapter(model, settings.lora, token_ids=rows, new=missing, frozen=settings.language_model_freeze)
     trained = [getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad]
     logger.info("%d parameters in %d tensors train", sum(trained), len(trained))

@@ -14,12 +14,19 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 NUM_MODULES, NEW_TOKENS = 10, 45
 DRAFTS = {"method": "mtp", "num_speculative_tokens": NUM_MODULES}
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512, "max_position_embeddings": 256}  # heads of 64
+SIZES = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}  # heads of 64
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_agreeing_model(NUM_MODULES, **SIZES)
+    model = make_agreeing_model(NUM_MODULES, disagreement=0.02, **SIZES)
+    with torch.no_grad():
+        model.model.embed_tokens.weight *= 5  # about as large as the modules read them, behind a norm
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,7 @@ def test_verified_drafts_are_those_of_our_modules(model, folder, eager):
     rows = zip(prompts, answers, strict=True)
     passes = [accepted for row in rows for accepted in accepted_by_pass(model, *row, NEW_TOKENS, NUM_MODULES)]
     expected = [sum(accepted >= depth for accepted in passes) for depth in range(1, NUM_MODULES + 1)]
+    assert expected[0] > expected[-1] > 0
     with run_engine(folder, enforce_eager=eager, speculative_config=DRAFTS) as engine:
         assert engine_ids(engine, prompts, NEW_TOKENS) == [answer[:NEW_TOKENS] for answer in answers]
         assert count(engine, "accepted_tokens_per_pos") == expected
