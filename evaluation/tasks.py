@@ -8,7 +8,14 @@ from functools import partial
 from typing import Any
 
 from evaluation.judges import LOWEST_MOS, NO_SIMILARITY
-from evaluation.metrics.ours import TOKENIZERS, contains_answer, contains_any, corrected_error_rate, scored_tokens
+from evaluation.metrics.ours import (
+    TOKENIZERS,
+    contains_answer,
+    contains_any,
+    corrected_error_rate,
+    scored_tokens,
+    without_tags,
+)
 from evaluation.metrics.public import (
     libritts_error_rate,
     reference_containment,
@@ -17,6 +24,7 @@ from evaluation.metrics.public import (
 )
 from evaluation.metrics.score import Score
 from evaluation.metrics.significance import confidence_interval
+from evaluation.metrics.spoken_numbers import words_and_numbers
 from evaluation.suites import ASR, SPOKEN_QA, TEXT_QA, TTS, Benchmark, Item
 
 TEXT, TRANSCRIPT = "text", "transcript"  # the model's text output; the judge's transcript of its speech
@@ -108,7 +116,7 @@ def is_right(text: str, item: Item, language: str = "en") -> bool:
         return contains_any(text, item.references)
     (keyword,) = item.references
     if language not in TOKENIZERS:
-        words, wanted = (scored_tokens(part, language) for part in (text, keyword))
+        words, wanted = (words_and_numbers(without_tags(part), language) for part in (text, keyword))
         last = words[-(len(wanted) + KEYWORD_LEEWAY) :]
         return any(last[start : start + len(wanted)] == wanted for start in range(KEYWORD_LEEWAY + 1))
     return contains_answer(text, keyword, len(scored_tokens(keyword)) + KEYWORD_LEEWAY)

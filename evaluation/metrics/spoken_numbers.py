@@ -43,12 +43,16 @@ def words_and_digits(text: str, language: str) -> list[str]:
 
     Raises: as `_numbers`.
     """
-    numbers, words, tokens, start = _numbers(language), _words(text), [], 0
+    return [token for word in words_and_numbers(text, language) for token in re.findall(r"\d|[^\d]+", word)]
+
+
+def words_and_numbers(text: str, language: str) -> list[str]:
+    """Return the words of a text, among which a number is one word in figures. Raises: as `_numbers`."""
+    numbers, words, read, start = _numbers(language), _words(text), [], 0
     longest = max(map(len, numbers))
     while start < len(words):
         ends = range(min(start + longest, len(words)), start, -1)
         end = next((end for end in ends if tuple(words[start:end]) in numbers), start + 1)
-        word = numbers.get(tuple(words[start:end]), words[start])
-        tokens += re.findall(r"\d|[^\d]+", word)
+        read.append(numbers.get(tuple(words[start:end]), words[start]))
         start = end
-    return tokens
+    return read
