@@ -16,6 +16,7 @@ from toy_speech_lm import make_toy_folders
 from tools import prepare_speech
 from tools.codec import finetune_voice, voice_data
 from tools.codec.voice_judging import VoiceJudge
+from tools.demo.steps import ROOT
 from tools.voice import report, your_voice
 from tools.voice.your_voice import DEMO_MODEL, Run
 from vita_audio.serve.__main__ import parse_arguments as parse_serving
@@ -159,3 +160,18 @@ def test_the_report_has_before_and_after_of_recordings_and_of_the_model(recordin
     ]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<audio") == 7 and "http" not in page
+
+
+def test_a_test_corpus_replaces_the_held_out_recordings_and_none_is_an_error(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "heldout_tts.jsonl").touch()
+    with pytest.raises(ValueError, match="no held-out recordings; record more, or give --test"):
+        report.held_out(tmp_path, None)
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "beep", "voice": "me"}))
+    assert report.held_out(tmp_path, tmp_path) == [(tmp_path / "a.wav", "beep")]
+
+
+def test_the_demo_model_says_what_it_can_and_other_models_what_was_recorded(tmp_path):
+    spoken = report.texts_to_speak(ROOT / DEMO_MODEL, ["beep"])
+    assert len(spoken) == report.NUM_ANSWERS and "beep" not in spoken
+    assert report.texts_to_speak(tmp_path, ["beep"]) == ["beep"]
