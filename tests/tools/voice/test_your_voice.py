@@ -110,6 +110,12 @@ def test_a_missing_judge_is_named_before_any_work(recordings, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_language_that_the_recogniser_lacks_is_refused_before_any_work(recordings, tmp_path, capsys):
+    line = refuse(capsys, recordings, "--output", tmp_path / "out", "--language", "de")
+    assert "whisper_tiny_en transcribes en, got 'de'; choose another judge" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_kind_of_decoder_is_refused_before_any_work(recordings, tmp_path, capsys, stand_ins):
     make_speech_decoder(NUM_CODES).save_pretrained(tmp_path / "other")
     line = refuse(capsys, recordings, "--output", tmp_path / "out", "--audio-decoder-path", tmp_path / "other")
