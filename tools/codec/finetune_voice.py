@@ -34,11 +34,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--disguises", type=number, default=2, help="versions of each recording in a changed voice")
     add("--frames-per-batch", type=count, default=2600, help="mel frames per step of the flow")
     add("--old-share", type=in_range(float, above=0), default=0.25, help="frames of old speech per new one")
-    add("--vocoder-steps", type=count, default=300, help="steps of the vocoder, which trains first")
+    add("--vocoder-steps", type=count, default=200, help="steps of the vocoder, which trains first")
     add("--vocoder-lr", type=in_range(float, above=0), default=5e-4, help="its peak learning rate")
     add("--frames", type=count, default=40, help="mel frames per segment of the vocoder")
     add("--batch-size", type=count, default=12, help="segments per step of the vocoder")
-    add_loop_options(parser, steps=1200, lr=5e-4, warmup=50)
+    add_loop_options(parser, steps=800, lr=5e-4, warmup=50)
     parser.set_defaults(save_every=200)
     return parser.parse_args(arguments)
 

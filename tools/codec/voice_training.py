@@ -37,7 +37,7 @@ from vita_audio.speech_decoder.mel import SAMPLE_RATE
 CONTENT = ("input_embedding", "encoder", "encoder_proj")  # parts of the flow that know sounds rather than voices
 OLD_VOICE = 0  # the place of the 1 in the old voice's speaker embedding; the new voice is the one without embedding
 DECODER, RESULT, ATTEMPTS = "decoder", "voice.json", "attempts.json"
-WITHOUT_EFFECT = ("output", "device", "threads", "save_every", "dry_run")  # on the result
+WITHOUT_EFFECT = ("output", "device", "threads")  # on the result
 
 
 class VoiceFlowTraining(FlowTraining):

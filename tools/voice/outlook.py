@@ -43,7 +43,7 @@ def seconds_per_step(model: nn.Module, batch: dict[str, Tensor], *, bf16: bool) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        float(loss)  # waits for the device
+        loss.item()  # waits for the device
     return (time.monotonic() - started) / (NUM_STEPS - 1)
 
 

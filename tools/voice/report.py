@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.suites import read_rows
+from tools.demo.domain import heldout_sentences
 from vita_audio.command_line import OneLineParser, add_device_option
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import read_json
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tools.codec.voice_judging import Verdict
     from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
 
-DEMO_TEXTS = Path("tools/codec/test_texts/domain.txt")
 NUM_ANSWERS = 40  # texts that the model speaks
 NUM_PLAYERS = 8  # of each kind
 PROMPT_SECONDS = 6
@@ -65,10 +65,9 @@ def spoken_codes(model: str, texts: Sequence[str], tokenizer: GLM4VoiceTokenizer
 
 
 def texts_to_speak(model: Path, transcripts: Sequence[str]) -> list[str]:
-    """Return texts for a model: the demo's own domain for the demo model, the held-out transcripts for others."""
-    if (model / "demo.json").is_file():
-        return DEMO_TEXTS.read_text(encoding="utf-8").splitlines()[:NUM_ANSWERS]
-    return list(transcripts[:NUM_ANSWERS])
+    """Return texts for a model: held-out ones of its domain for the demo model, the held-out transcripts for others."""
+    texts = heldout_sentences("quick") if (model / "demo.json").is_file() else transcripts
+    return list(texts[:NUM_ANSWERS])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Part]:

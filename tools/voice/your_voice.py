@@ -27,7 +27,7 @@ MARK = "your_voice.json"
 HELD_OUT = 0.1  # share of the clips that only the report hears
 # The decoder learns sound, not text: a doubtful transcript and a repeated text do no harm.
 LIMITS = {"held-out": HELD_OUT, "max-wer": 1.0, "renditions": 1000}
-USUAL_MINUTES = {"recordings": 1, "voice": 15, "report": 3}
+USUAL_MINUTES = {"recordings": 1, "voice": 10, "report": 2}
 
 
 @dataclass(frozen=True)

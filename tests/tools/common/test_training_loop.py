@@ -125,3 +125,11 @@ def test_the_learning_rate_rises_and_falls_to_a_fiftieth(tmp_path):
     assert rates[0] == pytest.approx(0.1, rel=1e-3) and rates.index(max(rates)) == 9
     assert rates[50] == pytest.approx(0.51) and rates[100] == pytest.approx(0.02)
     assert learning_rate(0, options(tmp_path, warmup=0, lr=1.0)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("started", [1, 2])
+def test_a_run_that_is_done_ends_at_its_next_checkpoint_also_if_it_is_started_again(tmp_path, started):
+    for _ in range(started):
+        loop, _ = make_run(tmp_path, steps=8)
+        loop.run(lambda: {"x": torch.ones(2, 4)}, dict, is_done=lambda loop=loop: loop.step >= 3)
+    assert loop.step == 4 and [row["step"] for row in log_of(tmp_path)] == [2, 4]

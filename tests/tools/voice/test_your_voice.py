@@ -16,6 +16,7 @@ from toy_speech_lm import make_toy_folders
 from tools import prepare_speech
 from tools.codec import finetune_voice, voice_data
 from tools.codec.voice_judging import VoiceJudge
+from tools.demo.steps import ROOT
 from tools.voice import report, your_voice
 from tools.voice.your_voice import DEMO_MODEL, Run
 from vita_audio.serve.__main__ import parse_arguments as parse_serving
@@ -72,11 +73,8 @@ def test_all_commands_are_accepted_by_their_programs(changes):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model": str(DEMO_MODEL)}, ["--audio-decoder-path", "out/voice/decoder"]),
-        (
-            {"tokenizer": "t"},
-            ["--model", "m", "--audio-decoder-path", "out/voice/decoder", "--audio-tokenizer-path", "t"],
-        ),
+        ({"model": str(DEMO_MODEL)}, "--audio-decoder-path out/voice/decoder"),
+        ({"tokenizer": "t"}, "--model m --audio-decoder-path out/voice/decoder --audio-tokenizer-path t"),
     ],
 )
 def test_it_says_how_to_talk_in_this_voice(tmp_path, capsys, monkeypatch, changes, expected):
@@ -109,6 +107,12 @@ def test_a_missing_judge_is_named_before_any_work(recordings, tmp_path, capsys, 
     monkeypatch.setitem(sys.modules, "resemblyzer", None)
     line = refuse(capsys, recordings, "--output", tmp_path / "out")
     assert "speaker similarity needs the package resemblyzer" in line and "pip install --no-deps resemblyzer" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_that_the_recogniser_lacks_is_refused_before_any_work(recordings, tmp_path, capsys):
+    line = refuse(capsys, recordings, "--output", tmp_path / "out", "--language", "de")
+    assert "whisper_tiny_en transcribes en, got 'de'; choose another judge" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -162,3 +166,18 @@ def test_the_report_has_before_and_after_of_recordings_and_of_the_model(recordin
     ]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<audio") == 7 and "http" not in page
+
+
+def test_a_test_corpus_replaces_the_held_out_recordings_and_none_is_an_error(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "heldout_tts.jsonl").touch()
+    with pytest.raises(ValueError, match="no held-out recordings; record more, or give --test"):
+        report.held_out(tmp_path, None)
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "beep", "voice": "me"}))
+    assert report.held_out(tmp_path, tmp_path) == [(tmp_path / "a.wav", "beep")]
+
+
+def test_the_demo_model_says_what_it_can_and_other_models_what_was_recorded(tmp_path):
+    spoken = report.texts_to_speak(ROOT / DEMO_MODEL, ["beep"])
+    assert len(spoken) == report.NUM_ANSWERS and "beep" not in spoken
+    assert report.texts_to_speak(tmp_path, ["beep"]) == ["beep"]
