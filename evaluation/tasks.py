@@ -117,6 +117,8 @@ def is_right(text: str, item: Item, language: str = "en") -> bool:
     (keyword,) = item.references
     if language not in TOKENIZERS:
         words, wanted = (words_and_numbers(without_tags(part), language) for part in (text, keyword))
+        if not wanted:
+            raise ValueError(f"an answer to look for must have words, got {keyword!r}")
         last = words[-(len(wanted) + KEYWORD_LEEWAY) :]
         return any(last[start : start + len(wanted)] == wanted for start in range(KEYWORD_LEEWAY + 1))
     return contains_answer(text, keyword, len(scored_tokens(keyword)) + KEYWORD_LEEWAY)

@@ -21,7 +21,7 @@ AUTO, NO_ASR = "auto", "none"
 LAYOUTS = ("folder", "ljspeech", "common_voice", "librispeech", "list", "webdataset", "parquet", "lhotse")
 LIMITS = (
     *("min_seconds", "max_seconds", "min_level", "max_clipped", "min_snr", "max_wer", "max_speed", "renditions"),
-    "held_out",
+    *("held_out", "speaker"),
 )
 RECOGNISER = (
     "whisper_tiny_en, the folder of a Whisper model, KIND:MODEL as in evaluation.run, or none to trust all texts"
@@ -39,7 +39,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--language", default="en", help="language of the recordings")
     add("--threads", type=in_range(int, minimum=1), help="clips transcribed at a time (default: threads of torch)")
     add("--no-split", action="store_true", help="take each recording as one clip, without voice activity detection")
-    add("--pause", type=number, default=0.6, help="seconds of silence at which recordings without text are split")
+    add(
+        "--pause",
+        type=number,
+        default=0.6,
+        help="seconds of silence at which long recordings, and those without text, are split",
+    )
     add("--longest-clip", type=in_range(float, minimum=2), default=20.0, help="seconds to split them at the latest")
     add_limit = parser.add_argument_group("limits").add_argument
     add_limit("--min-seconds", type=number, default=0.5)
@@ -51,6 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add_limit("--max-speed", type=number, default=35.0, help="characters per second")
     add_limit("--renditions", type=in_range(int, minimum=1), default=1, help="of one text by one speaker")
     add_limit("--held-out", type=share, default=0.05, help="share of clips that is not trained on")
+    add_limit("--speaker", metavar="NAME", help="use the clips of this speaker only")
     settings = vars(parser.parse_args(arguments))
     return settings | {"limits": {name: settings.pop(name) for name in LIMITS}}
 

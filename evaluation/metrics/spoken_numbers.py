@@ -8,14 +8,17 @@ from functools import cache
 from vita_audio.optional import require
 
 LARGEST = 999  # of the numbers in words that are recognised
+UNSPACED = ("ja", "ko", "th")  # languages that num2words knows, in which words or numbers are not apart
 
 
 @cache
 def _numbers(language: str) -> dict[tuple[str, ...], str]:
     """Return the numbers up to LARGEST as digits, by their words.
 
-    Raises: MissingPackageError; ValueError if num2words does not know the language.
+    Raises: MissingPackageError; ValueError for a language without spaces, or one that num2words does not know.
     """
+    if language in UNSPACED:
+        raise ValueError(f"language must be one with spaces between words, got {language!r}")
     num2words = require(
         "num2words", purpose=f"scoring texts in {language}", install="'vita-audio[evaluation_languages]'"
     )

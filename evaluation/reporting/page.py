@@ -235,8 +235,9 @@ class Clips:
             wave = load_audio(audio, PLAYER_RATE)
         except (OSError, AudioError, soundfile.LibsndfileError) as error:
             return Markup('<span class="error">{}</span>').format(error)
+        # libsndfile's MP3 encoder ends the process for samples that are far out of range.
+        wave = wave[: MAX_CLIP_SECONDS * PLAYER_RATE].clip(-1, 1)
         encoded = io.BytesIO()
-        wave = wave[: MAX_CLIP_SECONDS * PLAYER_RATE].clip(-1, 1)  # samples of 1e10 abort the encoder and this process
         soundfile.write(encoded, wave.numpy(), PLAYER_RATE, format="MP3")
         source = data_uri(encoded.getvalue(), "audio/mpeg")
         if len(source) > self._room:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from filelock import FileLock
@@ -103,6 +104,19 @@ def test_audio_that_does_not_fit_into_the_page_is_linked_whatever_its_name(tmp_p
     monkeypatch.setattr(page, "MAX_EMBEDDED_BYTES", 0)
     soundfile.write(tmp_path / "a%2Fb #1.wav", [0.1] * 2400, 24_000)
     assert 'src="a%252Fb%20%231.wav"' in page.Clips(tmp_path).player(tmp_path / "a%2Fb #1.wav")
+
+
+def test_the_mp3_encoder_of_a_page_gets_samples_in_range_only(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "loud.wav", np.linspace(-4, 4, 1600), 16_000, subtype="FLOAT")
+    encode, ranges = soundfile.write, []
+
+    def watch(file, wave, *args, **options):
+        ranges.append((wave.min(), wave.max()))
+        return encode(file, wave, *args, **options)
+
+    monkeypatch.setattr(soundfile, "write", watch)
+    page.Clips(tmp_path).player(tmp_path / "loud.wav")
+    assert ranges == [(-1, 1)]
 
 
 def test_large_numbers_are_whole_and_small_ones_have_three_digits():

@@ -178,7 +178,7 @@ def test_the_real_program_takes_the_command(toy_run, tmp_path):
         Path("corpus"),
         Path("data"),
     )
-    assert (parsed.judge, parsed.limit) == ({"en": "whisper:tiny", "zh": "paraformer_zh"}, {"every": 7})
+    assert (parsed.judge, parsed.limit) == (run.DEFAULT_JUDGES | {"en": "whisper:tiny"}, {"every": 7})
     assert (parsed.modes, parsed.dtype) == (["vanilla"], "float32")
     assert parsed.audio_tokenizer_path == str(toy_run.audio_tokenizer)
 

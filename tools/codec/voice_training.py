@@ -118,9 +118,12 @@ def prepare_voice(args: argparse.Namespace) -> Callable[[], None]:
         raise ValueError(f"--tokenizer {args.tokenizer} needs --decoder, the folder of the decoder to fine-tune")
     settings = {name: str(value) for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
     args.output.mkdir(parents=True, exist_ok=True)
-    keep_settings(args.output, settings | {"fingerprint": tokenizer.fingerprint})
+    seconds = sum(utterance.seconds for utterance in utterances)
+    recordings = {"recordings": f"{len(utterances)} clips, {seconds:.2f} s", "fingerprint": tokenizer.fingerprint}
+    keep_settings(args.output, settings | recordings)
     judge = VoiceJudge.load(args.judge, args.language, args.threads)
-    return lambda: finetune(VoiceData(utterances, tokenizer, args.held_out, args.seed), judge, args)
+    data = VoiceData(utterances, tokenizer, args.held_out, args.seed)
+    return lambda: finetune(data, judge, args)
 
 
 def finetune(data: VoiceData, judge: VoiceJudge, args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from rapidfuzz.distance import Levenshtein
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces between words
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]*[^\W{_UNSPACED}][^\s{_UNSPACED}]*")
+_WORD = re.compile(rf"([{_UNSPACED}])|[^\s{_UNSPACED}]+")
 
 
 def share_transcript(transcript: str, heard: Sequence[str]) -> list[str]:
@@ -19,8 +19,8 @@ def share_transcript(transcript: str, heard: Sequence[str]) -> list[str]:
     Args:
         heard: What was heard in each clip, in order; errors are allowed.
     """
-    words = list(_WORD.finditer(transcript))
-    said = [[_spelling(match) for match in _WORD.finditer(text)] for text in heard]
+    words = _words(transcript)
+    said = [[_spelling(match) for match in _words(text)] for text in heard]
     steps = Levenshtein.opcodes([word for clip in said for word in clip], [_spelling(match) for match in words])
     ends = [0]  # after as many words of the clips: number of words of the transcript
     for step in steps:
@@ -32,6 +32,10 @@ def share_transcript(transcript: str, heard: Sequence[str]) -> list[str]:
         end = ends[position]
         starts.append(words[end].start() if end < len(words) else len(transcript))
     return [transcript[start:stop].strip() for start, stop in pairwise([*starts, len(transcript)])]
+
+
+def _words(text: str) -> list[re.Match[str]]:
+    return [match for match in _WORD.finditer(text) if match[1] or re.search(r"\w", match[0])]
 
 
 def _spelling(word: re.Match[str]) -> str:

@@ -118,10 +118,10 @@ def measure_corpus(
                 if batch.is_full:
                     _measure(batch, store, judge, language)
                     batch = Batch()
-        except UnusableError as error:
-            store.add_problem(Problem(item.file, item.line, *error.args), item)
-        except (AudioError, OSError) as error:
-            store.add_problem(Problem(item.file, item.line, "unusable audio", str(error)), item)
+        except (UnusableError, AudioError, OSError) as error:
+            kind = error.args if isinstance(error, UnusableError) else ("unusable audio", str(error))
+            store.add_problem(Problem(item.file, item.line, *kind), item)
+            item = replace(item, text=None)  # its transcript is not that of the clips before the error
         batch.finished.append(item)
     _measure(batch, store, judge, language)
 

@@ -36,6 +36,7 @@ class Limits:
         max_speed: Most characters per second.
         renditions: Clips kept of one text by one speaker.
         held_out: Share of the clips that is not trained on.
+        speaker: The only speaker whose clips are used; None: all.
     """
 
     min_seconds: float = 0.5
@@ -47,12 +48,14 @@ class Limits:
     max_speed: float = 35.0
     renditions: int = 1
     held_out: float = 0.05
+    speaker: str | None = None
 
     def reason(self, clip: Clip) -> tuple[str, str] | None:
         """Return kind and reason if a clip may not be used."""
         text, speed = clip.transcript, len(clip.transcript) / clip.seconds
         most = max(1, self.max_wer * clip.words)
         rules = (
+            (self.speaker not in (None, clip.speaker), "other speaker", f"spoken by {clip.speaker or 'nobody named'}"),
             (clip.seconds < self.min_seconds, "too short", f"{clip.seconds:.2f} s, at least {self.min_seconds:g}"),
             (clip.seconds > self.max_seconds, "too long", f"{clip.seconds:.2f} s, at most {self.max_seconds:g}"),
             (clip.level_db < self.min_level, "too quiet", f"{clip.level_db:.1f} dB, at least {self.min_level:g}"),

@@ -173,7 +173,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = OneLineParser("ablations", __doc__)
     parser.add_argument("--base", type=Path, help="folder of a quick start (default: the variant's)")
     parser.add_argument("--output", type=Path, help="folder (default: outputs/ablations, with --ci _ci appended)")
-    parser.add_argument("--variant", choices=VARIANTS, default="glm4voice", help="variant of the quick start")
+    english = [name for name, variant in VARIANTS.items() if variant.language is None]
+    parser.add_argument("--variant", choices=english, default="glm4voice", help="variant of the quick start")
     parser.add_argument(
         "--kl-weight", type=in_range(float, minimum=0), default=1.0, help="--mtp_kl_weight of the runs that use it"
     )

@@ -80,7 +80,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--fresh", action="store_true", help="delete the output folder and start over")
     parser.add_argument(
-        "--output", type=Path, help="folder (default: outputs/quickstart, with _plus, _long or _ci appended)"
+        "--output", type=Path, help="folder (default: outputs/quickstart, with the names of variant and size appended)"
     )
     parser.add_argument("--paths-from", type=Path, default=Path.cwd(), help="folder that paths are relative to")
     parser.set_defaults(form="quick")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.suites import read_rows
-from tools.demo.domain import heldout_sentences
+from tools.demo.domain import ENGLISH
 from vita_audio.command_line import OneLineParser, add_device_option
 from vita_audio.errors import one_line_errors
 from vita_audio.files.checkpoint import read_json
@@ -66,7 +66,7 @@ def spoken_codes(model: str, texts: Sequence[str], tokenizer: GLM4VoiceTokenizer
 
 def texts_to_speak(model: Path, transcripts: Sequence[str]) -> list[str]:
     """Return texts for a model: held-out ones of its domain for the demo model, the held-out transcripts for others."""
-    texts = heldout_sentences("quick") if (model / "demo.json").is_file() else transcripts
+    texts = ENGLISH.heldout_sentences("quick") if (model / "demo.json").is_file() else transcripts
     return list(texts[:NUM_ANSWERS])
 
 

@@ -12,6 +12,7 @@ likeness and word errors before and after. The same command resumes an interrupt
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Run:
     def plan(self) -> list[Step]:
         """Return the steps: recordings to data, data to a decoder, and the report."""
         data, voice, report = self.folder / "data", self.folder / "voice", self.folder / "report.html"
-        prepared = {"from": self.recordings, "output": data, "asr": self.judge, "language": self.language} | LIMITS
+        prepared = {"from": self.recordings, "output": data, "asr": self.judge, "language": self.language}
+        prepared |= {"speaker": self.speaker} | LIMITS
         reported = {"folder": self.folder, "model": self.model} | self._common()
         python = [sys.executable, "-m"]
         preparing = [sys.executable, "tools/prepare_speech.py", *_flags(prepared)]
@@ -109,9 +111,13 @@ def check_recordings(path: Path) -> None:
 
 
 def check_weights(run: Run) -> None:
-    """Load the judges and the decoder, whose errors are better known before an hour of work than after it."""
+    """Check judges, decoder and model, whose errors are better known before an hour of work than after it."""
     from tools.codec.voice_judging import VoiceJudge
     from vita_audio.audio_tokenizers import get_audio_tokenizer
+    from vita_audio.audio_tokenizers.base import check_identity
+    from vita_audio.files.checkpoint import find_checkpoint
+    from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPSenseVoiceConfig
+    from vita_audio.models.loading import read_config
 
     VoiceJudge.load(run.judge, run.language)
     tokenizer = get_audio_tokenizer("glm4voice", run.tokenizer, run.decoder)
@@ -119,6 +125,17 @@ def check_weights(run: Run) -> None:
         raise ValueError(
             f"--audio-tokenizer-path {run.tokenizer} needs --audio-decoder-path, the decoder of its release"
         )
+    folder = find_checkpoint(run.model)
+    config = read_config(folder, SPEECH_CONFIGS)
+    if isinstance(config, Qwen2MTPSenseVoiceConfig):
+        raise ValueError(
+            f"--model must read audio as codes, got {run.model} with a speech encoder; the decoder made with another "
+            "model of the same speech tokenizer fits it too"
+        )
+    if config.audio_tokenizer:
+        check_identity(config.audio_tokenizer, tokenizer.identity, run.model)
+    if run.language != "en" and (folder / "demo.json").is_file():
+        raise ValueError(f"--language {run.language} needs --model, since the demo model speaks English only")
 
 
 def print_result(run: Run) -> None:
@@ -126,12 +143,13 @@ def print_result(run: Run) -> None:
     report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     for name, row in report["rows"].items():
         print(f"{name:>28}: likeness {row['likeness']:.2f}, word error rate {100 * row['wer']:.1f} %")
-    talk = ["bash scripts/talk.sh", "--audio-decoder-path", str(run.decoder_folder)]
+    talk = ["bash", "scripts/talk.sh", "--audio-decoder-path", str(run.decoder_folder)]
     if run.model != str(DEMO_MODEL):
-        talk[1:1] = ["--model", run.model]
+        talk[2:2] = ["--model", run.model]
     if run.tokenizer:
         talk += ["--audio-tokenizer-path", run.tokenizer]
-    print(f"\nreport: {run.folder / 'report.html'}\ndecoder: {run.decoder_folder}\ntalk: {' '.join(talk)}")
+    print(f"\nIn {ROOT}:\nreport: {run.folder / 'report.html'}\ndecoder: {run.decoder_folder}")
+    print(f"talk: {shlex.join(talk)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     os.chdir(ROOT)
     steps, progress = run.plan(), Progress(run.folder / "done")
-    was_done = all(map(progress.is_done, steps))
+    was_done = not args.fresh and all(map(progress.is_done, steps))
     with one_line_errors("your_voice"):
         if not was_done:
             check_weights(run)

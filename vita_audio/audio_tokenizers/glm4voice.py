@@ -143,16 +143,17 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
         Args:
             path: None or "embedded" for the tokenizer in this package.
-            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer. Its
-                streams have the settings `EMBEDDED_STREAM` unless the options set any of these or `num_steps`.
+            decoder_path: "embedded" for the decoder in this package, which is also the default for its tokenizer.
+                Streams of this decoder, and of others for this tokenizer, such as one with a new voice, have the
+                settings `EMBEDDED_STREAM` unless the options set any of these or `num_steps`.
             options: More arguments as in `AudioTokenizer.from_pretrained`.
         """
+        if EMBEDDED in (path or EMBEDDED, decoder_path) and not options.keys() & {"num_steps", *EMBEDDED_STREAM}:
+            options |= EMBEDDED_STREAM
         if path in (None, EMBEDDED):
             path, decoder_path = EMBEDDED_TOKENIZER, decoder_path or EMBEDDED
         if decoder_path == EMBEDDED:
             decoder_path = EMBEDDED_DECODER
-            if not options.keys() & {"num_steps", *EMBEDDED_STREAM}:
-                options |= EMBEDDED_STREAM
         return super().from_pretrained(path, decoder_path, **options)
 
     @classmethod

@@ -64,9 +64,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--log-content needs --log-json")
     if (options.backend == "vllm") != (options.engine_url is not None):
         parser.error("--backend vllm and --engine-url go together, got one of them")
-    for name in ("adapter", "device_map", "dtype", "quantize", "attn_implementation"):
+    for name in ("device_map", "dtype", "quantize", "attn_implementation"):
         if options.backend == "vllm" and getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is for --backend transformers; give it to the engine")
+    if options.backend == "vllm" and options.adapter is not None:
+        parser.error("--adapter is for --backend transformers; merge it with tools/export_checkpoint.py --merge")
     return options
 
 

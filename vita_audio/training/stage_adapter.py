@@ -39,6 +39,10 @@ def add_adapter(
     saved = {name.rpartition(".")[0] for name in new if name.startswith(tuple(f"{part}." for part in MODULE_PARTS))}
     saved |= set(_select(lora.save, _savable(model), "save")) if lora.save else set()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if lora.qlora and any(not model.get_submodule(name).weight.is_floating_point() for name in saved & set(linear)):
+        raise ValueError(
+            "--lora: save cannot name linear layers with qlora, which keeps them in 4 bits; leave them out"
+        )
     linear = [name for name in linear if name.startswith(ADAPTED)]
     if frozen:
         patterns = mtp_parameter_patterns(model.config)
@@ -86,8 +90,12 @@ def leave_out_base(model: MTPForCausalLM) -> None:
         for name in [name for name in state if name.startswith(prefix) and name not in trained]:
             del state[name]
 
+    def keep_trained(model: MTPForCausalLM, missing: list[str]) -> None:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        missing[:] = [name for name in missing if name in trained]
+
     model.register_state_dict_post_hook(drop_base)
-    model.register_load_state_dict_post_hook(lambda model, keys: keys.missing_keys.clear())
+    model.register_load_state_dict_post_hook(lambda model, keys: keep_trained(model, keys.missing_keys))
 
 
 @contextmanager

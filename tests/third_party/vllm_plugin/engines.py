@@ -42,10 +42,12 @@ def run_engine(folder, **options):
     sizes = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 16}
     plain = {"enforce_eager": True, "skip_tokenizer_init": True, "disable_log_stats": False}
     llm = LLM(str(folder), **sizes | plain | options)
-    yield llm
-    del llm
-    gc.collect()
-    cleanup_dist_env_and_memory()
+    try:
+        yield llm
+    finally:
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
 
 def engine_ids(llm: LLM, prompts: Sequence[Sequence[int] | Tensor], max_new_tokens: int) -> list[list[int]]:

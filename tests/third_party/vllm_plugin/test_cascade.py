@@ -49,7 +49,7 @@ def test_verified_drafts_are_those_of_our_modules(model, folder, eager):
 
 
 def test_drafts_that_are_accepted_unread_are_committed_tokens(model, folder):
-    """Each pass commits ten tokens, as the plan 1 10 does without verification."""
+    """Each pass commits all ten drafts, as the plan 1 10 does without verification."""
     prompts = random_prompts(model.config.vocab_size, number=20)
     options = {"mtp_inference_mode": [1, NUM_MODULES], "acceptance": 0.0, "do_sample": False, "pad_token_id": 0}
     expected = [

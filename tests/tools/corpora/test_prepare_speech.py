@@ -298,6 +298,13 @@ def fill_store(folder, speakers, recordings, clips):
     return store
 
 
+def test_other_speakers_are_left_out_before_clips_are_held_out(tmp_path):
+    store = fill_store(tmp_path, speakers=2, recordings=1, clips=10)
+    assert select_clips(store, replace(ANYTHING, speaker="speaker 1")) == "clip"
+    parts = Counter((clip.speaker, part) for clip, part, *_ in judged_clips(store.database))
+    assert parts == {("speaker 0", "rejected"): 10, ("speaker 1", "train"): 9, ("speaker 1", "heldout"): 1}
+
+
 @pytest.mark.parametrize(
     ("shape", "together"),
     [((10, 1, 2), "speaker"), ((1, 10, 2), "recording"), ((1, 1, 20), "clip"), ((2, 10, 1), "recording")],

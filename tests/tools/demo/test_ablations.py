@@ -96,7 +96,7 @@ def test_every_stage_starts_from_an_earlier_one_and_is_trained_once(setting, bas
         there.add(str(step.product.parent))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["glm4voice", "plus"])
 def test_the_programs_accept_their_commands(setting, variant, torchrun):
     flags = ["--ci", "--schedules", "boost", "turbo", "--audio-decoder-path", "my_decoder", "--extra-args", "--seed 7"]
     chosen = setting("--variant", variant, *flags)

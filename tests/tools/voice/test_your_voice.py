@@ -123,6 +123,20 @@ def test_another_kind_of_decoder_is_refused_before_any_work(recordings, tmp_path
     assert "config.yaml" in refuse(capsys, recordings, "--audio-decoder-path", recordings)
 
 
+def test_models_that_cannot_speak_the_report_are_refused_before_any_work(recordings, tmp_path, capsys, stand_ins):
+    plus = make_toy_folders(tmp_path / "plus", audio_input={"user": "continuous"})
+    cases = {
+        ("--model", plus.model): "--model must read audio as codes",
+        ("--model", tmp_path / "typo"): "typo",
+        ("--audio-tokenizer-path", plus.audio_tokenizer, "--audio-decoder-path", plus.audio_decoder): (
+            "was trained on codes of the audio tokenizer"
+        ),
+    }
+    for flags, message in cases.items():
+        assert message in refuse(capsys, recordings, "--output", tmp_path / "out", *flags)
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_other_files_is_left_alone(recordings, tmp_path, capsys, stand_ins):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "diary.txt").touch()
@@ -132,8 +146,9 @@ def test_a_folder_with_other_files_is_left_alone(recordings, tmp_path, capsys, s
 def test_the_dry_run_says_memory_and_time_and_writes_nothing(recordings, tmp_path, capsys, stand_ins):
     folders = make_toy_folders(tmp_path)
     flags = ["--audio-tokenizer-path", folders.audio_tokenizer, "--audio-decoder-path", folders.audio_decoder]
+    flags += ["--model", folders.model, "--steps", 7]
     output = tmp_path / "out"
-    assert your_voice.main(list(map(str, [recordings, "--dry_run", "--output", output, "--steps", 7, *flags]))) == 0
+    assert your_voice.main(list(map(str, [recordings, "--dry_run", "--output", output, *flags]))) == 0
     printed = capsys.readouterr().out
     assert re.search(r"peak memory \d+\.\d GiB", printed) and re.search(r"flow: 7 steps of \d+\.\d\d s", printed)
     assert "total: about" in printed and not output.exists()

@@ -12,6 +12,8 @@ from pathlib import Path
 from vita_audio_vllm import check_engine
 from vita_audio_vllm.checkpoint import PLUS_MODEL_TYPE, check_drafts, read_fields
 
+SPECULATION = ("--speculative-config", "--spec-method", "-sc")  # vLLM's options that turn drafts on
+
 
 def main() -> None:
     """Check the engine and the checkpoint, and become vLLM's server. Raises: SystemExit with one line on stderr."""
@@ -22,7 +24,7 @@ def main() -> None:
         check_engine()
         if (folder := Path(arguments[0])).exists():  # otherwise it is a name on the hub
             fields = read_fields(folder)
-            if any(argument.startswith("--speculative-config") for argument in arguments):
+            if any(argument.replace("_", "-").startswith(SPECULATION) for argument in arguments):
                 check_drafts(fields["model_type"], fields.get("num_nextn_predict_layers", 0))
             if fields["model_type"] == PLUS_MODEL_TYPE:
                 arguments.append("--enable-prompt-embeds")
