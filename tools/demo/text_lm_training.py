@@ -185,10 +185,8 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         model = continued_model(args.start, plain_tokenizer)
     else:
         model = build_model(args.config, plain_tokenizer, args.seed)
-    loop, batches = (
-        TrainingLoop(TextLoss(model), args),
-        ChatBatches(tokenizer, args.batch_size, args.seed, args.languages),
-    )
+    loop = TrainingLoop(TextLoss(model), args)
+    batches = ChatBatches(tokenizer, args.batch_size, args.seed, args.languages)
     held_out = {
         name if language == "en" else f"{name}_{language}": chats
         for language in args.languages

@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Part]:
     """Decode everything before and after, and let the judges listen."""
     import torch
 
-    from tools.codec.voice_data import read_voice
+    from tools.codec.voice_data import REFERENCE_SECONDS, read_voice
     from tools.codec.voice_judging import VoiceJudge, speak
     from vita_audio.audio_tokenizers import get_audio_tokenizer
     from vita_audio.data.audio import load_audio
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace) -> dict[str, Part]:
     after = SpeechDecoder.from_pretrained(args.folder / "voice" / "decoder", device)
     judge = VoiceJudge.load(args.judge, args.language)
     waves = [utterance.float_wave(SAMPLE_RATE) for utterance in read_voice(args.folder / "data", args.speaker)]
-    reference = torch.cat([torch.from_numpy(wave) for wave in waves])[: 30 * SAMPLE_RATE]
+    reference = torch.cat([torch.from_numpy(wave) for wave in waves])[: REFERENCE_SECONDS * SAMPLE_RATE]
     speaker = judge.speaker((reference, SAMPLE_RATE))
     voice = tokenizer.make_voice(reference[: PROMPT_SECONDS * SAMPLE_RATE], SAMPLE_RATE)
     files, transcripts = zip(*held_out(args.folder, args.test), strict=True)
