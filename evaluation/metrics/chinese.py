@@ -70,7 +70,7 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 @cache
 def _wetext() -> Callable[[str], str]:
-    wetext = require("wetext", purpose="the Chinese error rate", install="'vita-audio[evaluation_zh]'")
+    wetext = require("wetext", purpose="the Chinese error rate", install="'vita-audio[evaluation-zh]'")
     return wetext.Normalizer(lang="zh", operator="tn", traditional_to_simple=True, full_to_half=True).normalize
 
 

@@ -136,7 +136,7 @@ def seedtts_error_rate(
     """
     check_texts(references, hypotheses)
     if language == "zh":
-        zhconv = require("zhconv", purpose="the Chinese Seed-TTS rate", install="'vita-audio[evaluation_zh]'")
+        zhconv = require("zhconv", purpose="the Chinese Seed-TTS rate", install="'vita-audio[evaluation-zh]'")
         hypotheses = [zhconv.convert(hypothesis, "zh-cn") for hypothesis in hypotheses]
     pairs = zip(references, hypotheses, strict=True)
     return Score.of_mean([seedtts_rate(*pair, language) for pair in pairs], ids)
@@ -147,7 +147,7 @@ def libritts_text(text: str) -> str:
 
     Raises: MissingPackageError without wetext.
     """
-    wetext = require("wetext", purpose="the LibriTTS rate", install="'vita-audio[evaluation_zh]'")
+    wetext = require("wetext", purpose="the LibriTTS rate", install="'vita-audio[evaluation-zh]'")
     return re.sub(r"\W+", " ", wetext.normalize(text, lang="en", operator="tn"))
 
 

@@ -20,7 +20,7 @@ def _numbers(language: str) -> dict[tuple[str, ...], str]:
     if language in UNSPACED:
         raise ValueError(f"language must be one with spaces between words, got {language!r}")
     num2words = require(
-        "num2words", purpose=f"scoring texts in {language}", install="'vita-audio[evaluation_languages]'"
+        "num2words", purpose=f"scoring texts in {language}", install="'vita-audio[evaluation-languages]'"
     )
     try:
         return {tuple(_words(num2words.num2words(number, lang=language))): str(number) for number in range(LARGEST + 1)}

@@ -130,7 +130,7 @@ def test_the_package_of_a_judge_is_named_if_it_is_missing(name, package, monkeyp
 
 def test_halves_of_a_model_that_are_missing_are_named(monkeypatch):
     monkeypatch.setattr("evaluation.judges.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r"the judge whisper_base needs .*vita-audio\[evaluation_languages\]"):
+    with pytest.raises(MissingPackageError, match=r"the judge whisper_base needs .*vita-audio\[evaluation-languages\]"):
         get_judge("whisper_base", language="es")
 
 

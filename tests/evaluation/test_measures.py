@@ -39,7 +39,7 @@ def test_noise_lowers_the_predicted_opinion_and_silence_has_the_lowest():
     "module, plug_in, message",
     [
         ("resemblyzer", SpeakerSimilarity, "speaker similarity needs the package resemblyzer"),
-        ("speechmos.dnsmos", PredictedMos, r"predicted MOS needs the package speechmos .*\[evaluation_mos\]"),
+        ("speechmos.dnsmos", PredictedMos, r"predicted MOS needs the package speechmos .*\[evaluation-mos\]"),
     ],
 )
 def test_a_missing_package_is_named(monkeypatch, module, plug_in, message):

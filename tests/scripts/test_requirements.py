@@ -19,9 +19,24 @@ def test_every_bound_has_two_sides_and_holds_what_is_installed():
         assert re.search("<", str(requirement.specifier)) or name == "ninja", requirement  # a build tool
 
 
-def test_the_package_has_the_same_lower_bounds():
+def setup_values():
     keywords = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword)]
-    values = {node.arg: node.value for node in keywords}
+    return {node.arg: node.value for node in keywords}
+
+
+def test_the_extras_in_hints_exist_under_names_that_every_pip_finds():
+    """setuptools writes an underscore as a hyphen, and pip 23.0 of Python 3.11 skips the name with the underscore."""
+    folders = ("vita_audio", "evaluation", "tools", "scripts")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".sh")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    named = set(re.findall(r"(?:vita-audio|'\.)\[([a-z][a-z0-9_-]*)\]", text))
+    extras = set(ast.literal_eval(setup_values()["extras_require"]))
+    assert {"serve", "evaluation-languages"} <= named <= extras
+    assert not [name for name in extras if "_" in name]
+
+
+def test_the_package_has_the_same_lower_bounds():
+    values = setup_values()
     extras = ast.literal_eval(values["extras_require"])
     needed = ast.literal_eval(values["install_requires"]) + extras["plots"]  # every training draws its curves
     assert set(extras["plots"]) <= set(extras["evaluation"])

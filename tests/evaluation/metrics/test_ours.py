@@ -84,7 +84,7 @@ def test_chinese_is_compared_by_characters(reference, hypothesis, errors, length
 def test_chinese_needs_its_package(monkeypatch):
     chinese._wetext.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "wetext", None)
-    with pytest.raises(ImportError, match=r"Chinese error rate needs the package wetext .*vita-audio\[evaluation_zh\]"):
+    with pytest.raises(ImportError, match=r"Chinese error rate needs the package wetext .*vita-audio\[evaluation-zh\]"):
         corrected_error_rate(["你好"], ["你好"], language="zh")
 
 
