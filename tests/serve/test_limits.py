@@ -47,6 +47,7 @@ def test_the_token_is_needed_but_for_the_page(guarded):
     with pytest.raises(openai.AuthenticationError, match="needs its token") as error:
         guarded.client.models.list()
     assert error.value.code == "invalid_api_key"
+    assert 'vita_audio_errors_total{code="invalid_api_key"}' in guarded.service.metrics.text().decode()
     assert guarded.client.copy(api_key="secret").models.list().data
     with pytest.raises(websockets.exceptions.InvalidStatus):
         connect(guarded)

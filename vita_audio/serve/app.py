@@ -32,7 +32,7 @@ def create_app(
         service.scheduler.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, hosts=hosts, token=token, limits=service.limits)
+    app.add_middleware(Guard, hosts=hosts, token=token, limits=service.limits, note_error=service.note_error)
     app.mount("/static", StaticFiles(directory=STATIC))
     add_endpoints(app, service)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from urllib.parse import SplitResult, urlsplit
 
@@ -29,8 +29,17 @@ class Guard:
     browser, and carry the token, if there is one: as `Authorization: Bearer`, or as a WebSocket's subprotocol.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], token: str | None, limits: Limits):
-        self.app, self.token, self.limits = app, token, limits
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Sequence[str],
+        token: str | None,
+        limits: Limits,
+        note_error: Callable[[str | int], None],
+    ):
+        """Guard an application; `note_error` gets the code or status of each refusal."""
+        self.app, self.token, self.limits, self._note_error = app, token, limits, note_error
         self.hosts = {host.lower() for host in hosts}
         self._num_requests = 0  # with a body
 
@@ -38,11 +47,11 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         if refusal := self._refusal(Headers(scope=scope), scope["path"]):
-            return await refuse(scope, receive, send, *refusal)
+            return await self._refuse(scope, receive, send, *refusal)
         if scope["type"] == "websocket" or scope["method"] != "POST":  # the server limits messages; others have no body
             return await self.app(scope, receive, send)
         if self._num_requests >= self.limits.max_requests:
-            return await refuse(scope, receive, send, 429, "the server has too many requests; try again later")
+            return await self._refuse(scope, receive, send, 429, "the server has too many requests; try again later")
         self._num_requests += 1
         try:
             await self._limit_body(scope, receive, send)
@@ -75,7 +84,7 @@ class Guard:
             await self.app(scope, receive_some, send_answer)
         finally:
             if refusal:
-                await refuse(scope, receive, send, *refusal)
+                await self._refuse(scope, receive, send, *refusal)
 
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host, length = headers.get("host", ""), headers.get("content-length", "0")
@@ -94,6 +103,15 @@ class Guard:
             return 401, "this server needs its token, as Authorization: Bearer TOKEN"
         return None
 
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
+        """Answer with an error; a WebSocket is closed before it opens, which clients see as status 403."""
+        code = CODES.get(status)
+        self._note_error(code or status)
+        if scope["type"] == "websocket":
+            return await WebSocketClose(1008, message)(scope, receive, send)
+        error = {"type": "invalid_request_error", "code": code, "param": None, "message": message}
+        await JSONResponse({"error": error}, status)(scope, receive, send)
+
     def _too_large(self) -> tuple[int, str]:
         return 413, f"a request has at most {self.limits.max_bytes} bytes"
 
@@ -104,14 +122,6 @@ def parse_url(text: str) -> SplitResult:
         return urlsplit(text)
     except ValueError:
         return urlsplit("")
-
-
-async def refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
-    """Answer with an error; a WebSocket is closed before it opens, which clients see as status 403."""
-    if scope["type"] == "websocket":
-        return await WebSocketClose(1008, message)(scope, receive, send)
-    error = {"type": "invalid_request_error", "code": CODES.get(status), "param": None, "message": message}
-    await JSONResponse({"error": error}, status)(scope, receive, send)
 
 
 def given_token(headers: Headers) -> str:
