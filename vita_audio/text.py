@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,6 +144,11 @@ class TextTokenizer:
             rules.pop(changed_by_use, None)
         rules["audio_input"] = self.audio_input
         return hashlib.blake2b(json.dumps(rules, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def added_tokens(self) -> dict[int, str]:
+        """Ids and names of all tokens besides those of plain text: structural tokens, tags and audio codes."""
+        return {token_id: name for name, token_id in self.base.get_added_vocab().items()}
 
     @property
     def continuous_roles(self) -> list[str]:

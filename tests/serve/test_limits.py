@@ -44,8 +44,10 @@ def test_the_token_is_needed_but_for_the_page(guarded):
         ("/metrics", 401),
     ):
         assert httpx.get(guarded.url + path).status_code == status, path
-    with pytest.raises(openai.AuthenticationError, match="needs its token"):
+    with pytest.raises(openai.AuthenticationError, match="needs its token") as error:
         guarded.client.models.list()
+    assert error.value.code == "invalid_api_key"
+    assert 'vita_audio_errors_total{code="invalid_api_key"}' in guarded.service.metrics.text().decode()
     assert guarded.client.copy(api_key="secret").models.list().data
     with pytest.raises(websockets.exceptions.InvalidStatus):
         connect(guarded)
@@ -136,15 +138,34 @@ def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
     assert events[-1].error.code == "idle_timeout"
 
 
+def begin_request(server):
+    """Send a part of a request."""
+    request = http.client.HTTPConnection("localhost", server.port)
+    request.putrequest("POST", "/v1/audio/speech")
+    request.putheader("content-type", "application/json")
+    request.putheader("content-length", "100")
+    request.endheaders(b"{")
+    return request
+
+
+def test_requests_have_a_limit(speech_lm):
+    with serve(speech_lm, limits=Limits(max_requests=1, max_new_tokens=4)) as server:
+
+        def status():
+            return httpx.post(f"{server.url}/v1/chat/completions", json=QUESTION).status_code
+
+        request = begin_request(server)
+        until(lambda: status() == 429)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        request.close()
+        until(lambda: status() == 200)
+
+
 def test_a_request_that_stops_arriving_is_refused(speech_lm):
     with serve(speech_lm, limits=Limits(idle_seconds=1)) as server:
-        request = http.client.HTTPConnection("localhost", server.port)
-        request.putrequest("POST", "/v1/audio/speech")
-        request.putheader("content-type", "application/json")
-        request.putheader("content-length", "100")
-        request.endheaders(b"{")
+        request = begin_request(server)
         response = request.getresponse()
-        assert response.status == 408 and b"nothing of the request arrived for 1 s" in response.read()
+        assert response.status == 408 and b"the request did not arrive within 1 s" in response.read()
         request.close()
 
 

@@ -31,6 +31,7 @@ def spoken(text=None):
 
 def test_the_model_is_listed(server):
     assert [model.id for model in server.client.models.list()] == ["toy"]
+    assert server.client.models.retrieve("toy").id == "toy"
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "model": "toy"}
 
 
@@ -124,6 +125,13 @@ def test_text_is_streamed_with_its_usage(server):
             ),
             "must be base64",
         ),
+        (
+            lambda client: client.chat.completions.create(
+                **question([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}])
+            ),
+            "messages.0.content.0.type: Input should be 'text' or 'input_audio'",
+        ),
+        (lambda client: client.chat.completions.create(**question([])), "messages.0.content: List should have"),
     ],
 )
 def test_what_is_not_supported_is_said(server, call, message):
@@ -136,6 +144,32 @@ def test_unknown_names_are_not_found(server):
         server.client.chat.completions.create(**question() | {"model": "other"})
     with pytest.raises(openai.NotFoundError):
         server.client.embeddings.create(model="toy", input="x")
+    with pytest.raises(openai.NotFoundError, match="the model is 'toy', got 'other'"):
+        server.client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    "body, kind",
+    [
+        ("", "application/json"),
+        ("{", "application/json"),
+        ("[]", "application/json"),
+        ('{"model": "toy"}', "text/plain"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(server, body, kind):
+    response = httpx.post(f"{server.url}/v1/audio/speech", content=body, headers={"content-type": kind})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] is None
+    assert error["message"] == "the body must be a JSON object of type application/json"
+
+
+def test_a_temperature_of_almost_nothing_is_greedy(server):
+    texts = [
+        server.client.chat.completions.create(**question(temperature=temperature)).choices[0].message.content
+        for temperature in (0, 1e-300)
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_too_much_audio_is_refused(server):

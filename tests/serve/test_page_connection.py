@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -104,11 +105,52 @@ def test_reload_in_mid_answer_and_two_tabs(speech_lm, chromium):
             assert server.service.num_sessions == 2
 
 
+def test_a_page_that_finds_no_place_asks_ever_more_slowly(speech_lm, chromium):
+    with serve(speech_lm, limits=Limits(max_sessions=1)) as server, opened(chromium, server):
+        with chromium.new_context(locale="zh-CN") as context:
+            page, times = context.new_page(), []
+            page.on("websocket", lambda socket: times.append(time.monotonic()))
+            page.goto(server.url)
+            page.locator("#error", has_text="服务器会话过多").wait_for()
+            while len(times) < 4:
+                page.wait_for_timeout(100)
+    assert times[3] - times[2] > 1.9  # after 0.5 and 1
+
+
+def test_a_page_without_the_token_says_what_to_do(speech_lm, chromium):
+    with serve(speech_lm, token="secret") as server:
+        with chromium.new_context() as context:
+            page = context.new_page()
+            page.goto(server.url)
+            page.locator("#error", has_text="Open the page with #token=TOKEN after its address").wait_for()
+        with opened(chromium, server, url=f"{server.url}/#token=secret") as page:
+            ask(page)
+            assert answer_of(page)["text"] and page.is_hidden("#error")
+
+
 def test_an_idle_page_waits_for_its_user(speech_lm, chromium):
     with serve(speech_lm, limits=Limits(idle_seconds=2)) as server, opened(chromium, server) as page:
         wait_for(page, "paused")
+        assert page.is_hidden("#error")
         page.mouse.move(100, 100)
         wait_for(page, "ready")
+
+
+KEEP_STREAM = """() => {
+  const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (options) => (window.stream = await open(options));
+}"""
+
+
+def test_a_microphone_that_is_unplugged_is_reported(server, chromium):
+    with opened(chromium, server) as page:
+        page.evaluate(KEEP_STREAM)
+        for _ in range(2):  # it can be opened again
+            page.click("#microphone")
+            page.wait_for_selector("#microphone[aria-pressed=true]")
+            page.evaluate("stream.getTracks()[0].dispatchEvent(new Event('ended'))")
+            page.locator("#error", has_text="No microphone was found").wait_for()
+            assert page.get_attribute("#microphone", "aria-pressed") == "false"
 
 
 @pytest.mark.parametrize("button", ["#microphone", "#voice .record"])

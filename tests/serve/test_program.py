@@ -10,6 +10,8 @@ import httpx2 as httpx
 import pytest
 from server_process import start
 
+from vita_audio.serve.__main__ import page_host, parse_arguments
+
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
@@ -30,6 +32,28 @@ def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
         server.send_signal(signal.SIGINT)  # as Ctrl-C does
         errors = server.communicate(timeout=20)[1]
     assert server.returncode == 0 and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("token", ["", "a/b==", "two words", "two\nlines", "名"])
+def test_a_token_that_browsers_cannot_send_is_refused(toy_folders, tmp_path, token):
+    (tmp_path / "token").write_text(token, encoding="utf-8")
+    _, errors = (server := start(toy_folders, "--token-file", tmp_path / "token")).communicate(timeout=60)
+    assert server.returncode == 2 and errors.count("\n") == 1
+    assert "token must be one word of letters, digits and -._~" in errors
+
+
+@pytest.mark.parametrize(
+    "options, host",
+    [
+        ([], "localhost"),
+        (["--host", "0.0.0.0"], "localhost"),
+        (["--host", "::", "--allow-host", "my.name", "10.0.0.1"], "my.name"),
+        (["--host", "::1"], "[::1]"),
+        (["--host", "10.0.0.1"], "10.0.0.1"),
+    ],
+)
+def test_the_page_has_an_address_that_browsers_open(options, host):
+    assert page_host(parse_arguments(options)) == host
 
 
 @pytest.mark.parametrize(

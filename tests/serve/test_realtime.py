@@ -35,6 +35,10 @@ def test_a_spoken_turn_is_detected_and_answered(server):
         "response.created",
     ]
     assert len({event.item_id for event in events[:3]} | {events[3].item.id}) == 1
+    assert [event.previous_item_id for event in events if event.type == "conversation.item.done"] == [
+        None,
+        events[3].item.id,
+    ]
     assert 200 <= events[0].audio_start_ms <= 700 and 1500 <= events[1].audio_end_ms <= 2400
     audio = b"".join(base64.b64decode(event.delta) for event in events if event.type == "response.output_audio.delta")
     deltas = [event.delta for event in events if event.type == "response.output_audio_transcript.delta"]
@@ -189,15 +193,39 @@ def test_a_turn_is_transcribed_once(server):
         for _ in range(2):
             append(connection, speech())
             connection.input_audio_buffer.commit()
-            for _ in range(2):  # the second answer is to the same turn
+            for _ in range(2):  # the second answer is to the same turn, since nobody heard the first
                 connection.response.create()
                 events = read_until(connection, "response.done")
+                item = next(event.item for event in events if event.type == "response.output_item.added")
+                connection.conversation.item.truncate(item_id=item.id, content_index=0, audio_end_ms=0)
+                events += read_until(connection, "conversation.item.truncated")
                 transcribed += [event.item_id for event in events if event.type == kind]
         while len(transcribed) < 2:
             transcribed.append(read_until(connection, kind)[-1].item_id)
     assert len(set(transcribed)) == len(transcribed) == 2
 
 
+def test_a_turn_that_is_not_answered_is_transcribed(server):
+    """As clients do that only want the words."""
+    config = {"audio": {"input": {"turn_detection": None, "transcription": {"model": "toy"}}}}
+    with session(server, **config) as connection:
+        append(connection, speech())
+        connection.input_audio_buffer.commit()
+        kind = "conversation.item.input_audio_transcription.completed"
+        events = read_until(connection, kind)
+    assert "response.created" not in types(events) and events[-1].item_id == events[0].item_id
+
+
+def test_an_answer_is_not_answered(server):
+    with session(server, **MANUAL) as connection:
+        ask(connection, "hello")
+        connection.response.create()
+        error = connection.recv().error
+        assert error.code == "conversation_already_answered" and "add one of the user" in error.message
+        assert ask(connection, "hello")[-1].response.status != "failed"
+
+
+SHORT_AUDIO = {"type": "input_audio", "audio": pcm(np.zeros(100))}
 WRONG = {
     "not JSON": ("{", "invalid_event"),
     "not an object": ("[1]", "invalid_event"),
@@ -216,6 +244,16 @@ WRONG = {
     "private name": ({"type": "_init_"}, "unknown_event"),
     "unknown field": ({"type": "session.update", "session": {"type": "realtime", "tools": []}}, "unknown_parameter"),
     "voice": ({"type": "session.update", "session": {"audio": {"output": {"voice": "alloy"}}}}, "invalid_value"),
+    "transcription": (
+        {"type": "session.update", "session": {"audio": {"input": {"transcription": {"model": "whisper-1"}}}}},
+        "invalid_value",
+    ),
+    "no tokens": ({"type": "session.update", "session": {"max_output_tokens": 0}}, "invalid_value"),
+    "half a token": ({"type": "session.update", "session": {"max_output_tokens": 1.5}}, "invalid_value"),
+    "short audio": (
+        {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [SHORT_AUDIO]}},
+        "invalid_value",
+    ),
     "8 kHz": (
         {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 8000}}}}},
         "invalid_value",
@@ -241,6 +279,7 @@ def test_wrong_events_get_an_error_and_the_session_lives_on(server):
             connection.send_raw(event if isinstance(event, str | bytes) else json.dumps({**event, "event_id": "mine"}))
             error = connection.recv()
             assert (name, error.type, error.error.code) == (name, "error", code)
+            assert error.error.event_id == ("mine" if isinstance(event, dict) else None), name
         assert error.error.message == "text must have at most 4000 characters, got 5000"
         assert ask(connection, "hello")[-1].type == "response.done"
 

@@ -59,6 +59,15 @@ def test_a_small_file_of_many_samples_is_refused(channels, rate):
         read_audio(file.getvalue(), 10)
 
 
-def test_a_file_without_samples_is_refused():
-    with pytest.raises(ValueError, match="must have samples"):
-        read_audio(to_wav(torch.zeros(0)), 10)
+@pytest.mark.parametrize("num_samples", [0, 1, 2000])
+def test_a_file_that_is_too_short_is_refused(num_samples):
+    with pytest.raises(ValueError, match=f"at least 0.1 s long, got {num_samples / 24_000:.3f} s"):
+        read_audio(to_wav(torch.zeros(num_samples)), 10)
+
+
+@pytest.mark.parametrize("loudest", [32_767.0, 1e30, np.inf])
+def test_samples_beyond_all_scales_are_refused(loudest):
+    file = io.BytesIO()
+    soundfile.write(file, np.full(22_050, loudest), 22_050, format="WAV", subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"full scale \[-1, 1\], got one of"):
+        read_audio(file.getvalue(), 10)

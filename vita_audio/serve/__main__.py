@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import webbrowser
 from contextlib import suppress
@@ -32,7 +33,8 @@ from vita_audio.serve.settings import Limits
 if TYPE_CHECKING:
     from vita_audio.inference.pipeline import SpeechLM
 
-LOCAL = "127.0.0.1"
+LOCAL, ANY = "127.0.0.1", ("0.0.0.0", "::")  # addresses to listen on
+TOKEN = re.compile(r"[\w.~-]+", re.ASCII)
 MAX_UNREAD = 4  # events of a socket in memory; a client that sends faster waits
 
 
@@ -77,8 +79,8 @@ def run(options: argparse.Namespace) -> None:
     check_model_folder(options.model)
     check_files(options.token_file, options.tls_certificate, options.tls_key)
     token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
-    if token == "":
-        raise ValueError(f"{options.token_file} has no token; write one line into it")
+    if token is not None and not TOKEN.fullmatch(token):  # as browsers can send it
+        raise ValueError(f"{options.token_file} must be one word of letters, digits and -._~; try openssl rand -hex 16")
 
     import uvicorn
 
@@ -115,13 +117,21 @@ def run(options: argparse.Namespace) -> None:
     )
     socket = config.bind_socket()
     socket.listen()  # so that clients who read the next line may connect
-    scheme, host = "https" if options.tls_key else "http", "localhost" if options.host == LOCAL else options.host
-    url = f"{scheme}://{host}:{socket.getsockname()[1]}"
+    url = f"{'https' if options.tls_key else 'http'}://{page_host(options)}:{socket.getsockname()[1]}"
     print(f"talk to {options.model}: {url}", flush=True)
     if options.open_page and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
         webbrowser.open(url)  # without a screen it would start a browser for the terminal
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         uvicorn.Server(config).run([socket])
+
+
+def page_host(options: argparse.Namespace) -> str:
+    """Return a name of the server as it stands in the address of its page."""
+    if options.host in ANY and options.allow_host:
+        return options.allow_host[0]
+    if options.host in (LOCAL, *ANY):
+        return "localhost"
+    return f"[{options.host}]" if ":" in options.host else options.host
 
 
 def load_model(options: argparse.Namespace) -> SpeechLM:

@@ -32,8 +32,7 @@ def create_app(
         service.scheduler.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    limits = {"max_bytes": service.limits.max_bytes, "idle_seconds": service.limits.idle_seconds}
-    app.add_middleware(Guard, hosts=hosts, token=token, **limits)
+    app.add_middleware(Guard, hosts=hosts, token=token, limits=service.limits, note_error=service.note_error)
     app.mount("/static", StaticFiles(directory=STATIC))
     add_endpoints(app, service)
 

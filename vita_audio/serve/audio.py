@@ -13,7 +13,9 @@ from torch import Tensor
 
 OUTPUT_RATE = 24_000  # Hz, of all audio sent; the rate that OpenAI's clients expect
 COMMENT = b"AI-generated\0\0"  # ends in NUL and has an even length, as RIFF asks
+MIN_SECONDS = 0.1  # of a turn or file, as at OpenAI
 MAX_RATE, MAX_CHANNELS = 192_000, 2  # of files of clients: a small FLAC of zeros can be gigabytes of samples
+MAX_SAMPLE = 10.0  # of files of floats; full scale is 1, and the power of huge samples is infinite
 _UNKNOWN_SIZE = 0xFFFFFFFF  # size in the header of a WAV file that is still being written
 
 
@@ -70,8 +72,8 @@ def read_audio(data: bytes, max_seconds: float) -> tuple[Tensor, int]:
     """Decode an audio file in memory, in any container that soundfile knows.
 
     Returns: The wave, (channels, samples) float32, and its rate.
-    Raises: ValueError for data that is not audio, has no samples, too many channels or too high a rate, or is longer
-        than `max_seconds`; nothing is decoded before these checks.
+    Raises: ValueError for data that is not audio, is shorter than MIN_SECONDS or longer than `max_seconds`, or has too
+        many channels, too high a rate or too large samples; nothing that is too large is decoded.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -84,6 +86,8 @@ def read_audio(data: bytes, max_seconds: float) -> tuple[Tensor, int]:
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(f"audio is not readable ({error.error_string}); send WAV, FLAC, MP3 or OGG") from error
-    if not samples.size:
-        raise ValueError("audio must have samples, got none")
+    if len(samples) < MIN_SECONDS * rate:
+        raise ValueError(f"audio must be at least {MIN_SECONDS:g} s long, got {len(samples) / rate:.3f} s")
+    if (loudest := np.abs(samples).max()) > MAX_SAMPLE:  # false for NaN, which the model's front end reports
+        raise ValueError(f"samples must be floats with full scale [-1, 1], got one of {loudest:g}")
     return torch.from_numpy(np.ascontiguousarray(samples.T)), rate

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vita_audio.serve.audio import read_audio, to_pcm16, to_wav
 from vita_audio.serve.conversation import Item, plain_text
@@ -37,7 +37,12 @@ class Part(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: list[Part] = Field(min_length=1)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_is_a_part(cls, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class OutputAudio(Strict):
@@ -96,14 +101,11 @@ def items_of(body: ChatRequest, service: Service) -> list[Item]:
 
 def _item(message: Message, service: Service) -> Item:
     role = {"developer": "system"}.get(message.role, message.role)
-    parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-    for part in parts:
+    for part in message.content:
         if (part.text, part.input_audio)[part.type == "text"] or not (part.text or part.input_audio):
             raise ValueError(f"a message's part of type {part.type} needs {part.type}, and nothing else")
-    texts = [part.text for part in parts if part.text]
-    audios = [part.input_audio for part in parts if part.input_audio]
-    if not parts:
-        raise ValueError("a message needs content, got an empty list")
+    texts = [part.text for part in message.content if part.text]
+    audios = [part.input_audio for part in message.content if part.input_audio]
     if len(audios) > 1 or (audios and role != "user"):
         raise ValueError("a user's message may have one input_audio, others none")
     text = "\n".join(texts)

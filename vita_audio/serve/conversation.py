@@ -21,8 +21,8 @@ def plain_text(text: str, tokenizer: TextTokenizer) -> str:
     A space breaks the name of each such token, as in `< |im_end|>`.
     """
     text = text.replace("<|", "< |")  # all structural tokens, tags and audio codes begin so
-    for name in tokenizer.base.get_added_vocab():
-        if name in text:
+    for name in tokenizer.added_tokens.values():
+        if not name.startswith("<|") and name in text:
             text = text.replace(name, f"{name[0]} {name[1:]}")
     return text
 
@@ -56,8 +56,11 @@ class Item:
         if self.ids is None:
             return message
         kept = {tokenizer.begin_of_audio_id, tokenizer.end_of_audio_id}
-        special = set(tokenizer.base.get_added_vocab().values()) - kept
-        ids = [token_id for token_id in self.ids if tokenizer.is_audio(token_id) or token_id not in special]
+        ids = [
+            token_id
+            for token_id in self.ids
+            if token_id in kept or tokenizer.is_audio(token_id) or token_id not in tokenizer.added_tokens
+        ]
         return message | {"ids": ids}
 
     def truncate(self, seconds: float, speech_lm: SpeechLM) -> None:
@@ -77,6 +80,10 @@ class Conversation:
 
     items: list[Item] = field(default_factory=list)
     state: ChatState = field(default_factory=ChatState)
+
+    @property
+    def last_id(self) -> str | None:
+        return self.items[-1].id if self.items else None
 
     @property
     def prompt(self) -> list[int | bytes]:

@@ -10,6 +10,7 @@ from vita_audio.interleave import InterleavePlan
 from vita_audio.serve.audio import OUTPUT_RATE
 
 MAX_MILLISECONDS = 24 * 60 * 60 * 1000
+MIN_TEMPERATURE = 1e-3  # of sampling; scores divided by much less are infinite
 
 Name = Annotated[str, Field(max_length=200)]  # of something, as clients call it; errors repeat it
 
@@ -108,10 +109,12 @@ class Generation(Strict):
 
 
 def sampling(temperature: float | None) -> dict[str, Any]:
-    """Return the arguments of `generate` for a temperature; None is the model's default, 0 is greedy."""
+    """Return the arguments of `generate` for a temperature; None is the model's default, about 0 is greedy."""
     if temperature is None:
         return {}
-    return {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    if temperature < MIN_TEMPERATURE:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature}
 
 
 class SessionConfig(Strict):
@@ -123,11 +126,11 @@ class SessionConfig(Strict):
     audio: Audio = Audio()
     generation: Generation = Generation()
 
-    @field_validator("max_output_tokens")
+    @field_validator("max_output_tokens", mode="before")
     @classmethod
-    def _check_length(cls, length: int | str) -> int | str:
-        if isinstance(length, int) and length < 1:
-            raise ValueError(f"must be at least 1 or inf, got {length}")
+    def _check_length(cls, length: Any) -> int | str:
+        if length != "inf" and (type(length) is not int or length < 1):
+            raise ValueError("must be an integer of at least 1, or inf")
         return length
 
     def updated(self, changes: SessionConfig) -> SessionConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import perf_counter
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
@@ -12,10 +13,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from vita_audio.serve.settings import Limits
+
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 TOKEN_PROTOCOL = "openai-insecure-api-key."  # before the token, in the subprotocols of a browser's WebSocket
 OPEN_PATHS = ("/", "/health")  # need no token, as do files of the page
 STATIC = "/static/"
+CODES = {401: "invalid_api_key", 429: "server_busy"}  # of errors, by their HTTP status
 
 
 class Guard:
@@ -25,33 +29,50 @@ class Guard:
     browser, and carry the token, if there is one: as `Authorization: Bearer`, or as a WebSocket's subprotocol.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], token: str | None, max_bytes: int, idle_seconds: float):
-        self.app, self.token, self.max_bytes, self.idle_seconds = app, token, max_bytes, idle_seconds
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Sequence[str],
+        token: str | None,
+        limits: Limits,
+        note_error: Callable[[str | int], None],
+    ):
+        """Guard an application; `note_error` gets the code or status of each refusal."""
+        self.app, self.token, self.limits, self._note_error = app, token, limits, note_error
         self.hosts = {host.lower() for host in hosts}
+        self._num_requests = 0  # with a body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         if refusal := self._refusal(Headers(scope=scope), scope["path"]):
-            return await refuse(scope, receive, send, *refusal)
-        if scope["type"] == "websocket":  # the server limits its messages
+            return await self._refuse(scope, receive, send, *refusal)
+        if scope["type"] == "websocket" or scope["method"] != "POST":  # the server limits messages; others have no body
             return await self.app(scope, receive, send)
-        await self._limit_body(scope, receive, send)
+        if self._num_requests >= self.limits.max_requests:
+            return await self._refuse(scope, receive, send, 429, "the server has too many requests; try again later")
+        self._num_requests += 1
+        try:
+            await self._limit_body(scope, receive, send)
+        finally:
+            self._num_requests -= 1
 
     async def _limit_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the app; it sees a client that leaves in place of a body that is too long or stops in the middle."""
+        """Run the app; it sees a client that leaves in place of a body that is too long or arrives too slowly."""
         num_bytes, is_whole, refusal = 0, False, None
+        end = perf_counter() + self.limits.idle_seconds
 
         async def receive_some() -> Message:
             nonlocal num_bytes, is_whole, refusal
             try:
-                message = await asyncio.wait_for(receive(), None if is_whole else self.idle_seconds)
+                message = await asyncio.wait_for(receive(), None if is_whole else max(0, end - perf_counter()))
             except asyncio.TimeoutError:
-                refusal = 408, f"nothing of the request arrived for {self.idle_seconds:g} s"
+                refusal = 408, f"the request did not arrive within {self.limits.idle_seconds:g} s"
                 return {"type": "http.disconnect"}
             num_bytes += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
-            if num_bytes > self.max_bytes:
+            if num_bytes > self.limits.max_bytes:
                 refusal = self._too_large()
             return {"type": "http.disconnect"} if refusal else message
 
@@ -63,7 +84,7 @@ class Guard:
             await self.app(scope, receive_some, send_answer)
         finally:
             if refusal:
-                await refuse(scope, receive, send, *refusal)
+                await self._refuse(scope, receive, send, *refusal)
 
     def _refusal(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host, length = headers.get("host", ""), headers.get("content-length", "0")
@@ -71,7 +92,7 @@ class Guard:
             return 400, f"this server does not answer for the host {host!r}; see --allow-host"
         if (origin := headers.get("origin")) is not None and parse_url(origin).netloc != host:
             return 403, f"pages of {origin!r} may not use this server"
-        if not length.isdecimal() or int(length) > self.max_bytes:
+        if not length.isdecimal() or int(length) > self.limits.max_bytes:
             return self._too_large()
         is_open = path in OPEN_PATHS or path.startswith(STATIC)
         if (
@@ -82,8 +103,17 @@ class Guard:
             return 401, "this server needs its token, as Authorization: Bearer TOKEN"
         return None
 
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
+        """Answer with an error; a WebSocket is closed before it opens, which clients see as status 403."""
+        code = CODES.get(status)
+        self._note_error(code or status)
+        if scope["type"] == "websocket":
+            return await WebSocketClose(1008, message)(scope, receive, send)
+        error = {"type": "invalid_request_error", "code": code, "param": None, "message": message}
+        await JSONResponse({"error": error}, status)(scope, receive, send)
+
     def _too_large(self) -> tuple[int, str]:
-        return 413, f"a request has at most {self.max_bytes} bytes"
+        return 413, f"a request has at most {self.limits.max_bytes} bytes"
 
 
 def parse_url(text: str) -> SplitResult:
@@ -92,14 +122,6 @@ def parse_url(text: str) -> SplitResult:
         return urlsplit(text)
     except ValueError:
         return urlsplit("")
-
-
-async def refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
-    """Answer with an error; a WebSocket is closed before it opens, which clients see as status 403."""
-    if scope["type"] == "websocket":
-        return await WebSocketClose(1008, message)(scope, receive, send)
-    error = {"type": "invalid_request_error", "code": None, "param": None, "message": message}
-    await JSONResponse({"error": error}, status)(scope, receive, send)
 
 
 def given_token(headers: Headers) -> str:

@@ -18,7 +18,7 @@ from vita_audio.serve.chat import ChatRequest, complete, items_of, stream_events
 from vita_audio.serve.conversation import Conversation, Item, plain_text
 from vita_audio.serve.events import Name, Strict
 from vita_audio.serve.records import Record
-from vita_audio.serve.reply import error_json, printable
+from vita_audio.serve.reply import describe, error_json, printable
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
 from vita_audio.serve.transcription import transcribe
@@ -41,8 +41,12 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        model = {"id": service.name, "object": "model", "created": 0, "owned_by": "vita_audio"}
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [await model(service.name)]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: Name) -> dict[str, Any]:
+        check_model(service, name)
+        return {"id": service.name, "object": "model", "created": 0, "owned_by": "vita_audio"}
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request, body: SpeechRequest) -> Response:
@@ -64,7 +68,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
     ) -> Response:
         form = await request.form()
         if unknown := form.keys() - {"file", "model", "response_format"}:
-            raise ValueError(f"{min(unknown)}: not supported")
+            raise ValueError(f"{printable(min(unknown))}: not supported")
         check_model(service, model)
         wave = await asyncio.to_thread(read_audio, await file.read(), service.limits.max_audio_seconds)
         text = await while_connected(request, transcribe(service, wave, Record("transcriptions")))
@@ -138,9 +142,11 @@ def add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        param = printable(".".join(str(part) for part in first["loc"][1:]))
-        message = "not supported" if first["type"] == "extra_forbidden" else first["msg"]
-        return respond(400, error_json(ValueError(f"{param}: {message}"), param=param))
+        place = first["loc"][1:]  # after the body
+        if not place or first["type"] == "json_invalid":
+            return respond(400, error_json(ValueError("the body must be a JSON object of type application/json")))
+        param, message = describe(first, place)
+        return respond(400, error_json(ValueError(message), param=param))
 
     @app.exception_handler(ValueError)
     async def wrong(request: Request, error: ValueError) -> JSONResponse:

@@ -17,15 +17,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vita_audio.serve import events
-from vita_audio.serve.audio import StreamResampler, from_pcm16
+from vita_audio.serve.audio import MIN_SECONDS, StreamResampler, from_pcm16
 from vita_audio.serve.conversation import Conversation, Item, keep_latest, plain_text
 from vita_audio.serve.records import Record
-from vita_audio.serve.reply import Reply, error_json, item_json, new_id, printable
+from vita_audio.serve.reply import Reply, describe, error_json, item_json, new_id
 from vita_audio.serve.service import Service
 from vita_audio.serve.transcription import Transcriber
 from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, load_vad
 
-MIN_TURN_SECONDS = 0.1
+ASKING_SECONDS = 0.3  # after a turn, in which clients ask for its answer, which comes before its transcription
 
 
 class EventError(ValueError):
@@ -121,33 +121,20 @@ class RealtimeSession:
         """Carry out an event, or send an error about it."""
         event_id = None
         try:
-            event, event_id = self._parse(text)
+            fields = parse_object(text)
+            head = events.ClientEvent(type=fields["type"], event_id=fields.get("event_id"))
+            event_id = head.event_id
+            event = parse_event(head.type, fields)
             if not isinstance(event, events.Append):
                 self._active_at = perf_counter()
             await getattr(self, "_on_" + event.type.replace(".", "_"))(event)
         except ValidationError as error:
             first = error.errors()[0]
-            param = printable(".".join(map(str, first["loc"])))
+            param, message = describe(first, first["loc"])
             code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-            message = "not supported" if code == "unknown_parameter" else first["msg"]
-            await self._send_error(EventError(f"{param}: {message}", code, param), event_id)
+            await self._send_error(EventError(message, code, param), event_id)
         except ValueError as error:
             await self._send_error(error, event_id)
-
-    def _parse(self, text: str | bytes) -> tuple[events.ClientEvent, str | None]:
-        try:
-            fields = json.loads(text) if isinstance(text, str) else None
-        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or deep nesting
-            fields = None
-        if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
-            raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
-        if (kind := events.CLIENT_EVENTS.get(fields["type"])) is None:
-            known = ", ".join(events.CLIENT_EVENTS)
-            raise EventError(
-                f"event {fields['type'][:100]!r} is not supported; known are {known}", "unknown_event", "type"
-            )
-        event = kind.model_validate(fields)
-        return event, event.event_id
 
     async def _send(self, kind: str, **fields: Any) -> None:
         if kind != "error":
@@ -166,6 +153,10 @@ class RealtimeSession:
         config = self._config.updated(event.session)
         if config.model != self._service.name:
             raise EventError(f"the model is {self._service.name!r}, got {config.model!r}", param="session.model")
+        transcription = config.audio.input.transcription
+        if transcription is not None and transcription.model not in (None, self._service.name):
+            message = f"the model {self._service.name!r} transcribes, got {transcription.model!r}"
+            raise EventError(message, param="session.audio.input.transcription.model")
         self._service.check_text(config.instructions)
         if config.generation.voice_prompt != self._config.generation.voice_prompt:
             self._voice = await self._make_voice(config.generation.voice_prompt)
@@ -231,8 +222,6 @@ class RealtimeSession:
         await self._commit(found.wave)
         if self._config.audio.input.turn_detection.create_response:
             await self._respond(self._config, record)
-        else:
-            self._start(self._transcriber.run())
 
     def _new_record(self, vad_seconds: float = 0.0) -> Record:
         return Record("realtime", self._id, vad_seconds)
@@ -241,9 +230,9 @@ class RealtimeSession:
         rest = self._resampler.flush()
         self._resampler = StreamResampler(self._config.audio.input.format.rate, VAD_RATE)
         wave, self._buffer = torch.cat([self._take_audio(), rest]), torch.zeros(0)
-        if len(wave) < MIN_TURN_SECONDS * VAD_RATE:
+        if len(wave) < MIN_SECONDS * VAD_RATE:
             raise EventError(
-                f"the buffer must have at least {MIN_TURN_SECONDS:g} s, got {len(wave) / VAD_RATE:.3f} s",
+                f"the buffer must have at least {MIN_SECONDS:g} s, got {len(wave) / VAD_RATE:.3f} s",
                 "input_audio_buffer_commit_empty",
             )
         await self._commit(wave)
@@ -258,14 +247,11 @@ class RealtimeSession:
 
     async def _commit(self, wave: Tensor) -> None:
         item = Item(self._turn_id, "user", audio=(wave, VAD_RATE))
-        previous, self._turn_id = self._last_item_id(), new_id("item")
+        previous, self._turn_id = self._conversation.last_id, new_id("item")
         await self._send("input_audio_buffer.committed", item_id=item.id, previous_item_id=previous)
         await self._add(item, previous)
 
     # conversation
-
-    def _last_item_id(self) -> str | None:
-        return self._conversation.items[-1].id if self._conversation.items else None
 
     async def _add(self, item: Item, previous: str | None) -> None:
         limits, items = self._service.limits, [*self._conversation.items, item]
@@ -275,7 +261,14 @@ class RealtimeSession:
         for kind in ("conversation.item.added", "conversation.item.done"):
             await self._send(kind, item=item_json(item), previous_item_id=previous)
         if item.audio is not None and self._config.audio.input.transcription is not None:
-            self._transcriber.add(item, limits.max_turns)
+            self._transcriber.add(item)
+            self._start(self._transcribe())
+
+    async def _transcribe(self) -> None:
+        """Transcribe the turns that wait, unless an answer is in progress, which does so at its end."""
+        await asyncio.sleep(ASKING_SECONDS)
+        if self._reply is None:
+            await self._transcriber.run()
 
     async def _on_conversation_item_create(self, event: events.ItemCreate) -> None:
         content, item = event.item.content[0], Item(event.item.id or new_id("item"), event.item.role)
@@ -285,16 +278,17 @@ class RealtimeSession:
             self._service.check_text(content.text)
             item.text = plain_text(content.text, self._service.speech_lm.tokenizer)
         elif content.type == "input_audio" and content.audio and content.text is None and item.role == "user":
-            rate = self._config.audio.input.format.rate
-            wave = decode_pcm16(content.audio, "item.content.0.audio")
-            if len(wave) > self._service.limits.max_audio_seconds * rate:
-                raise EventError(f"a turn has at most {self._service.limits.max_audio_seconds:g} s")
+            rate, longest = self._config.audio.input.format.rate, self._service.limits.max_audio_seconds
+            wave = decode_pcm16(content.audio, param := "item.content.0.audio")
+            if not MIN_SECONDS <= len(wave) / rate <= longest:
+                message = f"a turn has {MIN_SECONDS:g} to {longest:g} s, got {len(wave) / rate:.3f} s"
+                raise EventError(message, param=param)
             item.audio = (wave, rate)
         else:
             raise EventError(
                 "content must be an input_text with text, or a user's input_audio with audio", param="item"
             )
-        await self._add(item, self._last_item_id())
+        await self._add(item, self._conversation.last_id)
 
     async def _on_conversation_item_truncate(self, event: events.Truncate) -> None:
         item = self._conversation.find(event.item_id)
@@ -313,8 +307,11 @@ class RealtimeSession:
     async def _on_response_create(self, event: events.ResponseCreate) -> None:
         if self._reply is not None and self._reply.is_active:
             raise EventError("there is a response already; cancel it first", "conversation_already_has_active_response")
-        if not any(item.role == "user" for item in self._conversation.items):
+        items = [item for item in self._conversation.items if item.ids != []]  # not answers that nobody heard
+        if not any(item.role == "user" for item in items):
             raise EventError("the conversation has no message of a user", "conversation_empty")
+        if items[-1].role == "assistant":
+            raise EventError("the latest message is an answer; add one of the user", "conversation_already_answered")
         modalities = event.response.output_modalities or self._config.output_modalities
         config = self._config.model_copy(update={"output_modalities": modalities})
         await self._respond(config, self._new_record())
@@ -351,6 +348,25 @@ class RealtimeSession:
         finally:
             self._reply = None
         self._start(self._transcriber.run())
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return the fields of an event, of which `type` is a text. Raises: EventError."""
+    try:
+        fields = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or deep nesting
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
+        raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
+    return fields
+
+
+def parse_event(kind: str, fields: dict[str, Any]) -> events.ClientEvent:
+    """Return the event of a type. Raises: EventError for an unknown one; ValidationError."""
+    if kind not in events.CLIENT_EVENTS:
+        known = ", ".join(events.CLIENT_EVENTS)
+        raise EventError(f"event {kind[:100]!r} is not supported; known are {known}", "unknown_event", "type")
+    return events.CLIENT_EVENTS[kind].model_validate(fields)
 
 
 def decode_pcm16(text: str, param: str) -> Tensor:

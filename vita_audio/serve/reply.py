@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
@@ -27,6 +27,13 @@ def new_id(kind: str) -> str:
 def printable(text: str) -> str:
     """Return a client's text, such as the name of a field, in a form that fits into an error."""
     return text[:MAX_NAME].encode("ascii", "backslashreplace").decode()
+
+
+def describe(detail: Mapping[str, Any], place: Sequence[int | str]) -> tuple[str, str]:
+    """Return the field at `place` and a message about it, for a detail of pydantic's `ValidationError`."""
+    param = printable(".".join(map(str, place)))
+    is_unknown = detail["type"] == "extra_forbidden"
+    return param, f"{param}: {'not supported' if is_unknown else detail['msg'].removeprefix('Value error, ')}"
 
 
 def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -> dict[str, Any]:
@@ -85,8 +92,9 @@ class Reply:
             )
             if self._is_cancelled:
                 self._answer.cancel()
+            previous = self._conversation.last_id
             self._conversation.items.append(self.item)
-            await self._stream(self._answer)
+            await self._stream(self._answer, previous)
             reasons = {"cancelled": self._record.reason, "incomplete": "max_output_tokens"}
             outcome = "cancelled" if self._is_cancelled else self._record.outcome
             details = {"type": outcome, **({"reason": reasons[outcome]} if outcome in reasons else {})}
@@ -99,14 +107,14 @@ class Reply:
         self.is_over = True
         await self._send("response.done", response=self._json(details["type"], details))
 
-    async def _stream(self, answer: Answer) -> None:
+    async def _stream(self, answer: Answer, previous: str | None) -> None:
         kind, text_field = ("output_text", "text") if self._as_text else ("output_audio_transcript", "transcript")
         part_type = "text" if self._as_text else "audio"
         place = {"response_id": self.id, "output_index": 0}
         where = {**place, "item_id": self.item.id, "content_index": 0}
         item = item_json(self.item, status="in_progress", as_text=self._as_text) | {"content": []}
         await self._send("response.output_item.added", **place, item=item)
-        await self._send("conversation.item.added", item=item)
+        await self._send("conversation.item.added", item=item, previous_item_id=previous)
         await self._send("response.content_part.added", **where, part={"type": part_type, text_field: ""})
         async with aclosing(self._service.pieces(answer, self._record)) as pieces:
             async for piece in pieces:
@@ -127,7 +135,7 @@ class Reply:
         status = "incomplete" if self._is_cancelled else "completed"
         item = item_json(self.item, status=status, as_text=self._as_text)
         await self._send("response.output_item.done", **place, item=item)
-        await self._send("conversation.item.done", item=item)
+        await self._send("conversation.item.done", item=item, previous_item_id=previous)
 
     def _json(self, status: str, details: dict[str, Any] | None = None) -> dict[str, Any]:
         output = [item_json(self.item, as_text=self._as_text)] if details and self.item.ids else []

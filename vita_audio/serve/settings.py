@@ -22,10 +22,11 @@ class Limits:
     max_voice_seconds: float = _limit(10.0, "length of a voice prompt, s")
     max_text: int = _limit(4000, "characters of one message or system prompt")
     max_turns: int = _limit(40, "messages that a conversation keeps; older ones are forgotten")
+    max_requests: int = _limit(32, "HTTP requests with a body at the same time")
     max_bytes: int = _limit(10_000_000, "size of a request, or of one event")
     max_new_tokens: int = _limit(1024, "length of an answer, tokens")
     idle_seconds: float = _limit(
-        300.0, "a session without speech, text or an answer ends after this time, and a request that stops arriving, s"
+        300.0, "a session without speech, text or an answer ends after this time; a request must arrive within it, s"
     )
     audio_rate: float = _limit(20.0, "seconds of audio that a session may send per second, on average")
     ping_seconds: float = _limit(20.0, "a session ends if its client does not answer a ping for this time, s")

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from torch import Tensor
 
 from vita_audio.inference.pipeline import GREEDY
-from vita_audio.serve.conversation import Conversation, Item
+from vita_audio.serve.conversation import Conversation, Item, keep_latest
 from vita_audio.serve.records import Record
 from vita_audio.serve.reply import error_json
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
@@ -43,9 +43,10 @@ class Transcriber:
         self._turns: list[Item] = []
         self._is_running = False
 
-    def add(self, turn: Item, num_kept: int) -> None:
-        """Let the next `run` transcribe a user's turn; of those that wait, the last `num_kept` are kept."""
-        self._turns = [*self._turns, turn][-num_kept:]
+    def add(self, turn: Item) -> None:
+        """Let the next `run` transcribe a user's turn; of those that wait, as many are kept as of a conversation."""
+        limits = self._service.limits
+        self._turns = keep_latest([*self._turns, turn], limits.max_turns, limits.max_conversation_seconds)
 
     async def run(self) -> None:
         """Transcribe all turns that wait, unless a call is doing so."""

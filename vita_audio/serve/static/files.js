@@ -79,7 +79,7 @@ $("file-form").addEventListener("submit", async (event) => {
     showResult(await run[task()](await modelName(), sound && toWav(sound, INPUT_RATE)));
   } catch (error) {
     showText("");
-    showError(error instanceof TypeError ? text("notConnected") : error.message);
+    showError(error.message);
   }
   $("run").disabled = false;
 });

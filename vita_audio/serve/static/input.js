@@ -86,7 +86,7 @@ async function open() {
   showError("");
   try {
     await startPlayer(session.playerEvent);
-    await (microphone ??= openMicrophone(take));
+    await (microphone ??= openMicrophone(take, lose));
     return true;
   } catch (error) {
     microphone = null;
@@ -98,6 +98,12 @@ async function open() {
 function close() {
   microphone?.then((end) => end());
   microphone = null;
+}
+
+function lose() {
+  release();
+  close();
+  showError(text("noMicrophone"));
 }
 
 function setSending(value) {

@@ -3,10 +3,11 @@ import { setLevel } from "./levels.js";
 import { fromBase64, INPUT_RATE, OUTPUT_RATE, toBase64, toFloats } from "./pcm.js";
 import { clearSound, endSound, play, startPlayer } from "./sound.js";
 import * as transcript from "./transcript.js";
-import { $, showError, showState, text } from "./view.js";
+import { $, errorText, showError, showState, text } from "./view.js";
 import { post, Wire } from "./wire.js";
 
-const LATE = ["response_cancel_not_active", "item_not_found"]; // errors about answers that the server has done with
+// Errors that are not shown: about answers that the server has done with; the state of the connection tells the last.
+const QUIET = ["response_cancel_not_active", "item_not_found", "idle_timeout"];
 const VOICE_EVENT = "voice"; // the id of the event that sets the voice prompt
 const READ = "read-"; // before the id of an answer in text, while it is read aloud
 
@@ -77,7 +78,7 @@ export const on = {
   "response.done"({ response: done }) {
     const ended = response;
     response = null;
-    if (done.status === "failed") showError(done.status_details.error.message);
+    if (done.status === "failed") showError(errorText(done.status_details.error));
     const answer = transcript.find(ended?.item);
     if (answer) {
       transcript.complete(answer, done);
@@ -92,7 +93,7 @@ export const on = {
     showState("thinking", `${text("place")} ${place}`);
   },
   error({ error }) {
-    if (!LATE.includes(error.code)) showError(error.message);
+    if (!QUIET.includes(error.code)) showError(errorText(error));
     if (error.event_id !== VOICE_EVENT) return;
     isVoiceSet = false;
     onVoiceRefused();

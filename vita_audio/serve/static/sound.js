@@ -31,9 +31,9 @@ export function clearSound() {
   });
 }
 
-// Open the microphone; `onPiece` gets pieces of PCM with their level. Returns a function that closes it.
-// Throws a MicrophoneError if there is none to use.
-export async function openMicrophone(onPiece) {
+// Open the microphone; `onPiece` gets pieces of PCM with their level, `onLost` is called when it is unplugged or its
+// permission is taken back. Returns a function that closes it. Throws a MicrophoneError if there is none to use.
+export async function openMicrophone(onPiece, onLost) {
   const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
   if (!navigator.mediaDevices) throw new MicrophoneError("InsecureContext");
   const stream = await navigator.mediaDevices.getUserMedia({ audio }).catch((error) => {
@@ -44,6 +44,7 @@ export async function openMicrophone(onPiece) {
   const node = new AudioWorkletNode(context, "microphone", { numberOfOutputs: 0 });
   context.createMediaStreamSource(stream).connect(node);
   node.port.onmessage = ({ data }) => onPiece(data);
+  stream.getAudioTracks()[0].onended = onLost;
   await context.resume();
   return () => {
     node.port.onmessage = null;

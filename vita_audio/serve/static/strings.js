@@ -41,6 +41,11 @@ export const STRINGS = {
     notConnected: "The server does not answer. Wait until the page has connected again.",
     notAudio: "The browser cannot read this as audio", needSound: "Choose or record a sound first.",
     needText: "Enter a text first.",
+    // errors of the server, by their codes
+    invalid_api_key: "This server needs its token. Open the page with #token=TOKEN after its address.",
+    server_busy: "The server is busy. Try again in a moment.",
+    too_many_sessions: "The server has too many sessions. Trying again.",
+    generation_failed: "The model failed. The log of the server has the reason.",
   },
   zh: {
     talk: "对话", files: "文件", views: "视图", theme: "浅色或深色", closeError: "关闭提示",
@@ -72,5 +77,9 @@ export const STRINGS = {
     notConnected: "服务器没有响应。请等待页面重新连接。",
     notAudio: "浏览器无法将其读取为音频", needSound: "请先选择或录制声音。",
     needText: "请先输入文字。",
+    invalid_api_key: "服务器需要令牌。请在网址后加上 #token=令牌 再打开页面。",
+    server_busy: "服务器繁忙，请稍后再试。",
+    too_many_sessions: "服务器会话过多，正在重试。",
+    generation_failed: "模型出错，原因见服务器日志。",
   },
 };

@@ -6,6 +6,9 @@ let language = localStorage.language ?? (navigator.language.startsWith("zh") ? "
 
 export const text = (key) => STRINGS[language][key];
 
+// What to tell the user about an error of the server.
+export const errorText = ({ code, message }) => text(code) ?? message;
+
 export function showState(state, detail = "") {
   document.body.dataset.state = $("status").dataset.state = state;
   $("status").textContent = detail || text(state);

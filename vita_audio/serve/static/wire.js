@@ -1,5 +1,8 @@
 // The connection to the server: its events, and its HTTP endpoints.
+import { errorText, text } from "./view.js";
+
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
+const FIRST_DELAY = 500; // ms
 const MAX_UNSENT = 1_000_000; // bytes that wait in the socket before its connection counts as lost
 const IDLE = 1000; // the code with which the server closes a connection
 const isLocal = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
@@ -7,7 +10,7 @@ const isLocal = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
 // Connect again, ever more slowly, whenever the connection ends; after one that was idle, once the user is back.
 export class Wire {
   constructor(onEvent, onState) {
-    Object.assign(this, { onEvent, onState, delay: 500 });
+    Object.assign(this, { onEvent, onState, delay: FIRST_DELAY });
     addEventListener("online", () => this.isOpen || this.restart());
     addEventListener("offline", () => isLocal || this.lose());
     this.connect();
@@ -21,8 +24,11 @@ export class Wire {
     this.onState("connecting");
     const protocols = token ? ["realtime", `openai-insecure-api-key.${token}`] : ["realtime"];
     this.socket = new WebSocket(`${location.origin.replace("http", "ws")}/v1/realtime`, protocols);
-    this.socket.onopen = () => (this.delay = 500);
-    this.socket.onmessage = ({ data }) => this.onEvent(JSON.parse(data));
+    this.socket.onmessage = ({ data }) => {
+      const event = JSON.parse(data);
+      if (event.type === "session.created") this.delay = FIRST_DELAY; // a full server refuses after the socket is open
+      this.onEvent(event);
+    };
     this.socket.onclose = ({ code }) => (code === IDLE ? this.pause() : this.lose());
   }
 
@@ -61,10 +67,12 @@ export class Wire {
 
 async function request(path, options) {
   if (token) options.headers = { ...options.headers, Authorization: `Bearer ${token}` };
-  const response = await fetch(path, options);
+  const response = await fetch(path, options).catch((error) => {
+    throw error instanceof TypeError ? new Error(text("notConnected")) : error;
+  });
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({}));
-  throw new Error(error?.message ?? `${response.status} ${response.statusText}`);
+  throw new Error(error ? errorText(error) : `${response.status} ${response.statusText}`);
 }
 
 export const get = (path) => request(path, {});
