@@ -108,6 +108,7 @@ def test_text_is_streamed_with_its_usage(server):
         (lambda client: client.audio.speech.create(**SAY, response_format="mp3"), "'wav' or 'pcm'"),
         (lambda client: client.audio.speech.create(**SAY, speed=2), "speed: not supported"),
         (lambda client: client.audio.speech.create(**SAY | {"input": "x" * 5000}), "at most 4000 characters"),
+        (lambda client: client.audio.speech.create(**SAY | {"input": " \n"}), "text to speak is missing"),
         (lambda client: client.audio.transcriptions.create(model="toy", file=b"RIFF"), "audio is not readable"),
         (
             lambda client: client.audio.transcriptions.create(model="toy", file=SPEECH, language="en"),

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from vita_audio.serve.audio import read_audio, to_pcm16, wav_header
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 class SpeechRequest(Strict):
     model: Name
-    input: str = Field(min_length=1)
+    input: str
     voice: Literal["default"] = "default"
     response_format: Literal["wav", "pcm"] = "wav"
     stream_format: Literal["audio"] = "audio"
@@ -52,6 +51,8 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
     async def speech(request: Request, body: SpeechRequest) -> Response:
         check_model(service, body.model)
         service.check_text(body.input)
+        if not body.input.strip():
+            raise ValueError("input: text to speak is missing")
         item = Item("", "user", TTS_PROMPT + plain_text(body.input, service.speech_lm.tokenizer))
         record = Record("speech")
         answer = service.submit(Conversation([item]), record)
