@@ -60,10 +60,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=positive, default=1, help="packs in a step")
     parser.add_argument("--tokens", type=positive, default=512, help="tokens in a pack")
     parser.add_argument("--documents", type=positive, default=1, help="documents in a pack")
-    parser.add_argument("--masked", type=float, default=0.5, help="share without label")
+    parser.add_argument("--masked", type=in_range(float, minimum=0, maximum=1), default=0.5, help="share without label")
     parser.add_argument("--log-main-loss", type=positive, default=10, help="as in training")
     parser.add_argument("--repeats", type=positive, default=1, help="processes for each measurement")
-    parser.add_argument("--warm-up", type=int, default=0, help="steps before those measured")
+    parser.add_argument("--warm-up", type=in_range(int, minimum=0), default=0, help="steps before those measured")
     parser.add_argument("--steps", type=positive, default=2, help="measured steps of a process")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(

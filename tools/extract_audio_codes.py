@@ -4,7 +4,7 @@
 
 Continues an earlier run. Files that cannot be read are counted and named, and tried again in the next run.
 With --ray, the processes are workers of the Ray cluster that RAY_ADDRESS names, where all machines see the audio files
-under the same paths; only this program writes the database.
+under the same paths; --devices cuda gives each worker a GPU of its own. Only this program writes the database.
 """
 
 import argparse
@@ -39,7 +39,8 @@ def extract(options: argparse.Namespace) -> None:
     from vita_audio.data.ray_map import map_with_ray
     from vita_audio.inference.pipeline import resolve_device
 
-    devices = [resolve_device(device) for device in options.devices]
+    # with Ray, a device that is named need not be in this machine
+    devices = [name if options.ray and name != "auto" else resolve_device(name) for name in options.devices]
     make_tokenizer = partial(get_audio_tokenizer, options.audio_tokenizer_type, options.audio_tokenizer_path)
     by_type = text.CONTINUOUS_INPUT if is_continuous(options.audio_tokenizer_type) else text.DISCRETE_INPUT
     audio_input = text.check_audio_input(by_type | text.parse_audio_input(options.audio_input))

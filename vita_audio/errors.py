@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import soundfile
 from vita_audio.optional import MissingPackageError
 
 WRONG_INPUT, RUN_ENDED = 2, 1  # exit codes; argparse uses 2
+DISK_ERRORS = ("ENOSPC", "EDQUOT", "EROFS")  # full, over the quota, read-only
 
 
 class RunError(RuntimeError):
@@ -19,17 +21,19 @@ class RunError(RuntimeError):
 
 @contextmanager
 def one_line_run_errors(program: str) -> Iterator[None]:
-    """Turn a RunError, and the loss of another process, into one line on stderr.
+    """Turn a RunError, a disk that cannot be written to, and the loss of another process into one line on stderr.
 
     Raises: SystemExit with code `RUN_ENDED`.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if is_lost_process(error):
             message = "another process of this run has ended, see its message"
         elif isinstance(error, RunError):
             message = " ".join(str(error).split())
+        elif isinstance(error, OSError) and errno.errorcode.get(error.errno) in DISK_ERRORS:
+            message = f"{error}; make room, then run the same command to continue"
         else:
             raise
         print(f"{program}: {message}", file=sys.stderr)

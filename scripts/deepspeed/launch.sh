@@ -29,7 +29,9 @@ if [ $# -gt 0 ] && [[ $1 != --* ]]; then timestamp=$1 && shift; fi
 read -r -a extra <<< "${EXTRA_ARGS:-}"
 flags+=("$@" "${extra[@]}")
 dry_run=false
-if [[ " ${flags[*]} " =~ \ --dry[_-]run\ (true )? ]]; then dry_run=true; fi
+if [[ " ${flags[*]} " =~ \ --dry[_-]run[\ =]([a-zA-Z0-9]*) && ! ${BASH_REMATCH[1],,} =~ ^(no|false|n|f|0)$ ]]; then
+    dry_run=true
+fi
 if [ "$dry_run" = true ]; then
     : "${AUDIO_TOKENIZER_PATH=embedded}" "${OUTPUT_ROOT=.}"
     if [ -z "${MODEL_NAME_OR_PATH:-}" ]; then

@@ -1,5 +1,6 @@
 """Audio codes through Ray Data: the same database, also when a worker is killed, and continued when interrupted."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from toy_codec import ToyCodec, make_toy_codec, write_codes
 
+from tools import extract_audio_codes
 from vita_audio.data.codes import AudioCodeStore, extract_codes
 from vita_audio.data.ray_map import map_with_ray
 from vita_audio.optional import MissingPackageError
@@ -41,6 +43,21 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r'--ray needs the package ray .*pip install "vita-audio\[ray\]"'):
         next(map_with_ray(make_toy_codec, [1], 1))
+
+
+def test_the_gpus_of_a_cluster_need_not_be_in_this_machine(tmp_path, monkeypatch, capsys):
+    """It gets as far as Ray, which is not installed."""
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    sample = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(sample), encoding="utf-8")
+    (tmp_path / "data.yaml").write_text("dataset: {all: {data_paths: [data.jsonl]}}", encoding="utf-8")
+    flags = ["--data", tmp_path / "data.yaml", "--codes", tmp_path / "codes", "--devices", "cuda:99"]
+    messages = []
+    for more in ([], ["--ray"]):
+        with pytest.raises(SystemExit):
+            extract_audio_codes.main([*map(str, flags), "--audio-tokenizer-path", "embedded", *more])
+        messages.append(capsys.readouterr().err)
+    assert "a GPU that is here, got 'cuda:99'" in messages[0] and "--ray needs the package ray" in messages[1]
 
 
 @pytest.mark.slow

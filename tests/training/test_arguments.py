@@ -95,6 +95,7 @@ def test_changed_values_are_those_that_were_given(flags):
         ({"num_gpus": 0}, "--num_gpus must be at least 1, got 0"),
         ({"mtp_acceptance": 1.5}, "--mtp_acceptance must be from 0 to 1, got 1.5"),
         ({"mtp_model_lr_mult": 0}, "--mtp_model_lr_mult must be positive"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor must be 0, got 0.1"),
         ({"log_main_loss": 0}, "--log_main_loss must be at least 1"),
         ({"user_audio_loss_weight": -0.5}, "--user_audio_loss_weight must be 0 or more"),
     ],

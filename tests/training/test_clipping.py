@@ -1,5 +1,6 @@
 """Gradients are clipped as --max_grad_norm says, with and without DeepSpeed, whose own default is 1.0."""
 
+import copy
 import json
 
 import pytest
@@ -9,12 +10,29 @@ from safetensors.torch import load_file
 from test_survival import flags_of
 from toy_run import ROOT, logged
 
+from vita_audio.training.trainer import complete_deepspeed_config
+
 CONFIGS = sorted((ROOT / "scripts" / "deepspeed").glob("ds_config_*.json"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configurations_leave_clipping_to_the_flag(path):
     assert json.loads(path.read_text(encoding="utf-8"))["gradient_clipping"] == "auto"
+
+
+@pytest.mark.parametrize("config", [{}, {"bf16": {"enabled": "auto"}}])
+def test_a_silent_configuration_is_completed(config):
+    complete_deepspeed_config(config, 0.5, bf16=True)
+    assert config["gradient_clipping"] == 0.5
+    assert config["bf16"]["enabled"] and config["bf16"]["check_grad_overflow"] is True
+
+
+def test_what_a_configuration_says_is_kept():
+    config = {"gradient_clipping": "auto", "bf16": {"enabled": True, "check_grad_overflow": False}}
+    complete_deepspeed_config(completed := copy.deepcopy(config), 0.5, bf16=True)
+    assert completed == config
+    complete_deepspeed_config(plain := {}, 0.5, bf16=False)
+    assert plain == {"gradient_clipping": 0.5}
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, pytest.param(0.0, marks=pytest.mark.slow)])

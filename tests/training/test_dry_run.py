@@ -3,9 +3,11 @@
 import re
 
 import pytest
-from toy_run import NUM_TEXT_ROWS, ROOT
+from toy_run import NUM_TEXT_ROWS, ROOT, SETTINGS
+from transformers import Qwen2Config
 
 from tools.finetune_sts import main as train
+from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.constants import structural_tokens
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import parse_flags
@@ -44,14 +46,28 @@ def test_a_stage_with_a_frozen_language_model(describe, toy_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plain_checkpoint_gets_rows_for_the_audio_codes(describe, toy_run):
-    _, tables = describe(gradient_accumulation_steps=2)
-    assert re.fullmatch(r"[\d.,]+", tables["total"][0]) and tables["total"][0] == tables["total"][1]
-    flags = parse_flags(toy_run.flags("unused"))
-    from vita_audio.training.dry_run import _configs, stage_settings
+def test_a_plain_checkpoint_gets_rows_for_the_audio_codes(describe, toy_run, tmp_path):
+    sizes = {"hidden_size": 2**14, "intermediate_size": 64}  # the table is large enough to see its rows
+    num_codes = get_audio_tokenizer("glm4voice", toy_run.audio_tokenizer).vocab_size
+    table = TextTokenizer.from_pretrained(toy_run.text_model, num_codes).padded_size * 2**14
+    Qwen2Config(**SETTINGS | sizes, num_hidden_layers=2, vocab_size=NUM_TEXT_ROWS).save_pretrained(tmp_path)
+    for config in (None, toy_run.config(1, **sizes)):
+        changes = {"config_name": config} if config else {}
+        _, tables = describe(model_name_or_path=tmp_path, tokenizer_name=toy_run.text_model, **changes)
+        assert tables["embeddings and head"] == [f"{table / 1e6:.1f}"] * 2
 
-    tokenizer = TextTokenizer.from_pretrained(toy_run.text_model, 64)
-    assert _configs(stage_settings(*flags))[0].vocab_size >= tokenizer.first_audio_id
+
+def test_a_speech_checkpoint_keeps_its_rows(describe, toy_run):
+    """Configurations of other stages may have been made for another tokenizer."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048}
+    start = toy_run.config(1, vocab_size=4000, **sizes).parent
+    _, tables = describe(model_name_or_path=start, config_name=toy_run.config(2, **sizes))
+    assert tables["embeddings and head"] == ["2.0", "2.0"]  # 4000 x 512
+
+
+def test_a_model_that_is_neither_here_nor_on_the_hub_is_named(describe):
+    with pytest.raises(FileNotFoundError, match="owner/name is not a local folder and could not be downloaded"):
+        describe(model_name_or_path="owner/name")
 
 
 def test_zero_stages_are_listed_and_the_chosen_one_is_marked(describe, tmp_path):

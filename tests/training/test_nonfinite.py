@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from toy_run import logged
 from transformers.trainer_callback import TrainerCallback
 
 from vita_audio.data.collator import PackCollator
-from vita_audio.errors import RunError
-from vita_audio.training.nonfinite import MAX_SKIPPED
+from vita_audio.errors import RunError, one_line_run_errors
+from vita_audio.training.nonfinite import MAX_SKIPPED, NonfiniteGuard
 from vita_audio.training.report import write_report
 from vita_audio.training.run_folder import NONFINITE_FILE, last_checkpoint
 from vita_audio.training.trainer import SpeechTrainer, SpeechTrainingArguments
@@ -99,6 +100,26 @@ def test_a_run_in_which_every_step_is_skipped_stops(tmp_path):
     assert len(entries) == MAX_SKIPPED - 1 and {entry["num_tokens"] for entry in entries} == {32}
     assert not any("main_loss" in entry or "mtp_0_loss" in entry for entry in entries)
     write_report(tmp_path, entries)  # as during the run
+
+
+def test_an_overflow_in_float16_is_left_to_the_loss_scaler(tmp_path):
+    guard = NonfiniteGuard(tmp_path, 0, max_loss=100, skip=True, scales_loss=True)
+    for step, loss in enumerate((2.0, float("nan"), 2.0), start=1):
+        guard.watch(torch.tensor(1.0), torch.tensor(loss), [f"a.jsonl:{step}"])
+        assert guard.accepts(step, float("inf")) is (loss == 2.0)
+    (row,) = map(json.loads, (tmp_path / NONFINITE_FILE).read_text(encoding="utf-8").splitlines())
+    assert row["samples"] == ["a.jsonl:2"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this full disk")
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path, capsys):
+    (tmp_path / NONFINITE_FILE).symlink_to("/dev/full")
+    trainer, _ = make_trainer(tmp_path, [float("nan"), 1], on_nonfinite="skip")
+    with pytest.raises(SystemExit) as stop, one_line_run_errors("program"):
+        trainer.train()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 1
+    assert last == "program: [Errno 28] No space left on device; make room, then run the same command to continue"
 
 
 @pytest.mark.slow

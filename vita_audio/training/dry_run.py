@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
 from vita_audio.constants import structural_tokens
-from vita_audio.files.checkpoint import read_json
+from vita_audio.files.checkpoint import find_checkpoint, read_json
 from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig, MTPForCausalLM
 from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.surgery import MODULE_PARTS
@@ -38,6 +38,7 @@ from vita_audio.training.stage_model import (
 GIB = 2**30
 ZERO_STAGES = (None, 0, 1, 2, 3)
 SECONDS_PER_DAY = 24 * 3600
+FILES = ("*.json", "*.txt", "tokenizer.model")  # of a model on the hub: its configuration and tokenizer
 
 
 def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
@@ -62,17 +63,13 @@ def _configs(settings: StageSettings) -> tuple[MTPConfig, MTPConfig | None]:
 
     Only a text model needs the tokenizers, for its new rows.
     """
-    base = None
-    if settings.model_name_or_path and (Path(settings.model_name_or_path).exists() or not settings.config_name):
-        base = read_config(settings.model_name_or_path, LANGUAGE_CONFIGS)
-    if settings.config_name is None:
-        config = as_speech_config(base)
-        if not isinstance(base, MTPConfig):
-            config.vocab_size = _vocabulary(settings)
-    else:
-        config = read_stage_config(settings.config_name)
-        if base is not None:
-            check_configs(config, as_speech_config(base), (settings.config_name, str(settings.model_name_or_path)))
+    base, name = None, settings.model_name_or_path
+    if name and (Path(name).exists() or not settings.config_name):
+        base = read_config(find_checkpoint(name, files=FILES), LANGUAGE_CONFIGS)
+    config = read_stage_config(settings.config_name) if settings.config_name else as_speech_config(base)
+    if base is not None:
+        check_configs(config, as_speech_config(base), (settings.config_name or name, name))
+        config.vocab_size = base.vocab_size if isinstance(base, MTPConfig) else _vocabulary(settings)
     apply_settings(config, settings)
     return config, base and as_speech_config(base)
 
@@ -95,7 +92,10 @@ def _vocabulary(settings: StageSettings) -> int:
     audio = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path)
     continuous = is_continuous(settings.audio_tokenizer_type)
     return TextTokenizer.from_pretrained(
-        settings.tokenizer_name, audio.vocab_size, continuous_input=continuous, audio_input=settings.audio_input
+        find_checkpoint(settings.tokenizer_name, files=FILES),
+        audio.vocab_size,
+        continuous_input=continuous,
+        audio_input=settings.audio_input,
     ).padded_size
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class NonfiniteGuard:
     """Decides whether the steps of a run may be applied."""
 
-    def __init__(self, folder: Path, process: int, *, max_loss: float, skip: bool):
+    def __init__(self, folder: Path, process: int, *, max_loss: float, skip: bool, scales_loss: bool = False):
         """Make a guard.
 
         Args:
@@ -37,8 +37,11 @@ class NonfiniteGuard:
             process: Rank of this process.
             max_loss: Mean loss of a batch above which it counts as not finite.
             skip: Continue after a bad step.
+            scales_loss: Accept gradients that are not finite if all losses are good: the loss scaler of float16
+                training leaves such steps out and lowers its factor.
         """
         self._folder, self._process, self._max_loss, self._skip = folder, process, max_loss, skip
+        self._scales_loss = scales_loss
         self._batches: list[tuple[Tensor, Sequence[str]]] = []  # mean loss and samples of each batch of this step
         self._num_skipped = 0  # in a row
 
@@ -63,13 +66,16 @@ class NonfiniteGuard:
         if math.isfinite(grad_norm):
             self._num_skipped = 0
             return True
-        self._num_skipped += 1
         rows = [
             {"step": step, "process": self._process, "loss": float(loss), "samples": list(samples)}
             for loss, samples in batches
         ]
         rows = gather_object(rows)
-        rows = [row for row in rows if not row["loss"] <= self._max_loss] or rows
+        bad = [row for row in rows if not row["loss"] <= self._max_loss]
+        if self._scales_loss and not bad:
+            return True
+        self._num_skipped += 1
+        rows = bad or rows
         message = _describe(step, rows)
         if self._process == 0:
             with (self._folder / NONFINITE_FILE).open("a", encoding="utf-8") as file:

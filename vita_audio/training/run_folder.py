@@ -27,7 +27,7 @@ NUM_PROCESSES = "num_processes"  # in the arguments file, next to the arguments
 _LEARNING = frozenset(
     ("max_steps", "num_train_epochs", "learning_rate", "mtp_model_lr_mult", "lr_scheduler_type", "lr_scheduler_kwargs")
     + ("warmup_steps", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")
-    + ("max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
+    + ("max_grad_norm", "neftune_noise_alpha", "seed", "data_seed")
 )
 _BATCH = frozenset(("per_device_train_batch_size", "gradient_accumulation_steps"))
 _FREE = frozenset(

@@ -119,7 +119,8 @@ def num_checkpoints(arguments: SpeechTrainingArguments) -> int:
 
 def fit_world_size(checkpoint: Path, training_arguments: SpeechTrainingArguments) -> None:
     """Prepare to resume from a checkpoint of another number of processes. Raises: ValueError if that is impossible."""
-    if needs_universal(checkpoint, training_arguments.world_size, deepspeed=bool(training_arguments.deepspeed)):
+    zero3 = training_arguments.hf_deepspeed_config.is_zero3() if training_arguments.deepspeed else None
+    if needs_universal(checkpoint, training_arguments.world_size, zero3=zero3):
         with training_arguments.main_process_first(local=False, desc="converting the checkpoint"):
             make_universal(checkpoint)
         load_universal(training_arguments.hf_deepspeed_config.config)

@@ -29,6 +29,7 @@ from vita_audio.training.gradient_norms import GradientNorms
 from vita_audio.training.nonfinite import NonfiniteGuard
 from vita_audio.training.parts import MTP, PARTS, parameter_parts
 from vita_audio.training.stage_adapter import leave_out_base
+from vita_audio.training.world_size import restore_zero3_optimizer
 
 MAIN = "main"
 _SHOWN = ("loss", f"{MAIN}_accuracy", "grad_norm", "learning_rate", "tokens_per_second", "eta_minutes", "epoch")
@@ -39,17 +40,26 @@ def depth_name(depth: int) -> str:
     return MAIN if depth == 0 else f"mtp_{depth - 1}"
 
 
+def complete_deepspeed_config(config: dict[str, Any], max_grad_norm: float, *, bf16: bool) -> None:
+    """Set what a DeepSpeed configuration leaves open, where DeepSpeed's default differs from a plain run."""
+    config.setdefault("gradient_clipping", max_grad_norm)  # default: 1.0
+    if bf16:  # 0.18 applies gradients that are not finite
+        config.setdefault("bf16", {"enabled": True}).setdefault("check_grad_overflow", True)
+
+
 @dataclass
 class SpeechTrainingArguments(SpeechOptions, TrainingArguments):
     """TrainingArguments of transformers with `SpeechOptions`, which take precedence."""
 
     def __post_init__(self):
         SpeechOptions.__post_init__(self)
+        if self.label_smoothing_factor:  # the Trainer would then hide the labels from the model
+            raise ValueError(f"--label_smoothing_factor must be 0, got {self.label_smoothing_factor}; leave it out")
         if self.report_to == "auto":
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         TrainingArguments.__post_init__(self)
-        if self.deepspeed:  # which clips at 1.0 if its configuration does not say otherwise
-            self.hf_deepspeed_config.config.setdefault("gradient_clipping", self.max_grad_norm)
+        if self.deepspeed:
+            complete_deepspeed_config(self.hf_deepspeed_config.config, self.max_grad_norm, bf16=self.bf16)
         if self.eval_suite and self.save_strategy == SaveStrategy.NO:
             raise ValueError("--eval_suite evaluates checkpoints, which --save_strategy no does not write")
 
@@ -166,8 +176,8 @@ class SpeechTrainer(Trainer):
     targets since the last entry; the loss of text and of audio codes alone (`main_text_loss`, `main_audio_loss`); how
     often a module predicts the backbone's token (`mtp_0_agreement`); `pack_fill`, the share of places that are not
     padding; the norm of the last gradient, before clipping, of each part of the model (`grad_norm_backbone`);
-    `tokens_per_second` over all processes; the `minutes` of training, including those before a resumption, and an
-    estimate of those that remain, `eta_minutes`.
+    `tokens_per_second` over all processes, padding included; the `minutes` of training, including those before a
+    resumption, and an estimate of those that remain, `eta_minutes`.
 
     A frozen backbone is scored in the last step and every `--log_main_loss` steps; entries between lack its values and
     the agreement with it.
@@ -209,7 +219,8 @@ class SpeechTrainer(Trainer):
         self._checkpoint_parent: Path | None = None  # while a checkpoint is written
         folder, process = Path(self.args.output_dir), self.args.process_index
         skip = self.args.on_nonfinite == "skip"
-        self._guard = NonfiniteGuard(folder, process, max_loss=self.args.max_loss, skip=skip)
+        options = {"max_loss": self.args.max_loss, "skip": skip, "scales_loss": self.args.fp16}
+        self._guard = NonfiniteGuard(folder, process, **options)
         self._meter = DepthMeter()
         self._step_log = StepLog()
         self.add_callback(self._step_log)
@@ -289,8 +300,7 @@ class SpeechTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        checked = 0.0 if self.args.fp16 else grad_norm  # in fp16, overflows are normal and the loss scaler skips them
-        if not self._guard.accepts(self.state.global_step + 1, checked):
+        if not self._guard.accepts(self.state.global_step + 1, grad_norm):
             model.zero_grad()  # without gradients the optimizer changes nothing; DeepSpeed has skipped the step already
         return grad_norm
 
@@ -328,6 +338,12 @@ class SpeechTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:  # the Trainer knows adapters only in a model of peft's own class
             load_adapter_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and self.is_deepspeed_enabled and self.model_wrapped.load_universal_checkpoint():
+            if self.model_wrapped.zero_optimization_partition_weights():
+                restore_zero3_optimizer(self.model_wrapped.optimizer.optimizer, Path(checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:  # DeepSpeed gathers tied weights once for each name
