@@ -32,7 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line; return the settings of `tools.corpora.preparation`."""
     parser = OneLineParser("prepare_speech", __doc__)
     add, number, share = parser.add_argument, in_range(float, minimum=0), in_range(float, minimum=0, maximum=1)
-    add("--from", required=True, type=Path, dest="source", metavar="PATH", help="folder, list or archive")
+    add("--from", required=True, type=Path, dest="source", metavar="PATH", help="folder, recording, list or archive")
     add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     add("--format", choices=(AUTO, *LAYOUTS), default=AUTO, help="layout of --from")
     add("--asr", default="whisper_tiny_en", metavar="MODEL", help=RECOGNISER)

@@ -1,5 +1,6 @@
 """Read corpora in archives without unpacking them: WebDataset shards, parquet of Hugging Face, Lhotse cuts and Shar."""
 
+import gzip
 import json
 import os
 import tarfile
@@ -12,10 +13,10 @@ from typing import Any
 from tools.corpora.entries import AUDIO_FIELDS, AUDIO_SUFFIXES, Entry, Found, labels
 from vita_audio.data.audio_part import AudioPart
 from vita_audio.data.mixture import Problem
-from vita_audio.optional import require
 
 MAX_LABEL_BYTES = 1 << 20  # of a text or JSON member
 ROWS_AT_ONCE = 1000
+SAME_TIMES = {"Resample", "Volume"}  # changes of a recording after which a cut is where it was
 
 
 def read_webdataset(path: Path) -> Found:
@@ -110,32 +111,45 @@ def _has_bytes(kind: Any) -> bool:
 
 def read_lhotse(path: Path) -> Found:
     """Yield the supervisions of a file of cuts; the audio of a Shar lies in the archive of the same number."""
-    lhotse = require("lhotse", purpose="reading Lhotse cuts", install="lhotse")
     archive = path.with_name("recording." + path.name.partition(".")[2].removesuffix(".gz").replace(".jsonl", ".tar"))
     parts = _shar_parts(archive) if archive.is_file() else None
-    for line, cut in enumerate(lhotse.CutSet.from_file(path), start=1):
-        problem = Problem(str(path), line, "no audio", f"{cut.id}: only cuts of one recording in a file can be read")
-        if parts is not None:
-            part = next(parts, None)
-        else:
-            sources = cut.recording.sources if getattr(cut, "has_recording", False) and hasattr(cut, "start") else []
-            files = [source.source for source in sources if source.type == "file"]
-            part = AudioPart(str(Path(files[0]).absolute())) if files else None
-        if part is None:
-            yield problem
-            continue
-        for piece in cut.trim_to_supervisions(keep_overlapping=False) if cut.supervisions else [cut]:
-            supervision = piece.supervisions[0] if piece.supervisions else None
-            end = piece.start + piece.duration
-            is_whole = piece.start == 0 and end >= piece.recording.duration if piece.has_recording else False
-            yield Entry(
-                part if is_whole else replace(part, seconds=(piece.start, end)),
-                supervision and supervision.text,
-                supervision and supervision.speaker,
-                cut.recording.id if cut.has_recording and parts is None else None,
-                str(path),
-                line,
-            )
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        for line, row in enumerate(file, start=1):
+            part = next(parts, None) if parts else None
+            try:
+                cut = json.loads(row)
+                part = part if parts else _part_of_cut(cut)
+                if part is None:
+                    reason = "only unchanged cuts of one recording in a file, with one channel, can be read"
+                    yield Problem(str(path), line, "no audio", f"{cut['id']}: {reason}")
+                    continue
+                yield from _supervisions(cut, part, None if parts else cut["recording"]["id"], path, line)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                yield Problem(str(path), line, "malformed row", f"not a cut of Lhotse: {type(error).__name__}: {error}")
+
+
+def _part_of_cut(cut: dict[str, Any]) -> AudioPart | None:
+    """Return the file of a cut, or None if there is none, or if the cut is not that file's sound at that time."""
+    recording = cut.get("recording") or {}
+    files = [source["source"] for source in recording.get("sources", []) if source["type"] == "file"]
+    is_as_recorded = {change["name"] for change in recording.get("transforms") or []} <= SAME_TIMES
+    is_mono = len(recording.get("channel_ids", "1")) == 1 or isinstance(cut["channel"], list)  # else one of several
+    return AudioPart(str(Path(files[0]).absolute())) if files and is_as_recorded and is_mono else None
+
+
+def _supervisions(
+    cut: dict[str, Any], part: AudioPart, recording: str | None, path: Path, line: int
+) -> Iterator[Entry]:
+    """Yield what is said in a cut, or the cut if that is unknown; times of supervisions count from its start."""
+    begin, length = cut["start"], cut["duration"]
+    for said in cut.get("supervisions") or [{"start": 0, "duration": length}]:
+        start = begin + max(0, said["start"])
+        end = begin + min(length, said["start"] + said["duration"])
+        if start >= end:
+            raise ValueError(f"what is said from {start:g} to {end:g} s is not in the cut")
+        is_whole = start <= 0 and end >= cut["recording"]["duration"]
+        seconds = None if is_whole else (round(start, 3), round(end, 3))
+        yield Entry(replace(part, seconds=seconds), said.get("text"), said.get("speaker"), recording, str(path), line)
 
 
 def _shar_parts(archive: Path) -> Iterator[AudioPart | None]:

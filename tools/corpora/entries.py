@@ -15,10 +15,11 @@ AUDIO_SUFFIXES = frozenset(
 )
 # Names of columns and JSON fields in use, in order of preference; compared in lower case.
 AUDIO_FIELDS = (
-    "audio audio_filepath audio_path path file filename file_name wav wav_path mp3 clip recording_path".split()
+    "audio audio_filepath audio_path audio_file path file filename file_name wav wav_path wav_file wav_filename mp3 "
+    "clip recording_path".split()
 )
 TEXT_FIELDS = "text sentence transcript transcription normalized_text text_normalized raw_text label".split()
-SPEAKER_FIELDS = "speaker speaker_id client_id spk spk_id voice".split()
+SPEAKER_FIELDS = "speaker speaker_id speaker_name client_id spk spk_id voice".split()
 RECORDING_FIELDS = "recording recording_id source session chapter book url".split()
 MAX_TEXT_LENGTH = 10_000  # of a short recording; longer ones are lists with a missing quote
 

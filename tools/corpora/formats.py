@@ -1,12 +1,24 @@
 """Find out how a corpus is laid out, and read it."""
 
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools.corpora.archives import read_lhotse, read_parquet, read_webdataset
-from tools.corpora.entries import AUDIO_FIELDS, Found
-from tools.corpora.lists import header_of, read_common_voice, read_folder, read_librispeech, read_list, read_ljspeech
+from tools.corpora.entries import AUDIO_SUFFIXES, Found
+from tools.corpora.lists import (
+    COMMON_VOICE_LISTS,
+    WITHOUT_HEADER,
+    delimiter_of,
+    header_of,
+    names_audio,
+    read_common_voice,
+    read_folder,
+    read_librispeech,
+    read_list,
+    read_ljspeech,
+)
 from vita_audio.data.mixture import Problem
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
@@ -34,7 +46,7 @@ def read_corpus(path: Path, name: str) -> Found:
     for file in [path] if path.is_file() or not pattern else _files(path, name):
         try:
             yield from read(file)
-        except (ValueError, OSError, tarfile.TarError, EOFError) as error:
+        except (ValueError, OSError, tarfile.TarError, EOFError, zlib.error) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             yield Problem(str(file), 0, "unreadable file", f"it cannot be read as {name} to its end: {reason}")
 
@@ -52,19 +64,23 @@ def find_format(path: Path) -> str:
 
 
 def _format_of_file(path: Path) -> str:
-    if path.suffix in (".tar", ".parquet"):
-        return "webdataset" if path.suffix == ".tar" else "parquet"
-    if path.name.endswith(".jsonl.gz") or (path.suffix == ".jsonl" and {"start", "duration"} <= {*header_of(path)}):
+    suffix = path.suffix.lower()
+    if suffix in AUDIO_SUFFIXES:
+        return "folder"
+    if suffix in (".tar", ".parquet"):
+        return "webdataset" if suffix == ".tar" else "parquet"
+    if path.name.endswith(".jsonl.gz"):
         return "lhotse"
-    if path.suffix in LIST_SUFFIXES:
-        return "list"
-    raise ValueError(f"{path}: must be a folder, a .tar, .parquet or a list ({', '.join(LIST_SUFFIXES)})")
+    if suffix in LIST_SUFFIXES:
+        return "lhotse" if {"start", "duration"} <= {*header_of(path)} and not names_audio(path) else "list"
+    lists = ", ".join(LIST_SUFFIXES)
+    raise ValueError(f"{path}: must be a folder, a recording, a .tar, .parquet or a list ({lists})")
 
 
 def _format_of_folder(folder: Path) -> str:
-    if (folder / "metadata.csv").is_file() and not _is_list(folder / "metadata.csv"):
+    if (folder / "metadata.csv").is_file() and _is_ljspeech(folder / "metadata.csv"):
         return "ljspeech"
-    if (folder / "clips").is_dir() and any(folder.glob("*.tsv")):
+    if (folder / "clips").is_dir() and any((folder / name).is_file() for name in COMMON_VOICE_LISTS):
         return "common_voice"
     if any(folder.glob("*cuts*.jsonl*")):
         return "lhotse"
@@ -85,9 +101,8 @@ def _files(folder: Path, name: str) -> Sequence[Path]:
 
 
 def _lists(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in LIST_SUFFIXES and _is_list(path))
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in LIST_SUFFIXES and names_audio(path))
 
 
-def _is_list(path: Path) -> bool:
-    """Return whether a file names audio: by a header, or by the fields of its first object."""
-    return not {*header_of(path)}.isdisjoint(AUDIO_FIELDS)
+def _is_ljspeech(path: Path) -> bool:
+    return not names_audio(path) or (header_of(path) is WITHOUT_HEADER and delimiter_of(path) == "|")

@@ -7,20 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.corpora.entries import AUDIO_SUFFIXES, Entry, Found, entry_from_fields
+from tools.corpora.entries import AUDIO_FIELDS, AUDIO_SUFFIXES, Entry, Found, entry_from_fields
 from vita_audio.data.audio_part import AudioPart
 from vita_audio.data.mixture import Problem, read_samples
 
 TEXT_SUFFIXES = (".txt", ".lab", ".normalized.txt")
 DELIMITERS = "\t|,;"
+COMMON_VOICE_LISTS = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv")
 WITHOUT_HEADER = ["audio", "text", "speaker"]
 
 
 def read_folder(folder: Path) -> Found:
     """Yield the audio files below a folder; transcripts are .txt or .lab files of the same name.
 
-    A folder below the first is a speaker. Links to folders are not followed.
+    A folder below the first is a speaker. Links to folders are not followed. `folder` can be one recording instead.
     """
+    if folder.is_file():
+        yield _entry_of_file(folder, folder.parent)
+        return
     for parent, folders, names in os.walk(folder):
         folders.sort()
         stems = {Path(name).stem for name in names if _is_audio(name)}
@@ -30,6 +34,10 @@ def read_folder(folder: Path) -> Found:
                 yield _entry_of_file(Path(parent, name), folder)
             elif name.endswith(TEXT_SUFFIXES) and not belongs:
                 yield Problem(str(Path(parent, name)), 0, "no audio", "a transcript without audio of the same name")
+            elif name.lower().endswith((".csv", ".tsv")):
+                columns = ", ".join(header_of(Path(parent, name)))
+                reason = f"a list is read if --from names it and one of its columns is {', '.join(AUDIO_FIELDS)}"
+                yield Problem(str(Path(parent, name)), 0, "list not read", f"{reason}; got the columns {columns:.200}")
 
 
 def _is_audio(name: str) -> bool:
@@ -64,8 +72,8 @@ def read_ljspeech(folder: Path) -> Found:
 
 def read_common_voice(folder: Path) -> Found:
     """Yield the rows of validated.tsv, or else of train.tsv, dev.tsv and test.tsv, with the audio in clips."""
-    names = ["validated.tsv"] if (folder / "validated.tsv").is_file() else ["train.tsv", "dev.tsv", "test.tsv"]
-    for path in (folder / name for name in names if (folder / name).is_file()):
+    validated, *parts = (folder / name for name in COMMON_VOICE_LISTS)
+    for path in [validated] if validated.is_file() else filter(Path.is_file, parts):
         yield from read_table(path, [folder / "clips"])
 
 
@@ -84,15 +92,14 @@ def read_librispeech(folder: Path) -> Found:
 def read_list(path: Path) -> Found:
     """Yield the rows of a list of recordings; its columns or fields are found by their usual names."""
     folders = [path.parent / name for name in ("wavs", "clips", "audio", "wav", "mp3")]
-    read = read_json if path.suffix in (".json", ".jsonl") else read_table
+    read = read_json if _is_json(path) else read_table
     yield from read(path, folders)
 
 
 def read_table(path: Path, folders: list[Path]) -> Found:
     """Yield the rows of a CSV or TSV file; without a header its columns are `WITHOUT_HEADER`."""
-    delimiter = _delimiter(_first_line(path))
     names = header_of(path)
-    rows = read_rows(path, delimiter)
+    rows = read_rows(path, delimiter_of(path))
     if names is not WITHOUT_HEADER:  # a header can have the same names
         next(rows, None)
     for line, row in rows:
@@ -145,11 +152,21 @@ def header_of(path: Path) -> list[str]:
     A first row that begins with the name of an audio file is no header: the columns are `WITHOUT_HEADER`.
     """
     line = _first_line(path)
-    if path.suffix in (".json", ".jsonl"):
+    if _is_json(path):
         fields = _first_object(line)
         return [str(name).lower() for name in fields] if isinstance(fields, dict) else []
-    names = [name.strip().lower() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+    names = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter_of(path)), [])]
     return WITHOUT_HEADER if names and _is_audio(names[0]) else names
+
+
+def names_audio(path: Path) -> bool:
+    """Return whether a list names audio: by its header, or by the fields of its first object."""
+    return not {*header_of(path)}.isdisjoint(AUDIO_FIELDS)
+
+
+def delimiter_of(path: Path) -> str:
+    """Return what ends the first cell of a table; the cells after it can be sentences with commas."""
+    return next((character for character in _first_line(path) if character in DELIMITERS), ",")
 
 
 def _first_line(path: Path) -> str:
@@ -157,8 +174,8 @@ def _first_line(path: Path) -> str:
         return file.readline(100_000).strip("\n\0")
 
 
-def _delimiter(line: str) -> str:
-    return max(DELIMITERS, key=line.count)
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() in (".json", ".jsonl")
 
 
 def _first_object(line: str) -> Any:

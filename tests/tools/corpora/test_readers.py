@@ -142,11 +142,11 @@ def test_members_that_are_no_sample_are_named(tmp_path):
     [
         ("gone", "no such file or folder"),
         ("a.tar.gz", "must be a plain .tar"),
-        ("a.wav", "must be a folder, a .tar, .parquet or a list"),
+        ("a.doc", "must be a folder, a recording, a .tar, .parquet or a list"),
     ],
 )
 def test_a_source_of_an_unknown_kind_is_one_error(tmp_path, name, message):
-    for file in ("a.tar.gz", "a.wav"):
+    for file in ("a.tar.gz", "a.doc"):
         (tmp_path / file).touch()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_format(tmp_path / name)
@@ -158,6 +158,78 @@ def test_several_lists_must_be_chosen_from(tmp_path):
     with pytest.raises(ValueError, match=r"several lists \(list.csv, manifest.jsonl\); give one"):
         read(tmp_path)
     assert len(read(tmp_path / "list.csv")) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "layout", "labels"),
+    [
+        ("metadata.csv", "0.wav|One, two.|one two", "ljspeech", ("one two", None)),
+        ("metadata.csv", "audio_file|text|speaker_name\nwavs/0.wav|One, two.|anna", "list", ("One, two.", "anna")),
+        ("list.tsv", "0.wav\tOne, two, three.", "list", ("One, two, three.", None)),
+        ("List.CSV", "Path,Sentence\n0.wav,One", "list", ("One", None)),
+    ],
+    ids=["file names in LJSpeech", "Coqui", "commas without a header", "capital letters"],
+)
+def test_lists_as_other_programs_write_them(tmp_path, name, content, layout, labels):
+    write_audio(tmp_path / "wavs/0.wav", 0)
+    (tmp_path / name).write_text(content)
+    [entry] = read(tmp_path)
+    assert find_format(tmp_path) == layout and (entry.text, entry.speaker) == labels
+    np.testing.assert_allclose(load_audio(str(entry.audio), RATE).numpy(), noise(0), atol=1e-3)
+
+
+def test_a_list_next_to_clips_is_not_taken_for_common_voice(tmp_path):
+    write_audio(tmp_path / "clips/0.wav", 0)
+    (tmp_path / "mine.tsv").write_text("file\ttext\n0.wav\tOne")
+    assert [entry.text for entry in read(tmp_path)] == ["One"]
+
+
+def test_a_list_with_start_and_duration_is_not_taken_for_cuts(tmp_path):
+    write_audio(tmp_path / "0.wav", 0)
+    row = {"audio": "0.wav", "start": 0.01, "duration": 0.05, "text": "One"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row))
+    [entry] = read(tmp_path / "list.jsonl")
+    assert entry.text == "One" and entry.audio.seconds == pytest.approx((0.01, 0.06))
+
+
+def test_a_list_that_is_not_read_is_named(tmp_path):
+    write_audio(tmp_path / "0.wav", 0)
+    (tmp_path / "list.csv").write_text("sound,words\n0.wav,One")
+    entry, problem = read(tmp_path)
+    assert entry.text is None and problem.kind == "list not read"
+    assert "one of its columns is audio, " in problem.reason and "got the columns sound, words" in problem.reason
+
+
+def test_one_recording(tmp_path):
+    write_audio(tmp_path / "talk.flac", 0).with_suffix(".txt").write_text("One")
+    write_audio(tmp_path / "other.flac", 1)
+    [entry] = read(tmp_path / "talk.flac")
+    assert (entry.audio.file, entry.text, entry.speaker) == (str(tmp_path / "talk.flac"), "One", None)
+
+
+def test_cuts_that_are_not_the_sound_of_a_file_are_named(tmp_path):
+    path = write_audio(tmp_path / "0.wav", 0)
+    source = {"type": "file", "channels": [0], "source": str(path)}
+    recording = {"id": "r", "sources": [source], "sampling_rate": RATE, "duration": 0.1, "channel_ids": [0]}
+    said = {"id": "s", "start": 0.02, "duration": 0.5, "text": "One", "speaker": "anna"}
+    cut = {"id": "c", "start": 0.01, "duration": 0.05, "channel": 0, "supervisions": [said], "recording": recording}
+    rows = [
+        cut,
+        cut | {"start": 0, "duration": 0.1, "supervisions": []},
+        cut | {"recording": recording | {"transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}},
+        cut | {"recording": recording | {"channel_ids": [0, 1]}},
+        {"id": "m", "tracks": [], "type": "MixedCut"},
+        cut | {"supervisions": [said | {"start": 0.06}]},
+        [1],
+    ]
+    (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"id": "c')
+    found = read(tmp_path)
+    part, whole = (item for item in found if isinstance(item, Entry))
+    assert (part.audio.seconds, part.text, part.speaker, part.recording) == ((0.03, 0.06), "One", "anna", "r")
+    assert (whole.audio.seconds, whole.text) == (None, None)
+    problems = [item for item in found if isinstance(item, Problem)]
+    assert [problem.line for problem in problems] == [3, 4, 5, 6, 7, 8]
+    assert [problem.kind for problem in problems] == ["no audio"] * 3 + ["malformed row"] * 3
 
 
 @pytest.mark.parametrize("layout", ["cuts", "shar"])
