@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 
 from tools.corpora.clip_store import Clip
-from tools.corpora.selection import HELD_OUT, REJECTED, TRAIN, judged_clips
+from tools.corpora.selection import HELD_OUT, REJECTED, TRAIN, UNKNOWN_SPEAKER, judged_clips
 from vita_audio.data.samples import recognition_sample, synthesis_sample
 from vita_audio.files.atomic import atomic_path, write_text
 
 TASKS = ("asr", "tts")
 MIXTURE, REJECTIONS = "data.yaml", "rejections.jsonl"
 MANIFEST = "manifest.jsonl"  # of tools.codec
-UNKNOWN_VOICE = "speaker"
 
 
 def write_corpus(folder: Path, database: sqlite3.Connection) -> None:
@@ -40,7 +39,7 @@ def _rows(database: sqlite3.Connection) -> Iterator[tuple[str, dict[str, Any]]]:
         elif part == TRAIN:
             yield "asr.jsonl", recognition_sample(clip.audio, clip.transcript)
             yield "tts.jsonl", synthesis_sample(clip.transcript, clip.audio)
-            yield MANIFEST, {"audio": clip.audio, "text": clip.transcript, "voice": clip.speaker or UNKNOWN_VOICE}
+            yield MANIFEST, {"audio": clip.audio, "text": clip.transcript, "voice": clip.speaker or UNKNOWN_SPEAKER}
         else:
             yield from _held_out_items(number, clip)
     for kind, listed, reason in problems(database):

@@ -12,6 +12,7 @@ TRAIN, HELD_OUT, REJECTED = "train", "heldout", "rejected"
 SAME_PRINT = 0.15  # share of differing bits; copies in other formats reach 0.1, other clips begin at 0.25
 SAME_LENGTH = 0.05  # relative difference
 # What is held out together, the largest first.
+UNKNOWN_SPEAKER = "speaker"  # voice in the manifest of clips without a speaker
 GROUPS = {"speaker": "speaker", "recording": "speaker || char(31) || recording", "clip": "audio"}
 _COLUMNS = ", ".join(f"clips.{field.name}" for field in fields(Clip))
 _SCHEMA = """
@@ -36,7 +37,7 @@ class Limits:
         max_speed: Most characters per second.
         renditions: Clips kept of one text by one speaker.
         held_out: Share of the clips that is not trained on.
-        speaker: The only speaker whose clips are used; None: all.
+        speaker: The only speaker whose clips are used, `UNKNOWN_SPEAKER` for clips without a name; None: all.
     """
 
     min_seconds: float = 0.5
@@ -53,9 +54,9 @@ class Limits:
     def reason(self, clip: Clip) -> tuple[str, str] | None:
         """Return kind and reason if a clip may not be used."""
         text, speed = clip.transcript, len(clip.transcript) / clip.seconds
-        most = max(1, self.max_wer * clip.words)
+        most, speaker = max(1, self.max_wer * clip.words), clip.speaker or UNKNOWN_SPEAKER
         rules = (
-            (self.speaker not in (None, clip.speaker), "other speaker", f"spoken by {clip.speaker or 'nobody named'}"),
+            (self.speaker not in (None, speaker), "other speaker", f"spoken by {speaker}"),
             (clip.seconds < self.min_seconds, "too short", f"{clip.seconds:.2f} s, at least {self.min_seconds:g}"),
             (clip.seconds > self.max_seconds, "too long", f"{clip.seconds:.2f} s, at most {self.max_seconds:g}"),
             (clip.level_db < self.min_level, "too quiet", f"{clip.level_db:.1f} dB, at least {self.min_level:g}"),

@@ -30,7 +30,7 @@ from tools.corpora.clip_store import ClipStore
 from tools.corpora.formats import read_corpus
 from tools.corpora.measuring import BATCH_CLIPS, Cutter, measure_corpus
 from tools.corpora.output import summarise, write_corpus
-from tools.corpora.selection import Limits, judged_clips, select_clips
+from tools.corpora.selection import UNKNOWN_SPEAKER, Limits, judged_clips, select_clips
 from vita_audio.data.audio import load_audio
 from vita_audio.data.chat import Conversation
 from vita_audio.data.mixture import load_mixture, referenced_audio
@@ -303,6 +303,15 @@ def test_other_speakers_are_left_out_before_clips_are_held_out(tmp_path):
     assert select_clips(store, replace(ANYTHING, speaker="speaker 1")) == "clip"
     parts = Counter((clip.speaker, part) for clip, part, *_ in judged_clips(store.database))
     assert parts == {("speaker 0", "rejected"): 10, ("speaker 1", "train"): 9, ("speaker 1", "heldout"): 1}
+
+
+def test_clips_without_a_speaker_have_a_name_to_choose_them_by(tmp_path):
+    store = fill_store(tmp_path, speakers=1, recordings=1, clips=2)
+    select_clips(store, ANYTHING)
+    clip, *_ = next(judged_clips(store.database))
+    unnamed = replace(clip, speaker="")
+    assert replace(ANYTHING, speaker=UNKNOWN_SPEAKER).reason(unnamed) is None
+    assert replace(ANYTHING, speaker="anna").reason(unnamed) == ("other speaker", "spoken by speaker")
 
 
 @pytest.mark.parametrize(
