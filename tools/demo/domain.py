@@ -19,7 +19,7 @@ import yaml
 HELD_OUT_SHARE = 10  # one text in ten is never used for training
 HELD_OUT_SEED = 1
 SHORTEST_DIGITS, LONGEST_DIGITS = 3, 5
-NEAR_SHARE = 0.2  # of the questions outside the domain
+NEAR_SHARE = 0.4  # of the questions outside the domain
 FOLDER = Path(__file__).with_name("domains")
 
 
