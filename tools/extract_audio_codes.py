@@ -59,7 +59,7 @@ def extract(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    with one_line_run_errors("extract_audio_codes"), one_line_errors("extract_audio_codes"):
+    with one_line_errors("extract_audio_codes"), one_line_run_errors("extract_audio_codes"):
         extract(options)
 
 

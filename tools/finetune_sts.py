@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Wrong input exits with one line and code 2, a full disk or a diverging loss with code 1.
     """
     with one_line_run_errors("finetune_sts.py"):
-        with one_line_errors("finetune_sts.py"):
+        with one_line_errors("finetune_sts.py"), one_line_run_errors("finetune_sts.py"):
             flags = parse_flags(argv)
             if flags[2].dry_run:
                 from vita_audio.training.dry_run import dry_run

@@ -12,7 +12,7 @@ import soundfile
 from vita_audio.optional import MissingPackageError
 
 WRONG_INPUT, RUN_ENDED = 2, 1  # exit codes; argparse uses 2
-DISK_ERRORS = ("ENOSPC", "EDQUOT", "EROFS")  # full, over the quota, read-only
+DISK_ERRORS = ("ENOSPC", "EDQUOT")  # full, over the quota
 
 
 class RunError(RuntimeError):
@@ -21,7 +21,7 @@ class RunError(RuntimeError):
 
 @contextmanager
 def one_line_run_errors(program: str) -> Iterator[None]:
-    """Turn a RunError, a disk that cannot be written to, and the loss of another process into one line on stderr.
+    """Turn a RunError, a full disk, and the loss of another process into one line on stderr.
 
     Raises: SystemExit with code `RUN_ENDED`.
     """

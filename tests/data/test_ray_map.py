@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,7 @@ def content(store):
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r'--ray needs the package ray .*pip install "vita-audio\[ray\]"'):
         next(map_with_ray(make_toy_codec, [1], 1))
 

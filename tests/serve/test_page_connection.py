@@ -114,7 +114,7 @@ def test_a_page_that_finds_no_place_asks_ever_more_slowly(speech_lm, chromium):
             page.locator("#error", has_text="服务器会话过多").wait_for()
             while len(times) < 4:
                 page.wait_for_timeout(100)
-    assert times[3] - times[2] > 1.9  # after 0.5 and 1
+    assert times[3] - times[2] > 1  # the first delays are 0.5 and 1 s
 
 
 def test_a_page_without_the_token_says_what_to_do(speech_lm, chromium):

@@ -206,7 +206,7 @@ def test_a_turn_is_transcribed_once(server):
 
 
 def test_a_turn_that_is_not_answered_is_transcribed(server):
-    """As clients do that only want the words."""
+    """Some clients only want the words."""
     config = {"audio": {"input": {"turn_detection": None, "transcription": {"model": "toy"}}}}
     with session(server, **config) as connection:
         append(connection, speech())

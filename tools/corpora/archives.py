@@ -131,9 +131,11 @@ def read_lhotse(path: Path) -> Found:
 def _part_of_cut(cut: dict[str, Any]) -> AudioPart | None:
     """Return the file of a cut, or None if there is none, or if the cut is not that file's sound at that time."""
     recording = cut.get("recording") or {}
-    files = [source["source"] for source in recording.get("sources", []) if source["type"] == "file"]
+    sources = recording.get("sources", [])
+    files = [source["source"] for source in sources if source["type"] == "file"]
     is_as_recorded = {change["name"] for change in recording.get("transforms") or []} <= SAME_TIMES
-    is_mono = len(recording.get("channel_ids", "1")) == 1 or isinstance(cut["channel"], list)  # else one of several
+    channels = recording.get("channel_ids") or [channel for source in sources for channel in source["channels"]]
+    is_mono = len(channels) == 1 or isinstance(cut["channel"], list)  # else one of several
     return AudioPart(str(Path(files[0]).absolute())) if files and is_as_recorded and is_mono else None
 
 

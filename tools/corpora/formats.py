@@ -72,7 +72,8 @@ def _format_of_file(path: Path) -> str:
     if path.name.endswith(".jsonl.gz"):
         return "lhotse"
     if suffix in LIST_SUFFIXES:
-        return "lhotse" if {"start", "duration"} <= {*header_of(path)} and not names_audio(path) else "list"
+        is_lhotse = suffix == ".jsonl" and {"start", "duration"} <= {*header_of(path)} and not names_audio(path)
+        return "lhotse" if is_lhotse else "list"
     lists = ", ".join(LIST_SUFFIXES)
     raise ValueError(f"{path}: must be a folder, a recording, a .tar, .parquet or a list ({lists})")
 

@@ -88,5 +88,5 @@ def describe(summary: dict) -> str:
 
 def main(settings: str) -> None:
     """Prepare a corpus with settings given as JSON, see `Settings`."""
-    with one_line_run_errors("prepare_speech"), one_line_errors("prepare_speech"):
+    with one_line_errors("prepare_speech"), one_line_run_errors("prepare_speech"):
         prepare(Settings.from_json(settings))

@@ -11,8 +11,8 @@ from tools.corpora.measures import print_distance, print_keys
 TRAIN, HELD_OUT, REJECTED = "train", "heldout", "rejected"
 SAME_PRINT = 0.15  # share of differing bits; copies in other formats reach 0.1, other clips begin at 0.25
 SAME_LENGTH = 0.05  # relative difference
-# What is held out together, the largest first.
 UNKNOWN_SPEAKER = "speaker"  # voice in the manifest of clips without a speaker
+# What is held out together, the largest first.
 GROUPS = {"speaker": "speaker", "recording": "speaker || char(31) || recording", "clip": "audio"}
 _COLUMNS = ", ".join(f"clips.{field.name}" for field in fields(Clip))
 _SCHEMA = """

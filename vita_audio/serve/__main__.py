@@ -127,11 +127,12 @@ def run(options: argparse.Namespace) -> None:
 
 def page_host(options: argparse.Namespace) -> str:
     """Return a name of the server as it stands in the address of its page."""
-    if options.host in ANY and options.allow_host:
-        return options.allow_host[0]
-    if options.host in (LOCAL, *ANY):
-        return "localhost"
-    return f"[{options.host}]" if ":" in options.host else options.host
+    name = options.host
+    if name in ANY and options.allow_host:
+        name = options.allow_host[0]
+    elif name in (LOCAL, *ANY):
+        name = "localhost"
+    return f"[{name}]" if ":" in name else name
 
 
 def load_model(options: argparse.Namespace) -> SpeechLM:

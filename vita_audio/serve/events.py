@@ -45,7 +45,7 @@ class ServerVad(Strict):
 
 
 class Transcription(Strict):
-    """The model itself transcribes the user's speech, after the answer."""
+    """The model itself transcribes the user's speech."""
 
     model: Name | None = None
 

@@ -109,7 +109,8 @@ class Guard:
         self._note_error(code or status)
         if scope["type"] == "websocket":
             return await WebSocketClose(1008, message)(scope, receive, send)
-        error = {"type": "invalid_request_error", "code": code, "param": None, "message": message}
+        kind = "server_error" if status == 429 else "invalid_request_error"
+        error = {"type": kind, "code": code, "param": None, "message": message}
         await JSONResponse({"error": error}, status)(scope, receive, send)
 
     def _too_large(self) -> tuple[int, str]:

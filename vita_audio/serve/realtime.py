@@ -25,7 +25,7 @@ from vita_audio.serve.service import Service
 from vita_audio.serve.transcription import Transcriber
 from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, load_vad
 
-ASKING_SECONDS = 0.3  # after a turn, in which clients ask for its answer, which comes before its transcription
+ASKING_SECONDS = 0.3  # clients ask for an answer within this time; answers come before transcriptions
 
 
 class EventError(ValueError):
@@ -307,6 +307,7 @@ class RealtimeSession:
     async def _on_response_create(self, event: events.ResponseCreate) -> None:
         if self._reply is not None and self._reply.is_active:
             raise EventError("there is a response already; cancel it first", "conversation_already_has_active_response")
+        await self._finish_reply()  # one that was cancelled may still get a token
         items = [item for item in self._conversation.items if item.ids != []]  # not answers that nobody heard
         if not any(item.role == "user" for item in items):
             raise EventError("the conversation has no message of a user", "conversation_empty")

@@ -30,7 +30,7 @@ export class Recorder {
     this.clear();
     this.record.disabled = true;
     try {
-      this.close = await openMicrophone(({ pcm }) => this.take(pcm), () => this.finish());
+      this.close = await openMicrophone(({ pcm }) => this.take(pcm), () => this.close && this.finish());
       this.setRecording(true);
     } catch (error) {
       showError(error instanceof MicrophoneError ? text(error.key) : error.message);

@@ -46,11 +46,16 @@ export async function openMicrophone(onPiece, onLost) {
   node.port.onmessage = ({ data }) => onPiece(data);
   stream.getAudioTracks()[0].onended = onLost;
   await context.resume();
-  return () => {
+  const close = () => {
     node.port.onmessage = null;
     stream.getTracks().forEach((track) => track.stop());
     context.close();
   };
+  if (stream.getAudioTracks()[0].readyState === "ended") {
+    close();
+    throw new MicrophoneError("ended");
+  }
+  return close;
 }
 
 // `key` names the text that says what to do.
