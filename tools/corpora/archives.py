@@ -135,7 +135,7 @@ def _part_of_cut(cut: dict[str, Any]) -> AudioPart | None:
     files = [source["source"] for source in sources if source["type"] == "file"]
     is_as_recorded = {change["name"] for change in recording.get("transforms") or []} <= SAME_TIMES
     channels = recording.get("channel_ids") or [channel for source in sources for channel in source["channels"]]
-    is_mono = len(channels) == 1 or isinstance(cut["channel"], list)  # else one of several
+    is_mono = len(channels) == 1 or isinstance(cut.get("channel"), list)  # else one of several
     return AudioPart(str(Path(files[0]).absolute())) if files and is_as_recorded and is_mono else None
 
 
