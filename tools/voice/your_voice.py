@@ -28,7 +28,7 @@ MARK = "your_voice.json"
 HELD_OUT = 0.1  # share of the clips that only the report hears
 # The decoder learns sound, not text: a doubtful transcript and a repeated text do no harm.
 LIMITS = {"held-out": HELD_OUT, "max-wer": 1.0, "renditions": 1000}
-USUAL_MINUTES = {"recordings": 1, "voice": 10, "report": 2}
+USUAL_MINUTES = {"recordings": 1, "voice": 13, "report": 2}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def print_result(run: Run) -> None:
     """Print the metrics, and how to talk to the model in the new voice."""
     report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     for name, row in report["rows"].items():
-        print(f"{name:>28}: likeness {row['likeness']:.2f}, word error rate {100 * row['wer']:.1f} %")
+        low, high = (100 * value for value in row["wer_interval"])
+        errors = f"word error rate {100 * row['wer']:.1f} % ({low:.1f} to {high:.1f})"
+        print(f"{name:>38}: likeness {row['likeness']:.2f}, {errors}")
     talk = ["bash", "scripts/talk.sh", "--audio-decoder-path", str(run.decoder_folder)]
     if run.model != str(DEMO_MODEL):
         talk[2:2] = ["--model", run.model]

@@ -80,10 +80,12 @@ def test_all_commands_are_accepted_by_their_programs(changes):
 def test_it_says_how_to_talk_in_this_voice(tmp_path, capsys, monkeypatch, changes, expected):
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
-    Path("out/report.json").write_text(json.dumps({"rows": {"recordings: after": {"likeness": 0.8123, "wer": 0.1}}}))
+    Path("out/report.json").write_text(
+        json.dumps({"rows": {"recordings: after": {"likeness": 0.8123, "wer": 0.1, "wer_interval": [0.05, 0.2]}}})
+    )
     your_voice.print_result(make_run(**changes))
     printed = capsys.readouterr().out
-    assert "recordings: after: likeness 0.81, word error rate 10.0 %" in printed
+    assert "recordings: after: likeness 0.81, word error rate 10.0 % (5.0 to 20.0)" in printed
     talk = shlex.split(re.search("talk: (.*)", printed)[1])
     assert talk == ["bash", "scripts/talk.sh", *expected.split()]
     assert str(parse_serving(talk[2:]).audio_decoder_path) == "out/voice/decoder"
