@@ -206,6 +206,17 @@ class Domain:
             texts[text] = None
         return list(texts)
 
+    @cached_property
+    def near_questions(self) -> frozenset[str]:
+        """Questions that are worded like those of the domain, but lie outside it."""
+        near = self.outside.near.items() if self.outside else ()
+        return frozenset(
+            phrasing.format(asked=asked)
+            for topic, listed in near
+            for phrasing in self.topics[topic].phrasings
+            for asked in listed
+        )
+
     def training_texts(self, size: str, seed: int = 0, *, answer_copies: int = 1) -> list[str]:
         """Return every text that is spoken in training: sentences, training phrasings, answers."""
         asked = [phrasing for question in self.questions(size) for phrasing in question.phrasings]

@@ -5,10 +5,10 @@
 
 Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl for training, heldout_{asr,tts,qa}.jsonl for evaluation,
 and a mixture yaml each for stage 1, the MTP stages and the last stage. The size demo also has recordings by random
-microphones in audio/microphone, and heldout_{outside,near}.jsonl with questions outside the domain. With --keep, the
-mixtures also read the corpus of a language that the model knows, so that it is not forgotten. Paths in the files are
-relative to the folder, so it can be moved. The same arguments give the same files. The same command resumes an
-interrupted run.
+microphones in audio/microphone, and questions outside the domain: near.jsonl has those that are worded like the
+domain's, and heldout_{outside,near}.jsonl both kinds. With --keep, the mixtures also read the corpus of a language that
+the model knows, so that it is not forgotten. Paths in the files are relative to the folder, so it can be moved. The same
+arguments give the same files. The same command resumes an interrupted run.
 """
 
 import argparse
@@ -112,15 +112,18 @@ def plan_corpus(size: str, seed: int = 0, domain: Domain = ENGLISH) -> Corpus:
         answers += render_all([domain.outside.answer], REFUSALS * counts["answer_renderings"])
         prompts += render_all(outside, 1) + sentences[: counts["statements"]]
         answer_of |= {text: domain.outside.answer for text, _ in prompts if text not in answer_of}
+    near = domain.near_questions if outside else ()
     corpus.training = {
         "asr": [recognition_sample(path, text) for text, path in transcribed],
         "tts": [synthesis_sample(text, path) for text, path in sentences + answers],
-        "qa": _qa_samples(answer_of, recorded(prompts), answers),
+        "qa": _qa_samples(answer_of, [item for item in recorded(prompts) if item[0] not in near], answers),
         "text": [chat_sample(phrasing, answer) for phrasing, answer in answer_of.items()],
     }
     render_held_out = partial(render, number=0, part="heldout")
     corpus.held_out = _held_out_rows(domain.heldout_sentences(size), asked, render_held_out)
     if outside:
+        near_prompts = [item for item in recorded(prompts) if item[0] in near]
+        corpus.training["near"] = _qa_samples(answer_of, near_prompts, answers)
         corpus.held_out |= _outside_rows(domain.outside, render_held_out)
     return corpus
 
@@ -234,6 +237,7 @@ def write_corpus_files(out: Path, corpus: Corpus, kept: Path | None = None) -> N
             f"{corpus_name}_{source}": {"ratio": ratio, "data_paths": [os.path.join(folder, f"{source}.jsonl")]}
             for corpus_name, folder in folders.items()
             for source, ratio in ratios.items()
+            if source in corpus.training
         }
         write_text(out / f"{name}.yaml", yaml.safe_dump({"dataset": sources}, sort_keys=False))
 

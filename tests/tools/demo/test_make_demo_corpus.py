@@ -78,8 +78,9 @@ def test_recordings_are_heard_and_never_spoken():
     demo = make_corpus.plan_corpus("demo")
     recorded = {path.as_posix() for path in demo.recordings}
     assert set(demo.recordings.values()) <= set(demo.renderings) and not recorded & {*map(str, demo.renderings)}
-    asked = {row["audios"][0] for row in demo.training["asr"] + demo.training["qa"]}
-    spoken = {row["audios"][-1] for row in demo.training["tts"] + demo.training["qa"]}
+    questions = demo.training["qa"] + demo.training["near"]
+    asked = {row["audios"][0] for row in demo.training["asr"] + questions}
+    spoken = {row["audios"][-1] for row in demo.training["tts"] + questions}
     assert recorded <= asked and not recorded & spoken
     for row in demo.training["asr"]:
         path = Path(row["audios"][0])
@@ -89,10 +90,12 @@ def test_recordings_are_heard_and_never_spoken():
 def test_questions_outside_the_domain_get_its_answer():
     demo = make_corpus.plan_corpus("demo")
     outside = {*domain.outside_questions("demo"), *domain.training_sentences("demo")}
-    for row in demo.training["qa"]:
-        path, spoken = map(Path, row["audios"])
-        text, answer = rendered_text(demo, demo.recordings.get(path, path)), rendered_text(demo, spoken)
-        assert (text in outside) == (answer == domain.outside.answer)
+    for name in ("qa", "near"):
+        for row in demo.training[name]:
+            path, spoken = map(Path, row["audios"])
+            text, answer = rendered_text(demo, demo.recordings.get(path, path)), rendered_text(demo, spoken)
+            assert (text in outside) == (answer == domain.outside.answer)
+            assert (text in domain.near_questions) == (name == "near")
     assert [row["text"] for row in demo.held_out["outside"]] == domain.outside.held_out
     assert {Path(row["audio"]).parts[1] for row in demo.held_out["near"]} == {"heldout"}
 
