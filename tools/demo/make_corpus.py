@@ -7,8 +7,8 @@ Writes audio/{train,heldout}/*.flac, {asr,tts,qa,text}.jsonl for training, heldo
 and a mixture yaml each for stage 1, the MTP stages and the last stage. The size demo also has recordings by random
 microphones in audio/microphone, and questions outside the domain: near.jsonl has those that are worded like the
 domain's, and heldout_{outside,near}.jsonl both kinds. With --keep, the mixtures also read the corpus of a language that
-the model knows, so that it is not forgotten. Paths in the files are relative to the folder, so it can be moved. The same
-arguments give the same files. The same command resumes an interrupted run.
+the model knows, so that it is not forgotten. Paths in the files are relative to the folder, so it can be moved. The
+same arguments give the same files. The same command resumes an interrupted run.
 """
 
 import argparse
