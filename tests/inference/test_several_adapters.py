@@ -13,7 +13,7 @@ from vita_audio.inference.prompts import ChatState
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.training.lora import LoraSettings
 
-LENGTH = 40
+LENGTH = 24
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,12 @@ def test_answers_equal_those_of_models_loaded_alone(models, folders, plan):
         expected = alone.respond_batch(CONVERSATIONS, plan, **options)
         answers[name] = [answer.ids for answer in model.respond_batch(CONVERSATIONS, plan, **options)]
         assert answers[name] == [answer.ids for answer in expected]
-        assert [model.respond(each, plan, **options).ids for each in CONVERSATIONS] == answers[name]
     assert answers["base"] != answers["one"] != answers["two"] != answers["base"]
 
 
-@pytest.mark.parametrize("options", [{}, {"acceptance": 1}, {"mtp_head": "audio"}], ids=["", "verified", "audio head"])
+@pytest.mark.parametrize("options", [{}, {"acceptance": 1}], ids=["committed", "verified"])
 def test_interleaved_streams_equal_separate_ones(models, options):
-    (conversation, *_), options = CONVERSATIONS, {"max_new_tokens": LENGTH, **options}
+    (conversation, *_), options = CONVERSATIONS, {"max_new_tokens": LENGTH, "decode_audio": False, **options}
     streams = {name: model.stream(conversation, "boost", **options) for name, model in models.items()}
     chunks, open_streams = {name: [] for name in models}, dict(streams)
     while open_streams:
@@ -73,11 +72,20 @@ def test_a_conversation_that_changes_its_model_is_read_again(models):
         conversation["messages"] += [answer.message, {"role": "user", "content": "and then"}]
 
 
-def test_weights_are_held_once(models):
-    base = {parameter.untyped_storage().data_ptr() for parameter in models["base"].model.parameters()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_weights_are_held_once_and_in_the_dtype_of_the_base(folders, models, dtype):
+    base = SpeechLM.from_pretrained(folders["base"], models["base"].audio_tokenizer, "cpu", dtype)
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    held = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
     for name in ("one", "two"):
-        layers = models[name].model.model.layers.named_parameters()
-        assert all(value.untyped_storage().data_ptr() in base for key, value in layers if "lora_" not in key)
+        model = base.with_adapter(folders[name])
+        layers = model.model.model.layers.named_parameters()
+        assert all(value.untyped_storage().data_ptr() in held for key, value in layers if "lora_" not in key)
+        assert {parameter.dtype for parameter in model.model.parameters()} == {dtype}
+        answer = model.respond(CONVERSATIONS[0], "boost", max_new_tokens=LENGTH, decode_audio=False)
+        assert answer.ids
+    after = base.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_the_generation_config_is_the_adapters_or_the_bases(models, folders, tmp_path):
@@ -103,12 +111,3 @@ def test_an_adapter_may_be_the_base_of_others(toy_folders, folders, models):
     merged = SpeechLM.from_pretrained(folders["one"], models["base"].audio_tokenizer, "cpu")
     with pytest.raises(ValueError, match="two is an adapter of another base"):
         merged.with_adapter(folders["two"])
-
-
-def test_loading_changes_nothing_in_the_base(toy_folders, folders):
-    base = load_toy(toy_folders)
-    before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    for name in ("one", "two"):
-        base.with_adapter(folders[name])
-    after = base.model.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2 as httpx
 import openai
 import pytest
+from page_browser import needs_chromium, opened
 from realtime_client import GREEDY, MANUAL, SPEECH, ask, session
 from toy_adapters import save_toy_adapter
 from toy_server import serve
@@ -115,3 +116,12 @@ def test_models_of_other_tokenizers_are_refused(models, tmp_path):
     plus = load_toy(make_toy_folders(tmp_path, audio_input={"user": "both"}))
     with pytest.raises(ValueError, match="the models of a server need the same text tokenizer; toy and plus differ"):
         Service({"toy": models["toy"], "plus": plus})
+
+
+@needs_chromium
+def test_the_page_talks_to_the_model_in_its_address(server, chromium):
+    with opened(chromium, server, url=f"{server.url}/?model=two") as page:
+        assert page.text_content("#model") == "two"
+        asked = page.evaluate("import('/static/wire.js').then((wire) => wire.model)")
+    with opened(chromium, server) as page:
+        assert page.text_content("#model") == "toy" and asked == "two"
