@@ -138,9 +138,9 @@ def finetune(data: VoiceData, judge: VoiceJudge, args: argparse.Namespace) -> No
     write_json(args.output / RESULT, result)
     best = attempts.best
     print(
-        f"{args.output / DECODER}: step {best['step']} of {len(data.train)} clips, judged by {args.judge} on "
-        f"{best['sounds']} sounds of {len(data.held_out)} others: likeness {best['likeness']:.2f}, word error rate "
-        f"{100 * best['wer']:.1f} %; before: {attempts.rows[0]['likeness']:.2f}, {100 * attempts.rows[0]['wer']:.1f} %"
+        f"{args.output / DECODER}: step {best['step']}, judged by {args.judge} on {best['sounds']} sounds that are not "
+        f"trained on: likeness {best['likeness']:.2f}, word error rate {100 * best['wer']:.1f} %; before: "
+        f"{attempts.rows[0]['likeness']:.2f}, {100 * attempts.rows[0]['wer']:.1f} %"
     )
 
 
