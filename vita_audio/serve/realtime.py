@@ -261,7 +261,7 @@ class RealtimeSession:
         for kind in ("conversation.item.added", "conversation.item.done"):
             await self._send(kind, item=item_json(item), previous_item_id=previous)
         if item.audio is not None and self._config.audio.input.transcription is not None:
-            self._transcriber.add(item)
+            await self._transcriber.add(item)
             self._start(self._transcribe())
 
     async def _transcribe(self) -> None:

@@ -65,12 +65,14 @@ class Service:
         plan: str | None = None,
         max_new_tokens: int | None = None,
         is_background: bool = False,
+        is_continued: bool = False,
         **generation: Any,
     ) -> Answer:
         """Queue the answer to a conversation, whose state it updates; `close` the answer before the next one.
 
         Args:
             record: Gets the outcome if there is no answer; otherwise give it to `pieces`.
+            is_background, is_continued: As in `Scheduler.submit`.
         Raises: BusyError.
         """
         limit = record.limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
@@ -88,7 +90,7 @@ class Service:
             return stream
 
         try:
-            return self.scheduler.submit(open_stream, is_background=is_background)
+            return self.scheduler.submit(open_stream, is_background=is_background, is_continued=is_continued)
         except BusyError:
             record.reason = "server_busy"
             self._finish(record)
@@ -109,8 +111,12 @@ class Service:
                 yield event
             if not answer.is_cancelled:
                 yield Piece(Chunk(wave=resampler.flush()), answer.seconds)
-            is_longest = len(record.depths) >= record.limit
-            record.outcome = "cancelled" if answer.is_cancelled else "incomplete" if is_longest else "completed"
+            if answer.is_cancelled:
+                record.outcome = "cancelled"
+            elif len(record.depths) < record.limit:
+                record.outcome = "completed"
+            else:
+                record.outcome, record.reason = "incomplete", "max_new_tokens"
         except (GeneratorExit, asyncio.CancelledError):
             record.outcome, record.reason = "cancelled", record.reason or "client_left"
             raise
