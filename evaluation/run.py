@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,16 @@ from evaluation.tasks import MEASURES, TASKS
 from vita_audio.command_line import (
     DECODING,
     OneLineParser,
+    adapter_folder,
+    add_adapter_option,
     add_codec_options,
     add_decoding_options,
     add_dtype_option,
+    chosen_models,
     decoding_options,
+    folder_name,
     in_range,
+    load_adapters,
     plan_name,
 )
 from vita_audio.errors import one_line_errors
@@ -57,6 +63,7 @@ class EvaluationOptions:
 
     Attributes:
         judge: Name of the judge by language.
+        adapter: Names and folders of adapters on the model.
         decoding: Options of `add_decoding_options`, as arguments of `SpeechLM.respond`.
         limit: Number of items by benchmark, or for EVERY benchmark.
         time_alone: The same for the items that are timed.
@@ -74,7 +81,7 @@ class EvaluationOptions:
     audio_tokenizer_path: str | None
     audio_decoder_path: str | None
     audio_model_path: str | None
-    adapter: str | None
+    adapter: Sequence[tuple[str, str]]
     dtype: str | None
     device: str
     batch_size: int
@@ -92,6 +99,11 @@ class EvaluationOptions:
         """Return the items of a benchmark. Raises: the errors of `Benchmark.items`."""
         folder = self.corpus if benchmark in DEMO_CORPUS else self.data
         return benchmark.items(folder, limit_of(self.limit, benchmark.name))
+
+    def of_model(self, name: str) -> EvaluationOptions:
+        """Return the options for one of several models: a folder of its own, and a comparison with the base."""
+        base, output = self.output / folder_name(self.model), self.output / name
+        return replace(self, output=output, against=self.against or (None if output == base else base))
 
     def settings(self, checkpoint: Path) -> dict[str, Any]:
         """Return what determines the results, as JSON values; weights are identified by their files."""
@@ -125,7 +137,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add, counts = parser.add_argument, {"type": _count, "nargs": "+", "default": [], "metavar": "[BENCHMARK=]N"}
     add("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
     add("--model", required=True, help="folder of a model, or hub name")
-    add("--adapter", help="folder of an adapter on --model (an adapter alone can be given as --model)")
+    add_adapter_option(parser, several=True)
     add("--output", required=True, type=Path, help="folder for answers and results")
     add("--corpus", type=Path, help="folder of tools.demo.make_corpus, for the demo suite")
     add("--data", type=Path, help="folder of evaluation.prepare, for the public sets")
@@ -193,16 +205,18 @@ def check(options: EvaluationOptions) -> None:
         load_judge(options, language)
 
 
-def load_model(options: EvaluationOptions, device: str) -> SpeechLM:
-    """Load the model with its audio tokenizer."""
+def load_models(options: EvaluationOptions, device: str) -> dict[str, SpeechLM]:
+    """Load the models of `chosen_models` with their audio tokenizer."""
     from vita_audio.audio_tokenizers import get_audio_tokenizer
     from vita_audio.inference.pipeline import SpeechLM
 
     audio_tokenizer = get_audio_tokenizer(
         options.audio_tokenizer_type, options.audio_tokenizer_path, options.audio_decoder_path, device=device
     )
-    more = {"audio_model": options.audio_model_path, "adapter": options.adapter}
-    return SpeechLM.from_pretrained(options.model, audio_tokenizer, device, options.dtype, **more)
+    more = {"audio_model": options.audio_model_path}
+    merged = adapter_folder(options)
+    base = SpeechLM.from_pretrained(options.model, audio_tokenizer, device, options.dtype, adapter=merged, **more)
+    return load_adapters(base, chosen_models(options), **more)
 
 
 def load_judge(options: EvaluationOptions, language: str) -> Judge:
@@ -230,12 +244,20 @@ def read_items(benchmarks: Sequence[Benchmark], options: EvaluationOptions) -> t
     return found, absent
 
 
-def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes) -> list[Outcome]:
+def evaluate(
+    options: EvaluationOptions,
+    checkpoint: Path,
+    processes: Processes,
+    *,
+    load_model: Callable[[], SpeechLM],
+    load_judge: Callable[[str], Judge],
+) -> list[Outcome]:
     """Run all benchmarks and return their outcomes, which are complete in every process.
 
     Args:
         checkpoint: Folder of the model.
         processes: The caller holds their claim on the output folder.
+        load_model, load_judge: As in `Runner`.
     """
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
     from evaluation.runner import Runner
@@ -254,8 +276,8 @@ def evaluate(options: EvaluationOptions, checkpoint: Path, processes: Processes)
                 path.unlink()
     processes.wait()
     runner = Runner(
-        load_model=lambda: load_model(options, processes.device(options.device)),
-        load_judge=lambda language: load_judge(options, language),
+        load_model=load_model,
+        load_judge=load_judge,
         output=options.output,
         rank=processes.rank,
         size=processes.size,
@@ -297,7 +319,8 @@ def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 if every benchmark that has data was evaluated, else 1."""
     options = parse_arguments(arguments)
-    checkpoint = None if options.check else find_checkpoint(options.adapter or options.model)
+    adapters = {} if options.check else chosen_models(options)
+    checkpoints = {name: find_checkpoint(adapter or options.model) for name, adapter in adapters.items()}
 
     from transformers.utils import logging as transformers_logging
 
@@ -306,15 +329,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if checkpoint is None:
+    if options.check:
         check(options)
         return 0
-    processes = Processes()
-    with processes.claim(options.output):
-        outcomes = evaluate(options, checkpoint, processes)
-        if processes.rank == 0:
-            print(write_results(options.output, checkpoint, outcomes))
-    return int(any(outcome.status not in (DONE, MISSING) for outcome in outcomes))
+    processes, statuses = Processes(), set()
+    models = cache(lambda: load_models(options, processes.device(options.device)))
+    judge = cache(partial(load_judge, options))
+    for name, checkpoint in checkpoints.items():
+        one = options if len(checkpoints) == 1 else options.of_model(name)
+        with processes.claim(one.output):
+            outcomes = evaluate(
+                one, checkpoint, processes, load_model=lambda name=name: models()[name], load_judge=judge
+            )
+            if processes.rank == 0:
+                print(write_results(one.output, checkpoint, outcomes))
+        statuses |= {outcome.status for outcome in outcomes}
+    return int(not statuses <= {DONE, MISSING})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import pytest
 
 from vita_audio.command_line import (
     OneLineParser,
+    add_adapter_option,
     add_decoding_options,
     check_files,
+    chosen_models,
     decoding_options,
     in_range,
     plan_name,
@@ -100,3 +102,31 @@ def test_the_first_missing_file_is_named(tmp_path):
         check_files(None, Path(__file__), tmp_path / "none.wav", tmp_path / "other.wav")
     with pytest.raises(FileNotFoundError, match="no such file"):
         check_files(tmp_path)
+
+
+def test_adapters_have_the_names_of_their_folders_unless_others_are_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = OneLineParser("program")
+    parser.add_argument("--model", default="models/base")
+    add_adapter_option(parser, several=True)
+    (tmp_path / "a=1").mkdir()
+
+    def models(arguments):
+        return chosen_models(parser.parse_args(arguments.split()))
+
+    assert models("") == {"base": None}
+    assert models("--adapter runs/one") == {"one": "runs/one"}
+    assert models("--adapter x=runs/one") == {"x": "runs/one"}
+    several = {"base": None, "x": "runs/one", "two": "owner/two", "three": "r/a=1/three", "a=1": "a=1"}
+    assert models("--adapter x=runs/one owner/two --adapter r/a=1/three a=1") == several
+    with pytest.raises(ValueError, match="got two twice; give NAME=FOLDER"):
+        models("--adapter owner/two runs/two")
+
+
+def test_a_program_for_one_adapter_takes_one(capsys):
+    parser = OneLineParser("program")
+    add_adapter_option(parser)
+    assert parser.parse_args(["--adapter", "runs/one"]).adapter == [("one", "runs/one")]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--adapter", "one", "two"])
+    assert "unrecognized arguments: two" in capsys.readouterr().err

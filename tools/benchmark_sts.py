@@ -29,6 +29,7 @@ from vita_audio.command_line import (
     DTYPES,
     QUANTIZATIONS,
     OneLineParser,
+    adapter_folder,
     add_decoding_options,
     add_model_options,
     check_attention,
@@ -123,7 +124,7 @@ def worker_settings(options: argparse.Namespace) -> dict[str, Any]:
     any_audio = options.any_audio_tokenizer or options.audio_decoder_path == RANDOM
     loading = {"offline": options.offline, "any_audio_tokenizer": any_audio}
     chosen = {"audio_model": _path(options.audio_model_path), "device_map": options.device_map}
-    chosen |= {"attn_implementation": options.attn_implementation, "adapter": _path(options.adapter)}
+    chosen |= {"attn_implementation": options.attn_implementation, "adapter": _path(adapter_folder(options))}
     loading |= {name: value for name, value in chosen.items() if value is not None}
     if options.random_weights is None:
         weights = {"model": _path(options.model)}

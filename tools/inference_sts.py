@@ -3,9 +3,11 @@
     python tools/inference_sts.py --task sts --audio question.wav --stream
     python tools/inference_sts.py --task tts --text "four two seven" --mode turbo --output spoken.wav
     python tools/inference_sts.py --model DIR --task asr --audio question.wav --no-do-sample
+    python tools/inference_sts.py --model DIR --adapter one=DIR two=DIR --task tts --text "four two seven"
 
 Prints the text of the answer and, for speech, the output file, the time to the first audio and the real-time factor.
-Without --stream, all audio arrives at once.
+Without --stream, all audio arrives at once. With several adapters, the base and each adapter answer in turn: a line
+with the name precedes each answer, and the name is part of the output file's.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from vita_audio.command_line import (
     add_model_options,
     check_files,
     check_model_folder,
+    chosen_models,
     decoding_options,
     in_range,
     load_audio_tokenizer,
-    load_speech_lm,
+    load_speech_lms,
     plan_name,
     quieten_transformers,
 )
@@ -59,7 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--mode", type=plan_name, help=f"interleave plan: {modes} (default: the model's)")
     add("--stream", action="store_true", help="print text and write audio as they are generated")
     add("--output", type=Path, help=f"sound file of the answer (default for speech: {DEFAULT_OUTPUT})")
-    add_model_options(parser)
+    add_model_options(parser, several_adapters=True)
     group = parser.add_argument_group("generation", "defaults: the model's generation_config.json")
     group.add_argument("--do-sample", action=argparse.BooleanOptionalAction, help="sample, or decode greedily")
     group.add_argument("--temperature", type=in_range(float, above=0))
@@ -78,8 +81,9 @@ def run(options: argparse.Namespace) -> None:
     """Check the input before anything large is imported or loaded, then answer."""
     if options.output is None and TASKS[options.task].speaks:
         options.output = DEFAULT_OUTPUT
-    if options.output is not None:
-        check_output(options.output)
+    outputs = output_files(options)
+    for output in filter(None, outputs.values()):
+        check_output(output)
     conversation = make_conversation(
         options.task, text=options.text, audio=options.audio, voice_prompt=options.voice_prompt, system=options.system
     )
@@ -97,13 +101,24 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         voice = load_voice(audio_tokenizer, options.voice)
         audio_tokenizer.stream(voice)  # without a speech decoder, raises now rather than after the answer
-    speech_lm = load_speech_lm(options, audio_tokenizer)
-    torch.manual_seed(options.seed)
+    speech_lms = load_speech_lms(options, audio_tokenizer)
     generation = {name: value for name in GENERATION_OPTIONS if (value := getattr(options, name)) is not None}
     generation |= {"plan": options.mode, "voice": voice, "decode_audio": options.output is not None}
     generation |= options.decoding
-    answer = pieces(speech_lm, conversation, stream=options.stream, **generation)
-    write_answer(answer, options.output, audio_tokenizer.output_rate)
+    for name, speech_lm in speech_lms.items():
+        if len(speech_lms) > 1:
+            print(f"[{name}]")
+        torch.manual_seed(options.seed)
+        answer = pieces(speech_lm, conversation, stream=options.stream, **generation)
+        write_answer(answer, outputs[name], audio_tokenizer.output_rate)
+
+
+def output_files(options: argparse.Namespace) -> dict[str, Path | None]:
+    """Return the output file of each model by its name, which is part of the file's name if there are several."""
+    names, output = list(chosen_models(options)), options.output
+    if output is None or len(names) == 1:
+        return dict.fromkeys(names, output)
+    return {name: output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names}
 
 
 def load_voice(audio_tokenizer: AudioTokenizer, path: Path | None) -> Any:

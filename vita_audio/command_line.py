@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from vita_audio.constants import AUDIO_TOKENIZER_TYPES
 from vita_audio.errors import WRONG_INPUT
+from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.interleave import InterleavePlan
 
 if TYPE_CHECKING:
@@ -131,11 +132,56 @@ def decoding_options(
     return given
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `load_audio_tokenizer` and `load_speech_lm`."""
+def named_adapter(text: str) -> tuple[str, str]:
+    """Argument type: [NAME=]FOLDER, returned as name and folder; without a name, it is the folder's."""
+    name, separator, folder = text.partition("=")
+    if not separator or "/" in name or Path(text).exists():
+        name, folder = folder_name(text), text
+    if not (name.strip(".") and folder):
+        raise argparse.ArgumentTypeError(f"must be the folder of an adapter, or NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
+def folder_name(path: str | Path) -> str:
+    """Return the last part of a path or hub name."""
+    return Path(path).expanduser().resolve().name
+
+
+def add_adapter_option(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add --adapter, whose value is a list of names and folders, with at most one element unless `several`."""
+    about = "an adapter on --model, which is merged into it (an adapter alone can be given as --model)"
+    more = "; several, which share it in memory, are loaded with the base, each under its name (default: the folder's)"
+    ways = {"nargs": "+", "action": "extend", "help": about + more} if several else {"nargs": 1, "help": about}
+    parser.add_argument("--adapter", type=named_adapter, default=[], metavar="[NAME=]FOLDER", **ways)
+
+
+def chosen_models(options: argparse.Namespace) -> dict[str, str | None]:
+    """Return the adapters of the models that are to be loaded, by the names of the models; None for the base.
+
+    Raises: ValueError for a name that two models have.
+    """
+    if len(options.adapter) == 1:
+        return dict(options.adapter)
+    models = [(folder_name(options.model), None), *options.adapter]
+    names = [name for name, _ in models]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"--adapter: the names of adapters must differ from each other and from the base's, got {twice[0]} twice; "
+            "give NAME=FOLDER"
+        )
+    return dict(models)
+
+
+def adapter_folder(options: argparse.Namespace) -> str | None:
+    """Return the folder of a single adapter, which is merged into the model; None for none or several."""
+    return options.adapter[0][1] if len(options.adapter) == 1 else None
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, several_adapters: bool = False) -> None:
+    """Add the options of `load_audio_tokenizer`, and of `load_speech_lm` or `load_speech_lms`."""
     add, positive = parser.add_argument, in_range(int, minimum=1)
     add("--model", type=Path, default=DEFAULT_MODEL, help="folder or hub name of a model")
-    add("--adapter", help="folder of an adapter on --model (an adapter alone can be given as --model)")
+    add_adapter_option(parser, several=several_adapters)
     add("--offline", action="store_true", help="do not download; hub names need an earlier download")
     add_codec_options(parser)
     add("--audio-model-path", help="SenseVoiceSmall folder, for a Plus model whose own folder lacks am.mvn")
@@ -182,9 +228,37 @@ def load_speech_lm(options: argparse.Namespace, audio_tokenizer: AudioTokenizer)
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,
         quantize=options.quantize,
-        adapter=options.adapter,
+        adapter=adapter_folder(options),
         **{name: value for name, value in chosen.items() if value is not None},
     )
+
+
+def load_speech_lms(options: argparse.Namespace, audio_tokenizer: AudioTokenizer) -> dict[str, SpeechLM]:
+    """Load the models chosen by the options of `add_model_options` with several adapters; return them by name.
+
+    Raises: As `load_speech_lm` and `chosen_models`; ValueError for options that exclude several adapters.
+    """
+    adapters = chosen_models(options)
+    for flag in ("device_map", "quantize"):
+        if len(adapters) > 1 and getattr(options, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} takes one --adapter, got {', '.join(adapters)}")
+    for adapter in filter(None, adapters.values()):
+        find_checkpoint(adapter, offline=options.offline)  # raises before the base is loaded
+    base = load_speech_lm(options, audio_tokenizer)
+    same = {"offline": options.offline, "any_audio_tokenizer": options.any_audio_tokenizer}
+    return load_adapters(base, adapters, audio_model=options.audio_model_path, **same)
+
+
+def load_adapters(base: SpeechLM, adapters: Mapping[str, str | None], **options: Any) -> dict[str, SpeechLM]:
+    """Load the adapters of `chosen_models` on a base, into which a single one is merged already.
+
+    Args:
+        options: Arguments of `SpeechLM.with_adapter`.
+    """
+    return {
+        name: base if adapter is None or len(adapters) == 1 else base.with_adapter(adapter, **options)
+        for name, adapter in adapters.items()
+    }
 
 
 def check_attention(implementation: str | None) -> None:

@@ -127,7 +127,7 @@ def test_large_numbers_are_whole_and_small_ones_have_three_digits():
 
 def test_a_finished_evaluation_is_only_reported_again(finished, toy_folders, corpus, monkeypatch):
     before = answers(finished)
-    monkeypatch.setattr(run, "load_model", fail_to_load)
+    monkeypatch.setattr(run, "load_models", fail_to_load)
     monkeypatch.setitem(JUDGES, "length", fail_to_load)
     (finished / "results.json").unlink()
     assert run.main(arguments(toy_folders, corpus, finished, "--modes", *MODES)) == 0

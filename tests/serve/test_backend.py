@@ -9,7 +9,7 @@ from toy_server import serve
 from toy_speech_lm import load_toy
 
 from vita_audio.inference.engine import EngineLM
-from vita_audio.serve.__main__ import load_model, parse_arguments
+from vita_audio.serve.__main__ import load_models, parse_arguments
 
 URL = "http://127.0.0.1:9"  # nothing listens there
 
@@ -61,4 +61,4 @@ def test_without_an_engine_the_error_says_what_to_do(toy_folders):
     folders = ["--audio-tokenizer-path", toy_folders.audio_tokenizer, "--audio-decoder-path", toy_folders.audio_decoder]
     options = ["--model", toy_folders.model, *folders, "--backend", "vllm", "--engine-url", URL]
     with pytest.raises(ConnectionError, match=f"no engine at {URL}"):
-        load_model(parse_arguments(list(map(str, options))))
+        load_models(parse_arguments(list(map(str, options))))

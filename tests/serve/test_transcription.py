@@ -25,7 +25,7 @@ def test_a_turn_for_which_there_is_no_room_fails(speech_lm):
         transcriber = Transcriber(service, send, "session")
         wave = torch.from_numpy(speech(rate=RATE)).float()
         for name in ("first", "second", "third"):
-            await transcriber.add(Item(name, "user", audio=(wave, RATE)))
+            await transcriber.add(Item(name, "user", audio=(wave, RATE)), None)
         await transcriber.run()
         service.scheduler.close()
         return events, service.metrics.text().decode()

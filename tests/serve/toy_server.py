@@ -31,8 +31,9 @@ class Server:
 
 @contextmanager
 def serve(speech_lm, *, limits=None, log_content=False, port=0, **options):
-    """Run a server in a thread; other arguments as in `create_app`."""
-    service = Service(speech_lm, "toy", limits or Limits(max_new_tokens=40), log_content=log_content)
+    """Run a server of one model, or of several by name, in a thread; other arguments as in `create_app`."""
+    models = speech_lm if isinstance(speech_lm, dict) else {"toy": speech_lm}
+    service = Service(models, limits or Limits(max_new_tokens=40), log_content=log_content)
     config = server_config(create_app(service, **options), service, port=port, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

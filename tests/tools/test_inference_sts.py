@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from toy_adapters import save_toy_adapter
 from toy_speech_lm import TINY_TOKENIZER, load_toy
 
 from tools import inference_sts
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
+from vita_audio.command_line import load_speech_lm
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.text import TextTokenizer
 
@@ -143,6 +145,41 @@ def test_sampling_follows_the_seed(run):
     assert greedy == run("--task", "text", "--text", "Hello", output=None) != first
 
 
+@pytest.fixture(scope="module")
+def adapters(toy_folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return {name: save_toy_adapter(toy_folders, folder / name, seed=seed) for seed, name in enumerate(("one", "two"))}
+
+
+def test_several_adapters_answer_like_each_alone(run, adapters, tmp_path, toy_folders):
+    base, task = toy_folders.model.name, ("--task", "tts", "--text", "Hello", "--do-sample")
+    printed = run(*task, "--adapter", *(f"{name}={folder}" for name, folder in adapters.items()))
+    parts = re.split(r"^\[(\w+)\]\n", printed, flags=re.MULTILINE)
+    texts = dict(zip(parts[1::2], (part.splitlines()[0] for part in parts[2::2]), strict=True))
+    assert parts[0] == "" and list(texts) == [base, *adapters] and len(set(texts.values())) == 3
+    for name, text in texts.items():
+        alone = run(*task, *(("--adapter", adapters[name]) if name in adapters else ()), output="alone.wav")
+        assert alone.splitlines()[0] == text
+        waves = [soundfile.read(tmp_path / file)[0] for file in (f"answer-{name}.wav", "alone.wav")]
+        np.testing.assert_allclose(*waves, atol=1e-4)
+    assert not (tmp_path / "answer.wav").exists()
+
+
+def test_wrong_adapters_get_one_line(run, capsys, adapters, toy_folders):
+    (one, two), task = adapters.values(), ("--task", "text", "--text", "x")
+    wrong = {
+        ("--adapter", one, f"one={two}"): "must differ from each other and from the base's, got one twice",
+        ("--adapter", one, f"model={two}"): "must differ from each other and from the base's, got model twice",
+        ("--adapter", one, f"whole={toy_folders.model}"): "holds no adapter: adapter_config.json is missing",
+        ("--adapter", one, f"{one}x"): "no folder",
+        ("--adapter", one, f"={two}"): "must be the folder of an adapter, or NAME=FOLDER, got '=",
+        ("--adapter", one, two, "--quantize", "int8"): "--quantize takes one --adapter, got model, one, two",
+        ("--adapter", one, two, "--device-map", "auto"): "--device-map takes one --adapter, got model, one, two",
+    }
+    for arguments, message in wrong.items():
+        assert message in refused(run, capsys, *task, *arguments, output=None)
+
+
 def test_answer_without_audio_says_so(run, tmp_path):
     for stream in ((), ("--stream",)):
         printed = run("--task", "tts", "--text", "Hello", "--max-new-tokens", "1", *stream)
@@ -263,12 +300,12 @@ def test_a_speech_decoder_is_missed_before_the_model_is_loaded(toy_folders, tmp_
 def test_the_attention_back_end_can_be_chosen(toy_folders, monkeypatch):
     options = ["--task", "text", "--text", "two", "--model", str(toy_folders.model), "--device", "cpu"]
     options = inference_sts.parse_arguments([*options, "--attn-implementation", "eager"])
-    speech_lm = inference_sts.load_speech_lm(options, load_toy(toy_folders).audio_tokenizer)
+    speech_lm = load_speech_lm(options, load_toy(toy_folders).audio_tokenizer)
     assert speech_lm.model.config._attn_implementation == "eager"
     options.attn_implementation = "flash_attention_2"
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: False)
     with pytest.raises(ValueError, match="needs a GPU and the package flash-attn"):
-        inference_sts.load_speech_lm(options, speech_lm.audio_tokenizer)
+        load_speech_lm(options, speech_lm.audio_tokenizer)
 
 
 def test_missing_default_model_names_the_quick_start(capsys, tmp_path, monkeypatch):

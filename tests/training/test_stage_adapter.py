@@ -7,31 +7,28 @@ import pytest
 import torch
 from models.toy_models import FAMILIES, make_model, make_plus_model, random_audios
 from safetensors.torch import load_file
+from toy_adapters import ROWS, adapted, save_toy_adapter
 from toy_speech_lm import load_toy
 
 from tools.inference_sts import main as answer
 from vita_audio.checkpoints.inspection import inspect_checkpoint
+from vita_audio.files.tensors import share_weights
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
-from vita_audio.models.adapters import describe_base, load_adapter_weights, merge_adapter, save_whole_config
+from vita_audio.models.adapters import (
+    describe_base,
+    load_adapter_weights,
+    load_language_model,
+    load_on_base,
+    merge_adapter,
+    save_whole_config,
+)
+from vita_audio.models.surgery import init_missing_mtp
 from vita_audio.training.lora import LoraSettings
 from vita_audio.training.parts import parameter_parts
 from vita_audio.training.stage_adapter import add_adapter, leave_out_base
 
-ROWS = range(90, 101)
 NEW = ["mtp_projs.1.weight", "mtp_embed_norms.1.weight", "mtp_hidden_norms.1.weight"]
-
-
-def adapted(base, lora=None, *, token_ids=ROWS, new=(), frozen=False):
-    """Return a copy of a model with an adapter whose weights are random."""
-    model = copy.deepcopy(base)
-    add_adapter(model, lora or LoraSettings(r=4), token_ids=token_ids, new=new, frozen=frozen)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
 
 
 def trained(model):
@@ -120,19 +117,57 @@ def test_the_projector_has_an_adapter_and_the_encoder_has_none():
     assert model.model.audio_projection.mlp[0].lora_B.default.weight.grad.abs().sum() > 0
 
 
+def save_adapter(model, base, folder):
+    """Write an adapter on the model in the folder `base`, as training does."""
+    model.save_pretrained(folder)
+    save_whole_config(model.config, describe_base(base), folder)
+
+
+def grow(base, num_modules, vocab_size):
+    """Return a copy of a model with more modules and more tokens."""
+    model, missing = share_weights(base, make_model(num_modules, **tying(base)).config)
+    init_missing_mtp(model, missing)
+    model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    return copy.deepcopy(model)
+
+
+def tying(model):
+    return {"tie_word_embeddings": model.config.tie_word_embeddings}
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @torch.no_grad()
 def test_several_adapters_share_a_base(tied, tmp_path):
-    base, plain = (make_model(2, tie_word_embeddings=tied) for _ in range(2))
-    ids, expected = torch.arange(60, 100).reshape(2, 20), {}
-    for name, rank in (("one", 2), ("two", 4)):
-        model = adapted(plain, LoraSettings(r=rank))
-        model.save_pretrained(tmp_path / name)
-        expected[name] = all_depths(model, ids)
-        base.load_adapter(tmp_path / name, name)
-    for name in ("one", "two", "one"):
-        base.set_adapter(name)
-        torch.testing.assert_close(all_depths(base, ids), expected[name], rtol=0, atol=0)
+    plain, ids = make_model(2, tie_word_embeddings=tied), torch.arange(60, 100).reshape(2, 20)
+    plain.save_pretrained(tmp_path / "base")
+    added = ["mtp_projs.2.weight", "mtp_embed_norms.2.weight", "mtp_hidden_norms.2.weight"]
+    trained_models = {
+        "rows": adapted(plain, seed=1),
+        "whole": adapted(plain, LoraSettings(r=2, dora=True, save=("norm", "mtp_hidden_norms")), token_ids=(), seed=2),
+        "grown": adapted(grow(plain, 3, 110), token_ids=range(90, 110), new=added, seed=3),
+    }
+    base, _ = load_language_model(tmp_path / "base", plain.config)
+    models, memory = {}, {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
+    for name, model in trained_models.items():
+        save_adapter(model, tmp_path / "base", tmp_path / name)
+        models[name], missing = load_on_base(tmp_path / name, model.config, base)
+        assert not missing
+    for name in ("rows", "whole", "grown", "rows"):
+        merged, _ = load_language_model(tmp_path / name, trained_models[name].config)
+        expected = all_depths(merged, ids)
+        assert (all_depths(models[name], ids) - expected).abs().max() < 1e-5 * expected.abs().max()  # in float32
+    assert torch.equal(all_depths(base, ids), all_depths(plain, ids))
+    own = {
+        name: {key for key, value in model.named_parameters() if value.untyped_storage().data_ptr() not in memory}
+        for name, model in models.items()
+    }
+    tables = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
+    assert {key for key in own["rows"] if "lora_" not in key} == tables
+    assert {key for key in own["whole"] if "lora_" not in key} == {
+        *("model.norm.weight", "mtp_hidden_norms.0.weight", "mtp_hidden_norms.1.weight")
+    }
+    layer = "model.layers.4."  # of the module that the base lacks
+    assert {key for key in own["grown"] if "lora_" not in key and not key.startswith(layer)} == {*tables, *added}
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -157,14 +192,7 @@ def test_checkpoints_leave_out_the_base(tied, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter(toy_folders, tmp_path_factory):
-    """An adapter on the toy model that makes other answers."""
-    folder = tmp_path_factory.mktemp("adapter")
-    speech_lm = load_toy(toy_folders)
-    model = adapted(speech_lm.model, token_ids=range(speech_lm.tokenizer.first_audio_id, len(speech_lm.tokenizer)))
-    model.save_pretrained(folder)
-    save_whole_config(model.config, describe_base(toy_folders.model), folder)
-    speech_lm.tokenizer.save_pretrained(folder)
-    return folder
+    return save_toy_adapter(toy_folders, tmp_path_factory.mktemp("adapter"))
 
 
 def test_a_model_is_loaded_with_an_adapter(toy_folders, adapter):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.files.checkpoint import CONFIG_FILE, check_weights, check_whole, read_json
@@ -76,20 +76,39 @@ def load_model(
     """
     read_json(folder / CONFIG_FILE)
     check_weights(folder)
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    return _load(kind, folder, f"the weights in {folder} do not fit its {CONFIG_FILE}", ignored, options)
+
+
+def share_weights(base: PreTrainedModel, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
+    """Return another model of the same class with the weights of a model on one device, in the same memory.
+
+    Args:
+        config: Configuration of the new model, which may have parameters that the other lacks.
+    Returns: The model, and the sorted names of those parameters, which are initialised randomly.
+    Raises: ValueError for weights that do not fit.
+    """
+    options = {"config": config, "state_dict": base.state_dict(), "dtype": base.dtype, "device_map": base.device}
+    options["attn_implementation"] = base.config._attn_implementation
+    claim = f"the weights of {base.name_or_path} do not fit another configuration"
+    return _load(type(base), None, claim, ["missing"], options)
+
+
+def _load(
+    kind: type, source: Path | None, claim: str, ignored: Collection[str], options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """Call `from_pretrained`; errors about weights begin with `claim`."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of missing weights
     try:
-        model, report = kind.from_pretrained(folder, **options)
+        model, report = kind.from_pretrained(
+            source, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        )
     finally:
         transformers_logging.set_verbosity(verbosity)
     shapes = [f"{key} {tuple(found)} instead of {tuple(wanted)}" for key, found, wanted in report["mismatched_keys"]]
     problems = {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "of another shape": shapes}
     problems |= {"unreadable": list(map(str, report["error_msgs"]))}
-    _raise_problems(
-        f"the weights in {folder} do not fit its {CONFIG_FILE}",
-        {key: names for key, names in problems.items() if key not in ignored},
-    )
+    _raise_problems(claim, {key: names for key, names in problems.items() if key not in ignored})
     return model, sorted(report["missing_keys"])
 
 

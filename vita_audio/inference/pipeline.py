@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from vita_audio.audio_tokenizers import AudioTokenizer
 from vita_audio.audio_tokenizers.base import check_identity
@@ -19,7 +21,7 @@ from vita_audio.inference.sampling import check_generation
 from vita_audio.inference.streaming import TextStream
 from vita_audio.interleave import MODES, NUM_MARKERS, InterleavePlan
 from vita_audio.models import SPEECH_CONFIGS, MTPForCausalLM, Qwen2MTPSenseVoiceConfig
-from vita_audio.models.adapters import load_language_model
+from vita_audio.models.adapters import load_language_model, load_on_base
 from vita_audio.models.decode_step import DecodeStep, count_rows
 from vita_audio.models.loading import read_config
 from vita_audio.models.mtp_generation import mtp_steps
@@ -111,6 +113,50 @@ class SpeechLM:
         folder, base = find_checkpoint(name_or_path, offline=offline), None
         if adapter is not None:
             folder, base = find_checkpoint(adapter, offline=offline), folder
+        device = resolve_device(device)
+        options = {"device_map": device, "dtype": dtype or default_dtype(device), **options}
+        load = partial(load_language_model, base=base, offline=offline, **options)
+        same = {"offline": offline, "any_audio_tokenizer": any_audio_tokenizer}
+        speech_lm = cls._load(folder, audio_tokenizer, load, audio_model=audio_model, **same)
+        if quantize is not None:
+            quantize_weights(speech_lm.model, quantize)
+        return speech_lm
+
+    def with_adapter(
+        self,
+        name_or_path: str | Path,
+        *,
+        audio_model: str | Path | None = None,
+        offline: bool = False,
+        any_audio_tokenizer: bool = False,
+    ) -> SpeechLM:
+        """Load an adapter on this model, which stays as it is; both use the same weights in memory.
+
+        So any number of adapters need one base in memory. They decode more slowly than the one that `from_pretrained`
+        merges.
+
+        Args:
+            name_or_path: Adapter; its base must be this model, loaded on one device and not quantized.
+            audio_model, offline, any_audio_tokenizer: As in `from_pretrained`.
+        Raises: As `from_pretrained`; ValueError for an adapter of another base.
+        """
+        folder = find_checkpoint(name_or_path, offline=offline)
+        load = partial(load_on_base, base=self.model, offline=offline)
+        same = {"offline": offline, "any_audio_tokenizer": any_audio_tokenizer}
+        return self._load(folder, self.audio_tokenizer, load, audio_model=audio_model, **same)
+
+    @classmethod
+    def _load(
+        cls,
+        folder: Path,
+        audio_tokenizer: AudioTokenizer,
+        load: Callable[[Path, PretrainedConfig], tuple[MTPForCausalLM, list[str]]],
+        *,
+        audio_model: str | Path | None,
+        offline: bool,
+        any_audio_tokenizer: bool,
+    ) -> SpeechLM:
+        """Check a folder and put its parts together, of which `load` loads the language model."""
         config = read_config(folder, SPEECH_CONFIGS)
         if config.audio_tokenizer and not any_audio_tokenizer:
             check_identity(config.audio_tokenizer, audio_tokenizer.identity, folder)
@@ -118,17 +164,12 @@ class SpeechLM:
         front_end = None
         if tokenizer.continuous_roles:
             front_end = SenseVoiceFrontEnd.find(folder, audio_model, offline=offline)
-        device = resolve_device(device)
-        options.setdefault("device_map", device)
-        dtype = dtype or default_dtype(device)
-        model, missing = load_language_model(folder, config, base=base, offline=offline, dtype=dtype, **options)
+        model, missing = load(folder, config)
         if missing:
             raise ValueError(
                 f"the weights in {folder} do not fit its config.json: {', '.join(missing[:5])} are missing "
                 f"({len(missing)} in all); get the folder again, or train what is new with tools/finetune_sts.py"
             )
-        if quantize is not None:
-            quantize_weights(model, quantize)
         return cls(model, tokenizer, audio_tokenizer, front_end)
 
     def respond(

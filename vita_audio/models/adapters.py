@@ -8,7 +8,7 @@ adapter on another base.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from vita_audio.files.atomic import write_json
 from vita_audio.files.checkpoint import GENERATION_FILE, check_weights, check_whole, find_checkpoint, read_json
-from vita_audio.files.tensors import read_tensors
+from vita_audio.files.tensors import read_tensors, share_weights
 from vita_audio.models import LANGUAGE_CONFIGS, SPEECH_CONFIGS
 from vita_audio.models.loading import load_weights, read_config
 from vita_audio.models.surgery import init_missing_mtp, match_any, mtp_parameter_patterns
@@ -124,17 +124,66 @@ def load_language_model(
     """
     if not is_adapter(folder):
         if base is not None:
-            raise ValueError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing; give the folder of an adapter")
+            _check_adapter(folder)
         return load_weights(folder, config, **options)
-    own, base = read_config(folder, SPEECH_CONFIGS), find_base(folder, base, offline=offline)
+    base = find_base(folder, base, offline=offline)
     shape = deepcopy(config)
     shape.vocab_size = read_config(base, LANGUAGE_CONFIGS).vocab_size
     model, missing = load_language_model(base, shape, offline=offline, **options)
+    missing = _extend_base(model, folder, missing)
+    return merge_adapter(model, folder), missing
+
+
+def load_on_base(
+    folder: Path, config: PretrainedConfig, base: PreTrainedModel, *, offline: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load an adapter next to others on a base in memory, without merging it.
+
+    Returns a model of its own that shares the weights of the base; neither of them changes the other. It has copies of
+    what the adapter changes outside its low-rank layers: modules that it saves whole, and the tables in which it trains
+    rows.
+
+    Args:
+        config: Configuration of the model in `folder`.
+        base: From `load_language_model`, on one device, not quantized.
+    Returns: The model, and the names of the parameters that neither base nor adapter has.
+    Raises: What `find_base` and `merge_adapter` raise; ValueError if the folder holds no adapter.
+    """
+    _check_adapter(folder)
+    find_base(folder, base.name_or_path, offline=offline)
+    shape = deepcopy(config)
+    shape.vocab_size = base.config.vocab_size
+    model, missing = share_weights(base, shape)
+    model.generation_config = deepcopy(base.generation_config)
+    missing = _extend_base(model, folder, missing)
+    model = _add_adapter(model, folder, autocast_adapter_dtype=False).get_base_model()
+    _replace_wrappers(model)
+    return _finished(model, folder), missing
+
+
+def _check_adapter(folder: Path) -> None:
+    if not is_adapter(folder):
+        raise ValueError(f"{folder} holds no adapter: {ADAPTER_CONFIG} is missing; give the folder of an adapter")
+
+
+def _extend_base(model: PreTrainedModel, folder: Path, missing: Sequence[str]) -> list[str]:
+    """Give a base the MTP modules and tokens that the adapter in a folder adds; return what is still missing."""
+    own = read_config(folder, SPEECH_CONFIGS)
     own_modules = match_any(missing, mtp_parameter_patterns(own))
     init_missing_mtp(model, own_modules)  # copies; what was drawn at random is in the adapter
-    if shape.vocab_size != own.vocab_size:
+    if model.config.vocab_size != own.vocab_size:
         model.resize_token_embeddings(own.vocab_size, mean_resizing=False)
-    return merge_adapter(model, folder), sorted(set(missing) - set(own_modules))
+    return sorted(set(missing) - set(own_modules))
+
+
+def _replace_wrappers(model: PreTrainedModel) -> None:
+    """Replace modules that peft wraps by what they compute; peft would copy a table in every call of it."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            whole = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, whole)
 
 
 def load_adapter_weights(model: PreTrainedModel, folder: Path) -> None:
@@ -149,15 +198,25 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     Raises: ValueError for weights that are damaged or do not fit.
     """
+    return _finished(_add_adapter(model, folder).merge_and_unload(), folder)
+
+
+def _add_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> Any:
+    """Return a model as peft's `PeftModel`, with the adapter in a folder. Raises: as `merge_adapter`."""
     peft = require_peft()
     check_whole(folder / ADAPTER_CONFIG)
     check_whole(folder / ADAPTER_WEIGHTS)
     try:
-        merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        return peft.PeftModel.from_pretrained(model, folder, **options)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"the adapter in {folder} does not fit its base: {' '.join(str(error).split())}") from error
+
+
+def _finished(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Return a model with the generation config and the name of the adapter's folder."""
     if (folder / GENERATION_FILE).exists():
         read_json(folder / GENERATION_FILE)  # transformers would silently ignore a damaged one
-        merged.generation_config = GenerationConfig.from_pretrained(folder)
-    merged.config.tie_word_embeddings = merged.lm_head.weight is merged.get_input_embeddings().weight
-    return merged
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.config.tie_word_embeddings = model.lm_head.weight is model.get_input_embeddings().weight
+    model.name_or_path = str(folder)
+    return model

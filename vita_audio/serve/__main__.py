@@ -22,9 +22,10 @@ from vita_audio.command_line import (
     add_model_options,
     check_files,
     check_model_folder,
+    chosen_models,
     in_range,
     load_audio_tokenizer,
-    load_speech_lm,
+    load_speech_lms,
     quieten_transformers,
 )
 from vita_audio.errors import one_line_errors
@@ -41,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line. Raises: SystemExit for wrong arguments."""
     parser = OneLineParser("python -m vita_audio.serve", description=__doc__)
     add = parser.add_argument
-    add_model_options(parser)
+    add_model_options(parser, several_adapters=True)
     add("--backend", choices=("transformers", "vllm"), default="transformers", help="what runs the language model")
     add("--engine-url", help="address of the vLLM server, with --backend vllm; see scripts/serve_vllm.sh")
     add("--host", default=LOCAL, help="address to listen on; 0.0.0.0 is every one of this machine")
@@ -68,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("device_map", "dtype", "quantize", "attn_implementation"):
         if options.backend == "vllm" and getattr(options, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is for --backend transformers; give it to the engine")
-    if options.backend == "vllm" and options.adapter is not None:
+    if options.backend == "vllm" and options.adapter:
         parser.error("--adapter is for --backend transformers; merge it with tools/export_checkpoint.py --merge")
     return options
 
@@ -96,10 +97,9 @@ def run(options: argparse.Namespace) -> None:
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
     demo = load_demo(options.model)
-    speech_lm = load_model(options)
+    models = load_models(options)
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
-    name = Path(options.adapter or options.model).resolve().name
-    service = Service(speech_lm, name, limits, log_content=options.log_content)
+    service = Service(models, limits, log_content=options.log_content)
     app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token, demo=demo)
     config = server_config(
         app,
@@ -131,14 +131,14 @@ def page_host(options: argparse.Namespace) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def load_model(options: argparse.Namespace) -> SpeechLM:
-    """Load the model, or with --backend vllm connect to the engine that serves it."""
+def load_models(options: argparse.Namespace) -> dict[str, SpeechLM]:
+    """Load the models by name, or with --backend vllm connect to the engine that serves one."""
     audio_tokenizer = load_audio_tokenizer(options)
     if options.backend == "transformers":
-        return load_speech_lm(options, audio_tokenizer)
+        return load_speech_lms(options, audio_tokenizer)
     from vita_audio.inference.engine import EngineLM
 
-    return EngineLM.connect(
+    speech_lm = EngineLM.connect(
         options.engine_url,
         options.model,
         audio_tokenizer,
@@ -146,6 +146,7 @@ def load_model(options: argparse.Namespace) -> SpeechLM:
         offline=options.offline,
         any_audio_tokenizer=options.any_audio_tokenizer,
     )
+    return dict.fromkeys(chosen_models(options), speech_lm)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -56,7 +56,7 @@ def create_app(
     async def realtime(websocket: WebSocket) -> None:
         protocols = websocket.scope.get("subprotocols", [])
         await websocket.accept("realtime" if "realtime" in protocols else None)
-        session = RealtimeSession(service, websocket)
+        session = RealtimeSession(service, websocket, websocket.query_params.get("model", service.name))
         if error := refusal(service, websocket.query_params):
             return await session.refuse(error)
         service.num_sessions += 1
@@ -73,7 +73,7 @@ def refusal(service: Service, query: Mapping[str, str]) -> EventError | None:
     if service.num_sessions >= service.limits.max_sessions:
         return EventError("the server has too many sessions; try again later", "too_many_sessions")
     for name, value in query.items():
-        if (name, value) != ("model", service.name):
-            message = f"the query may have model={service.name}, got {printable(f'{name}={value}')!r}"
+        if name != "model" or value not in service.models:
+            message = f"the query may have model=NAME, {service.model_names}, got {printable(f'{name}={value}')!r}"
             return EventError(message, "invalid_query", "model" if name == "model" else None)
     return None

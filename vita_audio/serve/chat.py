@@ -71,7 +71,7 @@ class ChatRequest(Strict):
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of `Service.submit`."""
-        options = {"max_new_tokens": self.max_completion_tokens, "decode_audio": self.speaks}
+        options = {"model": self.model, "max_new_tokens": self.max_completion_tokens, "decode_audio": self.speaks}
         return {**options, **sampling(self.temperature)}
 
 
@@ -129,7 +129,7 @@ def _finish(record: Record) -> str:
     return "length" if record.outcome == "incomplete" else "stop"
 
 
-async def complete(body: ChatRequest, service: Service, record: Record, pieces: AsyncIterator[Any]) -> dict[str, Any]:
+async def complete(body: ChatRequest, record: Record, pieces: AsyncIterator[Any]) -> dict[str, Any]:
     """Return the completion of a request that is not streamed."""
     chunks = [piece.chunk async for piece in pieces if isinstance(piece, Piece)]
     text = "".join(chunk.text for chunk in chunks).strip()
@@ -144,7 +144,7 @@ async def complete(body: ChatRequest, service: Service, record: Record, pieces: 
         "id": new_id("chatcmpl"),
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": service.name,
+        "model": body.model,
         "choices": [choice],
         "usage": _usage(record),
     }
@@ -159,7 +159,7 @@ async def stream_events(
 
     def event(delta: dict[str, Any], finish: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _sse({**head, "model": service.name, "choices": [choice]})
+        return _sse({**head, "model": body.model, "choices": [choice]})
 
     yield event({"role": "assistant"})
     try:
@@ -179,7 +179,7 @@ async def stream_events(
         return
     yield event({}, _finish(record))
     if body.stream_options and body.stream_options.include_usage:
-        yield _sse({**head, "model": service.name, "choices": [], "usage": _usage(record)})
+        yield _sse({**head, "model": body.model, "choices": [], "usage": _usage(record)})
     yield "data: [DONE]\n\n"
 
 

@@ -57,12 +57,12 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [await model(service.name)]}
+        return {"object": "list", "data": [await model(name) for name in service.models]}
 
     @app.get("/v1/models/{name}")
     async def model(name: Name) -> dict[str, Any]:
         check_model(service, name)
-        return {"id": service.name, "object": "model", "created": 0, "owned_by": "vita_audio"}
+        return {"id": name, "object": "model", "created": 0, "owned_by": "vita_audio"}
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request, body: SpeechRequest) -> Response:
@@ -70,7 +70,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         service.check_text(body.input)
         if not body.input.strip():
             raise ValueError("input: text to speak is missing")
-        pieces = await while_connected(request, started(speak(service, body.input)))
+        pieces = await while_connected(request, started(speak(service, body.input, body.model)))
         header = wav_header() if body.response_format == "wav" else b""
         return SoundResponse(service, sound(pieces, header), media_type=f"audio/{body.response_format}")
 
@@ -86,7 +86,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
             raise ValueError(f"{printable(min(unknown))}: not supported")
         check_model(service, model)
         wave = await asyncio.to_thread(read_audio, await file.read(), service.limits.max_audio_seconds)
-        text = await while_connected(request, transcribe(service, wave, Record("transcriptions")))
+        text = await while_connected(request, transcribe(service, wave, Record("transcriptions"), model=model))
         return PlainTextResponse(text) if response_format == "text" else JSONResponse({"text": text})
 
     @app.post("/v1/chat/completions")
@@ -98,13 +98,13 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
             pieces = await while_connected(request, started(pieces))
             events = stream_events(body, service, record, pieces)
             return StreamingResponse(events, media_type="text/event-stream")
-        return JSONResponse(await while_connected(request, complete(body, service, record, pieces)))
+        return JSONResponse(await while_connected(request, complete(body, record, pieces)))
 
 
 def check_model(service: Service, model: str) -> None:
-    """Check the model that a request names. Raises: HTTPException for another one."""
-    if model != service.name:
-        raise HTTPException(404, f"the model is {service.name!r}, got {model!r}")
+    """Check the model that a request names. Raises: HTTPException for an unknown one."""
+    if model not in service.models:
+        raise HTTPException(404, f"{service.model_names}, got {model!r}")
 
 
 async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:

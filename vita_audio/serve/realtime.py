@@ -55,9 +55,10 @@ class RateLimit:
 class RealtimeSession:
     """One connection with its conversation; everything it holds ends with `run`."""
 
-    def __init__(self, service: Service, websocket: WebSocket):
+    def __init__(self, service: Service, websocket: WebSocket, model: str):
+        """Prepare a session with a model of the service, which an update may change."""
         self._service, self._websocket, self._id = service, websocket, new_id("sess")
-        self._config = events.SessionConfig(model=service.name)
+        self._config = events.SessionConfig(model=model)
         self._voice: Any = None
         self._conversation = Conversation()
         self._detector: TurnDetector | None = None
@@ -151,17 +152,19 @@ class RealtimeSession:
 
     async def _on_session_update(self, event: events.SessionUpdate) -> None:
         config = self._config.updated(event.session)
-        if config.model != self._service.name:
-            raise EventError(f"the model is {self._service.name!r}, got {config.model!r}", param="session.model")
+        self._check_model(config.model, "session.model")
         transcription = config.audio.input.transcription
-        if transcription is not None and transcription.model not in (None, self._service.name):
-            message = f"the model {self._service.name!r} transcribes, got {transcription.model!r}"
-            raise EventError(message, param="session.audio.input.transcription.model")
+        if transcription is not None and transcription.model is not None:
+            self._check_model(transcription.model, "session.audio.input.transcription.model")
         self._service.check_text(config.instructions)
         if config.generation.voice_prompt != self._config.generation.voice_prompt:
             self._voice = await self._make_voice(config.generation.voice_prompt)
         await self._configure(config)
         await self._send("session.updated", session=self._session_json())
+
+    def _check_model(self, name: str | None, param: str) -> None:
+        if name not in self._service.models:
+            raise EventError(f"{self._service.model_names}, got {name!r}", param=param)
 
     async def _configure(self, config: events.SessionConfig) -> None:
         old, new = self._config.audio.input, config.audio.input
@@ -224,7 +227,7 @@ class RealtimeSession:
             await self._respond(self._config, record)
 
     def _new_record(self, vad_seconds: float = 0.0) -> Record:
-        return Record("realtime", self._id, vad_seconds)
+        return Record("realtime", self._id, vad_seconds=vad_seconds)
 
     async def _on_input_audio_buffer_commit(self, event: events.ClientEvent) -> None:
         rest = self._resampler.flush()
@@ -261,7 +264,8 @@ class RealtimeSession:
         for kind in ("conversation.item.added", "conversation.item.done"):
             await self._send(kind, item=item_json(item), previous_item_id=previous)
         if item.audio is not None and self._config.audio.input.transcription is not None:
-            await self._transcriber.add(item)
+            model = self._config.audio.input.transcription.model or self._config.model
+            await self._transcriber.add(item, model)
             self._start(self._transcribe())
 
     async def _transcribe(self) -> None:

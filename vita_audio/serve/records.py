@@ -22,6 +22,7 @@ class Record:
     Attributes:
         endpoint: Where it was asked for.
         session: Id of the realtime session, if any.
+        model: Name of the model that answers.
         vad_seconds: Silence that turn detection waited for before `start`.
         start: Time of `perf_counter` when the end of the turn was detected, or the request arrived.
         outcome: completed, incomplete (the longest answer), cancelled or failed.
@@ -33,6 +34,7 @@ class Record:
 
     endpoint: str
     session: str | None = None
+    model: str | None = None
     vad_seconds: float = 0.0
     start: float = field(default_factory=perf_counter)
     outcome: str = "failed"
@@ -88,7 +90,8 @@ class Record:
     def fields(self, sample_rate: int, *, with_content: bool) -> dict[str, Any]:
         """Return the event of a log; texts only `with_content`."""
         factor = self.real_time_factor(sample_rate)
-        fields = {"endpoint": self.endpoint, "session": self.session, "outcome": self.outcome, "reason": self.reason}
+        names = ("endpoint", "session", "model", "outcome", "reason")
+        fields = {name: getattr(self, name) for name in names}
         fields |= {"prompt_tokens": self.num_prompt, "answer_tokens": len(self.depths), **self.counts, **self.times}
         fields["audio_seconds"] = round(self.num_samples / sample_rate, 3)
         fields["real_time_factor"] = None if factor is None else round(factor, 3)

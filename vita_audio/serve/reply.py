@@ -84,6 +84,7 @@ class Reply:
             self._answer = self._service.submit(
                 self._conversation,
                 self._record,
+                model=self._config.model,
                 instructions=self._config.instructions,
                 max_new_tokens=limit,
                 decode_audio=not self._as_text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -23,22 +23,37 @@ MIN_VOICE_SECONDS = 0.5
 
 
 class Service:
-    """A model that answers the requests of many clients."""
+    """A model, or several that share a base, which answer the requests of many clients.
 
-    def __init__(self, speech_lm: SpeechLM, name: str, limits: Limits | None = None, *, log_content: bool = False):
+    Attributes:
+        models: The models by name; `speech_lm` is the first, `name` its name. A client that names no model gets it.
+    """
+
+    def __init__(self, models: Mapping[str, SpeechLM], limits: Limits | None = None, *, log_content: bool = False):
         """Start the scheduler.
 
         Args:
-            name: Name of the model for clients.
+            models: By their names for clients, with one audio tokenizer.
             log_content: Texts of questions and answers go into the log.
+        Raises: ValueError for models whose text tokenizers differ, since a conversation may change its model.
         """
-        self.speech_lm, self.name, self.limits = speech_lm, name, limits or Limits()
-        self.sample_rate = speech_lm.audio_tokenizer.output_rate
+        self.models, self.limits = dict(models), limits or Limits()
+        self.name, self.speech_lm = next(iter(models.items()))
+        for name, speech_lm in models.items():
+            if speech_lm.tokenizer.fingerprint != self.speech_lm.tokenizer.fingerprint:
+                raise ValueError(f"the models of a server need the same text tokenizer; {self.name} and {name} differ")
+        self.sample_rate = self.speech_lm.audio_tokenizer.output_rate
         self.num_sessions = 0
         self.scheduler = Scheduler(self.limits.max_streams, self.limits.max_queue, self.sample_rate)
         self.metrics = Metrics(self.scheduler, lambda: self.num_sessions)
         self._log_content = log_content
         self._making_voice = asyncio.Lock()
+
+    @property
+    def model_names(self) -> str:
+        """The names of the models, for errors."""
+        names = ", ".join(map(repr, self.models))
+        return f"the model is {names}" if len(self.models) == 1 else f"the models are {names}"
 
     def check_text(self, text: str) -> None:
         """Check the length of a client's text. Raises: ValueError."""
@@ -61,6 +76,7 @@ class Service:
         conversation: Conversation,
         record: Record,
         *,
+        model: str | None = None,
         instructions: str = "",
         plan: str | None = None,
         max_new_tokens: int | None = None,
@@ -72,20 +88,24 @@ class Service:
 
         Args:
             record: Gets the outcome if there is no answer; otherwise give it to `pieces`.
+            model: Name of the model that answers, by default the first one. The state of a conversation is read again
+                where the one before it had another model.
             is_background, is_continued: As in `Scheduler.submit`.
         Raises: BusyError.
         """
+        record.model = model or self.name
+        speech_lm = self.models[record.model]
         limit = record.limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
-        instructions = plain_text(instructions, self.speech_lm.tokenizer)
+        instructions = plain_text(instructions, speech_lm.tokenizer)
         items = list(conversation.items)
         record.question = next((item.text for item in reversed(items) if item.role == "user"), "")
 
         def open_stream(answer: Answer) -> Iterator[Chunk]:
             with answer.stopwatch.measure("prompt"):
-                sample = make_sample(items, instructions, self.speech_lm, limit)
+                sample = make_sample(items, instructions, speech_lm, limit)
             options = {"state": conversation.state, "stopwatch": answer.stopwatch, "max_new_tokens": limit}
             options |= {"stopping_criteria": [answer.stop_if_cancelled], **generation}
-            stream = self.speech_lm.stream(sample, plan, **options)
+            stream = speech_lm.stream(sample, plan, **options)
             record.num_prompt = len(conversation.prompt)
             return stream
 

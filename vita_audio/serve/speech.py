@@ -40,8 +40,8 @@ def split_text(text: str, size: Callable[[str], float], max_size: float, breaks:
     return parts
 
 
-async def speak(service: Service, text: str) -> AsyncIterator[Place | Piece]:
-    """Yield the pieces of a text's speech.
+async def speak(service: Service, text: str, model: str | None = None) -> AsyncIterator[Place | Piece]:
+    """Yield the pieces of a text's speech; `model` as in `Service.submit`.
 
     Raises: BusyError, GenerationError; IncompleteError after the pieces of an answer that the model did not end.
     """
@@ -55,7 +55,7 @@ async def speak(service: Service, text: str) -> AsyncIterator[Place | Piece]:
     for number, part in enumerate(filter(str.strip, parts)):
         record = Record("speech")
         conversation = Conversation([Item("", "user", TTS_PROMPT + part)])
-        answer = service.submit(conversation, record, is_continued=number > 0)
+        answer = service.submit(conversation, record, model=model, is_continued=number > 0)
         async with aclosing(service.pieces(answer, record)) as pieces:
             async for piece in pieces:
                 yield piece

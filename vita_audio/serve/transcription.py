@@ -19,17 +19,23 @@ KIND = "conversation.item.input_audio_transcription"
 
 
 async def transcribe(
-    service: Service, audio: tuple[Tensor, int] | list[int], record: Record, *, is_background: bool = False
+    service: Service,
+    audio: tuple[Tensor, int] | list[int],
+    record: Record,
+    *,
+    model: str | None = None,
+    is_background: bool = False,
 ) -> str:
     """Return the words of an audio, in a conversation of its own.
 
     Args:
         audio: A wave and its rate, or codes.
+        model: As in `Service.submit`.
         is_background: Answers go first.
     Raises: BusyError, GenerationError; ValueError for audio that cannot be used.
     """
     conversation = Conversation([Item("", "user", f"{ASR_PROMPT}\n", audio)])
-    options = {"plan": "vanilla", "decode_audio": False, "is_background": is_background, **GREEDY}
+    options = {"model": model, "plan": "vanilla", "decode_audio": False, "is_background": is_background, **GREEDY}
     answer = service.submit(conversation, record, **options)
     async with aclosing(service.pieces(answer, record)) as pieces:
         return "".join([piece.chunk.text async for piece in pieces if isinstance(piece, Piece)]).strip()
@@ -41,10 +47,16 @@ class Transcriber:
     def __init__(self, service: Service, send: Callable[..., Awaitable[None]], session: str):
         self._service, self._send, self._session = service, send, session
         self._turns: list[Item] = []
+        self._model: str | None = None
         self._is_running = False
 
-    async def add(self, turn: Item) -> None:
-        """Let the next `run` transcribe a user's turn; of those that wait, as many are kept as of a conversation."""
+    async def add(self, turn: Item, model: str | None) -> None:
+        """Let the next `run` transcribe a user's turn; of those that wait, as many are kept as of a conversation.
+
+        Args:
+            model: Name of the model that transcribes it and the others that wait.
+        """
+        self._model = model
         limits, turns = self._service.limits, [*self._turns, turn]
         self._turns = keep_latest(turns, limits.max_turns, limits.max_conversation_seconds)
         for dropped in turns[: len(turns) - len(self._turns)]:
@@ -64,7 +76,7 @@ class Transcriber:
     async def _run(self, turn: Item) -> None:
         record = Record("realtime_transcription", self._session)
         try:
-            text = await transcribe(self._service, turn.audio, record, is_background=True)
+            text = await transcribe(self._service, turn.audio, record, model=self._model, is_background=True)
         except (BusyError, GenerationError, ValueError) as error:
             return await self._fail(turn, error)
         num_prompt, num_answer = record.num_prompt, len(record.depths)

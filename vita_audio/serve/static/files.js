@@ -3,7 +3,7 @@ import { paintMel } from "./mel.js";
 import { fromBase64, INPUT_RATE, OUTPUT_RATE, toBase64, toFloats, toWav } from "./pcm.js";
 import { Recorder } from "./recorder.js";
 import { $, setSource, showError, text } from "./view.js";
-import { explain, get, post } from "./wire.js";
+import { explain, get, model as chosen, post } from "./wire.js";
 
 const MAX_SECONDS = 30;
 let sound = null; // PCM of the input
@@ -30,7 +30,7 @@ function showMel(id, samples, rate) {
 }
 
 async function modelName() {
-  return (await (await get("/v1/models")).json()).data[0].id;
+  return chosen ?? (await (await get("/v1/models")).json()).data[0].id;
 }
 
 const run = {

@@ -2,6 +2,7 @@
 import { errorText, text } from "./view.js";
 
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
+export const model = new URLSearchParams(location.search).get("model"); // of a server with several
 const FIRST_DELAY = 500; // ms
 const MAX_UNSENT = 1_000_000; // bytes that wait in the socket before its connection counts as lost
 const IDLE = 1000; // the code with which the server closes a connection
@@ -23,7 +24,8 @@ export class Wire {
   connect() {
     this.onState("connecting");
     const protocols = token ? ["realtime", `openai-insecure-api-key.${token}`] : ["realtime"];
-    this.socket = new WebSocket(`${location.origin.replace("http", "ws")}/v1/realtime`, protocols);
+    const query = model ? `?model=${encodeURIComponent(model)}` : "";
+    this.socket = new WebSocket(`${location.origin.replace("http", "ws")}/v1/realtime${query}`, protocols);
     this.socket.onmessage = ({ data }) => {
       const event = JSON.parse(data);
       if (event.type === "session.created") this.delay = FIRST_DELAY; // a full server refuses after the socket is open
