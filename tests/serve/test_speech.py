@@ -46,7 +46,7 @@ def test_a_long_text_is_spoken_sentence_by_sentence(speech_lm):
 
 def test_a_long_text_is_spoken_to_its_end_though_the_queue_is_full(speech_lm):
     async def run():
-        service, num_parts = Service(speech_lm, "toy", LIMITS), 0
+        service, num_parts = Service({"toy": speech_lm}, LIMITS), 0
         async for piece in speak(service, 2 * SENTENCE):
             if isinstance(piece, Piece) and not piece.chunk.ids:  # the end of a part
                 num_parts += 1

@@ -17,7 +17,7 @@ RATE = 16_000
 
 def test_a_turn_for_which_there_is_no_room_fails(speech_lm):
     async def run():
-        service, events = Service(speech_lm, "toy", Limits(max_new_tokens=20, max_turns=2)), []
+        service, events = Service({"toy": speech_lm}, Limits(max_new_tokens=20, max_turns=2)), []
 
         async def send(kind, **fields):
             events.append(TypeAdapter(RealtimeServerEvent).validate_python({"type": kind, "event_id": "x", **fields}))
