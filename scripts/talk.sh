@@ -16,6 +16,7 @@ if [[ " $* " != *" --model"[\ =]* && " $* " != *" --help "* ]]; then
         exit 2
     fi
     options=(--model "$model" --max-turns 1 "$@") # these models answer one question at a time
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # and are so small that a second thread slows them down
 fi
 
 can_serve() {

@@ -16,7 +16,7 @@ from vita_audio.serve.settings import Limits
 
 SPEECH = Path(__file__).parents[1] / "assets" / "speech_tokenizer" / "vq_wav" / "speech_short.wav"
 LENGTH = 40  # of the server's answers, tokens
-SAY = {"model": "toy", "voice": "default", "input": "hello"}
+SAY = {"model": "toy", "voice": "default", "input": "seven"}  # whose answer ends within this length
 
 
 def question(text="hello", **fields):

@@ -9,6 +9,7 @@ import uvicorn
 from openai import OpenAI
 
 from vita_audio.serve.app import create_app
+from vita_audio.serve.connections import server_config
 from vita_audio.serve.service import Service
 from vita_audio.serve.settings import Limits
 
@@ -33,13 +34,7 @@ def serve(speech_lm, *, limits=None, log_content=False, port=0, **options):
     """Run a server of one model, or of several by name, in a thread; other arguments as in `create_app`."""
     models = speech_lm if isinstance(speech_lm, dict) else {"toy": speech_lm}
     service = Service(models, limits or Limits(max_new_tokens=40), log_content=log_content)
-    config = uvicorn.Config(
-        create_app(service, **options),
-        port=port,
-        log_level="error",
-        ws_max_size=service.limits.max_bytes,
-        timeout_graceful_shutdown=5,
-    )
+    config = server_config(create_app(service, **options), service, port=port, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

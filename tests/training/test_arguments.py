@@ -90,6 +90,7 @@ def test_changed_values_are_those_that_were_given(flags):
         ),
         ({"mtp_depth_weights": "-1"}, "--mtp_depth_weights must be numbers"),
         ({"alignment_weight": -1}, "--alignment_weight must be 0 or more"),
+        ({"mtp_coordinator_weight": -1}, "--mtp_coordinator_weight must be 0 or more"),
         ({"curriculum_length": 1}, "--curriculum_length must be at least 2, got 1"),
         ({"curriculum_ratio": 0}, r"--curriculum_ratio must be in \(0, 1\], got 0"),
         ({"num_gpus": 0}, "--num_gpus must be at least 1, got 0"),

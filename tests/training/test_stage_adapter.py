@@ -82,7 +82,9 @@ def test_a_frozen_language_model_has_adapters_in_its_modules_only(family):
 
 
 def test_gradients_reach_every_part_of_an_adapter():
-    model = adapted(make_model(2, tie_word_embeddings=False), new=NEW).train()
+    base = make_model(2, tie_word_embeddings=False, mtp_coordinator_weight=1.0)
+    model = adapted(base, new=[*NEW, *(f"mtp_coordinators.{module}.weight" for module in (0, 1))]).train()
+    assert any(name.startswith("mtp_coordinators") for name in trained(model))
     ids = torch.arange(60, 100).reshape(2, 20)
     output = model(ids, labels=ids)
     assert model.trains_backbone and output.loss > output.mtp_losses.mean()  # the backbone's loss is part of it

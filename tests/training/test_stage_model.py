@@ -101,13 +101,15 @@ def test_a_stage_adds_modules_and_freezes_the_rest(load, toy_run, checkpoint):
         mtp_loss_weight=0.5,
         mtp_kl_weight=0.25,
         mtp_depth_weights=["vocalnet"],
+        mtp_coordinator_weight=2.0,
         alignment_weight=0.125,
     )
     assert (model.config.num_backbone_layers, model.config.num_nextn_predict_layers) == (NUM_BACKBONE_LAYERS, 3)
     assert (model.config.mtp_loss_weight, model.config.mtp_kl_weight) == (0.5, 0.25)
-    assert model.config.alignment_weight == 0.125
+    assert (model.config.mtp_coordinator_weight, model.config.alignment_weight) == (2.0, 0.125)
     assert model.config.mtp_depth_weights == pytest.approx([0.8, 0.64, 0.512])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {f"mtp_coordinators.{module}.weight" for module in range(3)} < trained
     modules = ("mtp_", *(f"model.layers.{layer}." for layer in range(2, 5)))
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(modules)}
     last, first = model.model.layers[1].state_dict(), model.model.layers[2].state_dict()

@@ -126,24 +126,28 @@ def test_modules_learn_at_their_own_rate(make_trainer):
 
 
 def test_log_averages_over_all_targets_since_the_last_entry(make_trainer, packs):
-    model = make_model(NUM_MODULES)
+    model = make_model(NUM_MODULES, mtp_coordinator_weight=0.5)
     model.config.mtp_kl_weight = 0.5
     reference = copy.deepcopy(model)
     trainer = make_trainer(model, learning_rate=0.0, max_steps=2, gradient_accumulation_steps=2, logging_steps=2)
     trainer.train()
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
-    sums = torch.zeros(4, 1 + NUM_MODULES)
+    sums, mixture = torch.zeros(5, 1 + NUM_MODULES), 0.0
     for pack in packs:  # two steps of two batches of two packs are all of them
         batch = COLLATOR([pack])
         output = reference(**batch, use_cache=False)
         losses = torch.cat([output.main_loss[None], output.mtp_losses])
         divergences = torch.cat([torch.zeros(1), output.mtp_kl])
-        rows = torch.stack([losses, output.accuracies, torch.ones_like(losses), divergences])
+        weights = torch.cat([torch.zeros(1), output.mixture_weights])
+        rows = torch.stack([losses, output.accuracies, torch.ones_like(losses), divergences, weights])
         sums += rows * output.num_targets
-    for depth, (loss, num_correct, count, divergence) in enumerate(sums.T.tolist()):
+        mixture += output.mixture * output.num_targets[1]
+    assert entry["mixture_loss"] == pytest.approx((mixture / sums[2, 1]).item(), rel=1e-4)
+    for depth, (loss, num_correct, count, divergence, weight) in enumerate(sums.T.tolist()):
         assert entry[f"{depth_name(depth)}_loss"] == pytest.approx(loss / count, rel=1e-4)
         assert entry[f"{depth_name(depth)}_accuracy"] == pytest.approx(num_correct / count, rel=1e-4)
         assert entry.get(f"{depth_name(depth)}_kl", 0.0) == pytest.approx(divergence / count, rel=1e-4)
+        assert entry.get(f"{depth_name(depth)}_mixture_weight", 0.0) == pytest.approx(weight / count, rel=1e-4)
     batches = [packs.select(range(start, start + 2)) for start in range(0, 8, 2)]
     assert entry["num_tokens"] >= sum(len(pack["input_ids"]) for batch in batches for pack in batch)
     assert entry["tokens_per_second"] > 0 and entry["minutes"] > 0

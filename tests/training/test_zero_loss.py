@@ -37,10 +37,11 @@ def test_processes_with_unequal_targets_train_as_one(tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_the_alignment_loss_trains_alike_with_partitioned_embeddings(tmp_path):
-    """In one step, one of the two processes has no document to align."""
+@pytest.mark.parametrize("kind", ["aligned", "coordinated"])
+def test_other_losses_train_alike_with_partitioned_weights(tmp_path, kind):
+    """In one step, one of the two processes has no document to align, or no target."""
     (plain, expected), (zero3, weights) = (
-        train(tmp_path / f"zero{stage}", stage, "aligned", num_processes=2) for stage in (0, 3)
+        train(tmp_path / f"zero{stage}", stage, kind, num_processes=2) for stage in (0, 3)
     )
     for one, other in zip(plain, zero3, strict=True):
         assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)

@@ -1,6 +1,6 @@
 """A few training steps with DeepSpeed, in as many processes as torchrun starts: zero_worker.py OUTPUT STAGE KIND.
 
-KIND is all, frozen or aligned: what trains, and whether the alignment loss is added.
+KIND is all, frozen, aligned or coordinated: what trains, and whether another loss is added.
 """
 
 import json
@@ -32,6 +32,7 @@ def make_model(kind: str) -> Qwen2MTPForCausalLM:
         vocab_size=128,
         mtp_kl_weight=0.5,
         alignment_weight=0.5 if kind == "aligned" else 0.0,
+        mtp_coordinator_weight=0.5 if kind == "coordinated" else 0.0,
     )
     model = Qwen2MTPForCausalLM(config).train()
     set_trainable(model, mtp_parameter_patterns(config) if kind == "frozen" else ["*"])

@@ -46,6 +46,7 @@ class Option:
 
 OPTIONS = {
     "depth_decay": Option({"mtp_depth_weights": "vocalnet"}),
+    "coordinator": Option({"mtp_coordinator_weight": 1.0}),
     "curriculum": Option({"curriculum_length": 32, "curriculum_ratio": 0.5}),
     "alignment": Option({"alignment_weight": 0.1}, first_stage=1),
 }

@@ -15,6 +15,8 @@ class MTPConfig(PretrainedConfig):
         mtp_loss_weight: Factor of the mean module loss in the training loss.
         mtp_kl_weight: Factor of the modules' mean divergence from the backbone in the training loss.
         mtp_depth_weights: Factor of each module's loss in the mean over the modules; None means 1.
+        mtp_coordinator_weight: Factor of the loss of the modules' mixed predictions; only a model with a factor above
+            0 has a `Coordinator`.
         alignment_weight: Factor of the contrastive loss between audio and text embeddings, see `alignment_loss`.
         audio_tokenizer: Type and fingerprint of the audio tokenizer that made the training codes; None if unknown.
     """
@@ -25,6 +27,7 @@ class MTPConfig(PretrainedConfig):
     mtp_loss_weight: float = 1.0
     mtp_kl_weight: float = 0.0
     mtp_depth_weights: list[float] | None = None
+    mtp_coordinator_weight: float = 0.0
     alignment_weight: float = 0.0
     audio_tokenizer: dict[str, str] | None = None
 

@@ -32,6 +32,8 @@ class MTPOutput(CausalLMOutputWithPast):
             given.
         num_audio_targets: Number of targets that are audio codes, (1 + modules,), int64; None as above.
         alignment: Contrastive loss between audio and text embeddings, see `alignment_loss`; None if its weight is 0.
+        mixture: Cross entropy of the modules' mixed predictions, see `Coordinator`; None without a coordinator.
+        mixture_weights: Mean weight of each module in the mixture, over its targets, (modules,); None as above.
     """
 
     main_loss: Tensor | None = None
@@ -43,6 +45,8 @@ class MTPOutput(CausalLMOutputWithPast):
     audio_losses: Tensor | None = None
     num_audio_targets: Tensor | None = None
     alignment: Tensor | None = None
+    mixture: Tensor | None = None
+    mixture_weights: Tensor | None = None
 
 
 LOGGED = [item.name for item in fields(MTPOutput)[len(fields(CausalLMOutputWithPast)) :]]
@@ -97,14 +101,14 @@ class MTPLoss(nn.Module):
         Returns: `loss` and the fields of `MTPOutput` that are logged.
         Raises: TypeError if the head is not a plain linear layer without a bias.
         """
-        weight = _plain_weight(head)
+        weight = plain_weight(head)
         num_depths = len(hidden_states)
         trains_backbone = num_depths == 1 or (weight.requires_grad if trains_backbone is None else trains_backbone)
         first_depth = 0 if trains_backbone or score_backbone else 1
-        targets, weights = _shifted_targets(labels, loss_weights, position_ids, num_depths)
+        targets, weights = shifted_targets(labels, loss_weights, position_ids, num_depths)
         num_targets = (targets != IGNORE_INDEX).sum(dim=1)
-        divisor, unit = _divisors(weights, num_items_in_batch)
-        depth, place, labels = _rows(targets, first_depth)
+        divisor, unit = divisors(weights, num_items_in_batch)
+        depth, place, labels = target_rows(targets, first_depth)
         scale = weights[depth, place] * unit / divisor[depth]
         factors, kl_factors = _factors(weights, trains_backbone, mtp_weight, kl_weight, depth_weights)[:, depth] * scale
         teacher = Teacher(hidden_states[0].detach().flatten(0, 1), place + depth, kl_factors) if kl_weight else None
@@ -146,14 +150,14 @@ def _audio_part(
     return {"audio_losses": sum_depths(losses * is_audio), "num_audio_targets": sum_depths(is_audio).long()}
 
 
-def _plain_weight(head: nn.Module) -> Tensor:
+def plain_weight(head: nn.Module) -> Tensor:
     linear = getattr(head, "original_module", head)  # of peft, where rows of the head, or a copy of it, train
     if type(linear) is not nn.Linear or linear.bias is not None:
         raise TypeError(f"the loss needs an output layer that is a torch.nn.Linear without a bias, got {head}")
     return head.weight
 
 
-def _rows(targets: Tensor, first_depth: int) -> tuple[Tensor, Tensor, Tensor]:
+def target_rows(targets: Tensor, first_depth: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return depth, place and token of every target, (rows,) each; those of the same token come together."""
     depth, place = (targets[first_depth:] != IGNORE_INDEX).nonzero(as_tuple=True)
     depth = depth + first_depth
@@ -162,7 +166,7 @@ def _rows(targets: Tensor, first_depth: int) -> tuple[Tensor, Tensor, Tensor]:
     return depth, place, targets[depth, place]
 
 
-def _shifted_targets(
+def shifted_targets(
     labels: Tensor, loss_weights: Tensor | None, position_ids: Tensor, num_depths: int
 ) -> tuple[Tensor, Tensor]:
     """Return what every depth predicts and the weights, 0 where there is no target, (depths, batch x time) each."""
@@ -198,7 +202,7 @@ def _accuracies(num_right: Tensor, num_targets: Tensor, first_depth: int) -> Ten
     return accuracies
 
 
-def _divisors(weights: Tensor, num_items_in_batch: Tensor | int | None) -> tuple[Tensor, Tensor]:
+def divisors(weights: Tensor, num_items_in_batch: Tensor | int | None) -> tuple[Tensor, Tensor]:
     """Return the divisor of every depth's sums, (depths,), 1 where it would be 0, and the smallest of them, a scalar.
 
     The loss is divided by the smallest one last: float16 could not hold the gradients otherwise.

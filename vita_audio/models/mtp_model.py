@@ -23,6 +23,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import capture_outputs
 
 from vita_audio.models.alignment import alignment_loss
+from vita_audio.models.coordinator import Coordinator
 from vita_audio.models.mtp_config import MTPConfig
 from vita_audio.models.mtp_generation import MTPGenerationMixin
 from vita_audio.models.mtp_loss import MTPLoss, MTPOutput
@@ -157,6 +158,7 @@ class MTPForCausalLM(MTPGenerationMixin):
     """
 
     backbone_class: type[PreTrainedModel]
+    _keys_to_ignore_on_load_unexpected = (r"^mtp_coordinators\.",)  # a model that does not train them lacks them
 
     def __init__(self, config: MTPConfig):
         PreTrainedModel.__init__(self, config)  # the base's own would build a second backbone
@@ -168,6 +170,7 @@ class MTPForCausalLM(MTPGenerationMixin):
         norm_class = type(self.model.norm)
         self.mtp_embed_norms = nn.ModuleList(norm_class(hidden_size, config.rms_norm_eps) for _ in range(num_modules))
         self.mtp_hidden_norms = nn.ModuleList(norm_class(hidden_size, config.rms_norm_eps) for _ in range(num_modules))
+        self.mtp_coordinators = Coordinator(hidden_size, num_modules if config.mtp_coordinator_weight else 0)
         self.mtp_loss = MTPLoss()
         self.post_init()
 
@@ -371,8 +374,9 @@ class MTPForCausalLM(MTPGenerationMixin):
         """Return loss and logging fields of `MTPOutput` from the backbone's output; `options` of `MTPLoss.forward`."""
         if position_ids is None:
             position_ids = torch.arange(labels.shape[1], device=labels.device)[None]
-        return self.mtp_loss(
-            [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)],
+        states = [hidden_states, *self.mtp_chain(token_embeds, hidden_states, position_ids, attention_mask)]
+        losses = self.mtp_loss(
+            states,
             labels,
             position_ids,
             head=self.lm_head,
@@ -382,3 +386,9 @@ class MTPForCausalLM(MTPGenerationMixin):
             trains_backbone=self.trains_backbone,
             **options,
         )
+        if self.mtp_coordinators:
+            weights = {name: options[name] for name in ("loss_weights", "num_items_in_batch")}
+            mixture, means = self.mtp_coordinators(states[1:], labels, position_ids, head=self.lm_head, **weights)
+            losses["loss"] = losses["loss"] + self.config.mtp_coordinator_weight * mixture
+            losses |= {"mixture": mixture.detach(), "mixture_weights": means}
+        return losses

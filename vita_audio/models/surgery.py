@@ -17,6 +17,12 @@ from vita_audio.models.qwen2_mtp_sensevoice import Qwen2MTPSenseVoiceForCausalLM
 from vita_audio.models.sensevoice import read_weights
 
 MODULE_PARTS = ("mtp_projs", "mtp_embed_norms", "mtp_hidden_norms")
+COORDINATORS = "mtp_coordinators"
+
+
+def module_parts(config: MTPConfig) -> tuple[str, ...]:
+    """List the parts that each MTP module of a model has besides its layer."""
+    return (*MODULE_PARTS, COORDINATORS) if config.mtp_coordinator_weight else MODULE_PARTS
 
 
 def mtp_parameter_patterns(config: MTPConfig) -> list[str]:
@@ -24,7 +30,7 @@ def mtp_parameter_patterns(config: MTPConfig) -> list[str]:
     patterns = []
     for module in range(config.num_nextn_predict_layers):
         patterns.append(f"model.layers.{config.num_backbone_layers + module}.*")
-        patterns += [f"{part}.{module}.*" for part in MODULE_PARTS]
+        patterns += [f"{part}.{module}.*" for part in module_parts(config)]
     return patterns
 
 
@@ -68,8 +74,9 @@ def set_trainable(model: nn.Module, patterns: Sequence[str], *, frozen: Sequence
 def init_missing_mtp(model: MTPForCausalLM, missing_keys: Iterable[str]) -> list[str]:
     """Initialise MTP modules that a checkpoint lacks, each from the one before it.
 
-    The layer of module k is copied from the layer before it (for module 0, the last backbone layer), its projection and
-    norms from module k - 1. The projection of module 0 is drawn from normal(0, initializer_range); its norms are 1.
+    The layer of module k is copied from the layer before it (for module 0, the last backbone layer), its projection,
+    norms and coordinator from module k - 1. Projection and coordinator of module 0 are drawn from normal(0,
+    initializer_range); its norms are 1.
 
     Args:
         missing_keys: Names reported by `from_pretrained(..., output_loading_info=True)`.
@@ -103,7 +110,7 @@ def _sources(model: MTPForCausalLM, module: int) -> Iterator[tuple[str, str | No
     layer = model.config.num_backbone_layers + module
     for name, _ in model.model.layers[layer].named_parameters():
         yield f"model.layers.{layer}.{name}", f"model.layers.{layer - 1}.{name}"
-    for part in MODULE_PARTS:
+    for part in module_parts(model.config):
         yield f"{part}.{module}.weight", f"{part}.{module - 1}.weight" if module else None
 
 

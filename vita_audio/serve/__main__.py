@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 LOCAL, ANY = "127.0.0.1", ("0.0.0.0", "::")  # addresses to listen on
 TOKEN = re.compile(r"[\w.~-]+", re.ASCII)
-MAX_UNREAD = 4  # events of a socket in memory; a client that sends faster waits
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -86,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
     import uvicorn
 
     from vita_audio.serve.app import create_app
+    from vita_audio.serve.connections import server_config
     from vita_audio.serve.demo import load_demo
     from vita_audio.serve.guard import LOCAL_HOSTS
     from vita_audio.serve.records import log_as_json
@@ -101,16 +101,12 @@ def run(options: argparse.Namespace) -> None:
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
     service = Service(models, limits, log_content=options.log_content)
     app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token, demo=demo)
-    config = uvicorn.Config(
+    config = server_config(
         app,
+        service,
         host=options.host,
         port=options.port,
         log_level="warning",
-        ws_max_size=limits.max_bytes,
-        ws_max_queue=MAX_UNREAD,
-        ws_ping_interval=limits.ping_seconds,
-        ws_ping_timeout=limits.ping_seconds,
-        timeout_graceful_shutdown=5,  # seconds; a connection that stays open does not keep the program alive
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
         **({"log_config": None} if options.log_json else {}),

@@ -11,17 +11,18 @@ from fastapi import FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Send
 
 from vita_audio.serve.audio import read_audio, to_pcm16, wav_header
 from vita_audio.serve.chat import ChatRequest, complete, items_of, stream_events
-from vita_audio.serve.conversation import Conversation, Item, plain_text
+from vita_audio.serve.conversation import Conversation
 from vita_audio.serve.events import Name, Strict
 from vita_audio.serve.records import Record
 from vita_audio.serve.reply import describe, error_json, printable
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
+from vita_audio.serve.speech import IncompleteError, speak
 from vita_audio.serve.transcription import transcribe
-from vita_audio.text import TTS_PROMPT
 
 T = TypeVar("T")
 
@@ -32,6 +33,22 @@ class SpeechRequest(Strict):
     voice: Literal["default"] = "default"
     response_format: Literal["wav", "pcm"] = "wav"
     stream_format: Literal["audio"] = "audio"
+
+
+class SoundResponse(StreamingResponse):
+    """Streams sound. If it breaks off, the connection is closed before the response ends, and clients see an error."""
+
+    def __init__(self, service: Service, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._service = service
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except IncompleteError:
+            self._service.note_error("max_new_tokens")
+        except (BusyError, GenerationError) as error:
+            self._service.note_error(error_json(error)["code"])
 
 
 def add_endpoints(app: FastAPI, service: Service) -> None:
@@ -53,12 +70,9 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
         service.check_text(body.input)
         if not body.input.strip():
             raise ValueError("input: text to speak is missing")
-        item = Item("", "user", TTS_PROMPT + plain_text(body.input, service.speech_lm.tokenizer))
-        record = Record("speech")
-        answer = service.submit(Conversation([item]), record, model=body.model)
-        pieces = await while_connected(request, started(service.pieces(answer, record)))
+        pieces = await while_connected(request, started(speak(service, body.input, body.model)))
         header = wav_header() if body.response_format == "wav" else b""
-        return StreamingResponse(sound(pieces, header), media_type=f"audio/{body.response_format}")
+        return SoundResponse(service, sound(pieces, header), media_type=f"audio/{body.response_format}")
 
     @app.post("/v1/audio/transcriptions")
     async def transcriptions(

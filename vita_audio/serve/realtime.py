@@ -264,7 +264,8 @@ class RealtimeSession:
         for kind in ("conversation.item.added", "conversation.item.done"):
             await self._send(kind, item=item_json(item), previous_item_id=previous)
         if item.audio is not None and self._config.audio.input.transcription is not None:
-            self._transcriber.add(item, self._config.audio.input.transcription.model or self._config.model)
+            model = self._config.audio.input.transcription.model or self._config.model
+            await self._transcriber.add(item, model)
             self._start(self._transcribe())
 
     async def _transcribe(self) -> None:

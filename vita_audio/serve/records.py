@@ -26,7 +26,7 @@ class Record:
         vad_seconds: Silence that turn detection waited for before `start`.
         start: Time of `perf_counter` when the end of the turn was detected, or the request arrived.
         outcome: completed, incomplete (the longest answer), cancelled or failed.
-        reason: Why it was cancelled or failed.
+        reason: Why it was cancelled, incomplete or failed.
         first_sound: Seconds from the end of speech to the first sound, with its parts; empty before it.
         limit: Longest answer, tokens.
         num_prompt, num_samples: Tokens of the prompt; samples of sound, at the rate of the codec.

@@ -174,17 +174,18 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, open_stream: OpenStream, *, is_background: bool = False) -> Answer:
+    def submit(self, open_stream: OpenStream, *, is_background: bool = False, is_continued: bool = False) -> Answer:
         """Queue an answer.
 
         Args:
             open_stream: Called in the scheduler's thread with the answer; each `next` of its result is one step.
             is_background: Nobody waits for it, so others go first.
+            is_continued: It continues an answer that has ended, so it is queued even if the queue is full.
         Raises: BusyError if the queue is full.
         """
         with self._changed:
             place = len(self._active) + len(self._waiting) + 1 - self._max_streams
-            if place > self._max_queue or self._is_closed:
+            if (place > self._max_queue and not is_continued) or self._is_closed:
                 raise BusyError(f"the server is busy, {len(self._waiting)} answers are waiting; try again later")
             answer = Answer(open_stream, is_background=is_background)
             self._waiting.append(answer)

@@ -81,6 +81,7 @@ class Service:
         plan: str | None = None,
         max_new_tokens: int | None = None,
         is_background: bool = False,
+        is_continued: bool = False,
         **generation: Any,
     ) -> Answer:
         """Queue the answer to a conversation, whose state it updates; `close` the answer before the next one.
@@ -89,6 +90,7 @@ class Service:
             record: Gets the outcome if there is no answer; otherwise give it to `pieces`.
             model: Name of the model that answers, by default the first one. The state of a conversation is read again
                 where the one before it had another model.
+            is_background, is_continued: As in `Scheduler.submit`.
         Raises: BusyError.
         """
         record.model = model or self.name
@@ -108,7 +110,7 @@ class Service:
             return stream
 
         try:
-            return self.scheduler.submit(open_stream, is_background=is_background)
+            return self.scheduler.submit(open_stream, is_background=is_background, is_continued=is_continued)
         except BusyError:
             record.reason = "server_busy"
             self._finish(record)
@@ -129,8 +131,12 @@ class Service:
                 yield event
             if not answer.is_cancelled:
                 yield Piece(Chunk(wave=resampler.flush()), answer.seconds)
-            is_longest = len(record.depths) >= record.limit
-            record.outcome = "cancelled" if answer.is_cancelled else "incomplete" if is_longest else "completed"
+            if answer.is_cancelled:
+                record.outcome = "cancelled"
+            elif len(record.depths) < record.limit:
+                record.outcome = "completed"
+            else:
+                record.outcome, record.reason = "incomplete", "max_new_tokens"
         except (GeneratorExit, asyncio.CancelledError):
             record.outcome, record.reason = "cancelled", record.reason or "client_left"
             raise

@@ -17,6 +17,7 @@ class Limits:
     max_streams: int = _limit(4, "answers generated at the same time")
     max_queue: int = _limit(16, "answers that wait for their turn")
     max_sessions: int = _limit(32, "open WebSocket connections")
+    max_connections: int = _limit(256, "open connections of all kinds; others are closed at once")
     max_audio_seconds: float = _limit(30.0, "length of one turn or uploaded file, s")
     max_conversation_seconds: float = _limit(300.0, "speech that a conversation keeps; older turns are forgotten, s")
     max_voice_seconds: float = _limit(10.0, "length of a voice prompt, s")
@@ -28,6 +29,7 @@ class Limits:
     idle_seconds: float = _limit(
         300.0, "a session without speech, text or an answer ends after this time; a request must arrive within it, s"
     )
+    header_seconds: float = _limit(20.0, "a connection ends if the headers of its next request take longer, s")
     audio_rate: float = _limit(20.0, "seconds of audio that a session may send per second, on average")
     ping_seconds: float = _limit(20.0, "a session ends if its client does not answer a ping for this time, s")
     events_per_second: float = _limit(200.0, "mean rate of a session's events; twice as many may come at once")

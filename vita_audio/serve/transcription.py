@@ -50,15 +50,17 @@ class Transcriber:
         self._model: str | None = None
         self._is_running = False
 
-    def add(self, turn: Item, model: str | None) -> None:
+    async def add(self, turn: Item, model: str | None) -> None:
         """Let the next `run` transcribe a user's turn; of those that wait, as many are kept as of a conversation.
 
         Args:
             model: Name of the model that transcribes it and the others that wait.
         """
         self._model = model
-        limits = self._service.limits
-        self._turns = keep_latest([*self._turns, turn], limits.max_turns, limits.max_conversation_seconds)
+        limits, turns = self._service.limits, [*self._turns, turn]
+        self._turns = keep_latest(turns, limits.max_turns, limits.max_conversation_seconds)
+        for dropped in turns[: len(turns) - len(self._turns)]:
+            await self._fail(dropped, BusyError("too many turns of the conversation wait to be transcribed"))
 
     async def run(self) -> None:
         """Transcribe all turns that wait, unless a call is doing so."""
@@ -72,14 +74,17 @@ class Transcriber:
             self._is_running = False
 
     async def _run(self, turn: Item) -> None:
-        where, record = {"item_id": turn.id, "content_index": 0}, Record("realtime_transcription", self._session)
+        record = Record("realtime_transcription", self._session)
         try:
             text = await transcribe(self._service, turn.audio, record, model=self._model, is_background=True)
         except (BusyError, GenerationError, ValueError) as error:
-            details = error_json(error)
-            self._service.note_error(details["code"])
-            return await self._send(f"{KIND}.failed", **where, error=details)
+            return await self._fail(turn, error)
         num_prompt, num_answer = record.num_prompt, len(record.depths)
         usage = {"type": "tokens", "input_tokens": num_prompt, "output_tokens": num_answer}
         usage["total_tokens"] = num_prompt + num_answer
-        await self._send(f"{KIND}.completed", **where, transcript=text, usage=usage)
+        await self._send(f"{KIND}.completed", item_id=turn.id, content_index=0, transcript=text, usage=usage)
+
+    async def _fail(self, turn: Item, error: Exception) -> None:
+        details = error_json(error)
+        self._service.note_error(details["code"])
+        await self._send(f"{KIND}.failed", item_id=turn.id, content_index=0, error=details)

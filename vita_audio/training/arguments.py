@@ -72,6 +72,10 @@ class ModelArguments:
         "Factor of each MTP module's loss, one number per module, or vocalnet: 0.8, 0.8^2, ... (default: the model "
         "configuration's, 1)"
     )
+    mtp_coordinator_weight: float | None = option(
+        "Weight of the loss of the modules' predictions, mixed with learned weights (default: the model "
+        "configuration's, 0)"
+    )
     alignment_weight: float | None = option(
         "Weight of a contrastive loss between the mean audio and text embeddings of a document (default: the model "
         "configuration's, 0)"
@@ -90,7 +94,7 @@ class ModelArguments:
             raise ValueError("random weights need --tokenizer_name")
         if self.model_max_length < 2:
             raise ValueError(f"--model_max_length must be at least 2, got {self.model_max_length}")
-        for name in ("mtp_loss_weight", "mtp_kl_weight", "alignment_weight"):
+        for name in ("mtp_loss_weight", "mtp_kl_weight", "mtp_coordinator_weight", "alignment_weight"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"--{name} must be 0 or more, got {value}")

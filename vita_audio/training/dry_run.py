@@ -14,7 +14,7 @@ from vita_audio.constants import structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint, read_json
 from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig, MTPForCausalLM
 from vita_audio.models.loading import as_speech_config, read_config
-from vita_audio.models.surgery import MODULE_PARTS
+from vita_audio.models.surgery import module_parts
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
 from vita_audio.training.memory import (
@@ -79,7 +79,8 @@ def _adapt(model: MTPForCausalLM, settings: StageSettings, base: MTPConfig | Non
     num_modules, num_old = model.config.num_nextn_predict_layers, 0
     if base is not None or not settings.language_model_freeze:
         num_old = (base or model.config).num_nextn_predict_layers
-    new = [f"{part}.{module}.weight" for part in MODULE_PARTS for module in range(num_old, num_modules)]
+    parts = module_parts(model.config)
+    new = [f"{part}.{module}.weight" for part in parts for module in range(num_old, num_modules)]
     codes = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path).vocab_size
     num_rows = model.config.vocab_size
     rows = range(num_rows - codes - len(structural_tokens()), num_rows)

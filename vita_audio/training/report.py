@@ -31,6 +31,7 @@ COLUMNS = {  # value of a depth in the log -> heading
     "accuracy": "accuracy",
     "agreement": "agreement with the backbone",
     "kl": "KL divergence from the backbone",
+    "mixture_weight": "weight in the mixture",
 }
 STYLE = (
     "body{font:14px sans-serif;max-width:1200px;margin:2em auto;padding:0 1em} img{width:100%} "

@@ -54,6 +54,7 @@ class StageSettings:
     dtype: torch.dtype = torch.float32
     seed: int = 42
     mtp_depth_weights: Sequence[str] | None = None
+    mtp_coordinator_weight: float | None = None
     alignment_weight: float | None = None
     extract_codes: bool = False
     preprocessing_num_workers: int = 0

@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig
 from vita_audio.models import MTPForCausalLM
 from vita_audio.models.adapters import ADAPTER_NAME, require_peft
 from vita_audio.models.qwen2_mtp_sensevoice import AUDIO_ENCODER, AUDIO_PROJECTION
-from vita_audio.models.surgery import MODULE_PARTS, gathered, match_any, mtp_parameter_patterns
+from vita_audio.models.surgery import gathered, match_any, module_parts, mtp_parameter_patterns
 from vita_audio.optional import require
 from vita_audio.training.lora import LoraSettings
 
@@ -36,7 +36,8 @@ def add_adapter(
     Raises: ValueError for a target or a module to save that does not exist; MissingPackageError.
     """
     peft = require_peft()
-    saved = {name.rpartition(".")[0] for name in new if name.startswith(tuple(f"{part}." for part in MODULE_PARTS))}
+    parts = tuple(f"{part}." for part in module_parts(model.config))
+    saved = {name.rpartition(".")[0] for name in new if name.startswith(parts)}
     saved |= set(_select(lora.save, _savable(model), "save")) if lora.save else set()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if lora.qlora and any(not model.get_submodule(name).weight.is_floating_point() for name in saved & set(linear)):

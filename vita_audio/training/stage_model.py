@@ -54,6 +54,7 @@ MAY_CHANGE = frozenset(
         "mtp_loss_weight",
         "mtp_kl_weight",
         "mtp_depth_weights",
+        "mtp_coordinator_weight",
         "alignment_weight",
         "attention_dropout",
         "initializer_range",
@@ -224,7 +225,7 @@ def apply_settings(config: MTPConfig, settings: StageSettings) -> None:
             f"--model_max_length {settings.model_max_length} exceeds the positions of the model, "
             f"max_position_embeddings {config.max_position_embeddings}"
         )
-    for name in ("mtp_loss_weight", "mtp_kl_weight", "alignment_weight"):
+    for name in ("mtp_loss_weight", "mtp_kl_weight", "mtp_coordinator_weight", "alignment_weight"):
         if getattr(settings, name) is not None:
             setattr(config, name, getattr(settings, name))
     if settings.mtp_depth_weights is not None:

@@ -100,6 +100,9 @@ class DepthMeter:
         if outputs.audio_losses is not None:
             sums["audio_loss"] = outputs.audio_losses.double() * divisor
             sums["audio_count"] = outputs.num_audio_targets.double()
+        if outputs.mixture is not None:
+            sums["mixture"] = outputs.mixture.expand_as(counts).double() * divisor
+            sums["mixture_weight"] = torch.cat([backbone, outputs.mixture_weights]).double() * counts
         if outputs.alignment is not None:
             sums["alignment"], sums["aligned"] = outputs.alignment.expand_as(counts), torch.ones_like(counts)
         # a batch whose loss is not finite is not learned from, but has taken its time
@@ -119,6 +122,8 @@ class DepthMeter:
         values = {"num_tokens": int(depths[0]["places"]), "pack_fill": depths[0]["filled"] / depths[0]["places"]}
         if "aligned" in depths[0]:
             values["alignment_loss"] = depths[0]["alignment"] / max(depths[0]["aligned"], 1)
+        if "mixture" in depths[0]:  # a mean over the targets of the first module
+            values["mixture_loss"] = depths[1]["mixture"] / max(depths[1]["count"], 1)
         for depth, sums in enumerate(depths):
             if sums["count"]:  # not a frozen backbone that was not scored, nor batches without any finite loss
                 values |= {f"{depth_name(depth)}_{name}": value for name, value in _averages(sums, depth > 0)}
@@ -132,6 +137,8 @@ def _averages(sums: dict[str, float], is_module: bool) -> Iterator[tuple[str, fl
     yield "accuracy", sums["correct"] / count
     if is_module and "kl" in sums:
         yield "kl", sums["kl"] / count
+    if is_module and "mixture_weight" in sums:
+        yield "mixture_weight", sums["mixture_weight"] / count
     if is_module and sums.get("compared"):
         yield "agreement", sums["agreeing"] / sums["compared"]
     if num_audio := sums.get("audio_count"):
@@ -174,8 +181,9 @@ class SpeechTrainer(Trainer):
     Each log entry holds, besides transformers' own values, loss and accuracy of every depth (`main_loss`, `mtp_0_loss`,
     `main_accuracy`, ..., and `mtp_0_kl`, ... where the divergence from the backbone is learnt), averaged over all
     targets since the last entry; the loss of text and of audio codes alone (`main_text_loss`, `main_audio_loss`); how
-    often a module predicts the backbone's token (`mtp_0_agreement`); `pack_fill`, the share of places that are not
-    padding; the norm of the last gradient, before clipping, of each part of the model (`grad_norm_backbone`);
+    often a module predicts the backbone's token (`mtp_0_agreement`); with a coordinator, the loss of the modules' mixed
+    predictions and the weight of each (`mixture_loss`, `mtp_0_mixture_weight`); `pack_fill`, the share of places that
+    are not padding; the norm of the last gradient, before clipping, of each part of the model (`grad_norm_backbone`);
     `tokens_per_second` over all processes, padding included; the `minutes` of training, including those before a
     resumption, and an estimate of those that remain, `eta_minutes`.
 

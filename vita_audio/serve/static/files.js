@@ -3,7 +3,7 @@ import { paintMel } from "./mel.js";
 import { fromBase64, INPUT_RATE, OUTPUT_RATE, toBase64, toFloats, toWav } from "./pcm.js";
 import { Recorder } from "./recorder.js";
 import { $, setSource, showError, text } from "./view.js";
-import { get, model as chosen, post } from "./wire.js";
+import { explain, get, model as chosen, post } from "./wire.js";
 
 const MAX_SECONDS = 30;
 let sound = null; // PCM of the input
@@ -49,7 +49,8 @@ const run = {
   },
   async synthesis(model) {
     const body = { model, input: $("words").value, voice: "default", response_format: "pcm" };
-    const answer = new Int16Array(await (await post("/v1/audio/speech", body)).arrayBuffer());
+    const response = await post("/v1/audio/speech", body);
+    const answer = new Int16Array(await response.arrayBuffer().catch(explain("brokenOff")));
     return { words: $("words").value, answer };
   },
 };

@@ -4,7 +4,7 @@ import { fromBase64, INPUT_RATE, OUTPUT_RATE, toBase64, toFloats } from "./pcm.j
 import { clearSound, endSound, play, startPlayer } from "./sound.js";
 import * as transcript from "./transcript.js";
 import { $, errorText, showError, showState, text } from "./view.js";
-import { post, Wire } from "./wire.js";
+import { explain, post, Wire } from "./wire.js";
 
 // Errors that are not shown: about answers that the server has done with; the state of the connection tells the last.
 const QUIET = ["response_cancel_not_active", "item_not_found", "idle_timeout"];
@@ -248,18 +248,17 @@ async function readAloud({ id, turn }) {
   try {
     const body = { model, input: turn.text.trim(), voice: "default", response_format: "pcm" };
     const reader = (await post("/v1/audio/speech", body, { signal: control.signal })).body.getReader();
+    const read = () => reader.read().catch(explain("brokenOff"));
     let odd = new Uint8Array();
-    for (let { done, value } = await reader.read(); !done; { done, value } = await reader.read()) {
+    for (let { done, value } = await read(); !done; { done, value } = await read()) {
       const bytes = new Uint8Array([...odd, ...value]);
       const whole = bytes.length & ~1;
       odd = bytes.slice(whole);
       hear(READ + id, new Int16Array(bytes.buffer, 0, whole >> 1));
     }
-    endSound(READ + id);
   } catch (error) {
     if (error.name === "AbortError") return;
     showError(error.message);
-    reading = null;
-    settle();
   }
+  endSound(READ + id); // what has arrived is heard
 }

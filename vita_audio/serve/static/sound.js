@@ -31,10 +31,15 @@ export function clearSound() {
   });
 }
 
+// Browsers suppress noise and control the gain for people's ears, each browser in its own way, and change words for a
+// recogniser; models are trained with noise and at levels from 0.05 to 1. Without the cancellation of its echo, the model
+// would hear its own answer as an interruption.
+const PROCESSING = { echoCancellation: true, noiseSuppression: false, autoGainControl: false };
+
 // Open the microphone; `onPiece` gets pieces of PCM with their level, `onLost` is called when it is unplugged or its
 // permission is taken back. Returns a function that closes it. Throws a MicrophoneError if there is none to use.
 export async function openMicrophone(onPiece, onLost) {
-  const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+  const audio = { channelCount: 1, ...PROCESSING };
   if (!navigator.mediaDevices) throw new MicrophoneError("InsecureContext");
   const stream = await navigator.mediaDevices.getUserMedia({ audio }).catch((error) => {
     throw new MicrophoneError(error.name);

@@ -39,6 +39,7 @@ export const STRINGS = {
     busy: "The microphone cannot be used. Close other programs that use it, then try again.",
     insecure: "Browsers allow microphones only on localhost or over HTTPS. Start the server with a TLS certificate.",
     notConnected: "The server does not answer. Wait until the page has connected again.",
+    brokenOff: "The speech broke off before the end of the text.",
     notAudio: "The browser cannot read this as audio", needSound: "Choose or record a sound first.",
     needText: "Enter a text first.",
     // errors of the server, by their codes
@@ -75,6 +76,7 @@ export const STRINGS = {
     busy: "无法使用麦克风。请关闭占用它的其他程序，然后重试。",
     insecure: "浏览器只在 localhost 或 HTTPS 页面上允许使用麦克风。请用 TLS 证书启动服务器。",
     notConnected: "服务器没有响应。请等待页面重新连接。",
+    brokenOff: "语音在文本结束之前中断了。",
     notAudio: "浏览器无法将其读取为音频", needSound: "请先选择或录制声音。",
     needText: "请先输入文字。",
     invalid_api_key: "服务器需要令牌。请在网址后加上 #token=令牌 再打开页面。",

@@ -67,11 +67,14 @@ export class Wire {
   }
 }
 
+// Throw an error of the network as the text of a key, others as they are.
+export const explain = (key) => (error) => {
+  throw error instanceof TypeError ? new Error(text(key)) : error;
+};
+
 async function request(path, options) {
   if (token) options.headers = { ...options.headers, Authorization: `Bearer ${token}` };
-  const response = await fetch(path, options).catch((error) => {
-    throw error instanceof TypeError ? new Error(text("notConnected")) : error;
-  });
+  const response = await fetch(path, options).catch(explain("notConnected"));
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({}));
   throw new Error(error ? errorText(error) : `${response.status} ${response.statusText}`);

@@ -1,0 +1,63 @@
+"""Speak texts: one that would be longer than an answer may be is cut between sentences and spoken part by part."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+
+from vita_audio.serve.conversation import Conversation, Item, plain_text
+from vita_audio.serve.records import Record
+from vita_audio.serve.scheduler import Piece, Place
+from vita_audio.serve.service import Service
+from vita_audio.text import TTS_PROMPT
+
+SECONDS_PER_TOKEN = 0.5  # of text, spoken slowly
+BREAKS = (r"(?<=[.!?]\s)|(?<=[。！？\n])", r"(?<=[,;:]\s)|(?<=[，、；：])", r"(?<=\s)", "")  # the best ones first
+
+
+class IncompleteError(RuntimeError):
+    """The model did not come to the end of a text within the longest answer."""
+
+
+def split_text(text: str, size: Callable[[str], float], max_size: float, breaks: Sequence[str] = BREAKS) -> list[str]:
+    """Cut a text into parts of at most `max_size`: after sentences, or else after clauses, words or characters.
+
+    Args:
+        size: Size of a part.
+        breaks: Patterns of the places to cut, the best ones first.
+    Returns: Parts that add up to the text; only a single character may be larger.
+    """
+    if size(text) <= max_size or not breaks:
+        return [text]
+    parts: list[str] = []
+    for piece in re.split(breaks[0], text):
+        if parts and size(parts[-1] + piece) <= max_size:
+            parts[-1] += piece
+        else:
+            parts += split_text(piece, size, max_size, breaks[1:])
+    return parts
+
+
+async def speak(service: Service, text: str, model: str | None = None) -> AsyncIterator[Place | Piece]:
+    """Yield the pieces of a text's speech; `model` as in `Service.submit`.
+
+    Raises: BusyError, GenerationError; IncompleteError after the pieces of an answer that the model did not end.
+    """
+    speech_lm, longest = service.speech_lm, service.limits.max_new_tokens
+    num_per_token = 1 + SECONDS_PER_TOKEN * speech_lm.audio_tokenizer.frame_rate  # tokens of the answer
+
+    def num_tokens(part: str) -> float:
+        return num_per_token * len(speech_lm.tokenizer.encode(part))
+
+    parts = await asyncio.to_thread(split_text, plain_text(text, speech_lm.tokenizer), num_tokens, longest)
+    for number, part in enumerate(filter(str.strip, parts)):
+        record = Record("speech")
+        conversation = Conversation([Item("", "user", TTS_PROMPT + part)])
+        answer = service.submit(conversation, record, model=model, is_continued=number > 0)
+        async with aclosing(service.pieces(answer, record)) as pieces:
+            async for piece in pieces:
+                yield piece
+        if record.outcome == "incomplete":
+            raise IncompleteError(f"the model did not end within {longest} tokens")
