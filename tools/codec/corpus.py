@@ -16,6 +16,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from tools.common.native_messages import named_messages
 from vita_audio.data.audio import audio_info, load_audio
 from vita_audio.data.chat import Conversation, SampleError
 from vita_audio.data.mixture import Problem, read_samples, resolve, shuffled
@@ -66,8 +67,9 @@ def read_utterance(folder: Path, row: Any) -> Utterance:
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise ValueError(f"phones must be a list of symbols, got {symbols!r:.100}")
     path = folder / row["audio"]
-    rate = audio_info(path).sample_rate
-    wave = load_audio(path, rate).numpy()
+    with named_messages(str(path)):
+        rate = audio_info(path).sample_rate
+        wave = load_audio(path, rate).numpy()
     if len(wave) < SHORTEST_SECONDS * rate:
         raise ValueError(f"{path}: audio must be at least {SHORTEST_SECONDS} s, got {len(wave) / rate:.3f} s")
     samples = np.rint(wave * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from evaluation.judges import Judge
 from evaluation.metrics.ours import error_counts, scored_tokens
+from tools.common.native_messages import named_messages
 from tools.corpora.alignment import share_transcript
 from tools.corpora.clip_store import Clip, ClipStore
 from tools.corpora.entries import MAX_TEXT_LENGTH, Entry, text_problem
 from tools.corpora.measures import measure_sound
-from tools.corpora.native_messages import named_messages
 from tools.corpora.voice_activity import Splitting, speech_probabilities, speech_stretches
 from vita_audio.data.audio import AudioError, audio_blocks, audio_info, load_audio
 from vita_audio.data.mixture import Problem

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.suites import read_rows
+from tools.common.native_messages import named_messages
 from tools.demo.domain import ENGLISH
 from vita_audio.command_line import OneLineParser, add_device_option
 from vita_audio.errors import one_line_errors
@@ -92,7 +93,10 @@ def measure(args: argparse.Namespace) -> dict[str, Part]:
     speaker = judge.speaker((reference, SAMPLE_RATE))
     voice = tokenizer.make_voice(reference[: PROMPT_SECONDS * SAMPLE_RATE], SAMPLE_RATE)
     files, transcripts = zip(*held_out(args.folder, args.test), strict=True)
-    recordings = [(load_audio(file, SAMPLE_RATE), SAMPLE_RATE) for file in files]
+    recordings = []
+    for file in files:
+        with named_messages(str(file)):
+            recordings.append((load_audio(file, SAMPLE_RATE), SAMPLE_RATE))
     texts = texts_to_speak(Path(args.model), transcripts)
     codes = {
         RECORDINGS: [tokenizer.encode(*recording) for recording in recordings],

@@ -28,8 +28,9 @@ def named_messages(name: str) -> Iterator[None]:
             os.dup2(own, 2)
             os.close(own)
             file.seek(0)
-            text = " ".join(file.read().decode(errors="replace").split())
-    if text:
+            lines = file.read().decode(errors="replace").split("\n")
+            text = " ".join(line.strip() for line in lines if "\r" not in line)  # which a progress bar writes
+    if text := text.strip():
         _tell(name, text[:MAX_LENGTH])
 
 
