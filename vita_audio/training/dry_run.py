@@ -112,9 +112,9 @@ def _vocabulary(settings: StageSettings) -> int:
 
 
 def _released_vocabulary(settings: StageSettings, config: MTPConfig) -> int:
-    """Return the same for the text tokenizer of the base, which is not there; if the base is smaller, its own rows."""
+    """Return the rows for the released text tokenizer; a configuration with fewer rows has another one, and its own."""
     num_text = next(number for kind, number in RELEASED_TEXT_TOKENS.items() if isinstance(config, kind))
-    if config.vocab_size < num_text:  # it has another tokenizer
+    if config.vocab_size < num_text:
         return config.vocab_size
     input_by_role = CONTINUOUS_INPUT if is_continuous(settings.audio_tokenizer_type) else DISCRETE_INPUT
     hears = any(how != DISCRETE for how in {**input_by_role, **settings.audio_input}.values())
