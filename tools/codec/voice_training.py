@@ -132,13 +132,15 @@ def finetune(data: VoiceData, judge: VoiceJudge, args: argparse.Namespace) -> No
     attempts = train_flow(data, hift, judge, args)
     with atomic_folder(args.output / DECODER) as folder:
         shutil.copytree(attempts.folder_of(attempts.best["step"]), folder, dirs_exist_ok=True)
-    seconds = {"seconds": sum(utterance.seconds for utterance in data.train), "clips": len(data.train)}
-    result = {"recordings": seconds, "before": attempts.rows[0], "best": attempts.best, "attempts": attempts.rows}
+    recordings = {"seconds": sum(utterance.seconds for utterance in data.train), "clips": len(data.train)}
+    recordings |= {"judged_clips": len(data.held_out)}
+    result = {"recordings": recordings, "before": attempts.rows[0], "best": attempts.best, "attempts": attempts.rows}
     write_json(args.output / RESULT, result)
     best = attempts.best
     print(
-        f"{args.output / DECODER}: step {best['step']}, likeness {best['likeness']:.2f}, word error rate "
-        f"{100 * best['wer']:.1f} %; before: {attempts.rows[0]['likeness']:.2f}, {100 * attempts.rows[0]['wer']:.1f} %"
+        f"{args.output / DECODER}: step {best['step']}, judged by {args.judge} on {best['sounds']} sounds that are not "
+        f"trained on: likeness {best['likeness']:.2f}, word error rate {100 * best['wer']:.1f} %; before: "
+        f"{attempts.rows[0]['likeness']:.2f}, {100 * attempts.rows[0]['wer']:.1f} %"
     )
 
 

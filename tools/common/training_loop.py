@@ -32,6 +32,12 @@ def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
     return average
 
 
+def describe(row: dict[str, float]) -> str:
+    """Return a row of the log as a line to read."""
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "minutes"))
+    return f"step {row['step']:g}, {row['minutes']:.1f} minutes: {metrics}"
+
+
 class TrainingLoop:
     """Trains a model that maps a batch to a dictionary of losses, with the loss to minimise under `total`.
 
@@ -109,7 +115,7 @@ class TrainingLoop:
                     row = {name: round(float(value), 4) for name, value in row.items()}
                     log.write(json.dumps(row) + "\n")
                     log.flush()
-                    tqdm.write(json.dumps(row))
+                    tqdm.write(describe(row))
                     ended = is_done()
         bar.close()
 

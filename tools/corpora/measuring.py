@@ -12,6 +12,7 @@ from tools.corpora.alignment import share_transcript
 from tools.corpora.clip_store import Clip, ClipStore
 from tools.corpora.entries import MAX_TEXT_LENGTH, Entry, text_problem
 from tools.corpora.measures import measure_sound
+from tools.corpora.native_messages import named_messages
 from tools.corpora.voice_activity import Splitting, speech_probabilities, speech_stretches
 from vita_audio.data.audio import AudioError, audio_blocks, audio_info, load_audio
 from vita_audio.data.mixture import Problem
@@ -46,14 +47,16 @@ class Cutter:
 
         Raises: UnusableError, AudioError, OSError.
         """
-        info = audio_info(str(entry.audio))
+        with named_messages(str(entry.audio)):
+            info = audio_info(str(entry.audio))
         longest_text = max(MAX_TEXT_LENGTH, round(MOST_CHARACTERS_PER_SECOND * info.seconds))
         if reason := text_problem(" ".join(filter(None, (entry.text, entry.speaker, entry.recording))), longest_text):
             raise UnusableError("unusable transcript", reason)
         if self.vad is None:
             stretches = [(0.0, info.seconds)]
         else:
-            probabilities = speech_probabilities(self.vad, audio_blocks(str(entry.audio)), info.sample_rate)
+            with named_messages(str(entry.audio)):
+                probabilities = speech_probabilities(self.vad, audio_blocks(str(entry.audio)), info.sample_rate)
             stretches = speech_stretches(probabilities, info.seconds, self.splitting)
             if not stretches:
                 raise UnusableError("no speech", f"{entry.audio}: no speech in {info.seconds:.2f} s")
@@ -81,8 +84,9 @@ class Batch:
 
     def add(self, entry: Entry, audio: str) -> None:
         """Read a clip. Raises: AudioError, OSError."""
-        rate = audio_info(audio).sample_rate
-        wave = load_audio(audio, rate)
+        with named_messages(str(entry.audio)):
+            rate = audio_info(audio).sample_rate
+            wave = load_audio(audio, rate)
         self.clips.append((entry, audio, wave, rate))
         self.seconds += len(wave) / rate
 

@@ -105,9 +105,9 @@ def run_steps(program: str, steps: Sequence[Step], progress: Progress, usual_min
     for number, step in enumerate(steps, start=1):
         if progress.is_done(step):
             continue
-        left = sum(usual_minutes.get(later.name, 0) for later in steps[number - 1 :] if not progress.is_done(later))
-        own = usual_minutes.get(step.name, 0)
-        print(f"\n== Step {number} of {len(steps)}: {step.title}; about {own:g} of {left:g} minutes left", flush=True)
+        later = sum(usual_minutes.get(other.name, 0) for other in steps[number:] if not progress.is_done(other))
+        own, rest = usual_minutes.get(step.name, 0), f", later steps {later:g} more" if later else ""
+        print(f"\n== Step {number} of {len(steps)}: {step.title}; about {own:g} minutes{rest}", flush=True)
         settings = [f"{name}={shlex.quote(value)}" for name, value in step.environment.items()]
         print("$", *settings, shlex.join(step.command), flush=True)
         start = time.monotonic()

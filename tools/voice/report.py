@@ -10,6 +10,7 @@ that the model speaks for given texts.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ NUM_PLAYERS = 8  # of each kind
 PROMPT_SECONDS = 6
 RESULT = "voice.json"  # of tools.codec.finetune_voice
 TEMPLATE = Path(__file__).with_name("report.html")
-RECORDINGS, BEFORE, AFTER, PROMPT = "recordings", "before", "after", "before, with a voice prompt"
-SPOKEN = "the model"  # who speaks codes, besides the recordings
+RECORDED, BEFORE, AFTER, PROMPT = "as recorded", "before", "after", "before, with a voice prompt"
+RECORDINGS, SPOKEN = "recordings", "the model"  # whose codes are decoded
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Part]:
     }
     parts = {}
     for name, said in ((RECORDINGS, transcripts), (SPOKEN, texts)):
-        sounds = {RECORDINGS: recordings} if name == RECORDINGS else {}
+        sounds = {RECORDED: recordings} if name == RECORDINGS else {}
         sounds |= {BEFORE: speak(tokenizer.decoder, codes[name]), AFTER: speak(after, codes[name])}
         sounds[PROMPT] = speak(tokenizer.decoder, codes[name], voice)
         verdicts = {row: judge.judge(one, said, speaker) for row, one in sounds.items()}
@@ -107,17 +108,22 @@ def measure(args: argparse.Namespace) -> dict[str, Part]:
     return parts
 
 
-def as_json(parts: dict[str, Part], folder: Path) -> dict[str, Any]:
-    """Return the content of report.json: verdicts by row of the table, differences, minutes, and voice.json."""
+def as_json(parts: dict[str, Part], folder: Path, minutes: float) -> dict[str, Any]:
+    """Return the content of report.json: verdicts by row of the table, differences, minutes, and voice.json.
+
+    Args:
+        minutes: Those of the report itself, whose step has not ended.
+    """
     from evaluation.metrics.significance import compare
 
     verdicts = {f"{name}: {row}": verdict for name, part in parts.items() for row, verdict in part.verdicts.items()}
+    done = {path.stem: read_json(path)["minutes"] for path in sorted((folder / "done").glob("*.json"))}
     return {
         "rows": {name: verdict.summary() for name, verdict in verdicts.items()},
         "wer_after_less_before": {
             name: vars(compare(part.verdicts[AFTER].wer, part.verdicts[BEFORE].wer)) for name, part in parts.items()
         },
-        "minutes": {path.stem: read_json(path)["minutes"] for path in sorted((folder / "done").glob("*.json"))},
+        "minutes": done | {"report": minutes},
         **read_json(folder / "voice" / RESULT),
     }
 
@@ -139,18 +145,20 @@ def write_players(parts: dict[str, Part], folder: Path) -> list[tuple[str, str, 
     return players
 
 
-def write_report(parts: dict[str, Part], args: argparse.Namespace) -> None:
-    """Write report.json, and report.html with its sounds."""
+def write_report(args: argparse.Namespace) -> None:
+    """Measure, and write report.json, and report.html with its sounds."""
     from evaluation.reporting.page import Clips, diff, render
     from vita_audio.files.atomic import write_json, write_text
 
-    folder, result = args.output or args.folder, as_json(parts, args.folder)
+    started, folder = time.monotonic(), args.output or args.folder
+    parts = measure(args)
+    result = as_json(parts, args.folder, (time.monotonic() - started) / 60)
     folder.mkdir(parents=True, exist_ok=True)
     page = render(
         TEMPLATE,
         result=result,
         players=write_players(parts, folder / "sounds"),
-        columns=[RECORDINGS, BEFORE, AFTER, PROMPT],
+        columns=[RECORDED, BEFORE, AFTER, PROMPT],
         settings={name: value for name, value in vars(args).items() if value is not None},
         player=Clips(folder).player,
         diff=lambda text, said: diff(text, said, args.language),
@@ -178,7 +186,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     with one_line_errors("tools.voice.report"):
-        write_report(measure(args), args)
+        write_report(args)
     print(f"wrote {(args.output or args.folder) / 'report.html'}")
 
 

@@ -116,34 +116,25 @@ class SpeechLM:
         device = resolve_device(device)
         options = {"device_map": device, "dtype": dtype or default_dtype(device), **options}
         load = partial(load_language_model, base=base, offline=offline, **options)
-        same = {"offline": offline, "any_audio_tokenizer": any_audio_tokenizer}
-        speech_lm = cls._load(folder, audio_tokenizer, load, audio_model=audio_model, **same)
+        found = {"audio_model": audio_model, "offline": offline, "any_audio_tokenizer": any_audio_tokenizer}
+        speech_lm = cls._load(folder, audio_tokenizer, load, **found)
         if quantize is not None:
             quantize_weights(speech_lm.model, quantize)
         return speech_lm
 
-    def with_adapter(
-        self,
-        name_or_path: str | Path,
-        *,
-        audio_model: str | Path | None = None,
-        offline: bool = False,
-        any_audio_tokenizer: bool = False,
-    ) -> SpeechLM:
+    def with_adapter(self, name_or_path: str | Path, *, offline: bool = False, **options) -> SpeechLM:
         """Load an adapter on this model, which stays as it is; both use the same weights in memory.
 
-        So any number of adapters need one base in memory. They decode more slowly than the one that `from_pretrained`
-        merges.
+        It is not merged, so it decodes more slowly than one that `from_pretrained` loads.
 
         Args:
             name_or_path: Adapter; its base must be this model, loaded on one device and not quantized.
-            audio_model, offline, any_audio_tokenizer: As in `from_pretrained`.
+            offline, options: As in `from_pretrained`, of which `audio_model` and `any_audio_tokenizer` are options.
         Raises: As `from_pretrained`; ValueError for an adapter of another base.
         """
         folder = find_checkpoint(name_or_path, offline=offline)
         load = partial(load_on_base, base=self.model, offline=offline)
-        same = {"offline": offline, "any_audio_tokenizer": any_audio_tokenizer}
-        return self._load(folder, self.audio_tokenizer, load, audio_model=audio_model, **same)
+        return self._load(folder, self.audio_tokenizer, load, offline=offline, **options)
 
     @classmethod
     def _load(
@@ -152,9 +143,9 @@ class SpeechLM:
         audio_tokenizer: AudioTokenizer,
         load: Callable[[Path, PretrainedConfig], tuple[MTPForCausalLM, list[str]]],
         *,
-        audio_model: str | Path | None,
-        offline: bool,
-        any_audio_tokenizer: bool,
+        audio_model: str | Path | None = None,
+        offline: bool = False,
+        any_audio_tokenizer: bool = False,
     ) -> SpeechLM:
         """Check a folder and put its parts together, of which `load` loads the language model."""
         config = read_config(folder, SPEECH_CONFIGS)

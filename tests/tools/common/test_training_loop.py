@@ -133,3 +133,11 @@ def test_a_run_that_is_done_ends_at_its_next_checkpoint_also_if_it_is_started_ag
         loop, _ = make_run(tmp_path, steps=8)
         loop.run(lambda: {"x": torch.ones(2, 4)}, dict, is_done=lambda loop=loop: loop.step >= 3)
     assert loop.step == 4 and [row["step"] for row in log_of(tmp_path)] == [2, 4]
+
+
+def test_checkpoints_are_told_in_words_and_logged_as_json(tmp_path, capsys):
+    _, run = make_run(tmp_path)
+    run()
+    *_, last = capsys.readouterr().out.splitlines()
+    row = log_of(tmp_path)[-1]
+    assert last.startswith("step 4, 0.0 minutes: num_skipped 0, total ") and f", held_out {row['held_out']:.4g}" in last

@@ -167,7 +167,8 @@ def test_the_report_has_before_and_after_of_recordings_and_of_the_model(recordin
     (folder / "data" / "heldout_tts.jsonl").write_text(json.dumps({"audio": held_out, "reference": "beep beep"}))
     make_speech_decoder(NUM_CODES).save_pretrained(folder / "voice" / "decoder")
     attempt = {"step": 2, "likeness": 0.8, "wer": 0.2, "score": 0.6, "sounds": 1}
-    result = {"recordings": {"seconds": 3.0, "clips": 3}, "best": attempt, "attempts": [attempt]}
+    recorded = {"seconds": 3.0, "clips": 3, "judged_clips": 1}
+    result = {"recordings": recorded, "best": attempt, "attempts": [attempt]}
     (folder / "voice" / "voice.json").write_text(json.dumps(result))
     (folder / "done" / "voice.json").write_text(json.dumps({"minutes": 1.5}))
     flags = {"folder": folder, "model": folders.model, "device": "cpu"}
@@ -176,13 +177,12 @@ def test_the_report_has_before_and_after_of_recordings_and_of_the_model(recordin
     written = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     rows = ("before", "after", "before, with a voice prompt")
     spoken = [f"{codes}: {row}" for codes in ("recordings", "the model") for row in rows]
-    assert list(written["rows"]) == ["recordings: recordings", *spoken]
-    assert written["minutes"] == {"voice": 1.5} and list(written["wer_after_less_before"]) == [
-        "recordings",
-        "the model",
-    ]
+    assert list(written["rows"]) == ["recordings: as recorded", *spoken]
+    assert list(written["minutes"]) == ["voice", "report"] and 0 < written["minutes"]["report"] < 60
+    assert list(written["wer_after_less_before"]) == ["recordings", "the model"]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<audio") == 7 and "http" not in page
+    assert "(3 clips).\n1 other clips chose the step" in page and "judged by whisper_tiny_en too, but on other" in page
 
 
 def test_a_test_corpus_replaces_the_held_out_recordings_and_none_is_an_error(tmp_path):
