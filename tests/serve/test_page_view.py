@@ -137,8 +137,9 @@ def test_a_file_that_is_not_audio_is_reported(server, chromium):
 def test_quiet_speech_shows_and_silence_does_not(server, chromium):
     script = """async (level) => {
       const canvas = document.querySelector("#levels");
+      const { setLevel } = await import("/static/levels.js");
+      setLevel(0, level);
       canvas.width = 0; // until it is painted
-      (await import("/static/levels.js")).setLevel(0, level);
       while (!canvas.width) await new Promise(requestAnimationFrame);
       const { data } = canvas.getContext("2d").getImageData(0, Math.round(canvas.height / 4), canvas.width, 1);
       return data.filter((value, i) => i % 4 === 3 && value).length / canvas.width;
