@@ -12,6 +12,7 @@ from toy_server import serve
 from toy_speech_lm import load_toy, make_toy_folders
 
 from vita_audio.inference.tasks import make_conversation
+from vita_audio.serve.__main__ import load_models, parse_arguments
 from vita_audio.serve.conversation import Item
 from vita_audio.serve.service import Service
 from vita_audio.training.lora import LoraSettings
@@ -21,11 +22,15 @@ LENGTH = 40
 
 
 @pytest.fixture(scope="module")
-def models(speech_lm, toy_folders, tmp_path_factory):
+def adapters(toy_folders, tmp_path_factory):
     folder, lora = tmp_path_factory.mktemp("adapters"), LoraSettings(r=2, save=("norm", "lm_head"))
     one = save_toy_adapter(toy_folders, folder / "one")
-    two = save_toy_adapter(toy_folders, folder / "two", lora=lora, seed=2)
-    return {"toy": speech_lm, "one": speech_lm.with_adapter(one), "two": speech_lm.with_adapter(two)}
+    return {"one": one, "two": save_toy_adapter(toy_folders, folder / "two", lora=lora, seed=2)}
+
+
+@pytest.fixture(scope="module")
+def models(speech_lm, adapters):
+    return {"toy": speech_lm, **{name: speech_lm.with_adapter(folder) for name, folder in adapters.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,17 @@ def test_a_session_may_change_its_model(server, models):
             conversation["messages"].append(answer.message(models[name].tokenizer))
             assert text_of(events) == expected.text
             assert events[-1].response.usage.output_tokens == len(expected.ids)
+
+
+def test_the_program_loads_the_base_once_and_names_all(toy_folders, adapters):
+    named = [f"first={adapters['one']}", adapters["two"]]
+    flags = ["--model", toy_folders.model, "--audio-tokenizer-path", toy_folders.audio_tokenizer, "--device", "cpu"]
+    loaded = load_models(parse_arguments([str(flag) for flag in (*flags, "--adapter", *named)]))
+    assert list(loaded) == ["model", "first", "two"]
+    layers = [one.model.model.layers[0].mlp.up_proj for one in loaded.values()]
+    assert len({getattr(layer, "base_layer", layer).weight.data_ptr() for layer in layers}) == 1
+    (alone,) = load_models(parse_arguments([str(flag) for flag in (*flags, "--adapter", named[0])]))
+    assert alone == "first"
 
 
 def test_an_unknown_model_gets_the_names(server):

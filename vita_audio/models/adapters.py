@@ -8,6 +8,7 @@ adapter on another base.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -207,7 +208,9 @@ def _add_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> Any:
     check_whole(folder / ADAPTER_CONFIG)
     check_whole(folder / ADAPTER_WEIGHTS)
     try:
-        return peft.PeftModel.from_pretrained(model, folder, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads an attribute that transformers renamed
+            return peft.PeftModel.from_pretrained(model, folder, **options)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"the adapter in {folder} does not fit its base: {' '.join(str(error).split())}") from error
 
