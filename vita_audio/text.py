@@ -134,7 +134,7 @@ class TextTokenizer:
     @property
     def padded_size(self) -> int:
         """Rows of the embedding table: the vocabulary size rounded up to a multiple of 8."""
-        return -(-len(self) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+        return padded(len(self))
 
     @property
     def fingerprint(self) -> str:
@@ -204,6 +204,11 @@ class TextTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.base.save_pretrained(folder)
+
+
+def padded(num_tokens: int) -> int:
+    """Return the rows of an embedding table for a number of tokens."""
+    return -(-num_tokens // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
 
 
 @lru_cache

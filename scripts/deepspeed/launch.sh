@@ -33,7 +33,7 @@ if [[ " ${flags[*]} " =~ \ --dry[_-]run[\ =]([a-zA-Z0-9]*) && ! ${BASH_REMATCH[1
     dry_run=true
 fi
 if [ "$dry_run" = true ]; then
-    : "${AUDIO_TOKENIZER_PATH=embedded}" "${OUTPUT_ROOT=.}"
+    : "${AUDIO_TOKENIZER_PATH=released}" "${OUTPUT_ROOT=.}" # counts as the tokenizer of the released models
     if [ -z "${MODEL_NAME_OR_PATH:-}" ]; then
         MODEL_NAME_OR_PATH=Qwen/Qwen2.5-7B-Instruct
         flags=(--config_name "$root/configs/models/qwen2_7b_mtp0.json" "${flags[@]}")

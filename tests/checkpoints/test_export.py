@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from toy_speech_lm import load_toy, make_toy_folders
 
 from vita_audio.checkpoints.export import export_checkpoint, public_config, public_generation_config
+from vita_audio.checkpoints.inspection import inspect_checkpoint
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.models import SPEECH_CONFIGS, Qwen2MTPConfig, Qwen2MTPSenseVoiceConfig, Qwen3MTPConfig
@@ -87,6 +88,21 @@ def test_ours_load_it_and_answer_the_same(exported, toy_folders):
     assert speech_lm.prompt_ids(conversation) == expected.prompt_ids(conversation)
     options = {"max_new_tokens": 24, "decode_audio": False}
     assert speech_lm.respond(conversation, **options).ids == expected.respond(conversation, **options).ids
+
+
+def test_the_coordinator_of_training_does_no_harm(toy_folders, tmp_path):
+    """The exported configuration has none, so its vectors in the weights are ignored."""
+    config = read_config(toy_folders.model, SPEECH_CONFIGS)
+    config.mtp_coordinator_weight = 1.0
+    model, missing = load_weights(toy_folders.model, config)
+    assert missing == [f"mtp_coordinators.{module}.weight" for module in range(4)]
+    model.save_pretrained(tmp_path / "trained")
+    load_toy(toy_folders).tokenizer.save_pretrained(tmp_path / "trained")
+    export_checkpoint(tmp_path / "trained", tmp_path / "out")
+    assert missing[0] in load_file(tmp_path / "out" / "model.safetensors")
+    assert not inspect_checkpoint(tmp_path / "out").problems
+    again, missing = load_weights(tmp_path / "out", read_config(tmp_path / "out", SPEECH_CONFIGS))
+    assert not missing and not again.mtp_coordinators
 
 
 def test_shards_and_code_come_along(toy_folders, exported, tmp_path):

@@ -164,6 +164,7 @@ def test_a_dry_run_of_7b_needs_nothing_but_the_script(toy_run, tmp_path, script)
     table = {line.split("  ")[0]: line.split() for line in result.stdout.splitlines()}
     assert table["backbone"][1] == "6,525.6" and "ZeRO 3" in table
     assert table["backbone"][2] == ("0.0" if "mtp10" in script else "6,525.6")
+    assert table["embeddings and head"][3] == "1,204.7"
     assert "16 GPUs, 1 x 32768 tokens each, bfloat16" in result.stdout and "days at 20000" in result.stdout
     assert not list(tmp_path.iterdir())
 

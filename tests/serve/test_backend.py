@@ -27,7 +27,7 @@ def ask(speech_lm):
         question = [{"role": "user", "content": "what is the day"}]
         chat = server.client.chat.completions.create(model="toy", messages=question, max_completion_tokens=30)
         speech = server.client.audio.speech.create(
-            model="toy", voice="default", input="hello. ", response_format="wav"
+            model="toy", voice="default", input="dog", response_format="wav"
         ).content
     return chat.choices[0].message.content, soundfile.read(io.BytesIO(speech))[0].tolist()
 

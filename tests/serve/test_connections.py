@@ -9,6 +9,7 @@ import httpx2 as httpx
 import pytest
 from realtime_client import MANUAL, ask, session, until
 from toy_server import serve
+from websockets.sync.client import connect
 
 from vita_audio.serve.settings import Limits
 
@@ -86,3 +87,9 @@ def metrics(server):
     """Return the metrics, or nothing as long as the server does not know that other clients have left."""
     with suppress(httpx.TransportError):
         return httpx.get(f"{server.url}/metrics").text
+
+
+def test_messages_are_not_compressed(server):
+    """A small one could unpack to many megabytes."""
+    with connect(f"ws://localhost:{server.port}/v1/realtime") as client:  # which offers to compress
+        assert client.protocol.extensions == []

@@ -60,6 +60,21 @@ def test_a_spoken_question_is_answered(server, playwright, tmp_path):
     assert b"AI-generated" in made[:80] and soundfile.info(io.BytesIO(made)).samplerate == OUTPUT_RATE
 
 
+def test_the_browser_leaves_the_microphone_as_it_is(server, chromium):
+    """Only the echo of the answer is taken out."""
+    script = """() => {
+      const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      navigator.mediaDevices.getUserMedia = async (wanted) => (window.stream = await open(wanted));
+    }"""
+    with opened(chromium, server) as page:
+        page.evaluate(script)
+        page.click("#microphone")
+        wait_for(page, "listening")
+        settings = page.evaluate("window.stream.getAudioTracks()[0].getSettings()")
+    assert settings["echoCancellation"]
+    assert not settings["noiseSuppression"] and not settings["autoGainControl"]
+
+
 def interrupt(page):
     """Ask in writing, open the microphone, which hears speech, during the answer, and return the answer's turn."""
     ask(page)

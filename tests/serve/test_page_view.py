@@ -122,6 +122,9 @@ def test_files(server, chromium):
             page.wait_for_selector("#run:enabled")
             assert page.is_visible("#result-audio") == page.is_visible("#result-mel") == has_sound
             assert page.is_hidden("#error") and "Working" not in page.inner_text("#result-text")
+        page.fill("#words", "hello")  # which the model does not end
+        page.click("#run")
+        page.locator("#error", has_text="The speech broke off before the end of the text.").wait_for()
 
 
 def test_a_file_that_is_not_audio_is_reported(server, chromium):
@@ -129,3 +132,18 @@ def test_a_file_that_is_not_audio_is_reported(server, chromium):
         page.click("#tab-files")
         page.set_input_files("#file-sound input", __file__)
         page.locator("#error", has_text="cannot read this as audio: test_page_view.py").wait_for()
+
+
+def test_quiet_speech_shows_and_silence_does_not(server, chromium):
+    script = """async (level) => {
+      const canvas = document.querySelector("#levels");
+      const { setLevel } = await import("/static/levels.js");
+      setLevel(0, level);
+      canvas.width = 0; // until it is painted
+      while (!canvas.width) await new Promise(requestAnimationFrame);
+      const { data } = canvas.getContext("2d").getImageData(0, Math.round(canvas.height / 4), canvas.width, 1);
+      return data.filter((value, i) => i % 4 === 3 && value).length / canvas.width;
+    }"""
+    with opened(chromium, server, reduced_motion="reduce") as page:
+        shown = [page.evaluate(script, level) for level in (0.0003, 0.004, 0.25)]
+    assert shown[0] == 0 and 0.2 < shown[1] < 0.3 and shown[2] > 0.99

@@ -3,16 +3,22 @@
 import re
 
 import pytest
+import torch
 from toy_run import NUM_TEXT_ROWS, ROOT, SETTINGS
 from transformers import Qwen2Config
 
 from tools.finetune_sts import main as train
-from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers import AUDIO_TOKENIZERS, get_audio_tokenizer
+from vita_audio.audio_tokenizers.snac24khz import SNAC24kHzTokenizer
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig
 from vita_audio.constants import structural_tokens
+from vita_audio.models import SPEECH_CONFIGS
+from vita_audio.models.loading import read_config
+from vita_audio.speech_decoder.cosyvoice2.flow import CosyVoice2FlowConfig
 from vita_audio.text import TextTokenizer
 from vita_audio.training.arguments import parse_flags
-from vita_audio.training.dry_run import dry_run
-from vita_audio.training.memory import StepMemory
+from vita_audio.training.dry_run import RELEASED_CODES, dry_run
+from vita_audio.training.memory import StepMemory, empty_model
 
 
 @pytest.fixture
@@ -63,6 +69,54 @@ def test_a_speech_checkpoint_keeps_its_rows(describe, toy_run):
     start = toy_run.config(1, vocab_size=4000, **sizes).parent
     _, tables = describe(model_name_or_path=start, config_name=toy_run.config(2, **sizes))
     assert tables["embeddings and head"] == ["2.0", "2.0"]  # 4000 x 512
+
+
+@pytest.fixture
+def describe_without_weights(describe, tmp_path):
+    def run(name, **changes):
+        missing = {"model_name_or_path": "Qwen/missing", "audio_tokenizer_path": tmp_path / "missing"}
+        return describe(config_name=ROOT / "configs" / "models" / f"{name}.json", **missing, **changes)[1]
+
+    return run
+
+
+def test_the_first_stage_of_7b_has_the_parameters_of_the_resized_model(describe_without_weights, qwen2_folder):
+    """Its public configuration has the vocabulary of the text model."""
+    config = read_config(ROOT / "configs" / "models" / "qwen2_7b_mtp0.json", SPEECH_CONFIGS)
+    model = empty_model(config, torch.bfloat16)
+    assert config.vocab_size == 152_064
+    tokenizer = TextTokenizer.from_pretrained(qwen2_folder, RELEASED_CODES["glm4voice"])
+    model.resize_token_embeddings(tokenizer.padded_size, mean_resizing=False)
+    parts = {"embeddings and head": [model.model.embed_tokens, model.lm_head], "total": [model]}
+    for changes in ({}, {"tokenizer_name": qwen2_folder}):
+        tables = describe_without_weights("qwen2_7b_mtp0", **changes)
+        for part, modules in parts.items():
+            number = sum(parameter.numel() for module in modules for parameter in module.parameters())
+            assert tables[part] == [f"{number / 1e6:,.1f}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"),
+    [
+        ("qwen2_7b_sensevoice_mtp0", "sensevoice_glm4voice", 168_072),
+        ("qwen2_7b_mtp1", "glm4voice", 168_072),
+        ("qwen2_7b_mtp1", "sparktts", 159_880),
+        ("qwen3_8b_mtp1", "glm4voice", 168_080),
+        ("tiny_mtp0", "glm4voice", 1024),
+    ],
+)
+def test_without_weights_the_released_tokenizers_count(describe_without_weights, name, kind, rows):
+    tables = describe_without_weights(name, audio_tokenizer_type=kind)
+    config = read_config(ROOT / "configs" / "models" / f"{name}.json", SPEECH_CONFIGS)
+    num_tables = 1 if config.tie_word_embeddings else 2
+    assert tables["embeddings and head"] == [f"{num_tables * rows * config.hidden_size / 1e6:,.1f}"] * 2
+
+
+def test_the_numbers_of_released_codes_are_those_of_the_codecs():
+    assert RELEASED_CODES.keys() == AUDIO_TOKENIZERS.keys()
+    assert RELEASED_CODES["glm4voice"] == WhisperVQConfig.quantize_vocab_size
+    assert RELEASED_CODES["cosyvoice2"] == CosyVoice2FlowConfig().vocab_size
+    assert RELEASED_CODES["snac24khz"] == SNAC24kHzTokenizer.vocab_size
 
 
 def test_a_model_that_is_neither_here_nor_on_the_hub_is_named(describe):

@@ -330,13 +330,15 @@ def _compare(
     for key in common:
         parameters[str(stored[key].dtype).removeprefix("torch.")] += expected[key].numel()
     missing = sorted(key for key, value in expected.items() if id(value) not in present)
+    ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    unexpected = (key for key in stored.keys() - shapes.keys() if not any(re.search(each, key) for each in ignored))
     part = Part(
         name,
         {path.name: path.stat().st_size for path in files},
         num_tensors=len(stored),
         parameters=dict(parameters),
         missing=missing,
-        unexpected=sorted(stored.keys() - shapes.keys()),
+        unexpected=sorted(unexpected),
         misshapen={key: (found[key], shapes[key]) for key in common if found[key] != shapes[key]},
         initialised=_stage_initialisation(stage, missing) if stage else {},
         dry_run=dry_run,

@@ -151,6 +151,7 @@ def _audio_part(
 
 
 def plain_weight(head: nn.Module) -> Tensor:
+    """Return the weight of the head. Raises: TypeError if it is not a plain linear layer without a bias."""
     linear = getattr(head, "original_module", head)  # of peft, where rows of the head, or a copy of it, train
     if type(linear) is not nn.Linear or linear.bias is not None:
         raise TypeError(f"the loss needs an output layer that is a torch.nn.Linear without a bias, got {head}")

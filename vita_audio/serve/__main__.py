@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from vita_audio.inference.pipeline import SpeechLM
 
 LOCAL, ANY = "127.0.0.1", ("0.0.0.0", "::")  # addresses to listen on
+# What oneDNN keeps for the shapes of inputs that it has seen; 1,024 by default, which answers of ever new lengths fill
+# slowly, as if memory leaked. It is read at the first convolution, and torch has no function for it.
+MAX_PRIMITIVES = "256"
 TOKEN = re.compile(r"[\w.~-]+", re.ASCII)
 
 
@@ -94,6 +97,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.log_json:
         log_as_json()
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", MAX_PRIMITIVES)
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
     demo = load_demo(options.model)

@@ -1,4 +1,4 @@
-"""Speak texts: one that would be longer than an answer may be is cut between sentences and spoken part by part."""
+"""Speak texts sentence by sentence: models are trained on single ones, and an answer has a limit."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from vita_audio.serve.service import Service
 from vita_audio.text import TTS_PROMPT
 
 SECONDS_PER_TOKEN = 0.5  # of text, spoken slowly
-BREAKS = (r"(?<=[.!?]\s)|(?<=[。！？\n])", r"(?<=[,;:]\s)|(?<=[，、；：])", r"(?<=\s)", "")  # the best ones first
+SENTENCE_END = r"(?<=[.!?]\s)|(?<=[。！？\n])"
+BREAKS = (r"(?<=[,;:]\s)|(?<=[，、；：])", r"(?<=\s)", "")  # after clauses, words, characters
 
 
 class IncompleteError(RuntimeError):
     """The model did not come to the end of a text within the longest answer."""
 
 
-def split_text(text: str, size: Callable[[str], float], max_size: float, breaks: Sequence[str] = BREAKS) -> list[str]:
-    """Cut a text into parts of at most `max_size`: after sentences, or else after clauses, words or characters.
+def split_text(text: str, size: Callable[[str], float], max_size: float) -> list[str]:
+    """Cut a text after each sentence, and one that is larger than `max_size` also after clauses, words or characters.
 
     Args:
         size: Size of a part.
-        breaks: Patterns of the places to cut, the best ones first.
-    Returns: Parts that add up to the text; only a single character may be larger.
+    Returns: The parts without the whitespace around them; only a single character may be larger.
     """
+    parts = [part for sentence in re.split(SENTENCE_END, text) for part in _cut(sentence, size, max_size, BREAKS)]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _cut(text: str, size: Callable[[str], float], max_size: float, breaks: Sequence[str]) -> list[str]:
     if size(text) <= max_size or not breaks:
         return [text]
     parts: list[str] = []
@@ -36,7 +41,7 @@ def split_text(text: str, size: Callable[[str], float], max_size: float, breaks:
         if parts and size(parts[-1] + piece) <= max_size:
             parts[-1] += piece
         else:
-            parts += split_text(piece, size, max_size, breaks[1:])
+            parts += _cut(piece, size, max_size, breaks[1:])
     return parts
 
 
@@ -52,7 +57,7 @@ async def speak(service: Service, text: str, model: str | None = None) -> AsyncI
         return num_per_token * len(speech_lm.tokenizer.encode(part))
 
     parts = await asyncio.to_thread(split_text, plain_text(text, speech_lm.tokenizer), num_tokens, longest)
-    for number, part in enumerate(filter(str.strip, parts)):
+    for number, part in enumerate(parts):
         record = Record("speech")
         conversation = Conversation([Item("", "user", TTS_PROMPT + part)])
         answer = service.submit(conversation, record, model=model, is_continued=number > 0)

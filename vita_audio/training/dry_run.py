@@ -7,15 +7,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
-from vita_audio.constants import structural_tokens
+from vita_audio.audio_tokenizers.glm4voice import EMBEDDED
+from vita_audio.constants import CONTINUOUS_PREFIX, structural_tokens
 from vita_audio.files.checkpoint import find_checkpoint, read_json
 from vita_audio.models import LANGUAGE_CONFIGS, MTPConfig, MTPForCausalLM
 from vita_audio.models.loading import as_speech_config, read_config
 from vita_audio.models.surgery import module_parts
-from vita_audio.text import TextTokenizer
+from vita_audio.text import CONTINUOUS_INPUT, DISCRETE, DISCRETE_INPUT, TextTokenizer, padded
 from vita_audio.training.arguments import DataArguments, ModelArguments, SpeechOptions
 from vita_audio.training.memory import (
     BFLOAT16,
@@ -39,6 +40,8 @@ GIB = 2**30
 ZERO_STAGES = (None, 0, 1, 2, 3)
 SECONDS_PER_DAY = 24 * 3600
 FILES = ("*.json", "*.txt", "tokenizer.model")  # of a model on the hub: its configuration and tokenizer
+RELEASED_CODES = {"glm4voice": 16384, "cosyvoice2": 6561, "snac24khz": 7 * 4096, "sparktts": 8192}
+RELEASED_TEXT_TOKENS = {Qwen2Config: 151_665, Qwen3Config: 151_669, LlamaConfig: 128_256}  # Qwen2.5, 3, Llama 3.2
 
 
 def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
@@ -59,17 +62,19 @@ def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
 
 
 def _configs(settings: StageSettings) -> tuple[MTPConfig, MTPConfig | None]:
-    """Return the configuration of the model, and that of the checkpoint it starts from, if that is there.
-
-    Only a text model needs the tokenizers, for its new rows.
-    """
+    """Return the configuration of the model, and that of the checkpoint it starts from, if that is there."""
     base, name = None, settings.model_name_or_path
     if name and (Path(name).exists() or not settings.config_name):
         base = read_config(find_checkpoint(name, files=FILES), LANGUAGE_CONFIGS)
     config = read_stage_config(settings.config_name) if settings.config_name else as_speech_config(base)
     if base is not None:
         check_configs(config, as_speech_config(base), (settings.config_name or name, name))
-        config.vocab_size = base.vocab_size if isinstance(base, MTPConfig) else _vocabulary(settings)
+    if isinstance(base, MTPConfig):
+        config.vocab_size = base.vocab_size
+    elif base is not None or Path(settings.tokenizer_name).exists():
+        config.vocab_size = _vocabulary(settings)
+    else:
+        config.vocab_size = _released_vocabulary(settings, config)
     apply_settings(config, settings)
     return config, base and as_speech_config(base)
 
@@ -81,23 +86,39 @@ def _adapt(model: MTPForCausalLM, settings: StageSettings, base: MTPConfig | Non
         num_old = (base or model.config).num_nextn_predict_layers
     parts = module_parts(model.config)
     new = [f"{part}.{module}.weight" for part in parts for module in range(num_old, num_modules)]
-    codes = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path).vocab_size
     num_rows = model.config.vocab_size
-    rows = range(num_rows - codes - len(structural_tokens()), num_rows)
+    rows = range(num_rows - _num_codes(settings) - len(structural_tokens()), num_rows)
     with torch.device("meta"):
         frozen = settings.language_model_freeze
         add_adapter(model, settings.lora, token_ids=() if frozen else rows, new=new, frozen=frozen)
 
 
+def _num_codes(settings: StageSettings) -> int:
+    """Return the number of audio codes; an audio tokenizer that is not there counts as the released one."""
+    kind, path = settings.audio_tokenizer_type, settings.audio_tokenizer_path
+    if path in (None, EMBEDDED) or Path(path).exists():
+        return get_audio_tokenizer(kind, path).vocab_size
+    return RELEASED_CODES[kind.removeprefix(CONTINUOUS_PREFIX)]
+
+
 def _vocabulary(settings: StageSettings) -> int:
-    audio = get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path)
-    continuous = is_continuous(settings.audio_tokenizer_type)
+    """Return the rows of the embeddings that training makes for the tokenizers."""
     return TextTokenizer.from_pretrained(
         find_checkpoint(settings.tokenizer_name, files=FILES),
-        audio.vocab_size,
-        continuous_input=continuous,
+        _num_codes(settings),
+        continuous_input=is_continuous(settings.audio_tokenizer_type),
         audio_input=settings.audio_input,
     ).padded_size
+
+
+def _released_vocabulary(settings: StageSettings, config: MTPConfig) -> int:
+    """Return the rows for the released text tokenizer; a configuration with fewer rows has another one, and its own."""
+    num_text = next(number for kind, number in RELEASED_TEXT_TOKENS.items() if isinstance(config, kind))
+    if config.vocab_size < num_text:
+        return config.vocab_size
+    input_by_role = CONTINUOUS_INPUT if is_continuous(settings.audio_tokenizer_type) else DISCRETE_INPUT
+    hears = any(how != DISCRETE for how in {**input_by_role, **settings.audio_input}.values())
+    return padded(num_text + len(structural_tokens(continuous_input=hears)) + _num_codes(settings))
 
 
 def _parameter_table(model: PreTrainedModel) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vita_audio_vllm.config import EngineConfig
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
-ENCODER = ("model.audio_model.", "model.audio_projection.")  # run by the client
+OTHERS = ("model.audio_model.", "model.audio_projection.", "mtp_coordinators.")  # run by the client; for training only
 ATTENTION = re.compile(r"\.self_attn\.([qkvo])_proj\.(?:weight|bias)$")
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -30,7 +30,7 @@ def module_of(name: str, config: EngineConfig) -> int | None:
 def backbone_weights(weights: Weights, config: EngineConfig) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the backbone, with heads of the engine's size."""
     for name, weight in weights:
-        if module_of(name, config) is None and not name.startswith(ENCODER):
+        if module_of(name, config) is None and not name.startswith(OTHERS):
             yield name, fit_heads(name, weight, config)
 
 

@@ -3,13 +3,14 @@ import { $ } from "./view.js";
 
 const TICK = 80; // ms; the page shares the processor with the model
 const BAR = 6; // pixels from one bar to the next
-const FULL = 0.25; // the level that fills the height
+const FLOOR = -60; // dB of full scale that leave a bar empty, about the noise of a quiet room
+const FULL = -12; // dB that fill it; microphones without gain control are often 30 below
 const latest = [0, 0]; // of the user and the model
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 let bars = []; // pairs of levels, the newest last
 let timer = null;
 
-const size = (level) => Math.min(1, Math.sqrt(level / FULL));
+const size = (level) => Math.max(0, Math.min(1, (20 * Math.log10(level) - FLOOR) / (FULL - FLOOR)));
 
 // Take the level of a side, the user's (0) or the model's (1).
 export function setLevel(side, level) {
