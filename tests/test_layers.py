@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "tools.corpora": ("vita_audio", "evaluation", "tools.common", "tools.corpora"),
     "tools.common": ("vita_audio", "tools.common"),
     "tools.demo": ("vita_audio", "evaluation", "tools.common", "tools.demo"),
-    "tools.voice": ("vita_audio", "evaluation", "tools.codec", "tools.demo.domain", "tools.demo.steps", "tools.voice"),
+    "tools.voice": (
+        *("vita_audio", "evaluation", "tools.common", "tools.codec", "tools.demo.domain", "tools.demo.steps"),
+        "tools.voice",
+    ),
     "tools.codec": ("vita_audio", "evaluation", "tools.common", "tools.demo.domain", "tools.codec"),
 }
 FOLDERS = (PACKAGE, "evaluation", "tools")
