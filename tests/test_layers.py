@@ -31,7 +31,12 @@ MAY_IMPORT = {
     "tools.common": ("vita_audio", "tools.common"),
     "tools.demo": ("vita_audio", "evaluation", "tools.common", "tools.demo"),
     "tools.voice": (
-        *("vita_audio", "evaluation", "tools.common", "tools.codec", "tools.demo.domain", "tools.demo.steps"),
+        "vita_audio",
+        "evaluation",
+        "tools.common",
+        "tools.codec",
+        "tools.demo.domain",
+        "tools.demo.steps",
         "tools.voice",
     ),
     "tools.codec": ("vita_audio", "evaluation", "tools.common", "tools.demo.domain", "tools.codec"),
