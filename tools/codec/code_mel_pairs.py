@@ -7,6 +7,7 @@ that the flow converts the codes of any voice to the decoder's voice.
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,18 @@ from vita_audio.speech_decoder.mel import MIN_MAGNITUDE, SAMPLE_RATE, mel_spectr
 
 NUM_CEPSTRA = 16  # the coarse shape of the spectrum, which voices share
 SMOOTHED_FRAMES = 5
+SAMPLES_PER_CODE = SAMPLE_RATE * 2 // 25  # 12.5 codes per second
+SILENCE = math.log(MIN_MAGNITUDE)  # log-mel
 
-Pair = tuple[Tensor, Tensor]  # codes, (codes,) int64, and mel, (frames, bands) float16
+WaveAndMel = tuple[np.ndarray, np.ndarray]  # (samples,) float32 at SAMPLE_RATE, and (bands, frames)
+
+
+class Pair(NamedTuple):
+    """Codes, (codes,) int64, and their mel, (frames, bands) float16; and the phones, if they are known."""
+
+    codes: Tensor
+    mel: Tensor
+    symbols: Sequence[str] = ()
 
 
 def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -32,6 +43,18 @@ def disguise(wave: np.ndarray, rng: random.Random) -> np.ndarray:
     sound = parselmouth.Sound(wave, SAMPLE_RATE)
     changed = parselmouth.praat.call(sound, "Change gender", 60, 400, formants, pitch, melody, 1.0)
     return changed.values[0].astype(np.float32)
+
+
+def shift(wave: np.ndarray, rng: random.Random) -> WaveAndMel:
+    """Return the wave at another level and later by less than a code, with noise, and the clean mel at the same time.
+
+    Codes depend on where in the sound they begin, so this gives the same speech other codes.
+    """
+    silence = np.zeros(rng.randrange(1, SAMPLES_PER_CODE), dtype=np.float32)
+    clean = np.concatenate([silence, wave])
+    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(clean), dtype=np.float32)
+    changed = clean * 10 ** (rng.uniform(-3, 3) / 20) + noise * 10 ** rng.uniform(-5, -3)
+    return changed.astype(np.float32), mel_of(clean)
 
 
 def mel_of(wave: np.ndarray) -> np.ndarray:
@@ -72,6 +95,7 @@ class CodeMelPairs:
         *,
         joined: int = 0,
         disguised: int = 0,
+        shifted: int = 0,
     ):
         """Encode everything.
 
@@ -81,53 +105,61 @@ class CodeMelPairs:
             others: Utterances of other voices, used if `utterances` include their text.
             joined: Number of pieces of two to four utterances.
             disguised: Number of pieces of one or two utterances in a changed voice.
+            shifted: Number of utterances that begin at another place in a code.
         """
         own = {utterance.text: utterance for utterance in utterances}
         groups = [[utterance] for utterance in utterances]
         groups += [rng.choices(utterances, k=rng.randint(2, 4)) for _ in range(joined)]
         changed = [rng.choices(utterances, k=rng.randint(1, 2)) for _ in range(disguised)]
-        parallel = [([other], [own[other.text]]) for other in others if other.text in own]
+        moved = rng.choices(utterances, k=shifted)
+        parallel = [(other, own[other.text]) for other in others if other.text in own]
 
-        def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def pairs() -> Iterator[WaveAndMel]:
             for wave in map(joined_wave, groups):
                 yield wave, mel_of(wave)
             for wave in map(joined_wave, changed):
                 yield disguise(wave, rng), mel_of(wave)
-            for wave, own_wave in (map(joined_wave, pair) for pair in parallel):
-                yield wave, stretch_to(mel_of(own_wave), mel_of(wave))
+            for utterance in moved:
+                yield shift(utterance.float_wave(SAMPLE_RATE), rng)
+            for other, mine in parallel:
+                wave = other.float_wave(SAMPLE_RATE)
+                yield wave, stretch_to(mel_of(mine.float_wave(SAMPLE_RATE)), mel_of(wave))
 
-        num_pairs = len(groups) + len(changed) + len(parallel)
-        self.items = encode_pairs(pairs(), num_pairs, tokenizer, num_frames_of)
+        spoken = [*groups, *changed, *([utterance] for utterance in moved), *([other] for other, _ in parallel)]
+        symbols = [[symbol for utterance in group for symbol in utterance.symbols] for group in spoken]
+        self.items = encode_pairs(pairs(), tokenizer, num_frames_of, symbols)
 
-    def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
+    def batch(self, frames_per_batch: int, rng: random.Random) -> dict[str, Any]:
         """Return random pairs of similar length, with about `frames_per_batch` mel frames in total."""
         return draw_batch(self.items, frames_per_batch, rng)
 
 
 def encode_pairs(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
-    num_pairs: int,
+    pairs: Iterable[WaveAndMel],
     tokenizer: AudioTokenizer,
     num_frames_of: Callable[[int], int],
+    symbols: Sequence[Sequence[str]],
 ) -> list[Pair]:
-    """Encode waves, (samples,) float32 at SAMPLE_RATE, whose mels are (bands, frames); return pairs by length."""
+    """Encode waves, whose phones are `symbols` (empty where unknown); return pairs by length."""
     items = []
-    for wave, mel in tqdm(pairs, total=num_pairs, desc="encoding", unit="piece"):
+    for (wave, mel), phones in tqdm(
+        zip(pairs, symbols, strict=True), total=len(symbols), desc="encoding", unit="piece"
+    ):
         codes = tokenizer.encode(torch.from_numpy(wave), SAMPLE_RATE)
         num_frames = num_frames_of(len(codes))
         missing = max(0, num_frames - mel.shape[1])
-        mel = np.pad(mel, ((0, 0), (0, missing)), constant_values=math.log(MIN_MAGNITUDE))[:, :num_frames]
-        items.append((torch.tensor(codes), torch.from_numpy(mel.T.astype(np.float16))))
-    return sorted(items, key=lambda item: len(item[0]))
+        mel = np.pad(mel, ((0, 0), (0, missing)), constant_values=SILENCE)[:, :num_frames]
+        items.append(Pair(torch.tensor(codes), torch.from_numpy(mel.T.astype(np.float16)), phones))
+    return sorted(items, key=lambda item: len(item.codes))
 
 
-def draw_batch(items: Sequence[Pair], frames_per_batch: int, rng: random.Random) -> dict[str, Tensor]:
+def draw_batch(items: Sequence[Pair], frames_per_batch: int, rng: random.Random) -> dict[str, Any]:
     """Return pairs of similar length from a random place in `items`, with about `frames_per_batch` frames in total."""
     start = rng.randrange(len(items))
     rows, total = [], 0
     while total < frames_per_batch and start + len(rows) < len(items):
         rows.append(items[start + len(rows)])
-        total += len(rows[-1][1])
+        total += len(rows[-1].mel)
     return collate(rows)
 
 
@@ -136,12 +168,12 @@ def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:
     return np.concatenate([utterance.float_wave(SAMPLE_RATE) for utterance in utterances])
 
 
-def collate(rows: Sequence[Pair]) -> dict[str, Tensor]:
-    """Pad pairs of codes, (codes,), and mels, (frames, bands), to a batch with their lengths."""
-    codes, mels = zip(*rows, strict=True)
+def collate(rows: Sequence[Pair]) -> dict[str, Any]:
+    """Pad the codes and mels of pairs to a batch with their lengths and `symbols`."""
     return {
-        "codes": pad_sequence(codes, batch_first=True),
-        "code_lengths": torch.tensor([len(row) for row in codes]),
-        "mel": pad_sequence([mel.float() for mel in mels], batch_first=True),
-        "mel_lengths": torch.tensor([len(row) for row in mels]),
+        "codes": pad_sequence([row.codes for row in rows], batch_first=True),
+        "code_lengths": torch.tensor([len(row.codes) for row in rows]),
+        "mel": pad_sequence([row.mel.float() for row in rows], batch_first=True),
+        "mel_lengths": torch.tensor([len(row.mel) for row in rows]),
+        "symbols": [row.symbols for row in rows],
     }

@@ -2,20 +2,22 @@
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import vita_audio
 from tools.codec.code_mel_pairs import CodeMelPairs, collate
 from tools.codec.corpus import Utterance, hold_out, load_corpus
-from tools.common.training_loop import TrainingLoop
+from tools.codec.phone_reader import PhoneReader, load_reader, phone_losses
+from tools.common.training_loop import TrainingLoop, averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.config import DecoderConfig, FlowConfig, HiFTConfig
@@ -32,6 +34,7 @@ _SMALL = read_config(Path(vita_audio.__file__).parent / "assets" / "speech_decod
 SMALL_FLOW, SMALL_HIFT = _SMALL.flow, _SMALL.hift
 STFT_SIZES = (256, 512, 1024, 2048)
 PROMPT_PROBABILITY = 0.2  # a single voice needs few examples of continuing a prompt
+PHONE_FACTORS = {"phone_features": 2.0, "phone_ctc": 0.5}
 F0_SCALE = 100.0  # Hz; brings the loss of the fundamental to the size of the spectral losses
 
 
@@ -129,19 +132,38 @@ class FlowTraining(nn.Module):
         only_prior: Train the prior without the UNet, which is ten times faster.
     """
 
-    def __init__(self, config: FlowConfig, seed: int):
+    def __init__(
+        self,
+        config: FlowConfig,
+        seed: int,
+        reader: PhoneReader | None = None,
+        symbol_ids: Mapping[str, int] = MappingProxyType({}),
+    ):
+        """Make the flow; a `reader` of phones with these ids adds its `phone_losses` of the prior."""
         super().__init__()
         self.flow = MaskedDiffWithXvec(config)
+        self.reader, self._symbol_ids = reader, dict(symbol_ids)
         self.generator = torch.Generator().manual_seed(seed)
         self.only_prior = False
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         data = (batch["codes"], batch["code_lengths"], batch["mel"], batch["mel_lengths"])
         if self.only_prior:
-            loss = self.flow.prior_loss(*data)
-            return {"prior_loss": loss, "total": loss}
-        losses = self.flow.loss(*data, generator=self.generator, prompt_probability=PROMPT_PROBABILITY)
-        return {**losses, "total": losses["flow_loss"] + losses["prior_loss"]}
+            losses = {"prior_loss": self.flow.prior_loss(*data)}
+        else:
+            losses = self.flow.loss(*data, generator=self.generator, prompt_probability=PROMPT_PROBABILITY)
+        total = sum(losses.values())
+        if self.reader is not None:
+            losses |= self._phone_losses(batch)
+            total = total + sum(factor * losses[name] for name, factor in PHONE_FACTORS.items())
+        return {**losses, "total": total}
+
+    def _phone_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        lengths, ids = batch["mel_lengths"], self._symbol_ids
+        made = self.flow.encode(batch["codes"], batch["code_lengths"], lengths).float()
+        mask = torch.arange(made.shape[2], device=made.device) < lengths[:, None]
+        symbols = [[ids[symbol] for symbol in row if symbol in ids] for row in batch["symbols"]]
+        return phone_losses(self.reader, made, batch["mel"].transpose(1, 2), mask[:, None], symbols)
 
 
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
@@ -154,12 +176,16 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
     tokenizer.speech_level = None  # codes must stay aligned with the mels, so nothing may be cut off
     config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
-    loop = TrainingLoop(FlowTraining(config, args.seed), args)
+    training = FlowTraining(config, args.seed, *(load_reader(args.reader) if args.reader else ()))
+    if args.start_from:
+        training.flow.load_state_dict(SpeechDecoder.from_pretrained(args.start_from).flow.state_dict())
+    loop = TrainingLoop(training, args)
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
     train_set, validation_set = hold_out(utterances, args.held_out)
     held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
-    pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, others, joined=args.joined, disguised=args.disguised)
+    counts = {"joined": args.joined, "disguised": args.disguised, "shifted": args.shifted}
+    pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, others, **counts)
 
     def validate() -> dict[str, float]:
         loop.averaged.module.generator.manual_seed(args.seed)
@@ -173,8 +199,8 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     )
 
 
-def to_device(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
+def to_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def held_out_losses(model: nn.Module, batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
@@ -183,13 +209,11 @@ def held_out_losses(model: nn.Module, batch: dict[str, Tensor], device: str) -> 
 
 def export(vocoder_run: Path, flow_run: Path, output: Path) -> None:
     """Write the averaged weights of both runs as config.yaml, flow.safetensors and hift.safetensors, in float16."""
-    runs = (vocoder_run, flow_run)
-    states = [torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")["averaged"] for run in runs]
-    config = replace(SMALL_FLOW, vocab_size=len(states[1]["module.flow.input_embedding.weight"]))
-    models = [AveragedModel(VocoderTraining(SMALL_HIFT)), AveragedModel(FlowTraining(config, 0))]
-    for model, state in zip(models, states, strict=True):
-        model.load_state_dict(state)
-    vocoder, flow = (model.module.eval() for model in models)
-    decoder = SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow.flow, vocoder.hift)
+    weights = {name: averaged_weights(run, name) for name, run in (("hift", vocoder_run), ("flow", flow_run))}
+    config = replace(SMALL_FLOW, vocab_size=len(weights["flow"]["input_embedding.weight"]))
+    flow, hift = MaskedDiffWithXvec(config), HiFTGenerator(SMALL_HIFT)
+    flow.load_state_dict(weights["flow"])
+    hift.load_state_dict(weights["hift"])
+    decoder = SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow.eval(), hift.eval())
     decoder.save_pretrained(output, torch.float16)
     print(f"decoder written to {output}")

@@ -1,10 +1,13 @@
 """Train the speech decoder in one voice: `vocoder` (mel to wave, HiFT) and `flow` (codes to mel, flow matching).
 
-The vocoder needs only recordings and can train while the tokenizer does; the flow needs the trained tokenizer.
-Interrupted runs are resumed. `export` combines both into a decoder folder.
+The vocoder needs only recordings and can train while the tokenizer does; the flow needs the trained tokenizer. With
+`--reader`, a phone recogniser that `reader` trains, the flow also learns to keep phones apart. Interrupted runs are
+resumed. `export` combines vocoder and flow into a decoder folder.
 
     python -m tools.codec.train_decoder vocoder --corpus DIR --voice joe --output RUN/vocoder
-    python -m tools.codec.train_decoder flow --corpus DIR --voice joe --tokenizer RUN/tokenizer --output RUN/flow
+    python -m tools.codec.train_decoder reader --corpus DIR --voice joe --output RUN/reader
+    python -m tools.codec.train_decoder flow --corpus DIR --voice joe --tokenizer RUN/tokenizer --reader RUN/reader \\
+        --output RUN/flow
     python -m tools.codec.train_decoder export --vocoder RUN/vocoder --flow RUN/flow --output RUN/decoder
 """
 
@@ -26,14 +29,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     vocoder.add_argument("--frames", type=count, default=40, help="mel frames per segment")
     vocoder.add_argument("--batch-size", type=count, default=12, help="segments per step")
     vocoder.add_argument("--max-clips", type=count, default=1500, help="recordings to draw segments from")
+    reader = commands.add_parser("reader", help="mel to phones, for training the flow")
+    add_loop_options(reader, steps=1500, lr=2e-3)
     flow = commands.add_parser("flow", help="codes to mel")
     add_loop_options(flow, steps=14000, lr=1e-3)
     flow.add_argument("--tokenizer", type=Path, required=True, help="folder of the speech tokenizer")
     flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train only the prior")
-    flow.add_argument("--frames-per-batch", type=count, default=2600, help="mel frames per step")
+    flow.add_argument("--reader", type=Path, help="run folder of a reader, whose losses of the prior are added")
+    flow.add_argument("--start-from", type=Path, help="decoder folder whose flow is trained further")
     flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
     flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice")
-    for command in (vocoder, flow):
+    flow.add_argument("--shifted", type=int, default=0, help="recordings that begin at another place in a code")
+    for command in (reader, flow):
+        command.add_argument("--frames-per-batch", type=count, default=2600, help="mel frames per step")
+    for command in (vocoder, reader, flow):
         command.add_argument("--corpus", type=Path, required=True, help="folder with manifest.jsonl")
         command.add_argument("--voice", required=True, help="voice to train on")
         command.add_argument("--held-out", type=int, default=24, help="validation recordings")
@@ -49,12 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors("train_decoder"):
         if args.command == "export":
             check_files(args.vocoder / "checkpoint.pt", args.flow / "checkpoint.pt")
+        if args.command == "flow" and args.reader:
+            check_files(args.reader / "checkpoint.pt")
         from tools.codec.decoder_training import export, prepare_flow, prepare_vocoder
+        from tools.codec.phone_reader import prepare_reader
 
         if args.command == "export":
             export(args.vocoder, args.flow, args.output)
             return
-        train = {"vocoder": prepare_vocoder, "flow": prepare_flow}[args.command](args)
+        train = {"vocoder": prepare_vocoder, "reader": prepare_reader, "flow": prepare_flow}[args.command](args)
     train()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tools.codec.code_mel_pairs import Pair, disguise, encode_pairs, mel_of
+from tools.codec.code_mel_pairs import Pair, WaveAndMel, disguise, encode_pairs, mel_of
 from tools.codec.corpus import FULL_SCALE, MANIFEST, Utterance, hold_out, load_corpus
 from vita_audio.audio_tokenizers.front_end import frame_speech
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer
@@ -104,7 +104,7 @@ class VoiceData:
     def new_pairs(self, disguises: int, rng: random.Random) -> list[Pair]:
         """Return codes with the mel of the new voice: those of recordings, old voice, and a number of disguises."""
 
-        def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def pairs() -> Iterator[WaveAndMel]:
             for utterance, repeated in zip(self.train, self.repeated, strict=True):
                 wave = utterance.float_wave(SAMPLE_RATE)
                 mel = mel_of(wave)
@@ -113,7 +113,8 @@ class VoiceData:
                 for _ in range(disguises):
                     yield disguise(wave, rng), mel
 
-        return encode_pairs(pairs(), (2 + disguises) * len(self.train), self.tokenizer, self.decoder.flow.num_frames)
+        unknown = [()] * ((2 + disguises) * len(self.train))
+        return encode_pairs(pairs(), self.tokenizer, self.decoder.flow.num_frames, unknown)
 
     def held_out_pairs(self) -> list[Pair]:
         """Return the codes of the held-out recordings, and of the same in the old voice, with the new voice's mel."""
@@ -122,7 +123,7 @@ class VoiceData:
             for utterance, repeated in zip(self.held_out, self.held_out_repeated, strict=True)
             for wave in (utterance, repeated)
         ]
-        return encode_pairs(pairs, len(pairs), self.tokenizer, self.decoder.flow.num_frames)
+        return encode_pairs(pairs, self.tokenizer, self.decoder.flow.num_frames, [()] * len(pairs))
 
     @torch.inference_mode()
     def old_pairs(self, pieces: Sequence[Tensor], seed: int) -> list[Pair]:
@@ -132,5 +133,5 @@ class VoiceData:
             num_frames = flow.num_frames(len(codes))
             noise = FrameNoise(flow.config.output_size, torch.Generator().manual_seed(seed)).read(0, num_frames)
             mel = flow.inference(codes[None].to(device), noise.T[None].to(device))
-            items.append((codes, mel[0].T.half().cpu()))
+            items.append(Pair(codes, mel[0].T.half().cpu()))
         return items

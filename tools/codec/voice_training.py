@@ -182,7 +182,7 @@ def train_flow(data: VoiceData, hift: nn.Module, judge: VoiceJudge, args: argpar
     if not attempts.has(loop.step):  # stopped between checkpoint and verdict
         attempt(loop.averaged.module.flow, hift)
     new = data.new_pairs(args.disguises, rng)
-    old = data.old_pairs([codes for codes, _ in new[::2]], args.seed)
+    old = data.old_pairs([pair.codes for pair in new[::2]], args.seed)
     held_out = collate(data.held_out_pairs()) | as_old(collate(old[:: max(1, len(old) // len(codes))]))
 
     def next_batch() -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from vita_audio.files.atomic import atomic_path
+
+CHECKPOINT = "checkpoint.pt"
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -38,6 +41,12 @@ def describe(row: dict[str, float]) -> str:
     return f"step {row['step']:g}, {row['minutes']:.1f} minutes: {metrics}"
 
 
+def averaged_weights(run: Path, part: str) -> dict[str, Tensor]:
+    """Return the averaged weights of a part of a trained model, such as `flow`, from its run folder."""
+    state, prefix = torch.load(run / CHECKPOINT, weights_only=True, map_location="cpu")["averaged"], f"module.{part}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 class TrainingLoop:
     """Trains a model that maps a batch to a dictionary of losses, with the loss to minimise under `total`.
 
@@ -59,7 +68,7 @@ class TrainingLoop:
         self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.step, self.num_skipped, self.seconds = 0, 0, 0.0
         args.output.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = args.output / "checkpoint.pt"
+        self.checkpoint = args.output / CHECKPOINT
         if self.checkpoint.exists():
             self._load()
 

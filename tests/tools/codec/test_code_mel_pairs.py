@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.codec.code_mel_pairs import CodeMelPairs, collate, stretch_to
+from tools.codec.code_mel_pairs import SAMPLES_PER_CODE, CodeMelPairs, Pair, collate, mel_of, shift, stretch_to
 from tools.codec.corpus import Utterance
 
 NUM_BANDS = 80
@@ -48,15 +48,27 @@ def test_other_voices_count_where_the_text_is_the_same():
     own = [utterance("yes", "me", 1.0), utterance("no", "me", 0.8)]
     others = [utterance("yes", "you", 1.5), utterance("never", "you", 1.2)]
     pairs = CodeMelPairs(
-        own, CountingTokenizer(), lambda count: round(count * 6.89), random.Random(0), others, joined=1
+        own, CountingTokenizer(), lambda count: round(count * 6.89), random.Random(0), others, joined=1, shifted=2
     )
-    assert [len(codes) for codes, _ in pairs.items[:3]] == [10, 12, 18] and len(pairs.items) == 4
-    assert all(mel.shape == (round(len(codes) * 6.89), NUM_BANDS) for codes, mel in pairs.items)
+    lengths = [(len(pair.codes), "".join(pair.symbols)) for pair in pairs.items]
+    assert {(10, "no"), (12, "yes"), (18, "yes")} <= set(lengths) and len(lengths) == 6  # 18: of another voice
+    assert all(pair.mel.shape == (round(len(pair.codes) * 6.89), NUM_BANDS) for pair in pairs.items)
+
+
+def test_a_shifted_wave_has_the_mel_of_what_is_heard():
+    wave = utterance("yes", "me", 1.0).float_wave(22050)
+    changed, mel = shift(wave, random.Random(0))
+    delay = len(changed) - len(wave)
+    assert 0 < delay < SAMPLES_PER_CODE and mel.shape[1] == len(changed) // 256
+    level = np.dot(changed[delay:], wave) / np.dot(wave, wave)
+    assert level != 1 and np.abs(changed[delay:] - level * wave).max() < 0.01
+    assert mel[:, -40:] == pytest.approx(mel_of(np.concatenate([np.zeros(delay, np.float32), wave]))[:, -40:])
 
 
 def test_a_batch_is_padded_and_of_neighbours_in_length():
-    rows = [(torch.arange(count), torch.ones(7 * count, NUM_BANDS).half()) for count in (3, 5)]
+    rows = [Pair(torch.arange(count), torch.ones(7 * count, NUM_BANDS).half(), "ab") for count in (3, 5)]
     batch = collate(rows)
+    assert batch["symbols"] == ["ab", "ab"]
     assert batch["codes"].tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]] and batch["code_lengths"].tolist() == [3, 5]
     assert batch["mel"].shape == (2, 35, NUM_BANDS) and batch["mel"].dtype == torch.float32
     assert batch["mel_lengths"].tolist() == [21, 35] and not batch["mel"][0, 21:].any()

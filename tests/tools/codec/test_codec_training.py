@@ -11,8 +11,10 @@ import soundfile
 import torch
 
 from tools.codec import decoder_training, tokenizer_training, train_decoder, train_tokenizer
+from tools.common.training_loop import averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
+from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
 RATE = 22050
 TINY_TOKENIZER = {"width": 32, "ffn": 32, "layers": 1, "codes": 16, "batch_seconds": 1}
@@ -97,13 +99,22 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
     pytest.importorskip("parselmouth")
     run = train_decoder.main
     run(["vocoder", *flags(corpus, tmp_path / "vocoder", steps=2, batch_size=2, frames=30)])
+    run(["reader", *flags(corpus, tmp_path / "reader", steps=2, frames_per_batch=200)])
     more = {"tokenizer": tokenizer, "joined": 1, "disguised": 1, "frames_per_batch": 200, "prior_steps": 1}
+    more |= {"reader": tmp_path / "reader", "shifted": 2}
     run(["flow", *flags(corpus, tmp_path / "flow", steps=2, **more)])
     run(["flow", *flags(corpus, tmp_path / "flow", steps=3, **more)])
     log = [json.loads(line) for line in (tmp_path / "flow" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in log] == [2, 3] and {"flow_loss", "held_out_flow_loss"} <= log[-1].keys()
+    assert [row["step"] for row in log] == [2, 3]
+    assert {"flow_loss", "phone_ctc", "held_out_flow_loss", "held_out_phone_features"} <= log[-1].keys()
     folders = ("--vocoder", tmp_path / "vocoder", "--flow", tmp_path / "flow", "--output", tmp_path / "decoder")
     run(["export", *map(str, folders)])
+
+    again = flags(corpus, tmp_path / "again", steps=1, lr=1e-9, start_from=tmp_path / "decoder", **more)
+    run(["flow", *again])
+    before = SpeechDecoder.from_pretrained(tmp_path / "decoder").flow.state_dict()
+    for name, value in averaged_weights(tmp_path / "again", "flow").items():
+        assert value == pytest.approx(before[name].numpy(), abs=1e-6), name
 
     codec = get_audio_tokenizer("glm4voice", tokenizer, tmp_path / "decoder")
     wave, rate = soundfile.read(corpus / "0.flac", dtype="float32")
