@@ -7,7 +7,7 @@ that the flow converts the codes of any voice to the decoder's voice.
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ SMOOTHED_FRAMES = 5
 SAMPLES_PER_CODE = SAMPLE_RATE * 2 // 25  # 12.5 codes per second
 SILENCE = math.log(MIN_MAGNITUDE)  # log-mel
 
+T = TypeVar("T")
 WaveAndMel = tuple[np.ndarray, np.ndarray]  # (samples,) float32 at SAMPLE_RATE, and (bands, frames)
 
 
@@ -155,12 +156,17 @@ def encode_pairs(
 
 def draw_batch(items: Sequence[Pair], frames_per_batch: int, rng: random.Random) -> dict[str, Any]:
     """Return pairs of similar length from a random place in `items`, with about `frames_per_batch` frames in total."""
-    start = rng.randrange(len(items))
-    rows, total = [], 0
-    while total < frames_per_batch and start + len(rows) < len(items):
-        rows.append(items[start + len(rows)])
-        total += len(rows[-1].mel)
-    return collate(rows)
+    return collate(neighbours(items, lambda pair: len(pair.mel), frames_per_batch, rng))
+
+
+def neighbours(items: Sequence[T], size: Callable[[T], int], total: int, rng: random.Random) -> Sequence[T]:
+    """Return items from a random place on, as many as reach a total size, or else to the end."""
+    start = stop = rng.randrange(len(items))
+    reached = 0
+    while stop < len(items) and reached < total:
+        reached += size(items[stop])
+        stop += 1
+    return items[start:stop]
 
 
 def joined_wave(utterances: Sequence[Utterance]) -> np.ndarray:

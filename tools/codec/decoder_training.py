@@ -2,10 +2,9 @@
 
 import argparse
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -132,38 +131,28 @@ class FlowTraining(nn.Module):
         only_prior: Train the prior without the UNet, which is ten times faster.
     """
 
-    def __init__(
-        self,
-        config: FlowConfig,
-        seed: int,
-        reader: PhoneReader | None = None,
-        symbol_ids: Mapping[str, int] = MappingProxyType({}),
-    ):
-        """Make the flow; a `reader` of phones with these ids adds its `phone_losses` of the prior."""
+    def __init__(self, config: FlowConfig, seed: int, reader: PhoneReader | None = None):
+        """Make the flow; the `phone_losses` of a reader are added for the prior."""
         super().__init__()
-        self.flow = MaskedDiffWithXvec(config)
-        self.reader, self._symbol_ids = reader, dict(symbol_ids)
+        self.flow, self.reader = MaskedDiffWithXvec(config), reader
         self.generator = torch.Generator().manual_seed(seed)
         self.only_prior = False
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         data = (batch["codes"], batch["code_lengths"], batch["mel"], batch["mel_lengths"])
+        prior = self.flow.encode(*data[:2], data[3])
         if self.only_prior:
-            losses = {"prior_loss": self.flow.prior_loss(*data)}
+            losses = {"prior_loss": self.flow.prior_loss(*data, prior=prior)}
         else:
-            losses = self.flow.loss(*data, generator=self.generator, prompt_probability=PROMPT_PROBABILITY)
+            options = {"generator": self.generator, "prompt_probability": PROMPT_PROBABILITY}
+            losses = self.flow.loss(*data, prior=prior, **options)
         total = sum(losses.values())
         if self.reader is not None:
-            losses |= self._phone_losses(batch)
+            mask = torch.arange(prior.shape[2], device=prior.device) < batch["mel_lengths"][:, None]
+            mel = batch["mel"].transpose(1, 2)
+            losses |= phone_losses(self.reader, prior.float(), mel, mask[:, None], batch["symbols"])
             total = total + sum(factor * losses[name] for name, factor in PHONE_FACTORS.items())
         return {**losses, "total": total}
-
-    def _phone_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        lengths, ids = batch["mel_lengths"], self._symbol_ids
-        made = self.flow.encode(batch["codes"], batch["code_lengths"], lengths).float()
-        mask = torch.arange(made.shape[2], device=made.device) < lengths[:, None]
-        symbols = [[ids[symbol] for symbol in row if symbol in ids] for row in batch["symbols"]]
-        return phone_losses(self.reader, made, batch["mel"].transpose(1, 2), mask[:, None], symbols)
 
 
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
@@ -176,9 +165,14 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
     tokenizer.speech_level = None  # codes must stay aligned with the mels, so nothing may be cut off
     config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
-    training = FlowTraining(config, args.seed, *(load_reader(args.reader) if args.reader else ()))
+    training = FlowTraining(config, args.seed, load_reader(args.reader) if args.reader else None)
     if args.start_from:
-        training.flow.load_state_dict(SpeechDecoder.from_pretrained(args.start_from).flow.state_dict())
+        start = SpeechDecoder.from_pretrained(args.start_from)
+        if start.config.flow != config:
+            raise ValueError(
+                f"--start-from {args.start_from} must have the sizes of the embedded flow and the tokenizer"
+            )
+        training.flow.load_state_dict(start.flow.state_dict())
     loop = TrainingLoop(training, args)
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
@@ -203,7 +197,7 @@ def to_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def held_out_losses(model: nn.Module, batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+def held_out_losses(model: nn.Module, batch: dict[str, Any], device: str) -> dict[str, Tensor]:
     return {f"held_out_{name}": value for name, value in model(to_device(batch, device)).items()}
 
 

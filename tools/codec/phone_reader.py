@@ -1,4 +1,4 @@
-"""A small phone recogniser on mel spectrograms, which tells the training of a flow what keeps phones apart.
+"""A small phone recogniser on mel spectrograms, whose losses teach the flow to keep phones apart.
 
 The prior with the smallest error per band blurs the sounds that its codes leave open, which hardly shows in the error
 but costs words. The features of a recogniser weigh the differences that words depend on. It is used in training only.
@@ -7,7 +7,7 @@ but costs words. The features of a recogniser weigh the differences that words d
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tools.codec.code_mel_pairs import SILENCE, mel_of
+from tools.codec.code_mel_pairs import SILENCE, mel_of, neighbours
 from tools.codec.corpus import Utterance, hold_out, load_corpus
 from tools.codec.heads import ConvBlock, count_errors, ctc_loss
 from tools.common.training_loop import TrainingLoop, averaged_weights
@@ -26,22 +26,24 @@ from vita_audio.speech_decoder.mel import NUM_BANDS, SAMPLE_RATE
 
 STRIDE = 2  # mel frames per feature
 MEL_CENTRE, MEL_SCALE = -5.0, 3.0
-SYMBOLS = "symbols.json"
+PHONES = "phones.json"
 
 
 class PhoneReader(nn.Module):
-    """Convolutions over a mel, with a CTC head."""
+    """Convolutions over a mel, with a CTC head for phones, whose ids follow that of the blank, 0, in their order."""
 
-    def __init__(self, num_symbols: int, width: int = 192, num_blocks: int = 5):
+    def __init__(self, phones: Sequence[str], width: int = 192, num_blocks: int = 5):
         super().__init__()
+        self.phones = list(phones)
+        self._ids = {phone: index for index, phone in enumerate(phones, start=1)}
         self.front = nn.Conv1d(NUM_BANDS, width, 5, stride=STRIDE, padding=2)
         self.blocks = nn.ModuleList(ConvBlock(width, 9) for _ in range(num_blocks))
-        self.ctc = nn.Linear(width, num_symbols)
+        self.ctc = nn.Linear(width, 1 + len(phones))
 
     def forward(self, mel: Tensor) -> tuple[list[Tensor], Tensor]:
         """Read a log-mel, (batch, bands, frames).
 
-        Returns: The output of each block, (batch, frames / 2 rounded up, width), and logits, (..., symbols).
+        Returns: The output of each block, (batch, frames / 2 rounded up, width), and logits, (..., 1 + phones).
         """
         x, features = F.gelu(self.front((mel - MEL_CENTRE) / MEL_SCALE)).transpose(1, 2), []
         for block in self.blocks:
@@ -49,9 +51,13 @@ class PhoneReader(nn.Module):
             features.append(x)
         return features, self.ctc(x)
 
+    def ids(self, symbols: Iterable[str]) -> list[int]:
+        """Return the ids of symbols, without those that are none of its phones."""
+        return [self._ids[symbol] for symbol in symbols if symbol in self._ids]
+
 
 def phone_losses(
-    reader: PhoneReader, made: Tensor, mel: Tensor, mask: Tensor, symbols: list[list[int]]
+    reader: PhoneReader, made: Tensor, mel: Tensor, mask: Tensor, symbols: Sequence[Sequence[str]]
 ) -> dict[str, Tensor]:
     """Compare a mel with the true one as a recogniser hears both.
 
@@ -59,7 +65,7 @@ def phone_losses(
         made: (batch, bands, frames).
         mel: The true one, like `made`.
         mask: (batch, 1, frames) bool, true where valid.
-        symbols: Phones of each row.
+        symbols: Symbols of each row.
     Returns: `phone_features`, the mean difference of the features relative to their size, and `phone_ctc`. Scalars.
     """
     features, logits = reader(made.where(mask, SILENCE))
@@ -73,16 +79,16 @@ def phone_losses(
     differences = [size(one - true) / size(true) for one, true in zip(features, true_features, strict=True)]
     return {
         "phone_features": torch.stack(differences).mean(),
-        "phone_ctc": ctc_loss(logits, valid.sum((1, 2)), symbols),
+        "phone_ctc": ctc_loss(logits, valid.sum((1, 2)), [reader.ids(row) for row in symbols]),
     }
 
 
 class ReaderTraining(nn.Module):
     """A reader with the loss of its training."""
 
-    def __init__(self, num_symbols: int):
+    def __init__(self, phones: Sequence[str]):
         super().__init__()
-        self.reader = PhoneReader(num_symbols)
+        self.reader = PhoneReader(phones)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         _, logits = self.reader(batch["mel"])
@@ -92,26 +98,25 @@ class ReaderTraining(nn.Module):
 class MelSampler:
     """Draws mels of recordings with the ids of their phones."""
 
-    def __init__(self, utterances: list[Utterance], symbol_ids: dict[str, int], device: str):
-        rows = []
-        for utterance in utterances:
-            mel = torch.from_numpy(mel_of(utterance.float_wave(SAMPLE_RATE))).half()
-            rows.append((mel, [symbol_ids[symbol] for symbol in utterance.symbols if symbol in symbol_ids]))
-        self.rows, self.device = sorted(rows, key=lambda row: row[0].shape[1]), device
+    def __init__(self, utterances: list[Utterance], reader: PhoneReader, device: str):
+        rows = [(mel_of(utterance.float_wave(SAMPLE_RATE)), utterance.symbols) for utterance in utterances]
+        rows = [(torch.from_numpy(mel.T).half(), reader.ids(symbols)) for mel, symbols in rows]
+        self.rows, self.device = sorted(rows, key=lambda row: len(row[0])), device
 
-    def batch(self, frames: int | None = None, rng: random.Random | None = None) -> dict:
-        """Return neighbours in length with about `frames` frames in total, changed by `roughen`; or else all rows."""
-        rows = self.rows
-        if rng is not None:
-            start = stop = rng.randrange(len(rows))
-            while stop < len(rows) and sum(row[0].shape[1] for row in rows[start:stop]) < frames:
-                stop += 1
-            rows = rows[start:stop]
-        mel = pad_sequence([row[0].float().T for row in rows], batch_first=True, padding_value=SILENCE).transpose(1, 2)
-        if rng is not None:
-            mel = roughen(mel, rng)
-        lengths = torch.tensor([-(-row[0].shape[1] // STRIDE) for row in rows])
-        return {"mel": mel.to(self.device), "lengths": lengths, "symbols": [row[1] for row in rows]}
+    def batch(self, frames: int, rng: random.Random) -> dict:
+        """Return mels of similar length with about `frames` frames in total, changed by `roughen`."""
+        batch = self._collate(neighbours(self.rows, lambda row: len(row[0]), frames, rng))
+        return batch | {"mel": roughen(batch["mel"], rng)}
+
+    def all(self) -> dict:
+        """Return all mels as they are."""
+        return self._collate(self.rows)
+
+    def _collate(self, rows: list[tuple[Tensor, list[int]]]) -> dict:
+        mels, symbols = zip(*rows, strict=True)
+        mel = pad_sequence([mel.float() for mel in mels], batch_first=True, padding_value=SILENCE).transpose(1, 2)
+        lengths = torch.tensor([-(-len(mel) // STRIDE) for mel in mels])
+        return {"mel": mel.to(self.device), "lengths": lengths, "symbols": symbols}
 
 
 def roughen(mel: Tensor, rng: random.Random) -> Tensor:
@@ -119,7 +124,9 @@ def roughen(mel: Tensor, rng: random.Random) -> Tensor:
 
     So the features are also meaningful for mels that no recording has.
     """
-    mel = mel + rng.uniform(-1.5, 0.5) + torch.randn(mel.shape) * rng.uniform(0, 0.3)
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    noise = torch.randn(mel.shape, generator=generator).to(mel.device)
+    mel = mel + rng.uniform(-1.5, 0.5) + noise * rng.uniform(0, 0.3)
     if rng.random() < 0.5:
         band = rng.randrange(NUM_BANDS - 12)
         mel[:, band : band + rng.randint(1, 12)] = MEL_CENTRE
@@ -133,12 +140,13 @@ def prepare_reader(args: argparse.Namespace) -> Callable[[], None]:
     utterances = load_corpus(args.corpus, args.voice)
     random.Random(args.seed).shuffle(utterances)
     train_set, validation_set = hold_out(utterances, args.held_out)
-    symbols = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
-    symbol_ids = {symbol: index for index, symbol in enumerate(symbols, start=1)}
-    loop = TrainingLoop(ReaderTraining(len(symbols) + 1), args)
-    write_json(args.output / SYMBOLS, symbols)
-    sampler, rng = MelSampler(train_set, symbol_ids, args.device), random.Random(args.seed + loop.step)
-    held_out = MelSampler(validation_set, symbol_ids, args.device).batch()
+    phones = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
+    training = ReaderTraining(phones)
+    loop = TrainingLoop(training, args)
+    rng = random.Random(args.seed + loop.step)
+    write_json(args.output / PHONES, phones)
+    sampler = MelSampler(train_set, training.reader, args.device)
+    held_out = MelSampler(validation_set, training.reader, args.device).all()
 
     def validate() -> dict[str, float]:
         _, logits = loop.averaged.module.reader(held_out["mel"])
@@ -148,9 +156,8 @@ def prepare_reader(args: argparse.Namespace) -> Callable[[], None]:
     return lambda: loop.run(lambda: sampler.batch(args.frames_per_batch, rng), validate)
 
 
-def load_reader(run: Path) -> tuple[PhoneReader, dict[str, int]]:
-    """Load the averaged weights of a run, frozen, and the ids of its symbols. Raises: FileNotFoundError."""
-    symbols = json.loads((run / SYMBOLS).read_text(encoding="utf-8"))
-    reader = PhoneReader(len(symbols) + 1)
+def load_reader(run: Path) -> PhoneReader:
+    """Load the averaged weights of a run, frozen. Raises: FileNotFoundError."""
+    reader = PhoneReader(json.loads((run / PHONES).read_text(encoding="utf-8")))
     reader.load_state_dict(averaged_weights(run, "reader"))
-    return reader.requires_grad_(False), {symbol: index for index, symbol in enumerate(symbols, start=1)}
+    return reader.requires_grad_(False)

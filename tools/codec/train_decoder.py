@@ -35,11 +35,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_loop_options(flow, steps=14000, lr=1e-3)
     flow.add_argument("--tokenizer", type=Path, required=True, help="folder of the speech tokenizer")
     flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train only the prior")
-    flow.add_argument("--reader", type=Path, help="run folder of a reader, whose losses of the prior are added")
+    flow.add_argument("--reader", type=Path, help="run folder of `reader`; adds its losses to that of the prior")
     flow.add_argument("--start-from", type=Path, help="decoder folder whose flow is trained further")
     flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
     flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice")
-    flow.add_argument("--shifted", type=int, default=0, help="recordings that begin at another place in a code")
+    flow.add_argument("--shifted", type=int, default=0, help="recordings delayed by a fraction of a code")
     for command in (reader, flow):
         command.add_argument("--frames-per-batch", type=count, default=2600, help="mel frames per step")
     for command in (vocoder, reader, flow):
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.command == "export":
             check_files(args.vocoder / "checkpoint.pt", args.flow / "checkpoint.pt")
         if args.command == "flow" and args.reader:
-            check_files(args.reader / "checkpoint.pt")
+            check_files(args.reader / "checkpoint.pt", args.reader / "phones.json")
         from tools.codec.decoder_training import export, prepare_flow, prepare_vocoder
         from tools.codec.phone_reader import prepare_reader
 

@@ -185,7 +185,7 @@ def train_flow(data: VoiceData, hift: nn.Module, judge: VoiceJudge, args: argpar
     old = data.old_pairs([pair.codes for pair in new[::2]], args.seed)
     held_out = collate(data.held_out_pairs()) | as_old(collate(old[:: max(1, len(old) // len(codes))]))
 
-    def next_batch() -> dict[str, Tensor]:
+    def next_batch() -> dict[str, Any]:
         rows = draw_batch(new, args.frames_per_batch, rng)
         rows |= as_old(draw_batch(old, round(args.old_share * args.frames_per_batch), rng))
         return to_device(rows, args.device)
@@ -198,7 +198,7 @@ def train_flow(data: VoiceData, hift: nn.Module, judge: VoiceJudge, args: argpar
     return attempts
 
 
-def as_old(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_old(batch: dict[str, Any]) -> dict[str, Any]:
     return {f"old_{name}": value for name, value in batch.items()}
 
 

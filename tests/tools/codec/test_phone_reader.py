@@ -23,9 +23,9 @@ def mels_of(symbols: list[list[int]], frames: int = 12) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def reader() -> PhoneReader:
-    """Trained on symbols 1 to 4, in any order."""
+    """Trained on four phones, in any order."""
     torch.manual_seed(0)
-    reader, rng = PhoneReader(5, width=32, num_blocks=2), random.Random(0)
+    reader, rng = PhoneReader("abcd", width=32, num_blocks=2), random.Random(0)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=3e-3)
     for _ in range(150):
         symbols = [[rng.randint(1, 4) for _ in range(5)] for _ in range(8)]
@@ -43,8 +43,7 @@ def test_it_learns_to_read(reader):
 
 
 def test_another_phone_costs_more_than_a_change_of_the_same_size_that_is_none(reader):
-    symbols = [[1, 2, 3, 4, 2]]
-    mel = mels_of(symbols)
+    mel, symbols = mels_of([[1, 2, 3, 4, 2]]), ["abcdb"]
     other = mels_of([[1, 2, 3, 4, 1]])
     change = (other - mel).abs().sum()
     weaker = mel - (mel > MEL_CENTRE) * change / (mel > MEL_CENTRE).sum()  # as much, spread over all phones
@@ -55,8 +54,7 @@ def test_another_phone_costs_more_than_a_change_of_the_same_size_that_is_none(re
 
 
 def test_what_is_padded_does_not_count(reader):
-    symbols = [[1, 2, 3], [4, 2]]
-    mel = mels_of(symbols)
+    mel, symbols = mels_of([[1, 2, 3], [4, 2]]), ["abc", "dbx"]  # x is no phone of the reader
     lengths = torch.tensor([36, 24])
     mask = (torch.arange(mel.shape[2]) < lengths[:, None])[:, None]
     made = (mel + 0.3).requires_grad_()
@@ -64,7 +62,9 @@ def test_what_is_padded_does_not_count(reader):
     sum(losses.values()).backward()
     assert not made.grad[1, :, 24:].any() and made.grad[1, :, :24].any()
     changed = made.detach().where(mask, 7.0), mel.where(mask, -3.0)
-    assert phone_losses(reader, *changed, mask, symbols) == {name: pytest.approx(x.item()) for name, x in losses.items()}
+    assert phone_losses(reader, *changed, mask, symbols) == {
+        name: pytest.approx(x.item()) for name, x in losses.items()
+    }
 
 
 def test_a_mel_is_roughened_without_a_change_of_its_shape():

@@ -73,6 +73,7 @@ class MaskedDiffWithXvec(Flow):
         mel_lengths: Tensor,
         *,
         generator: torch.Generator,
+        prior: Tensor | None = None,
         embedding: Tensor | None = None,
         prompt_probability: float = 0.5,
         max_prompt_fraction: float = 0.3,
@@ -85,6 +86,7 @@ class MaskedDiffWithXvec(Flow):
             mel: Log-mel, (batch, frames, bands), padded at the end to any length.
             mel_lengths: Number of frames in each row, (batch,).
             generator: Draws prompts, flow times, noise and dropped conditions; on any device.
+            prior: What `encode` returns for the codes, if it has been called.
             embedding: Speaker embeddings, (batch, spk_embed_dim), or None.
             prompt_probability: Probability that a row gets a random prefix of its own mel as prompt.
             max_prompt_fraction: Longest such prefix, as a fraction of the row.
@@ -94,19 +96,21 @@ class MaskedDiffWithXvec(Flow):
         num_frames = int(mel_lengths.max())
         mel = mel[:, :num_frames].transpose(1, 2)
         mask = length_mask(mel_lengths, num_frames)
-        mu = self.encode(codes, code_lengths, mel_lengths)
+        mu = self.encode(codes, code_lengths, mel_lengths) if prior is None else prior
         prompt_lengths = _random_prompts(mel_lengths, prompt_probability, max_prompt_fraction, generator)
         is_prompt = torch.arange(num_frames, device=mel.device) < prompt_lengths[:, None]
         cond = mel * is_prompt[:, None]
         flow_loss = self.decoder.loss(mel, mask, mu, self.speaker(embedding, len(mel)), cond, generator=generator)
         return {"flow_loss": flow_loss, "prior_loss": masked_mean((mu.float() - mel).abs(), mask)}
 
-    def prior_loss(self, codes: Tensor, code_lengths: Tensor, mel: Tensor, mel_lengths: Tensor) -> Tensor:
+    def prior_loss(
+        self, codes: Tensor, code_lengths: Tensor, mel: Tensor, mel_lengths: Tensor, *, prior: Tensor | None = None
+    ) -> Tensor:
         """Return the mean of |mu - mel| over valid frames, a float32 scalar, without running the flow.
 
         Arguments as in `loss`.
         """
-        mu = self.encode(codes, code_lengths, mel_lengths)
+        mu = self.encode(codes, code_lengths, mel_lengths) if prior is None else prior
         mel = mel[:, : mu.shape[2]].transpose(1, 2)
         return masked_mean((mu.float() - mel).abs(), length_mask(mel_lengths, mu.shape[2]))
 
