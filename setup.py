@@ -57,7 +57,7 @@ setup(
         # the server and its page
         "serve": [
             "fastapi>=0.115",
-            "uvicorn>=0.30",
+            "uvicorn>=0.30,<0.55",  # serve/connections.py subclasses its H11Protocol
             "websockets>=13",
             "python-multipart>=0.0.9",
             "prometheus_client>=0.20",

@@ -108,7 +108,8 @@ def test_text_is_streamed_with_its_usage(server):
         (lambda client: client.audio.speech.create(**SAY, response_format="mp3"), "'wav' or 'pcm'"),
         (lambda client: client.audio.speech.create(**SAY, speed=2), "speed: not supported"),
         (lambda client: client.audio.speech.create(**SAY | {"input": "x" * 5000}), "at most 4000 characters"),
-        (lambda client: client.audio.speech.create(**SAY | {"input": " \n"}), "text to speak is missing"),
+        (lambda client: client.audio.speech.create(**SAY | {"input": " \n"}), "must have a letter or digit"),
+        (lambda client: client.audio.speech.create(**SAY | {"input": "?!"}), "must have a letter or digit"),
         (lambda client: client.audio.transcriptions.create(model="toy", file=b"RIFF"), "audio is not readable"),
         (
             lambda client: client.audio.transcriptions.create(model="toy", file=SPEECH, language="en"),
@@ -141,11 +142,11 @@ def test_what_is_not_supported_is_said(server, call, message):
 
 
 def test_unknown_names_are_not_found(server):
-    with pytest.raises(openai.NotFoundError, match="the model is 'toy', got 'other'"):
+    with pytest.raises(openai.NotFoundError, match="model must be one of 'toy', got 'other'"):
         server.client.chat.completions.create(**question() | {"model": "other"})
     with pytest.raises(openai.NotFoundError):
         server.client.embeddings.create(model="toy", input="x")
-    with pytest.raises(openai.NotFoundError, match="the model is 'toy', got 'other'"):
+    with pytest.raises(openai.NotFoundError, match="model must be one of 'toy', got 'other'"):
         server.client.models.retrieve("other")
 
 

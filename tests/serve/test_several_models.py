@@ -1,5 +1,6 @@
 """A server of a base and two adapters on it: each request and each turn of a session chooses one of them."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
@@ -10,11 +11,15 @@ from realtime_client import GREEDY, MANUAL, SPEECH, ask, session
 from toy_adapters import save_toy_adapter
 from toy_server import serve
 from toy_speech_lm import load_toy, make_toy_folders
+from websockets.exceptions import ConnectionClosedError
 
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.serve.__main__ import load_models, parse_arguments
+from vita_audio.serve.audio import read_audio
 from vita_audio.serve.conversation import Item
 from vita_audio.serve.service import Service
+from vita_audio.serve.settings import Limits
+from vita_audio.serve.transcription import Transcriber
 from vita_audio.training.lora import LoraSettings
 
 NAMES = ("toy", "one", "two")
@@ -71,14 +76,32 @@ def test_answers_at_the_same_time_are_those_of_each_model_alone(server, models):
     assert len({completion.choices[0].message.content for completion in completions}) == len(NAMES)
 
 
+def recognised(speech_lm):
+    conversation = make_conversation("asr", audio=SPEECH)
+    return speech_lm.respond(conversation, "vanilla", do_sample=False, max_new_tokens=LENGTH).text.strip()
+
+
 def test_files_are_recognised_by_the_chosen_model(server, models):
     texts = [server.client.audio.transcriptions.create(model=name, file=SPEECH).text for name in NAMES]
-    for name, text in zip(NAMES, texts, strict=True):
-        expected = models[name].respond(
-            make_conversation("asr", audio=SPEECH), "vanilla", do_sample=False, max_new_tokens=LENGTH
-        )
-        assert text == expected.text.strip()
-    assert len(set(texts)) == len(NAMES)
+    assert texts == [recognised(models[name]) for name in NAMES] and len(set(texts)) == len(NAMES)
+
+
+def test_turns_that_wait_are_transcribed_by_the_models_they_were_said_to(models):
+    texts = {}
+
+    async def run():
+        async def send(kind, *, item_id, transcript, **_):
+            texts[item_id] = transcript
+
+        service = Service(models, Limits(max_new_tokens=LENGTH))
+        transcriber, audio = Transcriber(service, send, "session"), read_audio(SPEECH.read_bytes(), 30)
+        for name in NAMES:
+            await transcriber.add(Item(name, "user", audio=audio), name)
+        await transcriber.run()
+        service.scheduler.close()
+
+    asyncio.run(run())
+    assert texts == {name: recognised(models[name]) for name in NAMES} and len(set(texts.values())) == len(NAMES)
 
 
 def test_a_session_may_change_its_model(server, models):
@@ -109,14 +132,20 @@ def test_the_program_loads_the_base_once_and_names_all(toy_folders, adapters):
 
 
 def test_an_unknown_model_gets_the_names(server):
-    offered = "the models are 'toy', 'one', 'two', got 'three'"
+    offered = "model must be one of 'toy', 'one', 'two', got 'three'"
     with pytest.raises(openai.NotFoundError, match=offered):
         server.client.chat.completions.create(model="three", messages=messages("hello"))
     with pytest.raises(openai.NotFoundError, match=offered):
         server.client.audio.speech.create(model="three", voice="default", input="hello")
-    with server.client.realtime.connect(model="three") as connection:
-        error = connection.recv().error
-        assert "model=NAME, the models are 'toy', 'one', 'two', got 'model=three'" in error.message
+    for name in ("three", "x" * 201):  # names of models have at most 200 characters
+        with server.client.realtime.connect(model=name) as connection:
+            message = connection.recv().error.message
+            assert message.startswith(
+                "the only query parameter is model; model must be one of 'toy', 'one', 'two', got"
+            )
+            with pytest.raises(ConnectionClosedError) as closed:
+                connection.recv()
+        assert closed.value.rcvd.reason == "invalid_query"
     with session(server) as connection:
         transcription = {"audio": {"input": {"transcription": {"model": "three"}}}}
         for change, param in (

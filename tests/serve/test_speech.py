@@ -1,14 +1,16 @@
 """Texts of any length are spoken to their end, or the client notices."""
 
 import asyncio
+import time
 
 import httpx2 as httpx
 import pytest
 from toy_server import serve
 
+from vita_audio.inference.response import Chunk
 from vita_audio.serve.conversation import Conversation, Item
 from vita_audio.serve.records import Record
-from vita_audio.serve.scheduler import BusyError, Piece
+from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
 from vita_audio.serve.settings import Limits
 from vita_audio.serve.speech import speak, split_text
@@ -29,6 +31,9 @@ TEXT = "One two. Three, four five! Six? "
         ("版本3.5好。今天天气很好，我们走吧。", 9, ["版本3.5好。", "今天天气很好，", "我们走吧。"]),
         ("x" * 25, 10, ["x" * 10, "x" * 10, "x" * 5]),
         ("\n\none\n \n", 10, ["one"]),
+        ("Wait . . . what?\n---\n(1) !!", 8, ["Wait .", "what?", "(1) !!"]),
+        ("Dr. Smith has 3. No. 4.", 100, ["Dr. Smith has 3.", "No. 4."]),
+        ("Mrs. Li saw St. Paul? No. He did.", 100, ["Mrs. Li saw St. Paul?", "No.", "He did."]),
     ],
 )
 def test_a_text_is_cut_after_sentences_and_a_long_one_further(text, max_size, parts):
@@ -38,7 +43,10 @@ def test_a_text_is_cut_after_sentences_and_a_long_one_further(text, max_size, pa
 def test_a_text_is_spoken_sentence_by_sentence(speech_lm):
     with serve(speech_lm, limits=LIMITS) as server:
         once, often = (server.client.audio.speech.create(**SAY, input=number * SENTENCE).content for number in (1, 3))
+        metrics = server.service.metrics.text().decode()
     assert len(once) > 0 and often == 3 * once
+    assert 'vita_audio_answers_total{outcome="completed"} 4.0' in metrics
+    assert "vita_audio_first_audio_seconds_count 2.0" in metrics  # of the texts
 
 
 def test_a_text_is_spoken_to_its_end_though_the_queue_is_full(speech_lm):
@@ -60,6 +68,25 @@ async def fill_queue(service):
     with pytest.raises(BusyError):
         while True:
             service.submit(Conversation([Item("", "user", "one two")]), Record("chat"))
+
+
+def test_a_server_that_shuts_down_does_not_finish_a_text(speech_lm):
+    def endless(answer):
+        while True:
+            time.sleep(0.01)
+            yield Chunk()
+
+    async def run():
+        service = Service({"toy": speech_lm}, LIMITS)
+        service.scheduler.submit(endless)
+        try:
+            async for _ in speak(service, SENTENCE):  # which waits
+                service.scheduler.close()
+        finally:
+            service.scheduler.close()
+
+    with pytest.raises(GenerationError, match="the server is shutting down"):
+        asyncio.run(run())
 
 
 def test_an_answer_that_does_not_end_breaks_off(speech_lm, caplog):

@@ -30,11 +30,19 @@ class Server:
 
 
 @contextmanager
-def serve(speech_lm, *, limits=None, log_content=False, port=0, **options):
-    """Run a server of one model, or of several by name, in a thread; other arguments as in `create_app`."""
+def serve(speech_lm, *, limits=None, log_content=False, port=0, routes=None, **options):
+    """Run a server of one model, or of several by name, in a thread.
+
+    Args:
+        routes: Functions that answer GET requests, by their paths.
+        options: As in `create_app`.
+    """
     models = speech_lm if isinstance(speech_lm, dict) else {"toy": speech_lm}
     service = Service(models, limits or Limits(max_new_tokens=40), log_content=log_content)
-    config = server_config(create_app(service, **options), service, port=port, log_level="error")
+    app = create_app(service, **options)
+    for path, answer in (routes or {}).items():
+        app.get(path)(answer)
+    config = server_config(app, service, port=port, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

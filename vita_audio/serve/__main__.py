@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vita_audio.inference.pipeline import SpeechLM
 
 LOCAL, ANY = "127.0.0.1", ("0.0.0.0", "::")  # addresses to listen on
-# What oneDNN keeps for the shapes of inputs that it has seen; 1,024 by default, which answers of ever new lengths fill
+# What oneDNN keeps for the shapes of inputs that it has seen; 1,024 by default, which answers of varying length fill
 # slowly, as if memory leaked. It is read at the first convolution, and torch has no function for it.
 MAX_PRIMITIVES = "256"
 TOKEN = re.compile(r"[\w.~-]+", re.ASCII)

@@ -56,7 +56,8 @@ def create_app(
     async def realtime(websocket: WebSocket) -> None:
         protocols = websocket.scope.get("subprotocols", [])
         await websocket.accept("realtime" if "realtime" in protocols else None)
-        session = RealtimeSession(service, websocket, websocket.query_params.get("model", service.name))
+        model = websocket.query_params.get("model")
+        session = RealtimeSession(service, websocket, model if model in service.models else service.name)
         if error := refusal(service, websocket.query_params):
             return await session.refuse(error)
         service.num_sessions += 1
@@ -74,6 +75,7 @@ def refusal(service: Service, query: Mapping[str, str]) -> EventError | None:
         return EventError("the server has too many sessions; try again later", "too_many_sessions")
     for name, value in query.items():
         if name != "model" or value not in service.models:
-            message = f"the query may have model=NAME, {service.model_names}, got {printable(f'{name}={value}')!r}"
+            rule = f"the only query parameter is model; {service.model_rule}"
+            message = f"{rule}, got {printable(f'{name}={value}')!r}"
             return EventError(message, "invalid_query", "model" if name == "model" else None)
     return None

@@ -1,4 +1,4 @@
-"""The server's connections: how many there may be, and how long a client may take to ask for something."""
+"""The server's connections: how many there may be, and how long a client may take to send the headers of a request."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from vita_audio.serve.records import Record
 from vita_audio.serve.reply import describe, error_json, printable
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
-from vita_audio.serve.speech import IncompleteError, speak
+from vita_audio.serve.speech import IncompleteError, has_words, speak
 from vita_audio.serve.transcription import transcribe
 
 T = TypeVar("T")
@@ -68,8 +68,8 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
     async def speech(request: Request, body: SpeechRequest) -> Response:
         check_model(service, body.model)
         service.check_text(body.input)
-        if not body.input.strip():
-            raise ValueError("input: text to speak is missing")
+        if not has_words(body.input):
+            raise ValueError("input: text to speak must have a letter or digit")
         pieces = await while_connected(request, started(speak(service, body.input, body.model)))
         header = wav_header() if body.response_format == "wav" else b""
         return SoundResponse(service, sound(pieces, header), media_type=f"audio/{body.response_format}")
@@ -104,7 +104,7 @@ def add_endpoints(app: FastAPI, service: Service) -> None:
 def check_model(service: Service, model: str) -> None:
     """Check the model that a request names. Raises: HTTPException for an unknown one."""
     if model not in service.models:
-        raise HTTPException(404, f"{service.model_names}, got {model!r}")
+        raise HTTPException(404, f"{service.model_rule}, got {model!r}")
 
 
 async def started(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -164,7 +164,7 @@ class RealtimeSession:
 
     def _check_model(self, name: str | None, param: str) -> None:
         if name not in self._service.models:
-            raise EventError(f"{self._service.model_names}, got {name!r}", param=param)
+            raise EventError(f"{self._service.model_rule}, got {name!r}", param=param)
 
     async def _configure(self, config: events.SessionConfig) -> None:
         old, new = self._config.audio.input, config.audio.input

@@ -23,6 +23,7 @@ class Record:
         endpoint: Where it was asked for.
         session: Id of the realtime session, if any.
         model: Name of the model that answers.
+        is_continued: It continues an answer that has ended, so its first sound is not the one a client waits for.
         vad_seconds: Silence that turn detection waited for before `start`.
         start: Time of `perf_counter` when the end of the turn was detected, or the request arrived.
         outcome: completed, incomplete (the longest answer), cancelled or failed.
@@ -35,6 +36,7 @@ class Record:
     endpoint: str
     session: str | None = None
     model: str | None = None
+    is_continued: bool = False
     vad_seconds: float = 0.0
     start: float = field(default_factory=perf_counter)
     outcome: str = "failed"

@@ -50,10 +50,9 @@ class Service:
         self._making_voice = asyncio.Lock()
 
     @property
-    def model_names(self) -> str:
-        """The names of the models, for errors."""
-        names = ", ".join(map(repr, self.models))
-        return f"the model is {names}" if len(self.models) == 1 else f"the models are {names}"
+    def model_rule(self) -> str:
+        """Which models there are, for errors."""
+        return f"model must be one of {', '.join(map(repr, self.models))}"
 
     def check_text(self, text: str) -> None:
         """Check the length of a client's text. Raises: ValueError."""
@@ -93,7 +92,7 @@ class Service:
             is_background, is_continued: As in `Scheduler.submit`.
         Raises: BusyError.
         """
-        record.model = model or self.name
+        record.model, record.is_continued = model or self.name, is_continued
         speech_lm = self.models[record.model]
         limit = record.limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
         instructions = plain_text(instructions, speech_lm.tokenizer)
@@ -124,7 +123,7 @@ class Service:
                 if isinstance(event, Piece):
                     was_silent = not record.num_samples
                     record.add(event)
-                    if was_silent and record.num_samples:
+                    if was_silent and record.num_samples and not record.is_continued:
                         self.metrics.first_audio.observe(perf_counter() - asked_at)
                     if len(event.chunk.wave):
                         event = Piece(replace(event.chunk, wave=resampler.push(event.chunk.wave)), event.seconds)

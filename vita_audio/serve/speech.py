@@ -1,4 +1,4 @@
-"""Speak texts sentence by sentence: models are trained on single ones, and an answer has a limit."""
+"""Speak texts sentence by sentence, since models are trained on single ones and the length of an answer is limited."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from contextlib import aclosing
 
 from vita_audio.serve.conversation import Conversation, Item, plain_text
 from vita_audio.serve.records import Record
-from vita_audio.serve.scheduler import Piece, Place
+from vita_audio.serve.scheduler import GenerationError, Piece, Place
 from vita_audio.serve.service import Service
 from vita_audio.text import TTS_PROMPT
 
 SECONDS_PER_TOKEN = 0.5  # of text, spoken slowly
-SENTENCE_END = r"(?<=[.!?]\s)|(?<=[。！？\n])"
+# Not after an abbreviation, as in "Dr. Smith" and "No. 4".
+NOT_ABBREVIATED = r"(?<!\b(?:Dr|Mr|Ms|St)\.\s)(?<!\bMrs\.\s)(?!(?<=\bNo\.\s)\d)"
+SENTENCE_END = rf"(?<=[.!?]\s){NOT_ABBREVIATED}|(?<=[。！？\n])"
 BREAKS = (r"(?<=[,;:]\s)|(?<=[，、；：])", r"(?<=\s)", "")  # after clauses, words, characters
 
 
 class IncompleteError(RuntimeError):
-    """The model did not come to the end of a text within the longest answer."""
+    """The model did not finish a text within `max_new_tokens`."""
+
+
+def has_words(text: str) -> bool:
+    """Return whether there is anything to speak: a letter or a digit."""
+    return any(map(str.isalnum, text))
 
 
 def split_text(text: str, size: Callable[[str], float], max_size: float) -> list[str]:
@@ -27,10 +34,10 @@ def split_text(text: str, size: Callable[[str], float], max_size: float) -> list
 
     Args:
         size: Size of a part.
-    Returns: The parts without the whitespace around them; only a single character may be larger.
+    Returns: The parts with words, without the whitespace around them; only a single character may be larger.
     """
     parts = [part for sentence in re.split(SENTENCE_END, text) for part in _cut(sentence, size, max_size, BREAKS)]
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts if has_words(part)]
 
 
 def _cut(text: str, size: Callable[[str], float], max_size: float, breaks: Sequence[str]) -> list[str]:
@@ -50,7 +57,7 @@ async def speak(service: Service, text: str, model: str | None = None) -> AsyncI
 
     Raises: BusyError, GenerationError; IncompleteError after the pieces of an answer that the model did not end.
     """
-    speech_lm, longest = service.speech_lm, service.limits.max_new_tokens
+    speech_lm, longest = service.models[model or service.name], service.limits.max_new_tokens
     num_per_token = 1 + SECONDS_PER_TOKEN * speech_lm.audio_tokenizer.frame_rate  # tokens of the answer
 
     def num_tokens(part: str) -> float:
@@ -66,3 +73,5 @@ async def speak(service: Service, text: str, model: str | None = None) -> AsyncI
                 yield piece
         if record.outcome == "incomplete":
             raise IncompleteError(f"the model did not end within {longest} tokens")
+        if record.outcome != "completed":
+            raise GenerationError("the server is shutting down")

@@ -46,20 +46,20 @@ class Transcriber:
 
     def __init__(self, service: Service, send: Callable[..., Awaitable[None]], session: str):
         self._service, self._send, self._session = service, send, session
-        self._turns: list[Item] = []
-        self._model: str | None = None
+        self._waiting: list[tuple[Item, str | None]] = []  # turns, and the names of their models
         self._is_running = False
 
     async def add(self, turn: Item, model: str | None) -> None:
         """Let the next `run` transcribe a user's turn; of those that wait, as many are kept as of a conversation.
 
         Args:
-            model: Name of the model that transcribes it and the others that wait.
+            model: Name of the model that transcribes it.
         """
-        self._model = model
-        limits, turns = self._service.limits, [*self._turns, turn]
-        self._turns = keep_latest(turns, limits.max_turns, limits.max_conversation_seconds)
-        for dropped in turns[: len(turns) - len(self._turns)]:
+        limits, waiting = self._service.limits, [*self._waiting, (turn, model)]
+        kept = keep_latest([turn for turn, _ in waiting], limits.max_turns, limits.max_conversation_seconds)
+        num_dropped = len(waiting) - len(kept)
+        self._waiting = waiting[num_dropped:]
+        for dropped, _ in waiting[:num_dropped]:
             await self._fail(dropped, BusyError("too many turns of the conversation wait to be transcribed"))
 
     async def run(self) -> None:
@@ -68,15 +68,15 @@ class Transcriber:
             return
         self._is_running = True
         try:
-            while self._turns:
-                await self._run(self._turns.pop(0))
+            while self._waiting:
+                await self._run(*self._waiting.pop(0))
         finally:
             self._is_running = False
 
-    async def _run(self, turn: Item) -> None:
+    async def _run(self, turn: Item, model: str | None) -> None:
         record = Record("realtime_transcription", self._session)
         try:
-            text = await transcribe(self._service, turn.audio, record, model=self._model, is_background=True)
+            text = await transcribe(self._service, turn.audio, record, model=model, is_background=True)
         except (BusyError, GenerationError, ValueError) as error:
             return await self._fail(turn, error)
         num_prompt, num_answer = record.num_prompt, len(record.depths)

@@ -10,6 +10,7 @@ import { explain, post, Wire } from "./wire.js";
 const QUIET = ["response_cancel_not_active", "item_not_found", "idle_timeout"];
 const VOICE_EVENT = "voice"; // the id of the event that sets the voice prompt
 const READ = "read-"; // before the id of an answer in text, while it is read aloud
+const HAS_WORDS = /[\p{L}\p{N}]/u; // other texts are not spoken
 
 let model = "";
 let isOpen = false; // whether the server knows the settings
@@ -85,7 +86,7 @@ export const on = {
       if (ended.waited) transcript.showTimes(ended.item, parts(done.metadata, ended.waited));
       transcript.showDecoding(ended.item, done.metadata);
       transcript.announce(answer);
-      if (!ended.hasSound && !ended.isStopped && answer.turn.text.trim()) return readAloud(answer);
+      if (!ended.hasSound && !ended.isStopped && HAS_WORDS.test(answer.turn.text)) return readAloud(answer);
     }
     if (!ended?.hasSound || ended.isStopped) settle(); // otherwise the end of the sound does
   },
