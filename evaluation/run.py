@@ -161,7 +161,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--retry-errors", action="store_true", help="run samples again that failed earlier")
     against = "--output of another model, for paired tests (default with several adapters: the base)"
     add("--against", type=Path, metavar="DIR", help=against)
-    add("--check", action="store_true", help="only check arguments, data and judges")
+    add("--check", action="store_true", help="only check arguments, adapters, data and judges")
     namespace = parser.parse_args(arguments)
     decoding = decoding_options(parser, namespace, namespace.modes or [None])
     values = {name: value for name, value in vars(namespace).items() if name not in DECODING}
