@@ -5,7 +5,8 @@
     torchrun --standalone --nproc_per_node 8 -m evaluation.run --suite paper --model DIR --data data/benchmarks ...
 
 Answers are recorded one by one, and the same command continues an evaluation that was stopped. results.json, results.md
-and results.html are written to the output folder, also if the data of a benchmark is missing or a benchmark fails.
+and results.html are written to the output folder (with several adapters, to a folder in it for each model), also if the
+data of a benchmark is missing or a benchmark fails.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--suite", required=True, nargs="+", help=f"{', '.join(SUITES)}, or names of benchmarks")
     add("--model", required=True, help="folder of a model, or hub name")
     add_adapter_option(parser, several=True)
-    add("--output", required=True, type=Path, help="folder for answers and results")
+    output = "folder for answers and results; with several adapters, a folder in it for each model"
+    add("--output", required=True, type=Path, help=output)
     add("--corpus", type=Path, help="folder of tools.demo.make_corpus, for the demo suite")
     add("--data", type=Path, help="folder of evaluation.prepare, for the public sets")
     add("--modes", nargs="+", type=plan_name, help=f"{', '.join(MODES)} or ratios (default: the model's own)")
@@ -157,8 +159,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluationOptions
     add("--time-alone", **counts, help="also time N samples of each benchmark, or of one, one at a time")
     add("--skip-recordings", action="store_true", help="do not judge the recordings of people for comparison")
     add("--retry-errors", action="store_true", help="run samples again that failed earlier")
-    add("--against", type=Path, metavar="DIR", help="--output of another model, for paired tests")
-    add("--check", action="store_true", help="only check arguments, data and judges")
+    against = "--output of another model, for paired tests (default with several adapters: the base)"
+    add("--against", type=Path, metavar="DIR", help=against)
+    add("--check", action="store_true", help="only check arguments, adapters, data and judges")
     namespace = parser.parse_args(arguments)
     decoding = decoding_options(parser, namespace, namespace.modes or [None])
     values = {name: value for name, value in vars(namespace).items() if name not in DECODING}
@@ -250,14 +253,15 @@ def evaluate(
     processes: Processes,
     *,
     load_model: Callable[[], SpeechLM],
-    load_judge: Callable[[str], Judge],
+    get_judge: Callable[[str], Judge],
 ) -> list[Outcome]:
     """Run all benchmarks and return their outcomes, which are complete in every process.
 
     Args:
         checkpoint: Folder of the model.
         processes: The caller holds their claim on the output folder.
-        load_model, load_judge: As in `Runner`.
+        load_model: As in `Runner`.
+        get_judge: The `load_judge` of `Runner`.
     """
     from evaluation.results import FAILED, ORIGINAL, collect, set_against
     from evaluation.runner import Runner
@@ -277,7 +281,7 @@ def evaluate(
     processes.wait()
     runner = Runner(
         load_model=load_model,
-        load_judge=load_judge,
+        load_judge=get_judge,
         output=options.output,
         rank=processes.rank,
         size=processes.size,
@@ -319,8 +323,11 @@ def write_results(output: Path, checkpoint: Path, outcomes: Sequence[Outcome]) -
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 if every benchmark that has data was evaluated, else 1."""
     options = parse_arguments(arguments)
-    adapters = {} if options.check else chosen_models(options)
-    checkpoints = {name: find_checkpoint(adapter or options.model) for name, adapter in adapters.items()}
+    checkpoints = {
+        name: find_checkpoint(adapter or options.model)
+        for name, adapter in chosen_models(options).items()
+        if adapter or not options.check  # before the model is made
+    }
 
     from transformers.utils import logging as transformers_logging
 
@@ -339,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one = options if len(checkpoints) == 1 else options.of_model(name)
         with processes.claim(one.output):
             outcomes = evaluate(
-                one, checkpoint, processes, load_model=lambda name=name: models()[name], load_judge=judge
+                one, checkpoint, processes, load_model=lambda name=name: models()[name], get_judge=judge
             )
             if processes.rank == 0:
                 print(write_results(one.output, checkpoint, outcomes))

@@ -127,6 +127,7 @@ def test_a_program_for_one_adapter_takes_one(capsys):
     parser = OneLineParser("program")
     add_adapter_option(parser)
     assert parser.parse_args(["--adapter", "runs/one"]).adapter == [("one", "runs/one")]
+    assert parser.parse_args(["--adapter", "runs/a=1"]).adapter == [("a=1", "runs/a=1")]  # names belong to several
     with pytest.raises(SystemExit):
         parser.parse_args(["--adapter", "one", "two"])
     assert "unrecognized arguments: two" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import argparse
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -151,8 +152,11 @@ def add_adapter_option(parser: argparse.ArgumentParser, *, several: bool = False
     """Add --adapter, whose value is a list of names and folders, with at most one element unless `several`."""
     about = "an adapter on --model, which is merged into it (an adapter alone can be given as --model)"
     more = "; several, which share it in memory, are loaded with the base, each under its name (default: the folder's)"
-    ways = {"nargs": "+", "action": "extend", "help": about + more} if several else {"nargs": 1, "help": about}
-    parser.add_argument("--adapter", type=named_adapter, default=[], metavar="[NAME=]FOLDER", **ways)
+    add = partial(parser.add_argument, "--adapter", default=[])
+    if several:
+        add(type=named_adapter, nargs="+", action="extend", metavar="[NAME=]FOLDER", help=about + more)
+    else:
+        add(type=lambda folder: (folder_name(folder), folder), nargs=1, metavar="FOLDER", help=about)
 
 
 def chosen_models(options: argparse.Namespace) -> dict[str, str | None]:

@@ -26,7 +26,7 @@ def judge(monkeypatch):
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
 
 
-def figures(output):
+def results_of(output):
     rows = json.loads((output / "results.json").read_text())["results"]
     return {(row["benchmark"], row["mode"]): (row["status"], row["figures"], row["num_samples"]) for row in rows}
 
@@ -39,9 +39,9 @@ def test_each_adapter_is_evaluated_as_if_alone_and_against_the_base(toy_folders,
 
     evaluate(output, "--adapter", f"one={adapters['one']}", adapters["two"])
     assert {path.name for path in output.iterdir()} == {base, "one", "two"}
-    found = {name: figures(output / name) for name in (base, "one", "two")}
+    found = {name: results_of(output / name) for name in (base, "one", "two")}
     evaluate(tmp_path / "alone", "--adapter", adapters["two"])
-    assert figures(tmp_path / "alone") == found["two"]
+    assert results_of(tmp_path / "alone") == found["two"]
     assert found["one"] != found[base] != found["two"] != found["one"]
     compared = json.loads((output / "two" / "results.json").read_text())["comparisons"]
     assert [row["against"] for row in compared] == [f"boost of {toy_folders.model}"]
@@ -61,3 +61,14 @@ def test_names_must_differ(toy_folders, corpus, adapters, tmp_path, name):
     assert toy_folders.model.name == "model"
     with pytest.raises(ValueError, match=f"must differ from each other and from the base's, got {name} twice"):
         run.main(arguments(toy_folders, corpus, tmp_path, *flags, suite="demo-asr"))
+
+
+def test_a_check_finds_names_that_do_not_differ_and_missing_adapters(toy_folders, corpus, adapters, tmp_path):
+    def check(*values):
+        return run.main(arguments(toy_folders, corpus, tmp_path, "--check", "--adapter", *values, suite="demo-asr"))
+
+    assert check(adapters["one"], adapters["two"]) == 0
+    with pytest.raises(ValueError, match="got one twice"):
+        check(adapters["one"], f"one={adapters['two']}")
+    with pytest.raises(FileNotFoundError, match="no folder .*missing"):
+        check(adapters["one"], tmp_path / "missing")

@@ -7,8 +7,9 @@ import torch
 from broken_folders import cut_off, make_pointer
 from safetensors.torch import save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, modeling_utils
 
-from vita_audio.files.tensors import fill_module, find_file, read_tensors
+from vita_audio.files.tensors import fill_module, find_file, read_tensors, share_weights
 
 
 class Attack:
@@ -80,3 +81,37 @@ def test_nothing_in_a_file_runs(tmp_path):
     with pytest.raises(ValueError, match="a.pt cannot be read as weights"):
         read_tensors(tmp_path / "a.pt")
     assert not (tmp_path / "made").exists()
+
+
+def llama(**changes):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaConfig(**{**sizes, "num_key_value_heads": 2, "vocab_size": 16, **changes})
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_model_shares_the_weights_of_another_and_has_more(monkeypatch, tied):
+    """It never asks for the memory of a whole model, as transformers does before it loads one on a GPU."""
+    whole = "caching_allocator_warmup"
+    monkeypatch.setattr(modeling_utils, whole, lambda *arguments: pytest.fail("as much memory as the model has"))
+    base = LlamaForCausalLM(llama(tie_word_embeddings=tied)).bfloat16()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    model, missing = share_weights(base, llama(num_hidden_layers=3, tie_word_embeddings=tied), "three layers")
+    shared = base.state_dict(keep_vars=True)
+    assert missing and all(name.startswith("model.layers.2.") for name in missing)
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert (name in missing) == (name not in shared) and value.dtype == torch.bfloat16
+        assert name in missing or value.data_ptr() == shared[name].data_ptr()
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied and not model.training
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    same, _ = share_weights(base, llama(tie_word_embeddings=tied), "two layers")
+    ids = torch.arange(16)[None]
+    assert torch.equal(same(ids).logits, base.eval()(ids).logits)
+
+
+def test_weights_of_another_shape_are_not_shared():
+    base = LlamaForCausalLM(llama())
+    base.name_or_path = "models/base"
+    with pytest.raises(ValueError, match="the weights of models/base do not fit the other: of another shape: lm_head"):
+        share_weights(base, llama(vocab_size=20), "the other")
+    with pytest.raises(ValueError, match="do not fit the other: unexpected: model.layers.1.input_layernorm.weight"):
+        share_weights(base, llama(num_hidden_layers=1), "the other")

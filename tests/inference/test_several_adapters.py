@@ -1,5 +1,6 @@
 """Several adapters on one base in memory: answers are those of models that are loaded one at a time."""
 
+import json
 import shutil
 
 import pytest
@@ -104,6 +105,15 @@ def test_an_adapter_of_another_base_is_refused(models, folders, tmp_path):
         other_lm.with_adapter(folders["one"])
     with pytest.raises(ValueError, match="holds no adapter: adapter_config.json is missing"):
         models["base"].with_adapter(folders["base"])
+
+
+def test_an_adapter_whose_configuration_does_not_fit_the_base_is_named(models, folders, tmp_path):
+    folder = shutil.copytree(folders["one"], tmp_path / "wider")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+    named = f"the weights of {folders['base']} do not fit the config.json of the adapter {folder}: of another shape"
+    with pytest.raises(ValueError, match=named):
+        models["base"].with_adapter(folder)
 
 
 def test_an_adapter_may_be_the_base_of_others(toy_folders, folders, models):

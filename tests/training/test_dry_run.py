@@ -112,6 +112,19 @@ def test_without_weights_the_released_tokenizers_count(describe_without_weights,
     assert tables["embeddings and head"] == [f"{num_tables * rows * config.hidden_size / 1e6:,.1f}"] * 2
 
 
+def test_what_is_assumed_for_tokenizers_that_are_not_there_is_told(describe, toy_run, tmp_path):
+    missing, large = tmp_path / "missing", ROOT / "configs" / "models" / "qwen2_7b_mtp0.json"
+    here = {"config_name": toy_run.config(1), "model_name_or_path": missing, "tokenizer_name": toy_run.text_model}
+    no_folder = f"tokenizer {missing} is not a local folder; assumed: the"
+    assert "assumed" not in describe()[0] and "assumed" not in describe(**here)[0]
+    for changes, told in (
+        ({"audio_tokenizer_path": missing}, f"audio {no_folder} released one's 16384 codes"),
+        ({"tokenizer_name": missing}, f"text {no_folder} configuration's {NUM_TEXT_ROWS} tokens"),
+        ({"tokenizer_name": missing, "config_name": large}, f"text {no_folder} released one's 151665 tokens"),
+    ):
+        assert describe(**here | changes)[0].endswith(f"\n\n{told}")
+
+
 def test_the_numbers_of_released_codes_are_those_of_the_codecs():
     assert RELEASED_CODES.keys() == AUDIO_TOKENIZERS.keys()
     assert RELEASED_CODES["glm4voice"] == WhisperVQConfig.quantize_vocab_size

@@ -125,7 +125,7 @@ def save_adapter(model, base, folder):
 
 def grow(base, num_modules, vocab_size):
     """Return a copy of a model with more modules and more tokens."""
-    model, missing = share_weights(base, make_model(num_modules, **tying(base)).config)
+    model, missing = share_weights(base, make_model(num_modules, **tying(base)).config, "more modules")
     init_missing_mtp(model, missing)
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     return copy.deepcopy(model)

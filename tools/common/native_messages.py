@@ -3,13 +3,16 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 from tqdm import tqdm
 
 MAX_LENGTH = 200  # characters
+
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -30,8 +33,19 @@ def named_messages(name: str) -> Iterator[None]:
             file.seek(0)
             lines = file.read().decode(errors="replace").split("\n")
             text = " ".join(line.strip() for line in lines if "\r" not in line)  # which a progress bar writes
-    if text := text.strip():
-        _tell(name, text[:MAX_LENGTH])
+            if text := text.strip():
+                _tell(name, text[:MAX_LENGTH])
+
+
+def read_with_name(name: str, items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items, with `named_messages` while each is read, but not while the caller uses it."""
+    iterator, end = iter(items), object()
+    while True:
+        with named_messages(name):
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
 
 
 @cache  # a file may be read more than once

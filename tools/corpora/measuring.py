@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evaluation.judges import Judge
 from evaluation.metrics.ours import error_counts, scored_tokens
-from tools.common.native_messages import named_messages
+from tools.common.native_messages import named_messages, read_with_name
 from tools.corpora.alignment import share_transcript
 from tools.corpora.clip_store import Clip, ClipStore
 from tools.corpora.entries import MAX_TEXT_LENGTH, Entry, text_problem
@@ -55,8 +55,8 @@ class Cutter:
         if self.vad is None:
             stretches = [(0.0, info.seconds)]
         else:
-            with named_messages(str(entry.audio)):
-                probabilities = speech_probabilities(self.vad, audio_blocks(str(entry.audio)), info.sample_rate)
+            blocks = read_with_name(str(entry.audio), audio_blocks(str(entry.audio)))
+            probabilities = speech_probabilities(self.vad, blocks, info.sample_rate)
             stretches = speech_stretches(probabilities, info.seconds, self.splitting)
             if not stretches:
                 raise UnusableError("no speech", f"{entry.audio}: no speech in {info.seconds:.2f} s")

@@ -106,7 +106,7 @@ def run_steps(program: str, steps: Sequence[Step], progress: Progress, usual_min
         if progress.is_done(step):
             continue
         later = sum(usual_minutes.get(other.name, 0) for other in steps[number:] if not progress.is_done(other))
-        own, rest = usual_minutes.get(step.name, 0), f", later steps {later:g} more" if later else ""
+        own, rest = usual_minutes.get(step.name, 0), f", then {later:g} for the later steps" if later else ""
         print(f"\n== Step {number} of {len(steps)}: {step.title}; about {own:g} minutes{rest}", flush=True)
         settings = [f"{name}={shlex.quote(value)}" for name, value in step.environment.items()]
         print("$", *settings, shlex.join(step.command), flush=True)

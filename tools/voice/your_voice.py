@@ -141,7 +141,7 @@ def check_weights(run: Run) -> None:
 def print_result(run: Run) -> None:
     """Print the metrics, and how to talk to the model in the new voice."""
     report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
-    print(f"\nJudged by {run.judge}, on codes of recordings that training has not heard and of the model:")
+    print(f"\nJudged by {run.judge}, on recordings held out from training and on the model's own speech:")
     for name, row in report["rows"].items():
         low, high = (100 * value for value in row["wer_interval"])
         errors = f"word error rate {100 * row['wer']:.1f} % ({low:.1f} to {high:.1f})"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from vita_audio.files.checkpoint import CONFIG_FILE, check_weights, check_whole, read_json
@@ -51,15 +51,18 @@ def fill_module(module: nn.Module, weights: Mapping[str, Tensor], path: Path, fi
         fits: Name of the module, for the error message.
     Raises: ValueError naming the file and its missing, unexpected and misshapen weights.
     """
-    expected = module.state_dict()
     floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    misshapen = sorted(name for name in expected.keys() & floats.keys() if expected[name].shape != floats[name].shape)
-    for name in misshapen:
-        del floats[name]
-    report = module.load_state_dict(floats, strict=False, assign=True)
-    missing = set(report.missing_keys) - set(misshapen)
-    problems = {"missing": missing, "unexpected": report.unexpected_keys, "of another shape": misshapen}
-    _raise_problems(f"{path} does not fit {fits}", problems)
+    _raise_problems(f"{path} does not fit {fits}", _assign(module, floats))
+
+
+def _assign(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Collection[str]]:
+    """Make weights those of a module, without copying them; return the names that do not fit by kind of problem."""
+    expected = module.state_dict()
+    misshapen = {name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape}
+    fitting = {name: value for name, value in weights.items() if name not in misshapen}
+    report = module.load_state_dict(fitting, strict=False, assign=True)
+    missing = set(report.missing_keys) - misshapen
+    return {"missing": missing, "unexpected": report.unexpected_keys, "of another shape": misshapen}
 
 
 def load_model(
@@ -76,40 +79,47 @@ def load_model(
     """
     read_json(folder / CONFIG_FILE)
     check_weights(folder)
-    return _load(kind, folder, f"the weights in {folder} do not fit its {CONFIG_FILE}", ignored, options)
-
-
-def share_weights(base: PreTrainedModel, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
-    """Return another model of the same class with the weights of a model on one device, in the same memory.
-
-    Args:
-        config: Configuration of the new model, which may have parameters that the other lacks.
-    Returns: The model, and the sorted names of those parameters, which are initialised randomly.
-    Raises: ValueError for weights that do not fit.
-    """
-    options = {"config": config, "state_dict": base.state_dict(), "dtype": base.dtype, "device_map": base.device}
-    options["attn_implementation"] = base.config._attn_implementation
-    claim = f"the weights of {base.name_or_path} do not fit another configuration"
-    return _load(type(base), None, claim, ["missing"], options)
-
-
-def _load(
-    kind: type, source: Path | None, claim: str, ignored: Collection[str], options: Mapping[str, Any]
-) -> tuple[PreTrainedModel, list[str]]:
-    """Call `from_pretrained`; errors about weights begin with `claim`."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of missing weights
     try:
         model, report = kind.from_pretrained(
-            source, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            folder, **{**options, "output_loading_info": True, "ignore_mismatched_sizes": True}
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
     shapes = [f"{key} {tuple(found)} instead of {tuple(wanted)}" for key, found, wanted in report["mismatched_keys"]]
     problems = {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "of another shape": shapes}
     problems |= {"unreadable": list(map(str, report["error_msgs"]))}
+    claim = f"the weights in {folder} do not fit its {CONFIG_FILE}"
     _raise_problems(claim, {key: names for key, names in problems.items() if key not in ignored})
     return model, sorted(report["missing_keys"])
+
+
+def share_weights(base: PreTrainedModel, config: PretrainedConfig, fits: str) -> tuple[PreTrainedModel, list[str]]:
+    """Return another model with the weights of a language model on one device, in the same memory.
+
+    `from_pretrained` with a state dict shares them too, but first allocates the memory of the whole model on a GPU.
+
+    Args:
+        config: Configuration of the new model, which may have parameters that the other lacks.
+        fits: Name of the configuration, for the error message.
+    Returns: The model, and the sorted names of those parameters, whose values are undefined.
+    Raises: ValueError for weights that do not fit.
+    """
+    from accelerate import init_empty_weights
+
+    options = {"dtype": base.dtype, "attn_implementation": base.config._attn_implementation}
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, **options)
+    problems = _assign(model, base.state_dict())
+    missing = problems.pop("missing")
+    _raise_problems(f"the weights of {base.name_or_path} do not fit {fits}", problems)
+    for name in missing:
+        owner, _, key = name.rpartition(".")
+        empty = torch.empty_like(model.get_parameter(name), device=base.device)
+        model.get_submodule(owner).register_parameter(key, nn.Parameter(empty))
+    model.tie_weights(missing_keys=set(missing))
+    return model.to(base.device).eval(), sorted(missing)  # its buffers are on the CPU
 
 
 def _raise_problems(claim: str, problems: Mapping[str, Collection[str]]) -> None:

@@ -20,7 +20,14 @@ from safetensors import safe_open
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from vita_audio.files.atomic import write_json
-from vita_audio.files.checkpoint import GENERATION_FILE, check_weights, check_whole, find_checkpoint, read_json
+from vita_audio.files.checkpoint import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    check_weights,
+    check_whole,
+    find_checkpoint,
+    read_json,
+)
 from vita_audio.files.tensors import read_tensors, share_weights
 from vita_audio.models import LANGUAGE_CONFIGS, SPEECH_CONFIGS
 from vita_audio.models.loading import load_weights, read_config
@@ -154,7 +161,7 @@ def load_on_base(
     find_base(folder, base.name_or_path, offline=offline)
     shape = deepcopy(config)
     shape.vocab_size = base.config.vocab_size
-    model, missing = share_weights(base, shape)
+    model, missing = share_weights(base, shape, f"the {CONFIG_FILE} of the adapter {folder}")
     model.generation_config = deepcopy(base.generation_config)
     missing = _extend_base(model, folder, missing)
     model = _add_adapter(model, folder, autocast_adapter_dtype=False).get_base_model()
@@ -210,7 +217,8 @@ def _add_adapter(model: PreTrainedModel, folder: Path, **options: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads an attribute that transformers renamed
-            return peft.PeftModel.from_pretrained(model, folder, **options)
+            # read on the CPU, since peft would choose a GPU even for a model on the CPU
+            return peft.PeftModel.from_pretrained(model, folder, torch_device="cpu", **options)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"the adapter in {folder} does not fit its base: {' '.join(str(error).split())}") from error
 

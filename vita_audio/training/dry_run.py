@@ -58,7 +58,8 @@ def dry_run(flags: tuple[ModelArguments, DataArguments, SpeechOptions]) -> str:
         choose_trained(model, settings)
     else:
         _adapt(model, settings, base)
-    return "\n\n".join([_parameter_table(model), _memory_table(model, settings, options), _schedule(settings, options)])
+    parts = [_parameter_table(model), _memory_table(model, settings, options), _schedule(settings, options)]
+    return "\n\n".join([*parts, *_assumptions(settings, config, base)])
 
 
 def _configs(settings: StageSettings) -> tuple[MTPConfig, MTPConfig | None]:
@@ -95,10 +96,14 @@ def _adapt(model: MTPForCausalLM, settings: StageSettings, base: MTPConfig | Non
 
 def _num_codes(settings: StageSettings) -> int:
     """Return the number of audio codes; an audio tokenizer that is not there counts as the released one."""
-    kind, path = settings.audio_tokenizer_type, settings.audio_tokenizer_path
-    if path in (None, EMBEDDED) or Path(path).exists():
-        return get_audio_tokenizer(kind, path).vocab_size
-    return RELEASED_CODES[kind.removeprefix(CONTINUOUS_PREFIX)]
+    if _has_audio_tokenizer(settings):
+        return get_audio_tokenizer(settings.audio_tokenizer_type, settings.audio_tokenizer_path).vocab_size
+    return RELEASED_CODES[settings.audio_tokenizer_type.removeprefix(CONTINUOUS_PREFIX)]
+
+
+def _has_audio_tokenizer(settings: StageSettings) -> bool:
+    path = settings.audio_tokenizer_path
+    return path in (None, EMBEDDED) or Path(path).exists()
 
 
 def _vocabulary(settings: StageSettings) -> int:
@@ -113,12 +118,30 @@ def _vocabulary(settings: StageSettings) -> int:
 
 def _released_vocabulary(settings: StageSettings, config: MTPConfig) -> int:
     """Return the rows for the released text tokenizer; a configuration with fewer rows has another one, and its own."""
-    num_text = next(number for kind, number in RELEASED_TEXT_TOKENS.items() if isinstance(config, kind))
+    num_text = _released_text_tokens(config)
     if config.vocab_size < num_text:
         return config.vocab_size
     input_by_role = CONTINUOUS_INPUT if is_continuous(settings.audio_tokenizer_type) else DISCRETE_INPUT
     hears = any(how != DISCRETE for how in {**input_by_role, **settings.audio_input}.values())
     return padded(num_text + len(structural_tokens(continuous_input=hears)) + _num_codes(settings))
+
+
+def _released_text_tokens(config: MTPConfig) -> int:
+    return next(number for kind, number in RELEASED_TEXT_TOKENS.items() if isinstance(config, kind))
+
+
+def _assumptions(settings: StageSettings, config: MTPConfig, base: MTPConfig | None) -> list[str]:
+    """Say what was assumed for tokenizers that are not there."""
+    lines = []
+    if base is None and not Path(settings.tokenizer_name).exists():
+        num_text = _released_text_tokens(config)
+        is_released = config.vocab_size >= num_text
+        tokens = f"released one's {num_text}" if is_released else f"configuration's {config.vocab_size}"
+        lines.append(f"text tokenizer {settings.tokenizer_name} is not a local folder; assumed: the {tokens} tokens")
+    if not _has_audio_tokenizer(settings):
+        path, number = settings.audio_tokenizer_path, _num_codes(settings)
+        lines.append(f"audio tokenizer {path} is not a local folder; assumed: the released one's {number} codes")
+    return ["\n".join(lines)] if lines else []
 
 
 def _parameter_table(model: PreTrainedModel) -> str:

@@ -176,7 +176,7 @@ def test_a_failed_step_stops_the_run_and_the_next_run_continues_with_it(tmp_path
     steps = [first, write_line("second", tmp_path, "2", fails=True), third]
     assert run_steps("quickstart", steps, progress, {"second": 2, "third": 3}) == 1
     written = capfd.readouterr()
-    assert "Step 2 of 3: second; about 2 minutes, later steps 3 more" in written.out
+    assert "Step 2 of 3: second; about 2 minutes, then 3 for the later steps" in written.out
     assert written.err == "\nquickstart: a step failed, see above; fix it and run the same command to continue\n"
     steps = [first, write_line("second", tmp_path, "2"), third]
     assert not all(map(progress.is_done, steps))

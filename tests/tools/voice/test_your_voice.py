@@ -183,7 +183,7 @@ def test_the_report_has_before_and_after_of_recordings_and_of_the_model(recordin
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<audio") == 7 and "http" not in page
     assert (
-        "(3 clips; 1 more chose the step of the training)" in page
+        "(3 clips; 1 more decided which training step was kept)" in page
         and "judged by whisper_tiny_en too, but on other" in page
     )
 
