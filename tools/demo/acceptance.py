@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation import run
 from evaluation.metrics.score import Score
@@ -38,6 +39,9 @@ from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
 from vita_audio.files.checkpoint import find_checkpoint
 from vita_audio.interleave import InterleavePlan
+
+if TYPE_CHECKING:
+    from vita_audio.inference.pipeline import SpeechLM
 
 TEMPLATE = Path(__file__).with_name("acceptance_template.md")
 VANILLA = "vanilla"
@@ -100,8 +104,14 @@ def evaluate(options: argparse.Namespace, mode: str, acceptance: float | None) -
     evaluation = run.parse_arguments([*given, "--skip-recordings"])
     checkpoint = find_checkpoint(options.model)
     processes = Processes()
+
+    def load_model() -> SpeechLM:
+        (model,) = run.load_models(evaluation, processes.device(evaluation.device)).values()
+        return model
+
     with processes.claim(output):
-        outcomes = run.evaluate(evaluation, checkpoint, processes)
+        judge = partial(run.load_judge, evaluation)
+        outcomes = run.evaluate(evaluation, checkpoint, processes, load_model=load_model, get_judge=judge)
         run.write_results(output, checkpoint, outcomes)
     if undone := [one for one in outcomes if one.status != DONE]:
         raise ValueError(f"{output}: {undone[0].benchmark.name} is {undone[0].status} ({undone[0].note})")
