@@ -8,6 +8,7 @@ Then open http://localhost:8000.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -115,6 +116,12 @@ def run(options: argparse.Namespace) -> None:
         ssl_keyfile=options.tls_key,
         **({"log_config": None} if options.log_json else {}),
     )
+    # Sessions and answers end in reference cycles, which hold their caches until a full collection. By default it comes
+    # after minutes, and reads all objects of the start.
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # sets the number of objects that its rule compares with
+    gc.set_threshold(700, 10, 1)
     socket = config.bind_socket()
     socket.listen()  # so that clients who read the next line may connect
     url = f"{'https' if options.tls_key else 'http'}://{page_host(options)}:{socket.getsockname()[1]}"
