@@ -59,7 +59,10 @@ class TrainingLoop:
     """
 
     def __init__(self, model: nn.Module, args: argparse.Namespace, ema_decay: float | None = 0.999):
-        """Set up the run or resume it; `args` are the options of `add_loop_options`, with a resolved device."""
+        """Set up the run or resume it; `args` are the options of `add_loop_options`, with a resolved device.
+
+        Raises: ValueError if the run's checkpoint is that of another model.
+        """
         self.model, self.args = model.to(args.device), args
         self.averaged = None
         if ema_decay is not None:
@@ -74,8 +77,12 @@ class TrainingLoop:
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True, map_location=self.args.device)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = "holds a model of other options; resume with the same ones, or choose another --output"
+            raise ValueError(f"{self.checkpoint} {reason}") from error
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
         self.step, self.num_skipped, self.seconds = state["step"], state["num_skipped"], state["seconds"]

@@ -135,6 +135,13 @@ def test_a_run_that_is_done_ends_at_its_next_checkpoint_also_if_it_is_started_ag
     assert loop.step == 4 and [row["step"] for row in log_of(tmp_path)] == [2, 4]
 
 
+def test_a_run_of_another_model_is_refused(tmp_path):
+    _, run = make_run(tmp_path)
+    run()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt holds a model of other options; resume with the same ones"):
+        TrainingLoop(torch.nn.Linear(4, 7), options(tmp_path))
+
+
 def test_checkpoints_are_told_in_words_and_logged_as_json(tmp_path, capsys):
     _, run = make_run(tmp_path)
     run()
