@@ -2,8 +2,9 @@
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ SMALL_FLOW, SMALL_HIFT = _SMALL.flow, _SMALL.hift
 STFT_SIZES = (256, 512, 1024, 2048)
 PROMPT_PROBABILITY = 0.2  # a single voice needs few examples of continuing a prompt
 PHONE_FACTORS = {"phone_features": 2.0, "phone_ctc": 0.5}
+NUM_COMPARED = 3000  # recordings that tell which codes of two tokenizers stand for the same sounds
 F0_SCALE = 100.0  # Hz; brings the loss of the fundamental to the size of the spectral losses
 
 
@@ -117,7 +119,13 @@ def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
     train_set, validation_set = hold_out(utterances, args.held_out)
     held_out = SegmentSampler(validation_set, args.frames, len(validation_set), rng).batch()
     sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
-    loop = TrainingLoop(VocoderTraining(SMALL_HIFT), args)
+    training = VocoderTraining(SMALL_HIFT)
+    if args.start_from:
+        start = SpeechDecoder.from_pretrained(args.start_from)
+        if start.config.hift != SMALL_HIFT:
+            raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded vocoder")
+        training.hift.load_state_dict(start.hift.state_dict())
+    loop = TrainingLoop(training, args)
 
     return lambda: loop.run(
         lambda: to_device(sampler.batch(), args.device), lambda: held_out_losses(loop.averaged, held_out, args.device)
@@ -166,17 +174,27 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     tokenizer.speech_level = None  # codes must stay aligned with the mels, so nothing may be cut off
     config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
     training = FlowTraining(config, args.seed, load_reader(args.reader) if args.reader else None)
+    train_set, validation_set = hold_out(utterances, args.held_out)
     if args.start_from:
         start = SpeechDecoder.from_pretrained(args.start_from)
-        if start.config.flow != config:
-            raise ValueError(
-                f"--start-from {args.start_from} must have the sizes of the embedded flow and the tokenizer"
+        if replace(start.config.flow, vocab_size=config.vocab_size) != config:
+            raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded flow")
+        if start.config.flow.vocab_size != config.vocab_size and not args.start_tokenizer:
+            codes = f"{start.config.flow.vocab_size} codes, {args.tokenizer} {config.vocab_size}"
+            raise ValueError(f"--start-from {args.start_from} has {codes}; give the tokenizer as --start-tokenizer")
+        weights = start.flow.state_dict()
+        if args.start_tokenizer:
+            waves = [torch.from_numpy(u.float_wave(SAMPLE_RATE)) for u in train_set[:NUM_COMPARED]]
+            former = get_audio_tokenizer("glm4voice", args.start_tokenizer, device=args.device)
+            former.speech_level = None
+            codes = [[one.encode(wave, SAMPLE_RATE) for wave in waves] for one in (former, tokenizer)]
+            weights["input_embedding.weight"] = translate_embedding(
+                weights["input_embedding.weight"], *codes, config.vocab_size
             )
-        training.flow.load_state_dict(start.flow.state_dict())
+        training.flow.load_state_dict(weights)
     loop = TrainingLoop(training, args)
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
-    train_set, validation_set = hold_out(utterances, args.held_out)
     held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
     counts = {"joined": args.joined, "disguised": args.disguised, "shifted": args.shifted}
     pairs = CodeMelPairs(train_set, tokenizer, num_frames, rng, others, **counts)
@@ -191,6 +209,25 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     return lambda: loop.run(
         lambda: to_device(pairs.batch(args.frames_per_batch, rng), args.device), validate, choose_part
     )
+
+
+def translate_embedding(
+    embedding: Tensor, former: Sequence[Sequence[int]], codes: Sequence[Sequence[int]], num_codes: int
+) -> Tensor:
+    """Return an embedding of other codes: the mean over the former codes that stand at the same places.
+
+    Args:
+        embedding: Embedding of the former codes, (former codes, width).
+        former: Former codes of some recordings.
+        codes: Codes of the same recordings, as many for each.
+        num_codes: Number of codes. Those that do not occur get the mean of all.
+    Returns: (num_codes, width), of the type of `embedding`.
+    """
+    vectors = embedding[torch.tensor(list(chain.from_iterable(former)))].float()
+    ids = torch.tensor(list(chain.from_iterable(codes)))
+    counts = torch.bincount(ids, minlength=num_codes)[:, None]
+    sums = vectors.new_zeros(num_codes, vectors.shape[1]).index_add_(0, ids, vectors)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), vectors.mean(0)).to(embedding.dtype)
 
 
 def to_device(batch: dict[str, Any], device: str) -> dict[str, Any]:

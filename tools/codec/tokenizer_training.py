@@ -4,6 +4,7 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import soxr
@@ -179,6 +180,8 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     symbol_ids = {symbol: index for index, symbol in enumerate(symbols, start=1)}
     maker = BatchMaker(extractor, symbol_ids, args.voice, args.device)
     training = TokenizerTraining(encoder_config(args), len(symbols) + 1)
+    if args.start_from:
+        load_encoder(training.encoder, args.start_from)
     loop = TrainingLoop(training, args, ema_decay=None)  # an averaged encoder would not fit the codebook
     if not training.quantizer.initialized and max(loop.step, args.quantize_from) >= args.steps:
         raise ValueError(
@@ -204,6 +207,16 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         print(f"tokenizer written to {folder}")
 
     return train
+
+
+def load_encoder(encoder: WhisperVQEncoder, folder: Path) -> None:
+    """Load all weights of a tokenizer folder but the codebook, which is chosen anew. Raises: ValueError, OSError."""
+    start = WhisperVQEncoder.from_pretrained(folder)
+    weights = {name: value for name, value in start.named_parameters() if not name.startswith("codebook")}
+    try:
+        encoder.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"--start-from {folder} must have the sizes in the options: {error}") from error
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:

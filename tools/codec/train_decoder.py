@@ -36,10 +36,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     flow.add_argument("--tokenizer", type=Path, required=True, help="folder of the speech tokenizer")
     flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train only the prior")
     flow.add_argument("--reader", type=Path, help="run folder of `reader`; adds its losses to that of the prior")
-    flow.add_argument("--start-from", type=Path, help="decoder folder whose flow is trained further")
+    flow.add_argument("--start-tokenizer", type=Path, help="tokenizer of --start-from, if it is another")
     flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
     flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice")
     flow.add_argument("--shifted", type=int, default=0, help="recordings delayed by a fraction of a code")
+    for command, part in ((vocoder, "vocoder"), (flow, "flow")):
+        command.add_argument("--start-from", type=Path, help=f"decoder folder whose {part} is trained further")
     for command in (reader, flow):
         command.add_argument("--frames-per-batch", type=count, default=2600, help="mel frames per step")
     for command in (vocoder, reader, flow):

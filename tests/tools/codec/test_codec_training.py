@@ -25,6 +25,7 @@ TINY_FLOW = replace(
     estimator=EstimatorConfig(channels=(16, 16), n_blocks=0, num_mid_blocks=1),
 )
 TINY_HIFT = replace(decoder_training.SMALL_HIFT, base_channels=16, f0_channels=16)
+PARTS = (decoder_training.MaskedDiffWithXvec, decoder_training.HiFTGenerator)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def flags(corpus: Path, output: Path, /, **changes) -> list[str]:
 
 
 def make_tokenizer(corpus: Path, output: Path, **changes) -> Path:
-    train_tokenizer.main(flags(corpus, output, **TINY_TOKENIZER, **changes))
+    train_tokenizer.main(flags(corpus, output, **(TINY_TOKENIZER | changes)))
     return output / "tokenizer"
 
 
@@ -93,6 +94,37 @@ def test_a_codebook_that_would_never_start_is_refused(corpus, tmp_path, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.match("train_tokenizer: --quantize-from 2 must leave .* --steps 2", line)
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_trained_encoder_gets_another_codebook_and_its_decoder_follows(corpus, tokenizer, tmp_path, capsys):
+    changes = {"steps": 2, "quantize_from": 1, "lr": 1e-9, "codes": 8, "start_from": tokenizer}
+    other = make_tokenizer(corpus, tmp_path / "other", **changes)
+    before, after = (get_audio_tokenizer("glm4voice", folder).encoder.state_dict() for folder in (tokenizer, other))
+    assert after["codebook.weight"].shape == (8, 32)
+    for name in before.keys() - {"codebook.weight", "ema_count", "ema_weight"}:
+        assert after[name] == pytest.approx(before[name].float().numpy(), abs=1e-3), name
+
+    config = decoder_training.DecoderConfig(flow=replace(TINY_FLOW, vocab_size=16), hift=TINY_HIFT)
+    decoder = SpeechDecoder(config, *(part(size) for part, size in zip(PARTS, (config.flow, config.hift), strict=True)))
+    decoder.save_pretrained(tmp_path / "decoder")
+    more = {"tokenizer": other, "joined": 0, "disguised": 0, "steps": 1, "lr": 1e-9, "start_from": tmp_path / "decoder"}
+    with pytest.raises(SystemExit):
+        train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more)])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "decoder has 16 codes" in line and "give the tokenizer as --start-tokenizer" in line
+    train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more, start_tokenizer=tokenizer)])
+    weights, start = averaged_weights(tmp_path / "flow", "flow"), decoder.flow.state_dict()
+    assert weights["input_embedding.weight"].shape == (8, 16)
+    for name in start.keys() - {"input_embedding.weight"}:
+        assert weights[name] == pytest.approx(start[name].numpy(), abs=1e-6), name
+
+
+def test_an_embedding_of_other_codes_is_the_mean_of_those_at_the_same_places():
+    embedding = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    former, codes = [[0, 1, 2], [3]], [[1, 1, 0], [1]]
+    translated = decoder_training.translate_embedding(embedding, former, codes, 3)
+    expected = torch.stack((embedding[2], (embedding[0] + embedding[1] + embedding[3]) / 3, embedding.mean(0)))
+    torch.testing.assert_close(translated, expected)
 
 
 def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
