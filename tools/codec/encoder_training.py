@@ -14,6 +14,7 @@ from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus, loa
 from tools.codec.heads import count_errors, ctc_loss
 from tools.common.training_loop import TrainingLoop
 from vita_audio.files.checkpoint import read_json
+from vita_audio.files.permissions import restore_permissions
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.models.sensevoice import SenseVoiceConfig, SenseVoiceSmall
 from vita_audio.resample import resample
@@ -117,6 +118,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         folder.mkdir(exist_ok=True)
         save_file(loop.averaged.module.model.half().state_dict(), folder / "model.safetensors")
         front_end.save_pretrained(folder)
+        restore_permissions(folder)
         print(f"speech encoder written to {folder}")
 
     return train

@@ -17,6 +17,7 @@ from tools.common.training_loop import TrainingLoop
 from tools.demo.domain import DOMAINS, ENGLISH, Domain
 from vita_audio.constants import IGNORE_INDEX
 from vita_audio.data.chat import encode_conversation
+from vita_audio.files.permissions import restore_permissions
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.interleave import InterleavePlan
 from vita_audio.text import ASR_PROMPT, TTS_PROMPT, TextTokenizer
@@ -201,5 +202,6 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         loop.run(next_batch=lambda: batches[loop.step], validate=evaluate)
         loop.averaged.module.language_model.to(torch.bfloat16).save_pretrained(args.export)
         plain_tokenizer.save_pretrained(args.export)
+        restore_permissions(args.export)
 
     return train

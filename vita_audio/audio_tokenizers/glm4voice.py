@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from vita_audio.files.checkpoint import read_json
+from vita_audio.files.permissions import restore_permissions
 from vita_audio.files.tensors import load_model
 from vita_audio.resample import RULE as RESAMPLING_RULE
 from vita_audio.resample import resample
@@ -168,6 +169,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         weights = {name: value.to(dtype) for name, value in self.encoder.state_dict().items()}
         self.encoder.save_pretrained(folder, state_dict=weights)
         self.feature_extractor.save_pretrained(folder)
+        restore_permissions(Path(folder))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -28,6 +28,7 @@ from vita_audio.files.checkpoint import (
     find_checkpoint,
     read_json,
 )
+from vita_audio.files.permissions import restore_permissions
 from vita_audio.files.tensors import read_tensors, share_weights
 from vita_audio.models import LANGUAGE_CONFIGS, SPEECH_CONFIGS
 from vita_audio.models.loading import load_weights, read_config
@@ -90,6 +91,7 @@ def save_whole_config(config: PretrainedConfig, base: dict[str, str], folder: Pa
     vars(config).pop("quantization_config", None)  # of training on a base in 4 bits
     config.save_pretrained(folder)
     write_json(folder / BASE_FILE, base)
+    restore_permissions(folder)
 
 
 def find_base(folder: Path, base: str | Path | None = None, *, offline: bool = False) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.generic import is_flash_attention_requested
 
+from vita_audio.files.permissions import restore_permissions
 from vita_audio.interleave import MODES, InterleavePlan
 from vita_audio.models.decode_state import DecodeState, MTPModel, begin_decoding
 from vita_audio.models.decode_step import DecodeCounts, DecodeStep, count_rows
@@ -208,7 +210,7 @@ class MTPGenerationMixin:
             inputs, generation_config, *args, custom_generate=custom_generate, streamer=streamer, **kwargs
         )
 
-    def save_pretrained(self, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args, **kwargs) -> None:
         """Save model and generation config.
 
         A generation config that transformers has derived from a model config says so in its file and is loaded without
@@ -216,7 +218,8 @@ class MTPGenerationMixin:
         """
         values = self.generation_config.to_diff_dict()
         self.generation_config = GenerationConfig(**{k: v for k, v in values.items() if not k.startswith("_")})
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        restore_permissions(Path(save_directory))
 
 
 def _with_stop_strings(arguments: dict[str, Any], defaults: Sequence[Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vita_audio.files.permissions import restore_permissions
 from vita_audio.speech_decoder.config import DecoderConfig
 from vita_audio.speech_decoder.hift import HiFTGenerator
 from vita_audio.speech_decoder.mel import NUM_BANDS, SAMPLE_RATE
@@ -90,6 +91,7 @@ class SpeechDecoder(FlowDecoder):
         for name, module in (("flow", self.flow), ("hift", self.hift)):
             weights = {key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
             save_file(weights, folder / f"{name}.safetensors")
+        restore_permissions(folder)
 
     def decode(
         self,
