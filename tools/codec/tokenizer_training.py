@@ -99,10 +99,11 @@ def spec_augment(features: Tensor, rng: random.Random) -> Tensor:
 
 
 class TokenizerTraining(nn.Module):
-    """Encoder with the quantiser, heads and losses of its training."""
+    """Encoder with the quantiser, heads and losses of its training; `mel_weight` is the factor of the mel loss."""
 
-    def __init__(self, config: WhisperVQConfig, num_symbols: int):
+    def __init__(self, config: WhisperVQConfig, num_symbols: int, mel_weight: float = 1.0):
         super().__init__()
+        self.mel_weight = mel_weight
         self.encoder = WhisperVQEncoder(config)
         self.quantizer = VectorQuantizer(self.encoder.codebook, config)
         self.reader = CodeReader(config.d_model, num_symbols)
@@ -117,7 +118,7 @@ class TokenizerTraining(nn.Module):
         losses["frame_ctc"] = ctc_loss(self.reader.frame_ctc(output.frame_hidden), frame_lengths, batch["symbols"])
         losses["code_ctc"] = ctc_loss(self.reader.code_ctc(features), frame_lengths, batch["symbols"])
         losses["mel"] = self.mel_loss(features, batch["mels"])
-        total = 0.5 * losses["frame_ctc"] + losses["code_ctc"] + losses["mel"] + losses["commitment"]
+        total = 0.5 * losses["frame_ctc"] + losses["code_ctc"] + self.mel_weight * losses["mel"] + losses["commitment"]
         return {**losses, "total": total}
 
     def mel_loss(self, features: Tensor, mels: list[Tensor | None]) -> Tensor:
@@ -179,7 +180,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     extractor = WhisperFeatureExtractor(feature_size=args.mel_bins)
     symbol_ids = {symbol: index for index, symbol in enumerate(symbols, start=1)}
     maker = BatchMaker(extractor, symbol_ids, args.voice, args.device)
-    training = TokenizerTraining(encoder_config(args), len(symbols) + 1)
+    training = TokenizerTraining(encoder_config(args), len(symbols) + 1, args.mel_weight)
     if args.start_from:
         load_encoder(training.encoder, args.start_from)
     loop = TrainingLoop(training, args, ema_decay=None)  # an averaged encoder would not fit the codebook
@@ -210,13 +211,27 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def load_encoder(encoder: WhisperVQEncoder, folder: Path) -> None:
-    """Load all weights of a tokenizer folder but the codebook, which is chosen anew. Raises: ValueError, OSError."""
+    """Load all weights of a tokenizer folder but the codebook, which is chosen anew.
+
+    If the encoder has more layers, the new ones come last before pooling and start by adding nothing to their input.
+
+    Raises: ValueError for another width, or fewer layers.
+    """
     start = WhisperVQEncoder.from_pretrained(folder)
+    num_new = len(encoder.layers) - len(start.layers)
     weights = {name: value for name, value in start.named_parameters() if not name.startswith("codebook")}
+    last = f"layers.{len(start.layers) - 1}."  # the one at 12.5 Hz stays the last
+    weights = {name.replace(last, f"layers.{len(encoder.layers) - 1}."): value for name, value in weights.items()}
     try:
-        encoder.load_state_dict(weights, strict=False)
+        _, unknown = encoder.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(f"--start-from {folder} must have the sizes in the options: {error}") from error
+    if unknown:
+        raise ValueError(f"--layers must be at least {len(start.layers) - 1}, as in {folder}")
+    for layer in encoder.layers[-1 - num_new : -1]:
+        for linear in (layer.self_attn.out_proj, layer.fc2):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:

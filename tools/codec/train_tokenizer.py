@@ -30,6 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--mel-bins", type=count, default=80, help="bands of the input features")
     parser.add_argument("--start-from", type=Path, help="tokenizer folder whose encoder is trained further")
     parser.add_argument("--quantize-from", type=int, default=1500, help="step at which quantisation starts")
+    parser.add_argument("--mel-weight", type=in_range(float, minimum=0), default=1.0, help="factor of the mel loss")
     parser.add_argument("--held-out", type=int, default=100, help="validation utterances per kind of voice")
     return parser.parse_args(arguments)
 

@@ -1,5 +1,6 @@
 """The codec's training tools on seconds of synthetic tones: they train, resume and export folders that load."""
 
+import argparse
 import json
 import re
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from tools.codec import decoder_training, tokenizer_training, train_decoder, train_tokenizer
 from tools.common.training_loop import averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers.whisper_vq import WhisperVQEncoder
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
@@ -117,6 +119,28 @@ def test_a_trained_encoder_gets_another_codebook_and_its_decoder_follows(corpus,
     assert weights["input_embedding.weight"].shape == (8, 16)
     for name in start.keys() - {"input_embedding.weight"}:
         assert weights[name] == pytest.approx(start[name].numpy(), abs=1e-6), name
+
+
+def encoder_of(layers: int, width: int = 32) -> WhisperVQEncoder:
+    values = argparse.Namespace(**(TINY_TOKENIZER | {"layers": layers, "width": width, "mel_bins": 80}))
+    return WhisperVQEncoder(tokenizer_training.encoder_config(values)).eval()
+
+
+def test_new_layers_of_a_trained_encoder_change_nothing_at_first(tokenizer):
+    deeper, start = encoder_of(3), WhisperVQEncoder.from_pretrained(tokenizer).float().eval()
+    tokenizer_training.load_encoder(deeper, tokenizer)
+    features, mask = torch.randn(2, 80, 96, generator=torch.Generator().manual_seed(0)), torch.ones(2, 96, dtype=bool)
+    with torch.no_grad():
+        after, before = (encoder(features, mask).pre_vq_hidden for encoder in (deeper, start))
+    torch.testing.assert_close(after, before)
+
+
+def test_an_encoder_of_other_sizes_is_no_start(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="must have the sizes in the options"):
+        tokenizer_training.load_encoder(encoder_of(1, width=64), tokenizer)
+    encoder_of(3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="--layers must be at least 3"):
+        tokenizer_training.load_encoder(encoder_of(1), tmp_path)
 
 
 def test_an_embedding_of_other_codes_is_the_mean_of_those_at_the_same_places():
