@@ -19,6 +19,7 @@ from tools.codec.corpus import Utterance, hold_out, load_corpus
 from tools.codec.phone_reader import PhoneReader, load_reader, phone_losses
 from tools.common.training_loop import TrainingLoop, averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers.base import AudioTokenizer
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.config import DecoderConfig, FlowConfig, HiFTConfig
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
@@ -176,22 +177,7 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     training = FlowTraining(config, args.seed, load_reader(args.reader) if args.reader else None)
     train_set, validation_set = hold_out(utterances, args.held_out)
     if args.start_from:
-        start = SpeechDecoder.from_pretrained(args.start_from)
-        if replace(start.config.flow, vocab_size=config.vocab_size) != config:
-            raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded flow")
-        if start.config.flow.vocab_size != config.vocab_size and not args.start_tokenizer:
-            codes = f"{start.config.flow.vocab_size} codes, {args.tokenizer} {config.vocab_size}"
-            raise ValueError(f"--start-from {args.start_from} has {codes}; give the tokenizer as --start-tokenizer")
-        weights = start.flow.state_dict()
-        if args.start_tokenizer:
-            waves = [torch.from_numpy(u.float_wave(SAMPLE_RATE)) for u in train_set[:NUM_COMPARED]]
-            former = get_audio_tokenizer("glm4voice", args.start_tokenizer, device=args.device)
-            former.speech_level = None
-            codes = [[one.encode(wave, SAMPLE_RATE) for wave in waves] for one in (former, tokenizer)]
-            weights["input_embedding.weight"] = translate_embedding(
-                weights["input_embedding.weight"], *codes, config.vocab_size
-            )
-        training.flow.load_state_dict(weights)
+        training.flow.load_state_dict(start_weights(args, config, tokenizer, train_set[:NUM_COMPARED]))
     loop = TrainingLoop(training, args)
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
@@ -209,6 +195,34 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     return lambda: loop.run(
         lambda: to_device(pairs.batch(args.frames_per_batch, rng), args.device), validate, choose_part
     )
+
+
+def start_weights(
+    args: argparse.Namespace, config: FlowConfig, tokenizer: AudioTokenizer, utterances: Sequence[Utterance]
+) -> dict[str, Tensor]:
+    """Return the weights of the flow in --start-from, whose codes may be those of --start-tokenizer.
+
+    Args:
+        config: The flow to train.
+        tokenizer: Its tokenizer.
+        utterances: Speech that tells which codes of both tokenizers stand for the same sounds.
+    Raises: ValueError for a flow of other sizes.
+    """
+    start = SpeechDecoder.from_pretrained(args.start_from)
+    num_codes, weights = start.config.flow.vocab_size, start.flow.state_dict()
+    if replace(start.config.flow, vocab_size=config.vocab_size) != config:
+        raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded flow")
+    if args.start_tokenizer:
+        former = get_audio_tokenizer("glm4voice", args.start_tokenizer, device=args.device)
+        former.speech_level = None
+        waves = [torch.from_numpy(utterance.float_wave(SAMPLE_RATE)) for utterance in utterances]
+        codes = [[one.encode(wave, SAMPLE_RATE) for wave in waves] for one in (former, tokenizer)]
+        embedding = weights["input_embedding.weight"]
+        weights["input_embedding.weight"] = translate_embedding(embedding, *codes, config.vocab_size)
+    elif num_codes != config.vocab_size:
+        codes = f"{num_codes} codes, {args.tokenizer} {config.vocab_size}"
+        raise ValueError(f"--start-from {args.start_from} has {codes}; give its tokenizer as --start-tokenizer")
+    return weights
 
 
 def translate_embedding(

@@ -113,7 +113,7 @@ def test_a_trained_encoder_gets_another_codebook_and_its_decoder_follows(corpus,
     with pytest.raises(SystemExit):
         train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more)])
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "decoder has 16 codes" in line and "give the tokenizer as --start-tokenizer" in line
+    assert "decoder has 16 codes" in line and "give its tokenizer as --start-tokenizer" in line
     train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more, start_tokenizer=tokenizer)])
     weights, start = averaged_weights(tmp_path / "flow", "flow"), decoder.flow.state_dict()
     assert weights["input_embedding.weight"].shape == (8, 16)
