@@ -32,8 +32,9 @@ def allocated(model):
 
 table = VOCABULARY * WIDTH * 4
 for tied in (False, True):
-    shape = dict(hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=VOCABULARY, num_key_value_heads=1, tie_word_embeddings=tied, **shape)).eval()
+    sizes = dict(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=1)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1)
+    model = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=tied, **sizes, **heads)).eval()
     plain = allocated(model)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], trainable_token_indices=list(range(8)))).eval()
     adapted = allocated(model)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from audio_tokenizers.tiny_folders import make_glm4voice_folders
 from models.toy_models import make_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -40,3 +41,9 @@ def test_a_model_and_an_adapter_are_saved_so(tmp_path, new_file_mode):
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     save_whole_config(model.config, {"base": "model", "fingerprint": "0"}, tmp_path / "adapter")
     assert mode_of(tmp_path / "adapter" / "adapter_model.safetensors") == new_file_mode
+
+
+def test_a_speech_tokenizer_and_a_decoder_are_saved_so(tmp_path, new_file_mode):
+    make_glm4voice_folders(tmp_path)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 3 and {*map(mode_of, files)} == {new_file_mode}

@@ -20,6 +20,7 @@ from tools.common.training_loop import TrainingLoop
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.constants import INPUT_RATE
+from vita_audio.files.tensors import load_model
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
 from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
@@ -215,9 +216,9 @@ def load_encoder(encoder: WhisperVQEncoder, folder: Path) -> None:
 
     If the encoder has more layers, the new ones come last before pooling and start by adding nothing to their input.
 
-    Raises: ValueError for another width, or fewer layers.
+    Raises: What `load_model` raises; ValueError for another width, or fewer layers.
     """
-    start = WhisperVQEncoder.from_pretrained(folder)
+    start, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
     num_new = len(encoder.layers) - len(start.layers)
     weights = {name: value for name, value in start.named_parameters() if not name.startswith("codebook")}
     last = f"layers.{len(start.layers) - 1}."  # the one at 12.5 Hz stays the last

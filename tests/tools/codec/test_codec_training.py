@@ -19,6 +19,7 @@ from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
 
 RATE = 22050
+EMBEDDED_DECODER = Path(decoder_training.vita_audio.__file__).parent / "assets" / "speech_decoder"
 TINY_TOKENIZER = {"width": 32, "ffn": 32, "layers": 1, "codes": 16, "batch_seconds": 1}
 TINY_FLOW = replace(
     decoder_training.SMALL_FLOW,
@@ -172,6 +173,12 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
     for name, value in averaged_weights(tmp_path / "again", "flow").items():
         assert value == pytest.approx(before[name].numpy(), abs=1e-6), name
 
+    further = {"steps": 1, "lr": 1e-9, "batch_size": 2, "frames": 30, "start_from": tmp_path / "decoder"}
+    run(["vocoder", *flags(corpus, tmp_path / "further", **further)])
+    before = SpeechDecoder.from_pretrained(tmp_path / "decoder").hift.state_dict()
+    for name, value in averaged_weights(tmp_path / "further", "hift").items():
+        assert value == pytest.approx(before[name].numpy(), abs=1e-6), name
+
     codec = get_audio_tokenizer("glm4voice", tokenizer, tmp_path / "decoder")
     wave, rate = soundfile.read(corpus / "0.flac", dtype="float32")
     codes = codec.encode(torch.from_numpy(wave), rate)
@@ -187,6 +194,7 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
         ({"frames": 200}, "--frames 200 needs recordings longer than 2.32 s, got none; lower it"),
         ({"voice": "nobody"}, "gives no usable utterance of voice nobody"),
         ({"corpus": "nowhere"}, "no nowhere/manifest.jsonl; make one with"),
+        ({"start_from": EMBEDDED_DECODER, "frames": 30}, "must have the sizes of the embedded vocoder"),
     ],
 )
 def test_wrong_input_is_one_line(corpus, tmp_path, capsys, changes, reason):
