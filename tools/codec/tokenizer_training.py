@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import soxr
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor, WhisperModel
 
 from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus
 from tools.codec.heads import FEATURE_RATE, CodeReader, count_errors, ctc_loss
@@ -20,6 +21,7 @@ from tools.common.training_loop import TrainingLoop
 from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.constants import INPUT_RATE
+from vita_audio.files.checkpoint import CONFIG_FILE, read_json
 from vita_audio.files.tensors import load_model
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
@@ -212,27 +214,67 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 
 
 def load_encoder(encoder: WhisperVQEncoder, folder: Path) -> None:
-    """Load all weights of a tokenizer folder but the codebook, which is chosen anew.
+    """Load all weights of a tokenizer folder, or of a Whisper model's encoder, but the codebook, which is chosen anew.
 
-    If the encoder has more layers, the new ones come last before pooling and start by adding nothing to their input.
-
-    Raises: What `load_model` raises; ValueError for another width, or fewer layers.
+    Raises: What `load_model` raises; ValueError for weights of other sizes.
     """
-    start, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
-    num_new = len(encoder.layers) - len(start.layers)
-    weights = {name: value for name, value in start.named_parameters() if not name.startswith("codebook")}
-    last = f"layers.{len(start.layers) - 1}."  # the one at 12.5 Hz stays the last
-    weights = {name.replace(last, f"layers.{len(encoder.layers) - 1}."): value for name, value in weights.items()}
+    load = load_tokenizer if "quantize_position" in read_json(folder / CONFIG_FILE) else load_whisper
     try:
-        _, unknown = encoder.load_state_dict(weights, strict=False)
+        load(encoder, folder)
     except RuntimeError as error:
         raise ValueError(f"--start-from {folder} must have the sizes in the options: {error}") from error
+
+
+def load_tokenizer(encoder: WhisperVQEncoder, folder: Path) -> None:
+    """Load the weights of a tokenizer. New layers come last before pooling and start by adding nothing to their input.
+
+    Raises: What `load_model` raises; ValueError for fewer layers; RuntimeError for other sizes.
+    """
+    start, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
+    num_slow = start.config.quantize_position - start.config.pooling_position
+    if num_slow != encoder.config.quantize_position - encoder.config.pooling_position:
+        raise ValueError(f"--code-layers must be {num_slow}, as in {folder}")
+    num_fast, num_new = start.config.pooling_position, len(encoder.layers) - len(start.layers)
+    weights = {}
+    for name, value in start.named_parameters():
+        if match := re.match(r"layers\.(\d+)\.", name):
+            number = int(match[1])
+            name = f"layers.{number + num_new * (number >= num_fast)}.{name[match.end() :]}"
+        if not name.startswith("codebook"):
+            weights[name] = value
+    _, unknown = encoder.load_state_dict(weights, strict=False)
     if unknown:
-        raise ValueError(f"--layers must be at least {len(start.layers) - 1}, as in {folder}")
-    for layer in encoder.layers[-1 - num_new : -1]:
+        raise ValueError(f"--layers must be at least {num_fast}, as in {folder}")
+    for layer in encoder.layers[num_fast : num_fast + num_new]:
         for linear in (layer.self_attn.out_proj, layer.fc2):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+
+def load_whisper(encoder: WhisperVQEncoder, folder: Path) -> None:
+    """Load convolutions, positions and the first layers of a Whisper encoder.
+
+    A narrower feed-forward layer keeps the units whose weights into and out of it are largest.
+
+    Raises: What `load_model` raises; ValueError for more layers or heads of another size; RuntimeError for other sizes.
+    """
+    whisper, _ = load_model(WhisperModel, folder, dtype=torch.float32)
+    start, config = whisper.encoder, encoder.config
+    expected = {"--heads": (config.encoder_attention_heads, start.config.encoder_attention_heads)}
+    expected["--mel-bins"] = (config.num_mel_bins, start.config.num_mel_bins)
+    for option, (value, right) in expected.items():
+        if value != right:
+            raise ValueError(f"{option} must be {right}, as in {folder}, got {value}")
+    if len(encoder.layers) > len(start.layers):
+        raise ValueError(f"--layers and --code-layers must be {len(start.layers)} at most together, as in {folder}")
+    weights = start.state_dict()
+    for number in range(len(encoder.layers)):
+        first, bias, second = (f"layers.{number}.{name}" for name in ("fc1.weight", "fc1.bias", "fc2.weight"))
+        sizes = weights[first].norm(dim=1) * weights[second].norm(dim=0)
+        kept = sizes.topk(min(config.encoder_ffn_dim, len(sizes))).indices.sort().values
+        weights |= {first: weights[first][kept], bias: weights[bias][kept], second: weights[second][:, kept]}
+    known = encoder.state_dict().keys()
+    encoder.load_state_dict({name: value for name, value in weights.items() if name in known}, strict=False)
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
@@ -240,12 +282,12 @@ def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
     special_tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     return WhisperVQConfig(
         d_model=args.width,
-        encoder_layers=args.layers + 1,
-        encoder_attention_heads=4,
+        encoder_layers=args.layers + args.code_layers,
+        encoder_attention_heads=args.heads,
         encoder_ffn_dim=args.ffn,
         num_mel_bins=args.mel_bins,
         pooling_position=args.layers,
-        quantize_position=args.layers + 1,
+        quantize_position=args.layers + args.code_layers,
         quantize_vocab_size=args.codes,
         dropout=0.0,
         decoder_layers=0,

@@ -26,9 +26,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--codes", type=count, default=512, help="codebook size")
     parser.add_argument("--width", type=count, default=192, help="width of the encoder")
     parser.add_argument("--ffn", type=count, default=640, help="width of feed-forward layers")
-    parser.add_argument("--layers", type=count, default=3, help="layers at 50 Hz; one more at 12.5 Hz follows")
+    parser.add_argument("--heads", type=count, default=4, help="attention heads per layer; must divide --width")
+    parser.add_argument("--layers", type=count, default=3, help="layers at 50 Hz")
+    parser.add_argument(
+        "--code-layers", type=in_range(int, minimum=0), default=1, help="layers at 12.5 Hz, which follow"
+    )
     parser.add_argument("--mel-bins", type=count, default=80, help="bands of the input features")
-    parser.add_argument("--start-from", type=Path, help="tokenizer folder whose encoder is trained further")
+    parser.add_argument(
+        "--start-from", type=Path, help="folder of a tokenizer, or of a Whisper model, whose encoder is trained further"
+    )
     parser.add_argument("--quantize-from", type=int, default=1500, help="step at which quantisation starts")
     parser.add_argument("--mel-weight", type=in_range(float, minimum=0), default=1.0, help="factor of the mel loss")
     parser.add_argument("--held-out", type=int, default=100, help="validation utterances per kind of voice")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from tools.codec import decoder_training, tokenizer_training, train_decoder, train_tokenizer
 from tools.common.training_loop import averaged_weights
@@ -122,9 +123,9 @@ def test_a_trained_encoder_gets_another_codebook_and_its_decoder_follows(corpus,
         assert weights[name] == pytest.approx(start[name].numpy(), abs=1e-6), name
 
 
-def encoder_of(layers: int, width: int = 32) -> WhisperVQEncoder:
-    values = argparse.Namespace(**(TINY_TOKENIZER | {"layers": layers, "width": width, "mel_bins": 80}))
-    return WhisperVQEncoder(tokenizer_training.encoder_config(values)).eval()
+def encoder_of(layers: int, **changes) -> WhisperVQEncoder:
+    values = TINY_TOKENIZER | {"layers": layers, "mel_bins": 80, "heads": 4, "code_layers": 1} | changes
+    return WhisperVQEncoder(tokenizer_training.encoder_config(argparse.Namespace(**values))).eval()
 
 
 def test_new_layers_of_a_trained_encoder_change_nothing_at_first(tokenizer):
@@ -142,6 +143,54 @@ def test_an_encoder_of_other_sizes_is_no_start(tokenizer, tmp_path):
     encoder_of(3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="--layers must be at least 3"):
         tokenizer_training.load_encoder(encoder_of(1), tmp_path)
+    with pytest.raises(ValueError, match="--code-layers must be 1"):
+        tokenizer_training.load_encoder(encoder_of(3, code_layers=0), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory) -> Path:
+    """A Whisper model with random weights, of which feed-forward units 3, 7 and 11 do nothing."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_layers": 2, "encoder_ffn_dim": 16, "encoder_attention_heads": 2, "vocab_size": 8}
+    special_tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = WhisperConfig(**sizes, **special_tokens, decoder_layers=1, decoder_ffn_dim=16, decoder_attention_heads=2)
+    model = WhisperForConditionalGeneration(config)
+    with torch.no_grad():
+        for layer in model.model.encoder.layers:
+            layer.fc2.weight[:, [3, 7, 11]] = 0
+    folder = tmp_path_factory.mktemp("whisper")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_encoder_starts_as_that_of_whisper(whisper):
+    encoder = encoder_of(2, heads=2, code_layers=0, ffn=13)
+    tokenizer_training.load_encoder(encoder, whisper)
+    start = WhisperForConditionalGeneration.from_pretrained(whisper).model.encoder.eval()
+    for ours, theirs in ((encoder.conv1, start.conv1), (encoder.conv2, start.conv2)):
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(encoder.embed_positions.weight, start.embed_positions.weight)
+    hidden = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in zip(encoder.layers, start.layers, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(ours(hidden, None), theirs(hidden, None))
+
+
+def test_a_whisper_of_other_sizes_is_no_start(whisper):
+    for changes, reason in (
+        ({}, "--heads must be 2"),
+        ({"heads": 2, "mel_bins": 128}, "--mel-bins must be 80"),
+        ({"heads": 2, "layers": 2}, "must be 2 at most together"),
+        ({"heads": 2, "width": 64}, "must have the sizes in the options"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            tokenizer_training.load_encoder(encoder_of(**({"layers": 1} | changes)), whisper)
+
+
+def test_a_tokenizer_started_from_whisper_trains(corpus, whisper, tmp_path):
+    sizes = {"heads": 2, "layers": 2, "code_layers": 0, "ffn": 16}
+    folder = make_tokenizer(corpus, tmp_path, steps=2, quantize_from=1, start_from=whisper, **sizes)
+    assert len(get_audio_tokenizer("glm4voice", folder).encode(torch.zeros(16000), 16000)) == 13
 
 
 def test_an_embedding_of_other_codes_is_the_mean_of_those_at_the_same_places():
