@@ -20,7 +20,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -250,6 +250,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"--corpus must be NAME=DIR with a name of its own each, got {' '.join(options.corpus)}")
     if options.compare and len(named) > 1:
         parser.error(f"--compare needs a single --corpus, got {len(named)}")
+    of_one_codec = ("audio_tokenizer_type", "audio_tokenizer_path", "audio_decoder_path", "codes", "codes_of")
+    given = [name for name in of_one_codec if getattr(options, name) != parser.get_default(name)]
+    if options.compare and given:
+        parser.error(
+            f"--compare names its codecs and leaves out --{given[0].replace('_', '-')}, which is for one codec"
+        )
     if (options.codes is None) != (options.codes_of is None):
         parser.error("--codes and --codes-of belong together, got one of them")
     return options
@@ -270,6 +276,13 @@ def load_codecs(specifications: Sequence[str], device: str) -> dict[str, AudioTo
         tokenizer = get_audio_tokenizer(kind, path or None, decoder_path or None, device=device)
         codecs[kind if number == 1 else f"{kind}-{number}"] = tokenizer
     return codecs
+
+
+def check_decoders(codecs: Iterable[AudioTokenizer]) -> None:
+    """Raise ValueError for a codec that cannot decode."""
+    for codec in codecs:
+        if codec.decoder is None and not codec.has_one_folder:
+            raise ValueError(f"{codec.name} needs a decoder: --audio-decoder-path, or TYPE=PATH,DECODER in --compare")
 
 
 def measure(
@@ -318,14 +331,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from vita_audio.inference.pipeline import resolve_device
 
     device, output = resolve_device(options.device), options.output
+    torch.set_num_threads(1)  # for CPU seconds that do not depend on the number of cores
     corpus, clips = next(iter(corpora.items()))
+    training = {}
     if options.compare:
         runs = {name: (codec, clips) for name, codec in load_codecs(options.compare, device).items()}
     else:
-        torch.set_num_threads(1)  # for CPU seconds that do not depend on the number of cores
         paths = (options.audio_tokenizer_path, options.audio_decoder_path)
         codec = get_audio_tokenizer(options.audio_tokenizer_type, *paths, device=device)
         runs = {name: (codec, own_clips) for name, own_clips in corpora.items()}
+        if options.codes:
+            all_roles = not is_continuous(options.audio_tokenizer_type)
+            training[TRAINING] = training_code_metrics(options.codes, options.codes_of, codec, all_roles=all_roles)
+    check_decoders(codec for codec, _ in runs.values())
     judge = None
     if options.judge != "none":
         judge = get_judge(options.judge, len(os.sched_getaffinity(0)), language=options.language)
@@ -334,10 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_comparison(output, results, clips, judge_name)
         return
     perplexity = float(np.mean([metrics["codebook_perplexity"] for metrics in results.values()]))
-    results = {"judge": judge_name, **results, "mean_codebook_perplexity": perplexity}
-    if options.codes:
-        all_roles = not is_continuous(options.audio_tokenizer_type)
-        results[TRAINING] = training_code_metrics(options.codes, options.codes_of, codec, all_roles=all_roles)
+    results = {"judge": judge_name, **results, "mean_codebook_perplexity": perplexity, **training}
     first = clips[0]
     sounds = {"original": first.path, "after the codec": output / corpus / f"{first.name}.wav"}
     draw_spectrograms({name: (path, first.text or "") for name, path in sounds.items()}, output / "mel.png")

@@ -93,7 +93,8 @@ def add_codec_options(parser: argparse.ArgumentParser, *, for_data: bool = False
         ways = "how the audio of a role enters the model: discrete, continuous or both (default: depends on the type)"
         parser.add_argument("--audio-input", nargs="+", default=[], metavar="ROLE=HOW", help=ways)
     else:
-        parser.add_argument("--audio-decoder-path", help="folder of the speech decoder (default: the embedded one)")
+        decoder = "folder of the speech decoder (default: the embedded one for the embedded tokenizer)"
+        parser.add_argument("--audio-decoder-path", help=decoder)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

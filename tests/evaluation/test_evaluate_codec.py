@@ -14,6 +14,7 @@ from evaluation.evaluate_codec import code_metrics, judged_metrics, main, mel_di
 from evaluation.judges import JUDGES
 from evaluation.reporting.plots import draw_codecs
 from vita_audio.audio_tokenizers.front_end import HEAD_SECONDS, TAIL_SECONDS
+from vita_audio.audio_tokenizers.glm4voice import EMBEDDED_TOKENIZER
 
 RATE = 16_000
 
@@ -144,13 +145,15 @@ def test_a_corpus_that_is_not_there_is_named_before_another_is_evaluated(folder,
 
 def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(JUDGES, "length", lambda num_threads: LengthJudge())
-    output = tmp_path / "codecs"
+    threads, output = [], tmp_path / "codecs"
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     main(
         f"--corpus x={folder} --output {output} --compare glm4voice glm4voice=embedded,embedded --judge length "
         "--max-clips 2".split()
     )
     summary = json.loads((output / "codecs.json").read_text(encoding="utf-8"))
     assert summary["judge"] == "length" and summary["clips"] == 2
+    assert threads[0] == 1  # CPU seconds are compared
     first, second = summary["codecs"]["glm4voice"], summary["codecs"]["glm4voice-2"]
     for key in ("codes_per_second", "codes_used", "mel_distance", "wer", "generated"):
         assert first[key] == second[key]
@@ -171,11 +174,15 @@ def test_comparison_of_codecs(folder, tmp_path, monkeypatch, capsys):
         ("--compare mp3", "unknown audio tokenizer 'mp3'; known are glm4voice"),
         ("--compare glm4voice=nowhere", "no folder nowhere"),
         ("--compare glm4voice --judge parrot", "judge must be one of"),
+        (f"--audio-tokenizer-path {EMBEDDED_TOKENIZER}", "glm4voice needs a decoder: --audio-decoder-path"),
+        (f"--compare glm4voice={EMBEDDED_TOKENIZER}", "glm4voice needs a decoder: .*TYPE=PATH,DECODER"),
+        ("--codes store --codes-of gone.yaml", "gone.yaml"),
     ],
 )
 def test_wrong_requests_are_named(folder, tmp_path, arguments, message):
     with pytest.raises((ValueError, OSError), match=message):
         main([*f"--corpus x={folder} --output {tmp_path}".split(), *arguments.split()])
+    assert not list(tmp_path.iterdir())  # nothing is measured before
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,8 @@ def test_wrong_requests_are_named(folder, tmp_path, arguments, message):
         ("--max-clips 0", "--max-clips: must be at least 1, got 0"),
         ("--corpus y=b --compare glm4voice", "--compare needs a single --corpus, got 2"),
         ("--codes store", "--codes and --codes-of belong together"),
+        ("--compare snac24khz --audio-tokenizer-path x", "leaves out --audio-tokenizer-path, which is for one codec"),
+        ("--compare snac24khz --codes x --codes-of y", "leaves out --codes, which is for one codec"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments, message, capsys):
