@@ -6,6 +6,7 @@ fields. If only the text matters, recognition samples in the training format wor
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from evaluation.metrics.score import shorten
 from tools.common.native_messages import named_messages
 from vita_audio.data.audio import audio_info, load_audio
 from vita_audio.data.chat import Conversation, SampleError
@@ -54,8 +56,8 @@ class Utterance:
         return wave if rate == self.rate else soxr.resample(wave, self.rate, rate).astype(np.float32)
 
 
-def read_utterance(folder: Path, row: Any) -> Utterance:
-    """Read the recording of a manifest row.
+def read_utterance(folder: Path, row: Any, max_seconds: float = math.inf) -> Utterance:
+    """Read the recording of a manifest row, which may be `max_seconds` long.
 
     CTC targets are the row's phones without stress and length marks, or the letters of its text.
 
@@ -72,6 +74,8 @@ def read_utterance(folder: Path, row: Any) -> Utterance:
         wave = load_audio(path, rate).numpy()
     if len(wave) < SHORTEST_SECONDS * rate:
         raise ValueError(f"{path}: audio must be at least {SHORTEST_SECONDS} s, got {len(wave) / rate:.3f} s")
+    if len(wave) > max_seconds * rate:
+        raise ValueError(f"{path}: audio must be at most {max_seconds:g} s, got {len(wave) / rate:.1f} s; split it")
     samples = np.rint(wave * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     symbols = [symbol for symbol in symbols if symbol not in IGNORED_PHONES]
     return Utterance(samples, rate, row["text"], row["voice"], symbols)
@@ -86,8 +90,10 @@ def recognition_row(sample: Any, folder: Path) -> dict[str, str]:
     return {"audio": str(resolve(audios[0], folder).absolute()), "text": answer.content, "voice": "anyone"}
 
 
-def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
+def load_corpus(folder: Path, voice: str | None = None, *, max_seconds: float = math.inf) -> list[Utterance]:
     """Read the utterances of one voice, or of all, from a corpus folder; unusable rows are reported and skipped.
+
+    Recordings of more than `max_seconds` are unusable.
 
     Raises: FileNotFoundError without a manifest, ValueError if no utterance is left.
     """
@@ -97,7 +103,7 @@ def load_corpus(folder: Path, voice: str | None = None) -> list[Utterance]:
 
     def read(row: Any) -> Utterance | None:
         is_other = voice is not None and isinstance(row, dict) and row.get("voice") != voice
-        return None if is_other else read_utterance(folder, row)
+        return None if is_other else read_utterance(folder, row, max_seconds)
 
     return _read_rows(manifest, read, f"voice {voice or 'any'}")
 
@@ -131,6 +137,15 @@ def _read_rows(path: Path, read: Callable[[Any], Utterance | None], kind: str) -
     if not utterances:
         raise ValueError(f"{path} gives no usable utterance of {kind}")
     return utterances
+
+
+def split_voices(utterances: list[Utterance], voice: str) -> tuple[list[Utterance], list[Utterance]]:
+    """Split into utterances of (one voice, other voices). Raises: ValueError if there is none of the voice."""
+    own = [utterance for utterance in utterances if utterance.voice == voice]
+    if not own:
+        voices = sorted({utterance.voice for utterance in utterances})
+        raise ValueError(f"--voice must be one of {shorten(voices, limit=20)}, got {voice}")
+    return own, [utterance for utterance in utterances if utterance.voice != voice]
 
 
 def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], list[Utterance]]:

@@ -84,11 +84,16 @@ class Speaker:
         }
 
 
+def command_of(voice: str) -> str:
+    """Return the command that speaks in one of the `OTHER_VOICES`."""
+    return "flite" if voice.startswith("flite") else "espeak-ng"
+
+
 def choose_utterances(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return (voice, text) of every utterance."""
+    """Return (voice, text) of every utterance. Raises: OSError for --texts; ValueError for a voice without command."""
     texts = corpus_texts(args.main_count + args.other_count, args.seed)
     main_texts, other_texts = texts[: args.main_count], texts[args.main_count :]
-    voices = [voice for voice in OTHER_VOICES if shutil.which("flite" if voice.startswith("flite") else "espeak-ng")]
+    voices = [voice for voice in OTHER_VOICES if shutil.which(command_of(voice))]
     if not voices and (other_texts or args.parallel):
         print(f"neither flite nor espeak-ng is installed; using only the voice {MAIN_VOICE}")
     more_texts = frequent_texts(args.frequent_count, args.seed) if args.frequent_count else []
@@ -97,6 +102,8 @@ def choose_utterances(args: argparse.Namespace) -> list[tuple[str, str]]:
     spoken += [*zip(cycle(voices), other_texts), *zip(cycle(voices), main_texts[: args.parallel])]
     spoken += [(MAIN_VOICE, text) for text in more_texts]
     if args.texts:
+        if args.voice not in (MAIN_VOICE, *voices):
+            raise ValueError(f"--voice {args.voice} needs the command {command_of(args.voice)}; install it")
         lines = args.texts.read_text(encoding="utf-8").splitlines()
         spoken += [(args.voice, line.strip()) for line in lines if line.strip()] * args.renderings
     return spoken

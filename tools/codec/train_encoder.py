@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.common.loop_options import add_loop_options
-from vita_audio.command_line import OneLineParser, check_files
+from vita_audio.command_line import OneLineParser, check_files, in_range
 from vita_audio.errors import one_line_errors
 
 
@@ -27,7 +27,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--tokenizer", default="vita_audio/assets/tiny_text_lm", help="text tokenizer")
     add_loop_options(parser, steps=6000, lr=1e-3)
-    parser.add_argument("--batch-seconds", type=float, default=40.0, help="speech per step, in seconds")
+    parser.add_argument(
+        "--batch-seconds", type=in_range(float, above=0), default=40.0, help="speech per step, in seconds"
+    )
     parser.add_argument("--held-out", type=int, default=100, help="validation utterances")
     return parser.parse_args(arguments)
 

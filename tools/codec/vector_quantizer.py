@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder, nearest_codewords
 
 SMALLEST_CLUSTER = 1e-5
+VECTORS_AT_A_TIME = 16384  # in k-means, whose table of distances has a column per code
 
 
 @dataclass
@@ -31,11 +32,17 @@ class QuantizerOutput:
 
 
 def kmeans(vectors: Tensor, num_clusters: int, num_iterations: int = 10) -> tuple[Tensor, Tensor]:
-    """Return centres and sizes of clusters by Lloyd's algorithm; an empty cluster moves to a random vector."""
+    """Find clusters by Lloyd's algorithm; an empty cluster moves to a random vector.
+
+    Args:
+        vectors: (count, width), floating point; at least `num_clusters`.
+    Returns: Centres, (num_clusters, width), and sizes, (num_clusters,), both of the type of `vectors`.
+    """
     centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:num_clusters]]
     sizes = vectors.new_ones(num_clusters)
     for _ in range(num_iterations):
-        sizes, sums = cluster_statistics(vectors, nearest_codewords(vectors, centres)[1], num_clusters)
+        ids = [nearest_codewords(part, centres)[1] for part in vectors.split(VECTORS_AT_A_TIME)]
+        sizes, sums = cluster_statistics(vectors, torch.cat(ids), num_clusters)
         random_rows = torch.randint(len(vectors), (num_clusters,), device=vectors.device)
         centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], vectors[random_rows])
     return centres, sizes
@@ -85,8 +92,10 @@ class VectorQuantizer(nn.Module):
         """
         num_codes, count = len(self.cluster_sizes), len(vectors)
         vectors = vectors.float()
-        if count < num_codes or not vectors.isfinite().all():
-            raise ValueError(f"k-means needs at least {num_codes} finite vectors, got {count}; collect more batches")
+        if count < num_codes:
+            raise ValueError(f"k-means needs at least {num_codes} vectors, got {count}; collect more batches")
+        if num_wrong := int((~vectors.isfinite()).any(dim=1).sum()):
+            raise ValueError(f"k-means needs finite vectors, {num_wrong} of {count} are not; lower the learning rate")
         centres, sizes = kmeans(vectors, num_codes)
         sizes = (sizes * num_codes / count).clamp_min(SMALLEST_CLUSTER)  # mean 1
         self.codebook.weight.copy_(centres)

@@ -25,7 +25,8 @@ class WhisperVQConfig(WhisperConfig):
 
     With `quantize_encoder_only` the layers end at the codebook. `quantize_causal_block_size` is the size of attention
     blocks in 50 Hz positions: a position attends to all blocks up to its own (None: to everything). Only training reads
-    `quantize_ema_decay`, `quantize_restart_interval`, `quantize_commit_coefficient` and `quantize_loss_scale`.
+    `quantize_restart_interval` and `quantize_commit_coefficient`. `quantize_ema_decay` is for training too, and decides
+    whether the encoder has buffers for it. Nothing reads `quantize_loss_scale`, a field of the released tokenizer.
     """
 
     encoder_causal_attention: bool = False

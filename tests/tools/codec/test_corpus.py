@@ -72,6 +72,14 @@ def test_a_row_that_cannot_be_used_is_named_and_the_rest_read(tmp_path, capsys, 
     assert re.search(reason, line)
 
 
+def test_recordings_longer_than_allowed_are_named(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", WAVE, RATE)
+    soundfile.write(tmp_path / "long.wav", np.tile(WAVE, 3), RATE)
+    write_corpus(tmp_path, row("a.wav"), row("long.wav"))
+    assert len(load_corpus(tmp_path)) == 2 and len(load_corpus(tmp_path, max_seconds=1)) == 1
+    assert "long.wav: audio must be at most 1 s, got 1.5 s; split it" in capsys.readouterr().out
+
+
 def test_a_corpus_without_anything_to_read_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no .*manifest\.jsonl; make one with"):
         load_corpus(tmp_path)

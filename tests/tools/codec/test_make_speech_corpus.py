@@ -108,6 +108,15 @@ def test_a_missing_file_of_texts_is_one_line(tmp_path, capsys):
     assert "none.txt" in capsys.readouterr().err and not (tmp_path / "corpus").exists()
 
 
+def test_a_voice_without_its_command_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda command: None)
+    (tmp_path / "texts.txt").write_text("yes\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        make(tmp_path / "corpus", "--texts", tmp_path / "texts.txt", "--voice", "flite:slt")
+    error = capsys.readouterr().err
+    assert "--voice flite:slt needs the command flite; install it" in error and not (tmp_path / "corpus").exists()
+
+
 def test_the_decoders_voice_speaks_rows_of_frequent_words_too(tmp_path):
     pytest.importorskip("wordfreq")
     jobs = make_corpus.plan_jobs(make_corpus.parse_arguments(["--output", str(tmp_path), "--frequent-count", "5"]))

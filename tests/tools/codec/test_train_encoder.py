@@ -66,6 +66,12 @@ def test_speech_that_is_not_there_is_one_line(source, message, tmp_path, capsys)
     assert error.startswith("train_encoder: ") and message in error and error.count("\n") == 1
 
 
+def test_batches_without_speech_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_encoder.main(["--corpus", "x", "--output", str(tmp_path), "--batch-seconds", "0"])
+    assert "--batch-seconds: must be above 0, got 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

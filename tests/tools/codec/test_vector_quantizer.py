@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tools.codec import vector_quantizer
 from tools.codec.vector_quantizer import VectorQuantizer, kmeans
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 
@@ -49,8 +50,24 @@ def test_vectors_pass_unchanged_before_initialisation(quantizer):
 
 
 def test_too_few_vectors_for_kmeans_are_refused(quantizer):
-    with pytest.raises(ValueError, match="at least 8 finite vectors, got 7"):
+    with pytest.raises(ValueError, match="at least 8 vectors, got 7"):
         quantizer.initialize(torch.randn(NUM_CODES - 1, WIDTH))
+
+
+def test_vectors_that_are_not_finite_are_refused_for_that(quantizer):
+    vectors = torch.randn(3 * NUM_CODES, WIDTH)
+    vectors[[2, 5]] = torch.nan
+    with pytest.raises(ValueError, match="finite vectors, 2 of 24 are not"):
+        quantizer.initialize(vectors)
+
+
+def test_kmeans_is_the_same_in_parts(monkeypatch):
+    results = []
+    for size in (1000, 7):
+        monkeypatch.setattr(vector_quantizer, "VECTORS_AT_A_TIME", size)
+        torch.manual_seed(0)
+        results.append(kmeans(clustered_vectors()[0], NUM_CODES))
+    torch.testing.assert_close(*results)
 
 
 def test_codes_follow_their_vectors(quantizer):
