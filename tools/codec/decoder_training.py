@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 import vita_audio
 from tools.codec.code_mel_pairs import CodeMelPairs, collate
-from tools.codec.corpus import Utterance, hold_out, load_corpus
+from tools.codec.corpus import Utterance, hold_out, load_corpus, split_voices
 from tools.codec.phone_reader import PhoneReader, load_reader, phone_losses
+from tools.codec.run_settings import is_new, keep_options
 from tools.common.training_loop import TrainingLoop, averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.base import AudioTokenizer
@@ -121,12 +122,13 @@ def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
     held_out = SegmentSampler(validation_set, args.frames, len(validation_set), rng).batch()
     sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
     training = VocoderTraining(SMALL_HIFT)
-    if args.start_from:
+    if args.start_from and is_new(args):
         start = SpeechDecoder.from_pretrained(args.start_from)
         if start.config.hift != SMALL_HIFT:
             raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded vocoder")
         training.hift.load_state_dict(start.hift.state_dict())
     loop = TrainingLoop(training, args)
+    keep_options(args)
 
     return lambda: loop.run(
         lambda: to_device(sampler.batch(), args.device), lambda: held_out_losses(loop.averaged, held_out, args.device)
@@ -167,18 +169,17 @@ class FlowTraining(nn.Module):
 def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
     """Encode the data and return a function that trains a flow. Raises: FileNotFoundError, ValueError."""
     args.device = resolve_device(args.device)
-    everyone = load_corpus(args.corpus)
-    utterances = [utterance for utterance in everyone if utterance.voice == args.voice]
-    others = [utterance for utterance in everyone if utterance.voice != args.voice]
+    utterances, others = split_voices(load_corpus(args.corpus), args.voice)
     random.Random(args.seed).shuffle(utterances)
     tokenizer = get_audio_tokenizer("glm4voice", args.tokenizer, device=args.device)
     tokenizer.speech_level = None  # codes must stay aligned with the mels, so nothing may be cut off
     config = replace(SMALL_FLOW, vocab_size=tokenizer.vocab_size)
     training = FlowTraining(config, args.seed, load_reader(args.reader) if args.reader else None)
     train_set, validation_set = hold_out(utterances, args.held_out)
-    if args.start_from:
+    if args.start_from and is_new(args):
         training.flow.load_state_dict(start_weights(args, config, tokenizer, train_set[:NUM_COMPARED]))
     loop = TrainingLoop(training, args)
+    keep_options(args, tokenizer=tokenizer.fingerprint)
     num_frames = loop.model.flow.num_frames
     rng = random.Random(args.seed + loop.step)
     held_out = CodeMelPairs(validation_set, tokenizer, num_frames, rng)
@@ -200,28 +201,28 @@ def prepare_flow(args: argparse.Namespace) -> Callable[[], None]:
 def start_weights(
     args: argparse.Namespace, config: FlowConfig, tokenizer: AudioTokenizer, utterances: Sequence[Utterance]
 ) -> dict[str, Tensor]:
-    """Return the weights of the flow in --start-from, whose codes may be those of --start-tokenizer.
+    """Return the weights of the flow in --start-from, whose codes are those of --start-tokenizer.
 
     Args:
         config: The flow to train.
         tokenizer: Its tokenizer.
         utterances: Speech that tells which codes of both tokenizers stand for the same sounds.
-    Raises: ValueError for a flow of other sizes.
+    Raises: ValueError for a flow of other sizes, or of other codes than --start-tokenizer.
     """
     start = SpeechDecoder.from_pretrained(args.start_from)
     num_codes, weights = start.config.flow.vocab_size, start.flow.state_dict()
     if replace(start.config.flow, vocab_size=config.vocab_size) != config:
         raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded flow")
-    if args.start_tokenizer:
-        former = get_audio_tokenizer("glm4voice", args.start_tokenizer, device=args.device)
-        former.speech_level = None
+    former = get_audio_tokenizer("glm4voice", args.start_tokenizer, device=args.device)
+    former.speech_level = None
+    if former.vocab_size != num_codes:
+        counts = f"{num_codes} codes, {args.start_tokenizer} {former.vocab_size}"
+        raise ValueError(f"--start-from {args.start_from} has {counts}; give its tokenizer as --start-tokenizer")
+    if former.fingerprint != tokenizer.fingerprint:
         waves = [torch.from_numpy(utterance.float_wave(SAMPLE_RATE)) for utterance in utterances]
         codes = [[one.encode(wave, SAMPLE_RATE) for wave in waves] for one in (former, tokenizer)]
         embedding = weights["input_embedding.weight"]
         weights["input_embedding.weight"] = translate_embedding(embedding, *codes, config.vocab_size)
-    elif num_codes != config.vocab_size:
-        codes = f"{num_codes} codes, {args.tokenizer} {config.vocab_size}"
-        raise ValueError(f"--start-from {args.start_from} has {codes}; give its tokenizer as --start-tokenizer")
     return weights
 
 

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tools.codec.code_mel_pairs import SILENCE, mel_of, neighbours
 from tools.codec.corpus import Utterance, hold_out, load_corpus
 from tools.codec.heads import ConvBlock, count_errors, ctc_loss
+from tools.codec.run_settings import keep_options
 from tools.common.training_loop import TrainingLoop, averaged_weights
 from vita_audio.files.atomic import write_json
 from vita_audio.inference.pipeline import resolve_device
@@ -143,6 +144,7 @@ def prepare_reader(args: argparse.Namespace) -> Callable[[], None]:
     phones = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
     training = ReaderTraining(phones)
     loop = TrainingLoop(training, args)
+    keep_options(args)
     rng = random.Random(args.seed + loop.step)
     write_json(args.output / PHONES, phones)
     sampler = MelSampler(train_set, training.reader, args.device)

@@ -1,39 +1,52 @@
 """Training of a small GLM-4-Voice style speech tokenizer: sampling, augmentation, losses, validation."""
 
 import argparse
+import math
+import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from tools.codec.corpus import FULL_SCALE, Utterance, hold_out, load_corpus
+from tools.codec.code_mel_pairs import joined_wave, mel_of
+from tools.codec.corpus import Utterance, hold_out, load_corpus, split_voices
 from tools.codec.heads import FEATURE_RATE, CodeReader, count_errors, ctc_loss
+from tools.codec.run_settings import is_new, keep_options
 from tools.codec.vector_quantizer import VectorQuantizer
 from tools.common.training_loop import TrainingLoop
-from vita_audio.audio_tokenizers.glm4voice import GLM4VoiceTokenizer, piece_features
+from vita_audio.audio_tokenizers.glm4voice import ENCODER_SETTINGS, GLM4VoiceTokenizer, piece_features
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQConfig, WhisperVQEncoder
 from vita_audio.constants import INPUT_RATE
 from vita_audio.files.checkpoint import CONFIG_FILE, read_json
 from vita_audio.files.tensors import load_model
 from vita_audio.inference.pipeline import resolve_device
-from vita_audio.speech_decoder.mel import HOP_LENGTH, mel_spectrogram
+from vita_audio.speech_decoder.mel import HOP_LENGTH
 from vita_audio.speech_decoder.mel import SAMPLE_RATE as MEL_RATE
 
 SAMPLES_PER_CODE = 1280
-MAX_PIECE_SECONDS = 29.0
-CODEBOOK_START_BATCHES = 40  # number of batches that the codebook is initialised from
+MAX_PIECE_SECONDS = 27.0  # at 0.9 times the speed 30 s, the longest that features hold
+CODEBOOK_START_BATCHES = 40  # least number of batches that the codebook is initialised from
+CODEBOOK_START_VECTORS = 10  # and least number of vectors per code
+SIZES = {  # and the options that set them
+    "d_model": "--width",
+    "encoder_ffn_dim": "--ffn",
+    "encoder_attention_heads": "--heads",
+    "num_mel_bins": "--mel-bins",
+}
+RULES = {operator.eq: "", operator.ge: "at least ", operator.le: "at most "}
 
 
 class PieceSampler:
-    """Draws pieces of one voice: single utterances and, because positions are absolute, joined ones of up to 29 s."""
+    """Draws pieces of one voice: single utterances and, because positions are absolute, joined ones of up to 27 s."""
 
     def __init__(self, utterances: list[Utterance], seconds_per_batch: float, rng: random.Random):
         self.voices = sorted({u.voice for u in utterances})
@@ -69,15 +82,19 @@ class BatchMaker:
         self.extractor, self.symbol_ids, self.voice, self.device = extractor, symbol_ids, voice, device
 
     def __call__(self, pieces: list[list[Utterance]], rng: random.Random | None) -> dict:
-        """Return a batch for `TokenizerTraining`, augmented if `rng` is given."""
+        """Return a batch for `TokenizerTraining`, augmented if `rng` is given.
+
+        Returns: `features`, (batch, mel bins, frames) float32, and their `mask`, (batch, frames) bool, at 100 Hz, on
+            the device; `symbols`, the target ids of each piece; `mels`, the log-mel of each piece, (mel frames, bands)
+            float32 on the CPU, or None for other voices.
+        """
         waves, symbols, mels = [], [], []
         for piece in pieces:
-            wave = np.concatenate([u.wave for u in piece]).astype(np.float32) / FULL_SCALE
-            rate = piece[0].rate
+            wave = joined_wave(piece)  # at MEL_RATE
             is_main = piece[0].voice == self.voice
-            mels.append(mel_spectrogram(torch.from_numpy(wave)[None])[0].T if is_main and rate == MEL_RATE else None)
+            mels.append(torch.from_numpy(mel_of(wave).T) if is_main else None)
             speed = rng.uniform(0.9, 1.1) if rng and not is_main else 1.0
-            waves.append(soxr.resample(wave, rate * speed, INPUT_RATE, quality="LQ").astype(np.float32))
+            waves.append(soxr.resample(wave, MEL_RATE * speed, INPUT_RATE, quality="LQ").astype(np.float32))
             symbols.append([self.symbol_ids[s] for u in piece for s in u.symbols if s in self.symbol_ids])
         if rng:
             noise = np.random.default_rng(rng.getrandbits(32))
@@ -112,6 +129,7 @@ class TokenizerTraining(nn.Module):
         self.reader = CodeReader(config.d_model, num_symbols)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
+        """Return the losses of a batch of `BatchMaker`, scalars by name; `total` is their weighted sum."""
         output = self.encoder(batch["features"], batch["mask"])
         token_mask = output.token_mask
         quantized = self.quantizer(output.pre_vq_hidden, token_mask)
@@ -138,7 +156,7 @@ class TokenizerTraining(nn.Module):
         return error.sum() / (valid.sum() * target.shape[-1])
 
     @torch.no_grad()
-    def start_codebook(self, batches: list[dict]) -> None:
+    def start_codebook(self, batches: Iterable[dict]) -> None:
         """Initialise the codebook from the encoder's outputs for `batches`."""
         vectors = []
         for batch in batches:
@@ -166,9 +184,14 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
 
 
 def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
-    """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others."""
-    train_set, held_out = hold_out([u for u in utterances if u.voice == voice], count)
-    if others := [u for u in utterances if u.voice != voice]:
+    """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others.
+
+    Returns: (training, held out).
+    Raises: ValueError without utterances of the main voice, or with too few to hold out so many.
+    """
+    own, others = split_voices(utterances, voice)
+    train_set, held_out = hold_out(own, count)
+    if others:
         more, more_held_out = hold_out(others, count)
         return train_set + more, held_out + more_held_out
     return train_set, held_out
@@ -178,13 +201,15 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     """Return a function that trains a tokenizer and writes its folder. Raises: FileNotFoundError, ValueError."""
     args.device = resolve_device(args.device)
     torch.manual_seed(args.seed)
-    train_set, validation_set = split_corpus(load_corpus(args.corpus), args.voice, args.held_out)
+    utterances = load_corpus(args.corpus, max_seconds=MAX_PIECE_SECONDS)
+    train_set, validation_set = split_corpus(utterances, args.voice, args.held_out)
     symbols = sorted({symbol for utterance in train_set for symbol in utterance.symbols})
-    extractor = WhisperFeatureExtractor(feature_size=args.mel_bins)
+    level = {"speech_level": args.speech_level} if args.speech_level else {}
+    extractor = WhisperFeatureExtractor(feature_size=args.mel_bins, **level)
     symbol_ids = {symbol: index for index, symbol in enumerate(symbols, start=1)}
     maker = BatchMaker(extractor, symbol_ids, args.voice, args.device)
     training = TokenizerTraining(encoder_config(args), len(symbols) + 1, args.mel_weight)
-    if args.start_from:
+    if args.start_from and is_new(args):
         load_encoder(training.encoder, args.start_from)
     loop = TrainingLoop(training, args, ema_decay=None)  # an averaged encoder would not fit the codebook
     if not training.quantizer.initialized and max(loop.step, args.quantize_from) >= args.steps:
@@ -192,12 +217,15 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
             f"--quantize-from {args.quantize_from} must leave steps to train the codebook, got --steps {args.steps} "
             f"and a run at step {loop.step}"
         )
+    keep_options(args)
     rng = random.Random(args.seed + loop.step)
     sampler = PieceSampler(train_set, args.batch_seconds, rng)
 
     def start_codebook(step: int) -> None:
         if step >= args.quantize_from and not training.quantizer.initialized:
-            training.start_codebook([maker(sampler.batch(), rng) for _ in range(CODEBOOK_START_BATCHES)])
+            num_needed = CODEBOOK_START_VECTORS * args.codes * SAMPLES_PER_CODE / INPUT_RATE / args.batch_seconds
+            num_batches = max(CODEBOOK_START_BATCHES, math.ceil(num_needed))
+            training.start_codebook(maker(sampler.batch(), rng) for _ in range(num_batches))
 
     def train() -> None:
         loop.run(
@@ -216,35 +244,48 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
 def load_encoder(encoder: WhisperVQEncoder, folder: Path) -> None:
     """Load all weights of a tokenizer folder, or of a Whisper model's encoder, but the codebook, which is chosen anew.
 
-    Raises: What `load_model` raises; ValueError for weights of other sizes.
+    Raises: What `load_model` raises; ValueError for other sizes or settings.
     """
     load = load_tokenizer if "quantize_position" in read_json(folder / CONFIG_FILE) else load_whisper
-    try:
-        load(encoder, folder)
-    except RuntimeError as error:
-        raise ValueError(f"--start-from {folder} must have the sizes in the options: {error}") from error
+    load(encoder, folder)
+
+
+def check_start(folder: Path, rules: Iterable[tuple[str, Callable[[Any, Any], bool], Any, Any]]) -> None:
+    """Raise ValueError with all rules, (name, one of `RULES`, value, value in the folder), that do not hold."""
+    wrong = [
+        f"{name} must be {RULES[holds]}{start}, got {value}"
+        for name, holds, value, start in rules
+        if not holds(value, start)
+    ]
+    if wrong:
+        raise ValueError(f"--start-from {folder}: {'; '.join(wrong)}")
+
+
+def equal_settings(config: WhisperVQConfig, start: WhisperConfig, names: Iterable[str]) -> list[tuple]:
+    """Return the rules that these settings must be equal, under the names of their options if they have any."""
+    return [(SIZES.get(name, name), operator.eq, getattr(config, name), getattr(start, name)) for name in sorted(names)]
 
 
 def load_tokenizer(encoder: WhisperVQEncoder, folder: Path) -> None:
     """Load the weights of a tokenizer. New layers come last before pooling and start by adding nothing to their input.
 
-    Raises: What `load_model` raises; ValueError for fewer layers; RuntimeError for other sizes.
+    Raises: What `load_model` raises; ValueError for fewer layers, or other sizes or settings.
     """
-    start, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
-    num_slow = start.config.quantize_position - start.config.pooling_position
-    if num_slow != encoder.config.quantize_position - encoder.config.pooling_position:
-        raise ValueError(f"--code-layers must be {num_slow}, as in {folder}")
-    num_fast, num_new = start.config.pooling_position, len(encoder.layers) - len(start.layers)
-    weights = {}
-    for name, value in start.named_parameters():
+    loaded, _ = load_model(WhisperVQEncoder, folder, dtype=torch.float32)
+    config, start = encoder.config, loaded.config
+    num_fast, num_slow = start.pooling_position, start.quantize_position - start.pooling_position
+    rules = equal_settings(config, start, {*SIZES, *ENCODER_SETTINGS} - {"pooling_position", "quantize_position"})
+    rules.append(("--layers", operator.ge, config.pooling_position, num_fast))
+    rules.append(("--code-layers", operator.eq, config.quantize_position - config.pooling_position, num_slow))
+    check_start(folder, rules)
+    num_new, weights = config.pooling_position - num_fast, {}
+    for name, value in loaded.named_parameters():
         if match := re.match(r"layers\.(\d+)\.", name):
             number = int(match[1])
             name = f"layers.{number + num_new * (number >= num_fast)}.{name[match.end() :]}"
         if not name.startswith("codebook"):
             weights[name] = value
-    _, unknown = encoder.load_state_dict(weights, strict=False)
-    if unknown:
-        raise ValueError(f"--layers must be at least {num_fast}, as in {folder}")
+    encoder.load_state_dict(weights, strict=False)
     for layer in encoder.layers[num_fast : num_fast + num_new]:
         for linear in (layer.self_attn.out_proj, layer.fc2):
             nn.init.zeros_(linear.weight)
@@ -256,29 +297,32 @@ def load_whisper(encoder: WhisperVQEncoder, folder: Path) -> None:
 
     A narrower feed-forward layer keeps the units whose weights into and out of it are largest.
 
-    Raises: What `load_model` raises; ValueError for more layers or heads of another size; RuntimeError for other sizes.
+    Raises: What `load_model` raises; ValueError for more layers, wider feed-forward layers, or other sizes or settings.
     """
-    whisper, _ = load_model(WhisperModel, folder, dtype=torch.float32)
-    start, config = whisper.encoder, encoder.config
-    expected = {"--heads": (config.encoder_attention_heads, start.config.encoder_attention_heads)}
-    expected["--mel-bins"] = (config.num_mel_bins, start.config.num_mel_bins)
-    for option, (value, right) in expected.items():
-        if value != right:
-            raise ValueError(f"{option} must be {right}, as in {folder}, got {value}")
-    if len(encoder.layers) > len(start.layers):
-        raise ValueError(f"--layers and --code-layers must be {len(start.layers)} at most together, as in {folder}")
-    weights = start.state_dict()
+    whisper, _ = load_model(WhisperModel, folder, ignored=("unexpected",), dtype=torch.float32)  # proj_out
+    loaded, config, start = whisper.encoder, encoder.config, whisper.config
+    same = {*SIZES, "activation_function", "max_source_positions"} - {"encoder_ffn_dim"}
+    rules = equal_settings(config, start, same)
+    rules.append(("--ffn", operator.le, config.encoder_ffn_dim, start.encoder_ffn_dim))
+    rules.append(("--layers plus --code-layers", operator.le, len(encoder.layers), len(loaded.layers)))
+    check_start(folder, rules)
+    if config.encoder_ffn_dim < start.encoder_ffn_dim:
+        print(f"--ffn keeps {config.encoder_ffn_dim} of the {start.encoder_ffn_dim} units in each layer of {folder}")
+    weights = loaded.state_dict()
     for number in range(len(encoder.layers)):
         first, bias, second = (f"layers.{number}.{name}" for name in ("fc1.weight", "fc1.bias", "fc2.weight"))
         sizes = weights[first].norm(dim=1) * weights[second].norm(dim=0)
-        kept = sizes.topk(min(config.encoder_ffn_dim, len(sizes))).indices.sort().values
+        kept = sizes.topk(config.encoder_ffn_dim).indices.sort().values
         weights |= {first: weights[first][kept], bias: weights[bias][kept], second: weights[second][:, kept]}
     known = encoder.state_dict().keys()
     encoder.load_state_dict({name: value for name, value in weights.items() if name in known}, strict=False)
 
 
 def encoder_config(args: argparse.Namespace) -> WhisperVQConfig:
-    """Return a config with the sizes in the options; Whisper's decoder, which is not used, stays minimal."""
+    """Return a config with the sizes in the options; Whisper's decoder, which is not used, stays minimal.
+
+    Raises: ValueError for impossible numbers of layers.
+    """
     special_tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     return WhisperVQConfig(
         d_model=args.width,

@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     flow.add_argument("--tokenizer", type=Path, required=True, help="folder of the speech tokenizer")
     flow.add_argument("--prior-steps", type=int, default=6000, help="first steps, which train only the prior")
     flow.add_argument("--reader", type=Path, help="run folder of `reader`; adds its losses to that of the prior")
-    flow.add_argument("--start-tokenizer", type=Path, help="tokenizer of --start-from, if it is another")
+    flow.add_argument("--start-tokenizer", type=Path, help="tokenizer of --start-from; may be --tokenizer")
     flow.add_argument("--joined", type=int, default=600, help="pieces of several recordings")
     flow.add_argument("--disguised", type=int, default=3000, help="pieces in a changed voice")
     flow.add_argument("--shifted", type=int, default=0, help="recordings delayed by a fraction of a code")
@@ -52,7 +52,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     export.add_argument("--vocoder", type=Path, required=True, help="run folder of the vocoder")
     export.add_argument("--flow", type=Path, required=True, help="run folder of the flow")
     export.add_argument("--output", type=Path, required=True, help="folder to write")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.command == "flow":
+        if args.start_from and not args.start_tokenizer:
+            flow.error("--start-from needs the tokenizer of its codes as --start-tokenizer")
+        if not args.start_from and args.prior_steps >= args.steps:
+            flow.error(f"--prior-steps {args.prior_steps} must leave steps for the UNet, got --steps {args.steps}")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

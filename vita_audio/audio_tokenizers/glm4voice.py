@@ -42,7 +42,7 @@ STREAM_CHUNKS = (10, 15, 25, 50)  # codes; a short first chunk starts early, lon
 EMBEDDED_STREAM = {"stream_chunks": (8, 12, 25, 50), "stream_steps": (6, 10)}
 
 # Settings that decide the codes and do not show in the weights.
-_ENCODER_SETTINGS = (
+ENCODER_SETTINGS = (
     "activation_function",
     "encoder_attention_heads",
     "encoder_causal_attention",
@@ -173,7 +173,7 @@ class GLM4VoiceTokenizer(AudioTokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
-        settings = [RESAMPLING_RULE, *(getattr(self.encoder.config, name) for name in _ENCODER_SETTINGS)]
+        settings = [RESAMPLING_RULE, *(getattr(self.encoder.config, name) for name in ENCODER_SETTINGS)]
         settings += [getattr(self.feature_extractor, name) for name in _FEATURE_SETTINGS]
         settings += [] if self.speech_level is None else [FRONT_END, self.speech_level]
         weights = {name: value for name, value in self.encoder.state_dict().items() if not name.startswith("ema_")}

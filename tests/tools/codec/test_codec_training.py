@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import random
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from tools.codec import decoder_training, tokenizer_training, train_decoder, train_tokenizer
+from tools.codec.corpus import Utterance
 from tools.common.training_loop import averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
+from vita_audio.audio_tokenizers.glm4voice import EMBEDDED_TOKENIZER
 from vita_audio.audio_tokenizers.whisper_vq import WhisperVQEncoder
 from vita_audio.speech_decoder.config import EncoderConfig, EstimatorConfig
 from vita_audio.speech_decoder.glm4voice.decoder import SpeechDecoder
@@ -92,6 +97,69 @@ def test_a_codebook_is_started_also_if_the_run_is_past_its_step(tokenizer):
     assert exported.encoder.codebook.weight == pytest.approx(state["model"]["quantizer.codebook.weight"], abs=1e-2)
 
 
+def test_the_default_front_end_is_that_of_the_embedded_tokenizer(tokenizer):
+    ours, embedded = (
+        json.loads((folder / "preprocessor_config.json").read_text()) for folder in (tokenizer, EMBEDDED_TOKENIZER)
+    )
+    assert ours == embedded
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"heads": 2}, {"layers": 2, "code_layers": 0}, {"voice": "other"}, {"start_from": EMBEDDED_TOKENIZER}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_run_is_not_resumed_with_settings_that_weights_do_not_show(corpus, tokenizer, capsys, changes):
+    with pytest.raises(SystemExit):
+        make_tokenizer(corpus, tokenizer.parent, steps=4, quantize_from=1, **changes)
+    line = capsys.readouterr().err.splitlines()[-1]
+    for name, value in changes.items():
+        assert "was made with other settings" in line and f"{name}: " in line and f"{value} now" in line
+
+
+def test_a_run_without_settings_is_resumed_without_its_start_and_gets_them(corpus, tokenizer, tmp_path):
+    run = shutil.copytree(tokenizer.parent, tmp_path / "run")
+    (run / "settings.json").unlink()
+    make_tokenizer(corpus, run, steps=5, quantize_from=1, start_from=tmp_path / "gone")
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 5
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["start_from"] == str(tmp_path / "gone") and settings["heads"] == "4"
+
+
+def test_the_codebook_starts_from_several_vectors_per_code(corpus, tmp_path, monkeypatch):
+    counts, initialize = [], tokenizer_training.VectorQuantizer.initialize
+
+    def counting(quantizer, vectors):
+        counts.append(len(vectors))
+        initialize(quantizer, vectors)
+
+    monkeypatch.setattr(tokenizer_training.VectorQuantizer, "initialize", counting)
+    make_tokenizer(corpus, tmp_path, steps=2, quantize_from=1, codes=48)
+    assert counts[0] >= 9 * 48
+
+
+def tone(seconds: float, rate: int, voice: str = "main") -> Utterance:
+    wave = 8000 * np.sin(2 * np.pi * 300 / rate * np.arange(round(seconds * rate)))
+    return Utterance(wave.astype(np.int16), rate, "a", voice, ["a"])
+
+
+def test_recordings_of_all_rates_have_features_and_mels_of_their_length():
+    maker = tokenizer_training.BatchMaker(WhisperFeatureExtractor(), {"a": 1}, "main", "cpu")
+    pieces = [[tone(1.0, 16000)], [tone(0.8, 16000), tone(0.8, RATE)], [tone(1.0, RATE, "other")]]
+    batch = maker(pieces, None)
+    assert batch["mask"].sum(1).tolist() == [100, 160, 100] and batch["symbols"] == [[1], [1, 1], [1]]
+    assert [mel if mel is None else len(mel) for mel in batch["mels"]] == [22050 // 256, 35280 // 256, None]
+    (expected,) = maker([[tone(1.0, RATE)]], None)["mels"]
+    assert (batch["mels"][0] - expected)[5:-5].abs().mean() < 0.1
+
+
+def test_pieces_fit_into_the_features_at_any_speed():
+    sampler = tokenizer_training.PieceSampler([tone(1.0, 8000)], 1.0, random.Random(0))
+    pieces = [piece for _ in range(60) for piece in sampler.batch()]
+    longest = max(sum(utterance.seconds for utterance in piece) for piece in pieces)
+    assert 20 < longest <= 0.9 * WhisperFeatureExtractor().chunk_length
+
+
 def test_a_codebook_that_would_never_start_is_refused(corpus, tmp_path, capsys):
     with pytest.raises(SystemExit):
         make_tokenizer(corpus, tmp_path, steps=2, quantize_from=2)
@@ -113,7 +181,7 @@ def test_a_trained_encoder_gets_another_codebook_and_its_decoder_follows(corpus,
     decoder.save_pretrained(tmp_path / "decoder")
     more = {"tokenizer": other, "joined": 0, "disguised": 0, "steps": 1, "lr": 1e-9, "start_from": tmp_path / "decoder"}
     with pytest.raises(SystemExit):
-        train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more)])
+        train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more, start_tokenizer=other)])
     line = capsys.readouterr().err.splitlines()[-1]
     assert "decoder has 16 codes" in line and "give its tokenizer as --start-tokenizer" in line
     train_decoder.main(["flow", *flags(corpus, tmp_path / "flow", **more, start_tokenizer=tokenizer)])
@@ -137,14 +205,30 @@ def test_new_layers_of_a_trained_encoder_change_nothing_at_first(tokenizer):
     torch.testing.assert_close(after, before)
 
 
-def test_an_encoder_of_other_sizes_is_no_start(tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="must have the sizes in the options"):
-        tokenizer_training.load_encoder(encoder_of(1, width=64), tokenizer)
-    encoder_of(3).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="--layers must be at least 3"):
-        tokenizer_training.load_encoder(encoder_of(1), tmp_path)
-    with pytest.raises(ValueError, match="--code-layers must be 1"):
-        tokenizer_training.load_encoder(encoder_of(3, code_layers=0), tmp_path)
+@pytest.fixture(scope="module")
+def deep_start(tmp_path_factory) -> Path:
+    """An encoder of 3 + 1 layers that pools maxima."""
+    encoder, folder = encoder_of(3), tmp_path_factory.mktemp("deep")
+    encoder.config.pooling_type = "max"
+    encoder.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layers": 2}, "--layers must be at least 3, got 2"),
+        ({"code_layers": 0}, "--code-layers must be 1, got 0"),
+        ({"heads": 2}, "--heads must be 4, got 2"),
+        ({"width": 64, "ffn": 48}, "--width must be 32, got 64; --ffn must be 32, got 48"),
+        ({}, "pooling_type must be max, got avg"),
+    ],
+)
+def test_an_encoder_of_other_settings_is_no_start(deep_start, changes, reason):
+    with pytest.raises(ValueError) as error:
+        tokenizer_training.load_encoder(encoder_of(**({"layers": 3} | changes)), deep_start)
+    for part in reason.split("; "):
+        assert part in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +247,10 @@ def whisper(tmp_path_factory) -> Path:
     return folder
 
 
-def test_an_encoder_starts_as_that_of_whisper(whisper):
+def test_an_encoder_starts_as_that_of_whisper(whisper, capsys):
     encoder = encoder_of(2, heads=2, code_layers=0, ffn=13)
     tokenizer_training.load_encoder(encoder, whisper)
+    assert "--ffn keeps 13 of the 16 units" in capsys.readouterr().out
     start = WhisperForConditionalGeneration.from_pretrained(whisper).model.encoder.eval()
     for ours, theirs in ((encoder.conv1, start.conv1), (encoder.conv2, start.conv2)):
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
@@ -178,18 +263,28 @@ def test_an_encoder_starts_as_that_of_whisper(whisper):
 
 def test_a_whisper_of_other_sizes_is_no_start(whisper):
     for changes, reason in (
-        ({}, "--heads must be 2"),
-        ({"heads": 2, "mel_bins": 128}, "--mel-bins must be 80"),
-        ({"heads": 2, "layers": 2}, "must be 2 at most together"),
-        ({"heads": 2, "width": 64}, "must have the sizes in the options"),
+        ({"heads": 4, "ffn": 16}, "--heads must be 2, got 4"),
+        ({"mel_bins": 128, "ffn": 16}, "--mel-bins must be 80, got 128"),
+        ({"layers": 2, "ffn": 16}, "--layers plus --code-layers must be at most 2, got 3"),
+        ({"width": 64, "ffn": 17}, "--width must be 32, got 64; --ffn must be at most 16, got 17"),
     ):
-        with pytest.raises(ValueError, match=reason):
-            tokenizer_training.load_encoder(encoder_of(**({"layers": 1} | changes)), whisper)
+        with pytest.raises(ValueError) as error:
+            tokenizer_training.load_encoder(encoder_of(**({"layers": 1, "heads": 2} | changes)), whisper)
+        assert str(error.value) == f"--start-from {whisper}: {reason}"
+
+
+def test_a_whisper_may_store_the_head_of_its_decoder(whisper, tmp_path):
+    folder = shutil.copytree(whisper, tmp_path / "whisper")
+    weights = load_file(folder / "model.safetensors")
+    weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tokenizer_training.load_encoder(encoder_of(1, heads=2, ffn=16), folder)
 
 
 def test_a_tokenizer_started_from_whisper_trains(corpus, whisper, tmp_path):
-    sizes = {"heads": 2, "layers": 2, "code_layers": 0, "ffn": 16}
+    sizes = {"heads": 2, "layers": 2, "code_layers": 0, "ffn": 16, "speech_level": 0}
     folder = make_tokenizer(corpus, tmp_path, steps=2, quantize_from=1, start_from=whisper, **sizes)
+    assert "speech_level" not in json.loads((folder / "preprocessor_config.json").read_text())
     assert len(get_audio_tokenizer("glm4voice", folder).encode(torch.zeros(16000), 16000)) == 13
 
 
@@ -201,7 +296,7 @@ def test_an_embedding_of_other_codes_is_the_mean_of_those_at_the_same_places():
     torch.testing.assert_close(translated, expected)
 
 
-def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
+def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path, capsys):
     pytest.importorskip("parselmouth")
     run = train_decoder.main
     run(["vocoder", *flags(corpus, tmp_path / "vocoder", steps=2, batch_size=2, frames=30)])
@@ -210,14 +305,20 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
     more |= {"reader": tmp_path / "reader", "shifted": 2}
     run(["flow", *flags(corpus, tmp_path / "flow", steps=2, **more)])
     run(["flow", *flags(corpus, tmp_path / "flow", steps=3, **more)])
+    other = get_audio_tokenizer("glm4voice", tokenizer)
+    other.encoder.codebook.weight += 1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit):
+        run(["flow", *flags(corpus, tmp_path / "flow", steps=4, **more | {"tokenizer": tmp_path / "other"})])
+    assert "was made with other settings (tokenizer: " in capsys.readouterr().err
     log = [json.loads(line) for line in (tmp_path / "flow" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [2, 3]
     assert {"flow_loss", "phone_ctc", "held_out_flow_loss", "held_out_phone_features"} <= log[-1].keys()
     folders = ("--vocoder", tmp_path / "vocoder", "--flow", tmp_path / "flow", "--output", tmp_path / "decoder")
     run(["export", *map(str, folders)])
 
-    again = flags(corpus, tmp_path / "again", steps=1, lr=1e-9, start_from=tmp_path / "decoder", **more)
-    run(["flow", *again])
+    start = {"start_from": tmp_path / "decoder", "start_tokenizer": tokenizer}
+    run(["flow", *flags(corpus, tmp_path / "again", steps=1, lr=1e-9, **start, **more)])
     before = SpeechDecoder.from_pretrained(tmp_path / "decoder").flow.state_dict()
     for name, value in averaged_weights(tmp_path / "again", "flow").items():
         assert value == pytest.approx(before[name].numpy(), abs=1e-6), name
@@ -229,6 +330,7 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path):
         assert value == pytest.approx(before[name].numpy(), abs=1e-6), name
 
     codec = get_audio_tokenizer("glm4voice", tokenizer, tmp_path / "decoder")
+    codec.speech_level = None  # the wave as it is
     wave, rate = soundfile.read(corpus / "0.flac", dtype="float32")
     codes = codec.encode(torch.from_numpy(wave), rate)
     assert len(codes) == 15  # 1.2 s at 12.5 codes per second
@@ -251,3 +353,41 @@ def test_wrong_input_is_one_line(corpus, tmp_path, capsys, changes, reason):
         train_decoder.main(["vocoder", *flags(corpus, tmp_path, **changes)])
     line = capsys.readouterr().err.splitlines()[-1]
     assert exit.value.code == 2 and line.startswith("train_decoder: ") and reason in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mel_bins": 12}, "--mel-bins: must be at least 13, got 12"),
+        ({"batch_seconds": 0}, "--batch-seconds: must be above 0, got 0"),
+        ({"width": 2}, "--width: must be at least 4, got 2"),
+        ({"speech_level": -1}, "--speech-level: must be at least 0, got -1"),
+        ({"voice": "nobody"}, "--voice must be one of main, other, got nobody"),
+    ],
+)
+def test_wrong_input_of_the_tokenizer_is_one_line(corpus, tmp_path, capsys, changes, reason):
+    with pytest.raises(SystemExit):
+        make_tokenizer(corpus, tmp_path, steps=2, quantize_from=1, **changes)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train_tokenizer: ") and reason in line
+
+
+def test_recordings_longer_than_a_piece_are_named(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "MAX_PIECE_SECONDS", 1.0)
+    with pytest.raises(SystemExit):
+        make_tokenizer(corpus, tmp_path, steps=2, quantize_from=1)
+    assert "0.flac: audio must be at most 1 s, got 1.2 s; split it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"steps": 6000}, "--prior-steps 6000 must leave steps for the UNet, got --steps 6000"),
+        ({"start_from": EMBEDDED_DECODER}, "--start-from needs the tokenizer of its codes as --start-tokenizer"),
+        ({"voice": "nobody"}, "--voice must be one of main, other, got nobody"),
+    ],
+)
+def test_wrong_input_of_the_flow_is_one_line(corpus, tmp_path, capsys, changes, reason):
+    with pytest.raises(SystemExit):
+        train_decoder.main(["flow", *flags(corpus, tmp_path, tokenizer="nowhere", **changes)])
+    assert reason in capsys.readouterr().err.splitlines()[-1]
