@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -25,6 +25,15 @@ def plain_text(text: str, tokenizer: TextTokenizer) -> str:
         if not name.startswith("<|") and name in text:
             text = text.replace(name, f"{name[0]} {name[1:]}")
     return text
+
+
+class HasRole(Protocol):
+    """A message in any form."""
+
+    role: str
+
+
+T = TypeVar("T", bound=HasRole)
 
 
 @dataclass
@@ -94,7 +103,7 @@ class Conversation:
         return next((item for item in self.items if item.id == item_id), None)
 
 
-def forget_oldest(items: Sequence[Item], num_kept: int) -> list[Item]:
+def forget_oldest(items: Sequence[T], num_kept: int) -> list[T]:
     """Return the system messages and the last `num_kept` other items, without an answer at their beginning."""
     turns = [place for place, item in enumerate(items) if item.role != "system"]
     kept = turns[max(0, len(turns) - num_kept) :]
