@@ -92,6 +92,7 @@ class ChatRequest(Strict):
     def options(self) -> dict[str, Any]:
         """Arguments of `Service.submit`."""
         options = {"model": self.model, "max_new_tokens": self.max_completion_tokens, "decode_audio": self.speaks}
+        options["is_aloud"] = self.speaks
         return {**options, **sampling(self.temperature)}
 
 
@@ -129,7 +130,7 @@ def _item(message: Message, service: Service) -> Item:
         raise ValueError("the text of a message must stand before its input_audio, as the model reads it")
     text = "\n".join(texts)
     service.check_text(text)
-    item = Item("", message.role, plain_text(text, service.speech_lm.tokenizer))
+    item = Item("", message.role, plain_text(text, service.speech_lm.tokenizer), is_written=message.role != "system")
     if audios:
         try:
             data = base64.b64decode(audios[0].data, validate=True)
