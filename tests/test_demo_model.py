@@ -9,6 +9,7 @@ from tools.demo.domain import ENGLISH as domain
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import GREEDY, SpeechLM
 from vita_audio.inference.tasks import asr_conversation, sts_conversation
+from vita_audio.serve.words import bare_words
 
 FOLDER = Path(__file__).parents[1] / "vita_audio" / "assets" / "demo_model"
 QUESTIONS = Path(__file__).parent / "assets" / "demo_model"  # held-out renderings
@@ -27,11 +28,12 @@ def test_it_is_small():
 
 def test_it_says_what_it_can_talk_about():
     demo = json.loads((FOLDER / "demo.json").read_text(encoding="utf-8"))
-    assert demo.keys() == {"domain", "questions"} and demo["domain"]
+    assert demo.keys() == {"domain", "questions", "bare_words", "system_prompt"} and demo["domain"]
+    assert demo["bare_words"] and not demo["system_prompt"]
     asked = domain.questions("demo")
     known = {text for item in asked for text in (*item.phrasings, item.held_out_phrasing)}
     assert len(set(demo["questions"])) == 10
-    assert {text.rstrip("?.").lower() for text in demo["questions"]} <= known
+    assert {bare_words(text) for text in demo["questions"]} <= known
     (answer,) = {word for word in domain.outside.answer.split() if word == domain.outside.keyword}
     assert answer in demo["domain"]
 

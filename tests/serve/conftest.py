@@ -1,5 +1,7 @@
 """A server of a tiny model, and a browser."""
 
+from pathlib import Path
+
 import pytest
 from page_browser import browser
 from toy_server import serve
@@ -9,6 +11,12 @@ from toy_speech_lm import load_toy
 @pytest.fixture(scope="package")
 def speech_lm(toy_folders):
     return load_toy(toy_folders)
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """The folder of the model of the package."""
+    return Path(__file__).parents[2] / "vita_audio" / "assets" / "demo_model"
 
 
 @pytest.fixture(scope="module")

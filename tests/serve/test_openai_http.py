@@ -10,6 +10,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+from toy_server import serve
 
 from vita_audio.inference.tasks import make_conversation
 from vita_audio.serve.settings import Limits
@@ -119,7 +120,7 @@ def test_text_is_streamed_with_its_usage(server):
         (lambda client: client.chat.completions.create(**question(modalities=["text", "audio"])), "go together"),
         (
             lambda client: client.chat.completions.create(**question([{"type": "text", "text": ""}])),
-            "part of type text needs text",
+            "messages.0.content.0.text.text: String should have at least 1 character",
         ),
         (
             lambda client: client.chat.completions.create(
@@ -131,7 +132,17 @@ def test_text_is_streamed_with_its_usage(server):
             lambda client: client.chat.completions.create(
                 **question([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}])
             ),
-            "messages.0.content.0.type: Input should be 'text' or 'input_audio'",
+            "messages.0.content.0: a part needs type, text or input_audio",
+        ),
+        (
+            lambda client: client.chat.completions.create(**question([*spoken(), {"type": "text", "text": "x"}])),
+            "the text of a message must stand before its input_audio",
+        ),
+        (
+            lambda client: client.chat.completions.create(
+                **question([{"type": "text", "text": "x", "input_audio": {"data": "", "format": "wav"}}])
+            ),
+            "messages.0.content.0.text.input_audio: not supported",
         ),
         (lambda client: client.chat.completions.create(**question([])), "messages.0.content: List should have"),
     ],
@@ -181,7 +192,7 @@ def test_too_much_audio_is_refused(server):
         server.client.audio.transcriptions.create(model="toy", file=("a.flac", file.getvalue()))
 
 
-def test_the_audio_and_messages_of_a_request_are_bounded_together(server):
+def test_the_audio_of_a_request_is_bounded(server):
     file = io.BytesIO()
     soundfile.write(file, np.zeros(8000 * 20), 8000, format="FLAC")
     data = base64.b64encode(file.getvalue()).decode()
@@ -189,8 +200,28 @@ def test_the_audio_and_messages_of_a_request_are_bounded_together(server):
     messages = [{"role": "user", "content": part}] * 2
     with pytest.raises(openai.BadRequestError, match="at most 30 s long in all"):
         server.client.chat.completions.create(model="toy", messages=messages)
-    with pytest.raises(openai.BadRequestError, match="at most 40 messages, got 41"):
-        server.client.chat.completions.create(model="toy", messages=[{"role": "user", "content": "x"}] * 41)
+
+
+def test_a_request_keeps_the_latest_messages(speech_lm):
+    system, *history, last = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi"},
+        {"role": "user", "content": "one two"},
+    ]
+    kept = {"messages": [system | {"role": "system"}, last]}
+    with serve(speech_lm, limits=Limits(max_new_tokens=LENGTH, max_turns=1)) as server:
+        for messages in ([system, last], [*history, system, last], [*history * 100, system, last]):
+            completion = server.client.chat.completions.create(model="toy", messages=messages)
+            assert completion.usage.prompt_tokens == len(speech_lm.prompt_ids(kept))
+        with pytest.raises(openai.BadRequestError, match="at most 1 messages of the system, got 2"):
+            server.client.chat.completions.create(model="toy", messages=[system, system, last])
+
+
+def test_what_a_client_says_in_place_of_the_type_is_not_repeated(server):
+    with pytest.raises(openai.BadRequestError) as error:
+        server.client.chat.completions.create(**question([{"type": "x" * 10_000}]))
+    assert len(error.value.message) < 300
 
 
 def test_metrics_count_answers(server):

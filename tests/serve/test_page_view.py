@@ -2,6 +2,9 @@
 
 import pytest
 from page_browser import SPEECH, answer_of, ask, needs_chromium, opened, wait_for
+from toy_server import serve
+
+from vita_audio.serve.demo import Demo, load_demo
 
 pytestmark = needs_chromium
 
@@ -39,6 +42,30 @@ def test_texts_can_be_read(server, chromium, scheme):
         assert page.evaluate(LOW_CONTRAST) == []
         page.click("#tab-files")
         assert page.evaluate(LOW_CONTRAST) == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_start_screen_shows_all_of_its_text(speech_lm, demo_model, chromium, language):
+    script = """[...document.querySelectorAll("#log, #welcome p, #examples")].map((it) => {
+      const { top, bottom } = it.getBoundingClientRect();
+      return [top, bottom, it.scrollHeight - it.clientHeight];
+    })"""
+    with serve(speech_lm, demo=load_demo(demo_model)) as server, opened(chromium, server) as page:
+        page.select_option("#language", language)
+        page.wait_for_selector("#examples button >> nth=9")
+        for width, height in [(1100, 760), (1280, 800), (1366, 650), (1536, 730), (360, 740)]:
+            page.set_viewport_size({"width": width, "height": height})
+            (top, bottom, cut), domain, how_to, (begin, end, _) = page.evaluate(script)
+            assert cut <= 0 and top <= domain[0] and how_to[1] <= bottom <= begin
+            assert end - begin >= 80  # two lines of questions
+            assert page.locator("#microphone").bounding_box()["y"] > end
+
+
+def test_a_model_without_system_prompts_is_offered_none(speech_lm, chromium):
+    for demo in (Demo(), Demo(system_prompt=False)):
+        with serve(speech_lm, demo=demo) as server, opened(chromium, server) as page:
+            page.wait_for_selector("#examples button")
+            assert page.is_visible("#plan") and page.is_visible("#instructions") == demo.system_prompt
 
 
 def test_the_page_fits_a_phone(server, chromium):

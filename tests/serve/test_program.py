@@ -5,6 +5,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+from dataclasses import replace
 
 import httpx2 as httpx
 import pytest
@@ -21,13 +22,17 @@ def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     token.write_text("secret\n")
     files = ["--token-file", token, "--tls-certificate", certificate, "--tls-key", key]
-    server = start(toy_folders, "--port", 0, *files)
+    model = shutil.copytree(toy_folders.model, tmp_path / "model")
+    (model / "demo.json").write_text('{"bare_words": true}')
+    server = start(replace(toy_folders, model=model), "--port", 0, *files)
     try:
         url = re.search(r"https://localhost:\d+", server.stdout.readline())[0]
         with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=certificate)) as client:
             assert client.get("/health").json() == {"status": "ok", "model": "model"}
             assert client.get("/v1/models").status_code == 401
-            assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+            headers = {"authorization": "Bearer secret"}
+            assert client.get("/v1/models", headers=headers).status_code == 200
+            assert client.get("/demo", headers=headers).json()["bare_words"]
     finally:
         server.send_signal(signal.SIGINT)  # as Ctrl-C does
         errors = server.communicate(timeout=20)[1]

@@ -13,31 +13,11 @@ from vita_audio.serve.records import Record
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
 from vita_audio.serve.settings import Limits
-from vita_audio.serve.speech import speak, split_text
+from vita_audio.serve.speech import speak
 
 LIMITS = Limits(max_new_tokens=40, max_streams=1, max_queue=1)
 SENTENCE = "seven\n"  # whose answer ends within these tokens, other than most
 SAY = {"model": "toy", "voice": "default", "response_format": "pcm"}
-TEXT = "One two. Three, four five! Six? "
-
-
-@pytest.mark.parametrize(
-    "text, max_size, parts",
-    [
-        ("one two, three", 14, ["one two, three"]),
-        (TEXT, 100, ["One two.", "Three, four five!", "Six?"]),
-        (TEXT, 12, ["One two.", "Three,", "four five!", "Six?"]),
-        (TEXT, 6, ["One", "two.", "Three,", "four", "five!", "Six?"]),
-        ("版本3.5好。今天天气很好，我们走吧。", 9, ["版本3.5好。", "今天天气很好，", "我们走吧。"]),
-        ("x" * 25, 10, ["x" * 10, "x" * 10, "x" * 5]),
-        ("\n\none\n \n", 10, ["one"]),
-        ("Wait . . . what?\n---\n(1) !!", 8, ["Wait .", "what?", "(1) !!"]),
-        ("Dr. Smith has 3. No. 4.", 100, ["Dr. Smith has 3.", "No. 4."]),
-        ("Mrs. Li saw St. Paul? No. He did.", 100, ["Mrs. Li saw St. Paul?", "No.", "He did."]),
-    ],
-)
-def test_a_text_is_cut_after_sentences_and_a_long_one_further(text, max_size, parts):
-    assert split_text(text, len, max_size) == parts
 
 
 def test_a_text_is_spoken_sentence_by_sentence(speech_lm):

@@ -30,15 +30,17 @@ class Server:
 
 
 @contextmanager
-def serve(speech_lm, *, limits=None, log_content=False, port=0, routes=None, **options):
+def serve(speech_lm, *, limits=None, demo=None, log_content=False, port=0, routes=None, **options):
     """Run a server of one model, or of several by name, in a thread.
 
     Args:
+        demo: What is known about the first model.
         routes: Functions that answer GET requests, by their paths.
         options: As in `create_app`.
     """
     models = speech_lm if isinstance(speech_lm, dict) else {"toy": speech_lm}
-    service = Service(models, limits or Limits(max_new_tokens=40), log_content=log_content)
+    demos = {next(iter(models)): demo} if demo else None
+    service = Service(models, limits or Limits(max_new_tokens=40), demos=demos, log_content=log_content)
     app = create_app(service, **options)
     for path, answer in (routes or {}).items():
         app.get(path)(answer)

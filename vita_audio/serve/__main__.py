@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
 
     from vita_audio.serve.app import create_app
     from vita_audio.serve.connections import server_config
-    from vita_audio.serve.demo import load_demo
+    from vita_audio.serve.demo import load_demos
     from vita_audio.serve.guard import LOCAL_HOSTS
     from vita_audio.serve.records import log_as_json
     from vita_audio.serve.service import Service
@@ -101,11 +101,11 @@ def run(options: argparse.Namespace) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", MAX_PRIMITIVES)
     quieten_transformers()
     load_vad()  # so that a missing package is reported now
-    demo = load_demo(options.model)
+    demos = load_demos(options.model, chosen_models(options))
     models = load_models(options)
     limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
-    service = Service(models, limits, log_content=options.log_content)
-    app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token, demo=demo)
+    service = Service(models, limits, demos=demos, log_content=options.log_content)
+    app = create_app(service, hosts=[*LOCAL_HOSTS, options.host, *options.allow_host], token=token)
     config = server_config(
         app,
         service,

@@ -21,10 +21,8 @@ STATIC = Path(__file__).parent / "static"
 POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
 
 
-def create_app(
-    service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: str | None = None, demo: Demo | None = None
-) -> FastAPI:
-    """Make the application; `hosts` and `token` as in `Guard`, `demo` is what the page says about the model."""
+def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: str | None = None) -> FastAPI:
+    """Make the application; `hosts` and `token` as in `Guard`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -41,8 +39,8 @@ def create_app(
         return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
 
     @app.get("/demo")
-    async def about() -> Demo:
-        return demo or Demo()
+    async def about(model: str | None = None) -> Demo:
+        return service.demo(model or service.name)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

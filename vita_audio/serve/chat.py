@@ -8,13 +8,13 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from vita_audio.serve.audio import read_audio, to_pcm16, to_wav
-from vita_audio.serve.conversation import Item, plain_text
+from vita_audio.serve.conversation import Item, forget_oldest, plain_text
 from vita_audio.serve.events import Name, Strict, sampling
 from vita_audio.serve.records import Record
 from vita_audio.serve.reply import error_json, new_id
@@ -27,17 +27,37 @@ class InputAudio(Strict):
     format: Literal["wav", "mp3"]
 
 
-class Part(Strict):
-    """A part of a message: text, or speech of a user."""
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str = Field(min_length=1)
 
-    type: Literal["text", "input_audio"]
-    text: str | None = None
-    input_audio: InputAudio | None = None
+
+class AudioPart(Strict):
+    """Speech of a user."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+def _type_of(part: Any) -> str | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+PART_TYPE = Discriminator(  # pydantic's own message repeats what the client sent
+    _type_of, custom_error_type="part_type", custom_error_message="a part needs type, text or input_audio"
+)
+Part = Annotated[Annotated[TextPart, Tag("text")] | Annotated[AudioPart, Tag("input_audio")], PART_TYPE]
 
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part] = Field(min_length=1)
+
+    @field_validator("role")
+    @classmethod
+    def _developers_write_system_messages(cls, role: str) -> str:
+        return "system" if role == "developer" else role
 
     @field_validator("content", mode="before")
     @classmethod
@@ -72,11 +92,12 @@ class ChatRequest(Strict):
     def options(self) -> dict[str, Any]:
         """Arguments of `Service.submit`."""
         options = {"model": self.model, "max_new_tokens": self.max_completion_tokens, "decode_audio": self.speaks}
+        options["is_aloud"] = self.speaks
         return {**options, **sampling(self.temperature)}
 
 
 def items_of(body: ChatRequest, service: Service) -> list[Item]:
-    """Return the messages of a request.
+    """Return the messages of a request that a conversation keeps: those of the system, and the latest others.
 
     Raises: ValueError for a request that contradicts itself, or for audio that cannot be used.
     """
@@ -87,9 +108,10 @@ def items_of(body: ChatRequest, service: Service) -> list[Item]:
     if body.messages[-1].role != "user":
         raise ValueError(f"the last message must be a user's, got one of {body.messages[-1].role!r}")
     limits, items, seconds = service.limits, [], 0.0
-    if len(body.messages) > limits.max_turns:
-        raise ValueError(f"a request has at most {limits.max_turns} messages, got {len(body.messages)}")
-    for message in body.messages:
+    num_system = sum(message.role == "system" for message in body.messages)
+    if num_system > limits.max_turns:
+        raise ValueError(f"a request has at most {limits.max_turns} messages of the system, got {num_system}")
+    for message in forget_oldest(body.messages, limits.max_turns):
         items.append(_item(message, service))
         if isinstance(items[-1].audio, tuple):
             wave, rate = items[-1].audio
@@ -100,24 +122,23 @@ def items_of(body: ChatRequest, service: Service) -> list[Item]:
 
 
 def _item(message: Message, service: Service) -> Item:
-    role = {"developer": "system"}.get(message.role, message.role)
-    for part in message.content:
-        if (part.text, part.input_audio)[part.type == "text"] or not (part.text or part.input_audio):
-            raise ValueError(f"a message's part of type {part.type} needs {part.type}, and nothing else")
-    texts = [part.text for part in message.content if part.text]
-    audios = [part.input_audio for part in message.content if part.input_audio]
-    if len(audios) > 1 or (audios and role != "user"):
+    texts = [part.text for part in message.content if isinstance(part, TextPart)]
+    audios = [part.input_audio for part in message.content if isinstance(part, AudioPart)]
+    if len(audios) > 1 or (audios and message.role != "user"):
         raise ValueError("a user's message may have one input_audio, others none")
+    if audios and isinstance(message.content[-1], TextPart):
+        raise ValueError("the text of a message must stand before its input_audio, as the model reads it")
     text = "\n".join(texts)
     service.check_text(text)
-    text = plain_text(text, service.speech_lm.tokenizer)
-    if not audios:
-        return Item("", role, text)
-    try:
-        data = base64.b64decode(audios[0].data, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"input_audio.data must be base64: {error}") from error
-    return Item("", role, f"{text}\n" if text else "", read_audio(data, service.limits.max_audio_seconds))
+    item = Item("", message.role, plain_text(text, service.speech_lm.tokenizer), is_written=message.role != "system")
+    if audios:
+        try:
+            data = base64.b64decode(audios[0].data, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"input_audio.data must be base64: {error}") from error
+        item.text += "\n" if item.text else ""
+        item.audio = read_audio(data, service.limits.max_audio_seconds)
+    return item
 
 
 def _usage(record: Record) -> dict[str, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from vita_audio.constants import AUDIO_TAG
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.prompts import ChatState
+from vita_audio.serve.words import bare_words, num_letters
 from vita_audio.text import TextTokenizer
 
 
@@ -27,6 +28,24 @@ def plain_text(text: str, tokenizer: TextTokenizer) -> str:
     return text
 
 
+def as_read(text: str, tokenizer: TextTokenizer, *, bare: bool) -> str:
+    """Return a client's text, already plain, in the form in which a model reads it.
+
+    Args:
+        bare: The model knows only bare words.
+    """
+    return plain_text(bare_words(text), tokenizer) if bare else text
+
+
+class HasRole(Protocol):
+    """A message in any form."""
+
+    role: str
+
+
+T = TypeVar("T", bound=HasRole)
+
+
 @dataclass
 class Item:
     """A message of a conversation.
@@ -36,6 +55,8 @@ class Item:
         text: Text; with audio, what precedes it; of an answer, also that of its speech.
         audio: Speech of a user: a wave and its rate, or audio codes once they are known; None for text.
         ids: Token ids of an answer, as generated; empty if nothing of it was heard.
+        is_written: Whether a client wrote the text, as people write, for the model to read.
+        reading: Of an answer in text that was read aloud: its sentences, and the number of audio codes of each.
     """
 
     id: str
@@ -43,15 +64,23 @@ class Item:
     text: str = ""
     audio: tuple[Tensor, int] | list[int] | None = None
     ids: list[int] | None = None
+    is_written: bool = False
+    reading: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def num_wave_seconds(self) -> float:
         """Seconds of speech that is kept as a wave, not as codes, which are a thousand times smaller."""
         return self.audio[0].shape[-1] / self.audio[1] if isinstance(self.audio, tuple) else 0.0
 
-    def message(self, tokenizer: TextTokenizer) -> dict[str, Any]:
-        """Return it as a message of a sample, without any template token that an answer may have been led to make."""
-        content = self.text if self.audio is None else self.text + AUDIO_TAG
+    def message(self, tokenizer: TextTokenizer, *, bare: bool = False) -> dict[str, Any]:
+        """Return it as a message of a sample, without any template token that an answer may have been led to make.
+
+        Args:
+            bare: As in `as_read`, for what a client wrote.
+        """
+        content = as_read(self.text, tokenizer, bare=bare and self.is_written)
+        if self.audio is not None:
+            content += AUDIO_TAG
         message = {"role": self.role, "content": content}
         if self.ids is None:
             return message
@@ -64,14 +93,39 @@ class Item:
         return message | {"ids": ids}
 
     def truncate(self, seconds: float, speech_lm: SpeechLM) -> None:
-        """Keep of an answer what was heard: everything up to the last code of its first `seconds`."""
+        """Keep of an answer what was heard: everything up to the last code of its first `seconds`.
+
+        Of a text that was read aloud, the sentences of these codes are kept, and of the last one about as much as of
+        its codes.
+        """
         tokenizer = speech_lm.tokenizer
         num_heard = math.ceil(seconds * speech_lm.audio_tokenizer.frame_rate)
-        positions = [place for place, token_id in enumerate(self.ids) if tokenizer.is_audio(token_id)]
-        if num_heard and num_heard >= len(positions):
-            return
-        self.ids = self.ids[: positions[num_heard - 1] + 1] + [tokenizer.end_of_audio_id] if num_heard else []
+        if self.reading and num_heard:
+            self.ids = self.ids[: self._num_heard_ids(num_heard)]
+        else:
+            positions = [place for place, token_id in enumerate(self.ids) if tokenizer.is_audio(token_id)]
+            if num_heard and num_heard >= len(positions):
+                return
+            self.ids = self.ids[: positions[num_heard - 1] + 1] + [tokenizer.end_of_audio_id] if num_heard else []
         self.text = tokenizer.decode(self.ids)
+
+    def note_reading(self, sentence: str, num_codes: int) -> None:
+        """Note more codes of its text being read aloud; `sentence` begins with them, if it is not empty."""
+        if sentence:
+            self.reading.append((sentence, 0))
+        latest, num_before = self.reading[-1]
+        self.reading[-1] = (latest, num_before + num_codes)
+
+    def _num_heard_ids(self, num_heard: int) -> int:
+        """Shorten the reading to its first `num_heard` codes, and return how many ids their text has."""
+        num_all, heard = max(1, num_letters(self.text)), []
+        for sentence, num_codes in self.reading:
+            num_kept = min(num_heard, num_codes)
+            if num_kept:
+                heard.append((sentence[: math.ceil(len(sentence) * num_kept / num_codes)], num_kept))
+            num_heard -= num_kept
+        self.reading = heard
+        return math.ceil(len(self.ids) * sum(num_letters(sentence) for sentence, _ in heard) / num_all)
 
 
 @dataclass
@@ -94,7 +148,7 @@ class Conversation:
         return next((item for item in self.items if item.id == item_id), None)
 
 
-def forget_oldest(items: Sequence[Item], num_kept: int) -> list[Item]:
+def forget_oldest(items: Sequence[T], num_kept: int) -> list[T]:
     """Return the system messages and the last `num_kept` other items, without an answer at their beginning."""
     turns = [place for place, item in enumerate(items) if item.role != "system"]
     kept = turns[max(0, len(turns) - num_kept) :]
@@ -113,13 +167,16 @@ def keep_latest(items: Sequence[Item], max_turns: int, max_seconds: float) -> li
     return items
 
 
-def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, max_new_tokens: int) -> dict[str, Any]:
+def make_sample(
+    items: Sequence[Item], instructions: str, speech_lm: SpeechLM, max_new_tokens: int, *, bare: bool = False
+) -> dict[str, Any]:
     """Return items as a conversation for `SpeechLM.stream`; the oldest turns that do not fit are left out.
 
     The audio of users becomes codes, unless the model hears it as continuous input, so that it is encoded once.
 
     Args:
         instructions: System message, may be empty.
+        bare: As in `Item.message`.
     """
     items = [item for item in items if item.role != "assistant" or item.ids != []]  # not answers that nobody heard
     if "user" not in speech_lm.tokenizer.continuous_roles:
@@ -130,7 +187,8 @@ def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, m
     room = speech_lm.model.config.max_position_embeddings - max_new_tokens
     while True:
         audios = [item.audio for item in items if item.audio is not None]
-        sample = {"messages": system + [item.message(speech_lm.tokenizer) for item in items], "audios": audios}
+        messages = system + [item.message(speech_lm.tokenizer, bare=bare) for item in items]
+        sample = {"messages": messages, "audios": audios}
         num_turns = sum(item.role != "system" for item in items)
         if num_turns <= 1 or len(speech_lm.prompt_ids(sample)) <= room:
             return sample

@@ -1,7 +1,8 @@
-"""What the page says about a model: the file `demo.json` in its folder."""
+"""What the server knows about a model: the file `demo.json` in its folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -23,15 +24,19 @@ QUESTIONS = [
 
 
 class Demo(Strict):
-    """What a model can talk about.
+    """What a model can talk about, and what texts it knows.
 
     Attributes:
         domain: A sentence; empty if there is nothing to say.
-        questions: Questions to click.
+        questions: Questions to click, as people write them.
+        bare_words: The model knows only words in lower case, without punctuation: what clients write reaches it so.
+        system_prompt: The page offers one; False for a model trained without any.
     """
 
     domain: str = ""
     questions: list[str] = QUESTIONS
+    bare_words: bool = False
+    system_prompt: bool = True
 
 
 def load_demo(model: Path) -> Demo:
@@ -47,4 +52,18 @@ def load_demo(model: Path) -> Demo:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{path}: {where}: {first['msg']}; it needs domain (text) and questions (list)") from error
+        raise ValueError(
+            f"{path}: {where}: {first['msg']}; it may have domain (text), questions (list), bare_words and "
+            "system_prompt (true or false)"
+        ) from error
+
+
+def load_demos(model: Path, adapters: Mapping[str, str | None]) -> dict[str, Demo]:
+    """Return what is known about each model, by name; an adapter has a `demo.json` of its own.
+
+    Args:
+        model: Folder of the base.
+        adapters: From `chosen_models`.
+    Raises: ValueError.
+    """
+    return {name: load_demo(model if adapter is None else Path(adapter)) for name, adapter in adapters.items()}

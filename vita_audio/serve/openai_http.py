@@ -21,8 +21,9 @@ from vita_audio.serve.records import Record
 from vita_audio.serve.reply import describe, error_json, printable
 from vita_audio.serve.scheduler import BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
-from vita_audio.serve.speech import IncompleteError, has_words, speak
+from vita_audio.serve.speech import IncompleteError, speak
 from vita_audio.serve.transcription import transcribe
+from vita_audio.serve.words import has_words
 
 T = TypeVar("T")
 

@@ -276,6 +276,7 @@ class RealtimeSession:
 
     async def _on_conversation_item_create(self, event: events.ItemCreate) -> None:
         content, item = event.item.content[0], Item(event.item.id or new_id("item"), event.item.role)
+        item.is_written = item.role != "system"
         if self._conversation.find(item.id):
             raise EventError(f"there is an item {item.id!r} already", param="item.id")
         if content.type == "input_text" and content.text and content.audio is None:

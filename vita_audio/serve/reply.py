@@ -11,6 +11,7 @@ from uuid import uuid4
 from vita_audio.serve.audio import to_pcm16
 from vita_audio.serve.conversation import Conversation, Item
 from vita_audio.serve.events import SessionConfig
+from vita_audio.serve.reading import ReadChunk
 from vita_audio.serve.records import Record
 from vita_audio.serve.scheduler import Answer, BusyError, GenerationError, Piece
 from vita_audio.serve.service import Service
@@ -56,6 +57,7 @@ class Reply:
         self._service, self._send, self._conversation, self._config = service, send, conversation, config
         self._as_text = config.output_modalities == ["text"]
         self._record = record
+        self._ids: list[int] = []  # of the answer, and of its text being read aloud
         self._answer: Answer | None = None
         self._is_cancelled = False
         self.is_over = False  # the client may know before `run` returns
@@ -88,6 +90,7 @@ class Reply:
                 instructions=self._config.instructions,
                 max_new_tokens=limit,
                 decode_audio=not self._as_text,
+                is_aloud=not self._as_text,
                 voice=voice,
                 **self._config.generation.options,
             )
@@ -122,7 +125,11 @@ class Reply:
                 if not isinstance(piece, Piece):
                     await self._send("vita.queue", response_id=self.id, place=piece.number)
                     continue
-                self.item.ids += piece.chunk.ids
+                self._ids += piece.chunk.ids
+                if isinstance(piece.chunk, ReadChunk):
+                    self.item.note_reading(piece.chunk.sentence, len(piece.chunk.codes))
+                else:
+                    self.item.ids += piece.chunk.ids
                 self.item.text += piece.chunk.text
                 if piece.chunk.text:
                     await self._send(f"response.{kind}.delta", **where, delta=piece.chunk.text)
@@ -148,7 +155,7 @@ class Reply:
             "output": output,
             "output_modalities": self._config.output_modalities,
             "metadata": self._record.metadata,
-            "usage": usage(self._service, self._conversation, self.item.ids) if details else None,
+            "usage": usage(self._service, self._conversation, self._ids) if details else None,
         }
 
 

@@ -14,7 +14,9 @@ from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.response import Chunk
 from vita_audio.serve.audio import OUTPUT_RATE, StreamResampler
 from vita_audio.serve.conversation import Conversation, make_sample, plain_text
+from vita_audio.serve.demo import Demo
 from vita_audio.serve.metrics import Metrics
+from vita_audio.serve.reading import read_aloud
 from vita_audio.serve.records import Record, log_event
 from vita_audio.serve.scheduler import Answer, BusyError, Piece, Place, Scheduler
 from vita_audio.serve.settings import Limits
@@ -27,17 +29,26 @@ class Service:
 
     Attributes:
         models: The models by name; `speech_lm` is the first, `name` its name. A client that names no model gets it.
+        demos: What is known about models, by name.
     """
 
-    def __init__(self, models: Mapping[str, SpeechLM], limits: Limits | None = None, *, log_content: bool = False):
+    def __init__(
+        self,
+        models: Mapping[str, SpeechLM],
+        limits: Limits | None = None,
+        *,
+        demos: Mapping[str, Demo] | None = None,
+        log_content: bool = False,
+    ):
         """Start the scheduler.
 
         Args:
             models: By their names for clients, with one audio tokenizer.
+            demos: By the same names; a model may lack one.
             log_content: Texts of questions and answers go into the log.
         Raises: ValueError for models whose text tokenizers differ, since a conversation may change its model.
         """
-        self.models, self.limits = dict(models), limits or Limits()
+        self.models, self.limits, self.demos = dict(models), limits or Limits(), dict(demos or {})
         self.name, self.speech_lm = next(iter(models.items()))
         for name, speech_lm in models.items():
             if speech_lm.tokenizer.fingerprint != self.speech_lm.tokenizer.fingerprint:
@@ -53,6 +64,10 @@ class Service:
     def model_rule(self) -> str:
         """Which models there are, for errors."""
         return f"model must be one of {', '.join(map(repr, self.models))}"
+
+    def demo(self, model: str) -> Demo:
+        """Return what is known about a model."""
+        return self.demos.get(model, Demo())
 
     def check_text(self, text: str) -> None:
         """Check the length of a client's text. Raises: ValueError."""
@@ -81,6 +96,7 @@ class Service:
         max_new_tokens: int | None = None,
         is_background: bool = False,
         is_continued: bool = False,
+        is_aloud: bool = False,
         **generation: Any,
     ) -> Answer:
         """Queue the answer to a conversation, whose state it updates; `close` the answer before the next one.
@@ -90,10 +106,11 @@ class Service:
             model: Name of the model that answers, by default the first one. The state of a conversation is read again
                 where the one before it had another model.
             is_background, is_continued: As in `Scheduler.submit`.
+            is_aloud: An answer in text alone is read aloud.
         Raises: BusyError.
         """
         record.model, record.is_continued = model or self.name, is_continued
-        speech_lm = self.models[record.model]
+        speech_lm, bare = self.models[record.model], self.demo(record.model).bare_words
         limit = record.limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
         instructions = plain_text(instructions, speech_lm.tokenizer)
         items = list(conversation.items)
@@ -101,12 +118,12 @@ class Service:
 
         def open_stream(answer: Answer) -> Iterator[Chunk]:
             with answer.stopwatch.measure("prompt"):
-                sample = make_sample(items, instructions, speech_lm, limit)
-            options = {"state": conversation.state, "stopwatch": answer.stopwatch, "max_new_tokens": limit}
-            options |= {"stopping_criteria": [answer.stop_if_cancelled], **generation}
-            stream = speech_lm.stream(sample, plan, **options)
+                sample = make_sample(items, instructions, speech_lm, limit, bare=bare)
+            options = {"plan": plan, "stopwatch": answer.stopwatch, **generation}
+            options["stopping_criteria"] = [answer.stop_if_cancelled]
+            stream = speech_lm.stream(sample, state=conversation.state, max_new_tokens=limit, **options)
             record.num_prompt = len(conversation.prompt)
-            return stream
+            return read_aloud(stream, speech_lm, limit, bare=bare, **options) if is_aloud else stream
 
         try:
             return self.scheduler.submit(open_stream, is_background=is_background, is_continued=is_continued)

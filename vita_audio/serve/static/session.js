@@ -4,20 +4,17 @@ import { fromBase64, INPUT_RATE, OUTPUT_RATE, toBase64, toFloats } from "./pcm.j
 import { clearSound, endSound, play, startPlayer } from "./sound.js";
 import * as transcript from "./transcript.js";
 import { $, errorText, showError, showState, text } from "./view.js";
-import { explain, post, Wire } from "./wire.js";
+import { Wire } from "./wire.js";
 
 // Errors that are not shown: about answers that the server has done with; the state of the connection tells the last.
 const QUIET = ["response_cancel_not_active", "item_not_found", "idle_timeout"];
 const VOICE_EVENT = "voice"; // the id of the event that sets the voice prompt
-const READ = "read-"; // before the id of an answer in text, while it is read aloud
-const HAS_WORDS = /[\p{L}\p{N}]/u; // other texts are not spoken
 
 let model = "";
 let isOpen = false; // whether the server knows the settings
 let response = null; // {item, hasSound, isStopped, waited} of the response in progress
 let isPlaying = false;
 let stoppedAt = 0; // time when the user's turn ended, as the page learns it
-let reading = null; // ends the reading of a text answer
 let idle = "ready"; // the state once nothing is in progress
 let voice = null; // PCM of the voice prompt
 let isVoiceSet = false; // whether the server has one
@@ -33,7 +30,7 @@ export function setIdle(state) {
 }
 
 function settle() {
-  if (isOpen && !response && !isPlaying && !reading) showState(idle);
+  if (isOpen && !response && !isPlaying) showState(idle);
 }
 
 // server
@@ -86,7 +83,6 @@ export const on = {
       if (ended.waited) transcript.showTimes(ended.item, parts(done.metadata, ended.waited));
       transcript.showDecoding(ended.item, done.metadata);
       transcript.announce(answer);
-      if (!ended.hasSound && !ended.isStopped && HAS_WORDS.test(answer.turn.text)) return readAloud(answer);
     }
     if (!ended?.hasSound || ended.isStopped) settle(); // otherwise the end of the sound does
   },
@@ -182,7 +178,7 @@ export async function ask(question) {
 
 function hear(item, pcm) {
   play(item, toFloats(pcm));
-  transcript.addSound(item.replace(READ, ""), pcm, OUTPUT_RATE);
+  transcript.addSound(item, pcm, OUTPUT_RATE);
 }
 
 export function playerEvent({ state, item, level }) {
@@ -190,10 +186,9 @@ export function playerEvent({ state, item, level }) {
   if (state === "started") {
     isPlaying = true;
     showState("speaking");
-    showWaiting(item.replace(READ, ""), performance.now() - stoppedAt);
+    showWaiting(item, performance.now() - stoppedAt);
   }
   if (state === "ended") {
-    reading = null;
     soundIsOver();
     settle();
   }
@@ -220,17 +215,14 @@ function parts(server, waited) {
 // Empty the player at once, and tell the server how much of the answer was heard. `beganAt` is the time when the user
 // began to speak over it.
 export async function stopSound(beganAt = null) {
-  reading?.abort();
-  reading = null;
   const stopped = response;
   if (stopped) stopped.isStopped = true;
   const { item, played } = await clearSound();
-  const answer = transcript.find(item?.replace(READ, "") ?? stopped?.item);
+  const answer = transcript.find(item ?? stopped?.item);
   soundIsOver();
   if (!answer?.id) return; // nothing to stop, or the conversation has ended
   if (item) transcript.setSound(answer.id, transcript.soundOf(answer).slice(0, played), OUTPUT_RATE); // what was heard
   if (item && beganAt !== null) answer.turn.stopMilliseconds = performance.now() - beganAt;
-  if (item?.startsWith(READ)) return transcript.showInterruption(answer.id);
   const milliseconds = item ? Math.floor((1000 * played) / OUTPUT_RATE) : 0;
   answer.turn.heardMilliseconds = milliseconds;
   send("conversation.item.truncate", { item_id: answer.id, content_index: 0, audio_end_ms: milliseconds });
@@ -241,25 +233,4 @@ export async function interrupt() {
   if (response) send("response.cancel");
   await stopSound();
   settle();
-}
-
-// An answer in text alone is read by the model.
-async function readAloud({ id, turn }) {
-  const control = (reading = new AbortController());
-  try {
-    const body = { model, input: turn.text.trim(), voice: "default", response_format: "pcm" };
-    const reader = (await post("/v1/audio/speech", body, { signal: control.signal })).body.getReader();
-    const read = () => reader.read().catch(explain("brokenOff"));
-    let odd = new Uint8Array();
-    for (let { done, value } = await read(); !done; { done, value } = await read()) {
-      const bytes = new Uint8Array([...odd, ...value]);
-      const whole = bytes.length & ~1;
-      odd = bytes.slice(whole);
-      hear(READ + id, new Int16Array(bytes.buffer, 0, whole >> 1));
-    }
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    showError(error.message);
-  }
-  endSound(READ + id); // what has arrived is heard
 }

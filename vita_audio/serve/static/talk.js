@@ -5,7 +5,7 @@ import "./input.js";
 import { ask, configure, interrupt, modelName, restart } from "./session.js";
 import { $, element, showError, showTexts } from "./view.js";
 import "./voice.js";
-import { get } from "./wire.js";
+import { get, model } from "./wire.js";
 
 for (const id of ["instructions", "plan", "acceptance"]) $(id).addEventListener("change", configure);
 
@@ -26,10 +26,12 @@ $("download").addEventListener("click", () => {
   downloadConversation({ model: modelName(), instructions: $("instructions").value, plan, acceptance });
 });
 
-// What the model can talk about, and questions to click.
+// What the model can talk about, questions to click, and whether it knows system prompts.
 async function showDemo() {
-  const { domain, questions } = await (await get("/demo")).json();
+  const query = model ? `?model=${encodeURIComponent(model)}` : "";
+  const { domain, questions, system_prompt } = await (await get(`/demo${query}`)).json();
   $("domain").textContent = domain;
+  $("instructions").parentElement.hidden = !system_prompt;
   for (const question of questions) {
     const example = element("button", "", question);
     example.addEventListener("click", () => ask(question));
