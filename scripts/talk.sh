@@ -32,6 +32,7 @@ fi
 if [ -f "${model:-}/demo.json" ]; then
     "$venv/bin/python" -c 'import json, sys
 demo = json.load(open(sys.argv[1], encoding="utf-8"))
-print(demo["domain"], "Ask it, for instance:", *demo["questions"], sep="\n  ")' "$model/demo.json"
+if "domain" in demo: # the model in the package, not the one of a quick start
+    print(demo["domain"], "Ask it, for instance:", *demo["questions"], sep="\n  ")' "$model/demo.json"
 fi
 exec "$venv/bin/python" -m vita_audio.serve --open-page "${options[@]}"

@@ -26,6 +26,9 @@ from tools.demo.plan import ASSETS, EMBEDDED, TEXT_MODEL, VARIANTS, WITHOUT_EFFE
 from tools.demo.steps import ROOT, Progress, open_folder, read_path, run_steps, seen_from_root
 from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
+from vita_audio.files.atomic import write_json
+
+TEXTS = {"bare_words": True, "system_prompt": False}  # for demo.json, which tells the server what the model knows
 
 
 def fingerprints(run: Run) -> dict[str, str]:
@@ -108,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     was_done = all(map(progress.is_done, steps))
     if code := run_steps("quickstart", steps, progress, form.minutes):
         return code
+    if not variant.language:
+        write_json(run.model / "demo.json", TEXTS)
     print_result(run, caller)
     minutes = progress.minutes(steps)
     if was_done:

@@ -135,7 +135,7 @@ def check_weights(run: Run) -> None:
     if config.audio_tokenizer:
         check_identity(config.audio_tokenizer, tokenizer.identity, run.model)
     if run.language != "en" and (folder / "demo.json").is_file():
-        raise ValueError(f"--language {run.language} needs --model, since the demo model speaks English only")
+        raise ValueError(f"--language {run.language} needs another --model; {folder} speaks English only")
 
 
 def print_result(run: Run) -> None:

@@ -21,6 +21,7 @@ from tools.demo.quickstart import print_result
 from tools.demo.steps import MARK, Progress, open_folder, run_steps
 from vita_audio.command_line import DEFAULT_MODEL
 from vita_audio.interleave import MODES
+from vita_audio.serve.demo import load_demo
 from vita_audio.training.arguments import parse_arguments
 
 FORMS = VARIANTS["glm4voice"].forms
@@ -237,7 +238,13 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def runs(monkeypatch) -> list[Run]:
     """Runs that the program began; none of their steps is run."""
     seen = []
-    monkeypatch.setattr(quickstart, "plan_steps", lambda run: seen.append(run) or [])
+
+    def plan_nothing(run: Run) -> list[Step]:
+        seen.append(run)
+        run.model.mkdir(parents=True, exist_ok=True)
+        return []
+
+    monkeypatch.setattr(quickstart, "plan_steps", plan_nothing)
     monkeypatch.setattr(quickstart, "print_result", lambda run, caller: None)
     return seen
 
@@ -284,6 +291,14 @@ def test_paths_count_from_the_folder_of_the_user(elsewhere, runs, monkeypatch):
     folder = elsewhere / ".." / "out"
     assert runs == [Run(VARIANTS["glm4voice"], FORMS["ci"], folder, str(elsewhere / "mine"), "embedded")]
     assert (elsewhere.parent / "out" / MARK).is_file()
+
+
+def test_the_server_learns_what_texts_an_english_model_knows(elsewhere, runs):
+    for variant, is_told in (("plus", True), ("spanish", False)):
+        assert quickstart.main(["--ci", "--variant", variant, "--output", variant]) == 0
+        os.chdir(elsewhere)
+        demo = load_demo(runs[-1].model)
+        assert (demo.bare_words, demo.system_prompt) == (is_told, not is_told)
 
 
 def test_a_folder_of_one_variant_is_not_continued_with_the_other(elsewhere, runs, capsys):
