@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class Item:
         text: Text; with audio, what precedes it; of an answer, also that of its speech.
         audio: Speech of a user: a wave and its rate, or audio codes once they are known; None for text.
         ids: Token ids of an answer, as generated; empty if nothing of it was heard.
+        num_tokens: Tokens of the whole message in a prompt; None until they are counted.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Item:
     text: str = ""
     audio: tuple[Tensor, int] | list[int] | None = None
     ids: list[int] | None = None
+    num_tokens: int | None = None
 
     @property
     def num_wave_seconds(self) -> float:
@@ -71,7 +73,7 @@ class Item:
         if num_heard and num_heard >= len(positions):
             return
         self.ids = self.ids[: positions[num_heard - 1] + 1] + [tokenizer.end_of_audio_id] if num_heard else []
-        self.text = tokenizer.decode(self.ids)
+        self.text, self.num_tokens = tokenizer.decode(self.ids), None
 
 
 @dataclass
@@ -113,25 +115,59 @@ def keep_latest(items: Sequence[Item], max_turns: int, max_seconds: float) -> li
     return items
 
 
-def make_sample(items: Sequence[Item], instructions: str, speech_lm: SpeechLM, max_new_tokens: int) -> dict[str, Any]:
+def make_sample(
+    items: Sequence[Item],
+    instructions: str,
+    speech_lm: SpeechLM,
+    max_new_tokens: int,
+    *,
+    before_reading: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Return items as a conversation for `SpeechLM.stream`; the oldest turns that do not fit are left out.
 
-    The audio of users becomes codes, unless the model hears it as continuous input, so that it is encoded once.
+    Each item is read once, and of those that are left out only the latest: its tokens are counted, and the audio of a
+    user becomes codes, unless the model hears it as continuous input.
 
     Args:
         instructions: System message, may be empty.
+        before_reading: Called before each reading; what it raises ends the work.
+    Raises: ValueError if the messages of the system leave no room.
     """
+
+    def size(item: Item) -> int:
+        if item.num_tokens is None:
+            before_reading()
+            _read(item, speech_lm)
+        return item.num_tokens
+
     items = [item for item in items if item.role != "assistant" or item.ids != []]  # not answers that nobody heard
-    if "user" not in speech_lm.tokenizer.continuous_roles:
-        for item in items:
-            if isinstance(item.audio, tuple):
-                item.audio = speech_lm.audio_tokenizer.encode(*item.audio)
-    system = [{"role": "system", "content": instructions}] if instructions else []
-    room = speech_lm.model.config.max_position_embeddings - max_new_tokens
-    while True:
-        audios = [item.audio for item in items if item.audio is not None]
-        sample = {"messages": system + [item.message(speech_lm.tokenizer) for item in items], "audios": audios}
-        num_turns = sum(item.role != "system" for item in items)
-        if num_turns <= 1 or len(speech_lm.prompt_ids(sample)) <= room:
-            return sample
-        items = forget_oldest(items, max(1, num_turns - 2))
+    if instructions:
+        items.insert(0, Item("", "system", instructions))
+    num_positions, num_fitting = speech_lm.model.config.max_position_embeddings, 0
+    room = num_positions - max_new_tokens - len(speech_lm.tokenizer.header("assistant"))
+    for item in sorted(items[::-1], key=lambda item: item.role != "system"):  # then the turns, the latest first
+        room -= size(item)
+        if room >= 0:
+            num_fitting += item.role != "system"
+        elif item.role == "system":
+            raise ValueError(
+                f"prompt and answer must fit into the model's {num_positions} positions; the messages of the system "
+                f"leave no room for {max_new_tokens} new tokens, shorten them"
+            )
+        else:
+            break
+    items = forget_oldest(items, max(1, num_fitting))
+    audios = [item.audio for item in items if item.audio is not None]
+    return {"messages": [item.message(speech_lm.tokenizer) for item in items], "audios": audios}
+
+
+def _read(item: Item, speech_lm: SpeechLM) -> None:
+    """Encode the audio of an item and count its tokens."""
+    tokenizer = speech_lm.tokenizer
+    if isinstance(item.audio, tuple) and "user" not in tokenizer.continuous_roles:
+        item.audio = speech_lm.audio_tokenizer.encode(*item.audio)
+    # A prompt does not end with an answer, so an empty turn follows.
+    sample = {"messages": [item.message(tokenizer), {"role": "user", "content": ""}]}
+    sample["audios"] = [] if item.audio is None else [item.audio]
+    rest = [*tokenizer.header("user"), *tokenizer.footer(), *tokenizer.header("assistant")]
+    item.num_tokens = len(speech_lm.prompt_ids(sample)) - len(rest)

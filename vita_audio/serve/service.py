@@ -101,11 +101,11 @@ class Service:
 
         def open_stream(answer: Answer) -> Iterator[Chunk]:
             with answer.stopwatch.measure("prompt"):
-                sample = make_sample(items, instructions, speech_lm, limit)
+                sample = make_sample(items, instructions, speech_lm, limit, before_reading=answer.raise_if_cancelled)
             options = {"state": conversation.state, "stopwatch": answer.stopwatch, "max_new_tokens": limit}
             options |= {"stopping_criteria": [answer.stop_if_cancelled], **generation}
             stream = speech_lm.stream(sample, plan, **options)
-            record.num_prompt = len(conversation.prompt)
+            record.count_prompt(conversation.prompt, speech_lm.tokenizer)
             return stream
 
         try:
