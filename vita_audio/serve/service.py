@@ -14,6 +14,7 @@ from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.response import Chunk
 from vita_audio.serve.audio import OUTPUT_RATE, StreamResampler
 from vita_audio.serve.conversation import Conversation, make_sample, plain_text
+from vita_audio.serve.guard import ClientLimit
 from vita_audio.serve.metrics import Metrics
 from vita_audio.serve.records import Record, log_event
 from vita_audio.serve.scheduler import Answer, BusyError, Piece, Place, Scheduler
@@ -27,6 +28,7 @@ class Service:
 
     Attributes:
         models: The models by name; `speech_lm` is the first, `name` its name. A client that names no model gets it.
+        sessions: The realtime sessions that are open.
     """
 
     def __init__(self, models: Mapping[str, SpeechLM], limits: Limits | None = None, *, log_content: bool = False):
@@ -43,11 +45,15 @@ class Service:
             if speech_lm.tokenizer.fingerprint != self.speech_lm.tokenizer.fingerprint:
                 raise ValueError(f"the models of a server need the same text tokenizer; {self.name} and {name} differ")
         self.sample_rate = self.speech_lm.audio_tokenizer.output_rate
-        self.num_sessions = 0
+        self.sessions = ClientLimit(self.limits.max_sessions, self.limits.max_per_address)
         self.scheduler = Scheduler(self.limits.max_streams, self.limits.max_queue, self.sample_rate)
         self.metrics = Metrics(self.scheduler, lambda: self.num_sessions)
         self._log_content = log_content
         self._making_voice = asyncio.Lock()
+
+    @property
+    def num_sessions(self) -> int:
+        return self.sessions.num_taken
 
     @property
     def model_rule(self) -> str:
