@@ -5,21 +5,36 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_all_parts_run_and_nothing_is_taken_as_done(tmp_path):
-    """In a checkout whose scripts, and a ruff in its environment, only record their arguments."""
+@pytest.fixture
+def checkout(tmp_path):
+    """One whose scripts, and a ruff and a browser in its environment, only record their arguments."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
     program = f'#!/usr/bin/env bash\necho "$(basename "$0") $*" >> {tmp_path}/calls\n'
-    for path in ("scripts/setup_env.sh", "scripts/quickstart.sh", "scripts/test.sh", ".venv/bin/ruff"):
+    scripts = ("scripts/setup_env.sh", "scripts/quickstart.sh", "scripts/test.sh")
+    for path in (*scripts, ".venv/bin/ruff", ".venv/bin/chromium"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(program)
         (tmp_path / path).chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "VENV"}
-    subprocess.run(["bash", str(tmp_path / ".ci" / "run")], env=environment, check=True)
-    calls = [line.strip() for line in (tmp_path / "calls").read_text().splitlines()]
+    return tmp_path
+
+
+def run(checkout, browser):
+    environment = {name: value for name, value in os.environ.items() if name != "VENV"} | {"CHROMIUM": str(browser)}
+    command = ["bash", str(checkout / ".ci" / "run")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    calls = (checkout / "calls").read_text() if (checkout / "calls").exists() else ""
+    return result, [line.strip() for line in calls.splitlines()]
+
+
+def test_all_parts_run_and_nothing_is_taken_as_done(checkout):
+    result, calls = run(checkout, checkout / ".venv" / "bin" / "chromium")
+    assert result.returncode == 0
     assert calls == [
         "setup_env.sh",
         "ruff check .",
@@ -27,3 +42,10 @@ def test_all_parts_run_and_nothing_is_taken_as_done(tmp_path):
         "quickstart.sh --ci --fresh",
         "test.sh --numprocesses 2 --dist loadfile --timeout 600",
     ]
+
+
+def test_without_a_browser_nothing_runs(checkout):
+    """Otherwise all tests of the page would be skipped, and the rest would pass."""
+    result, calls = run(checkout, "no-such-browser")
+    assert result.returncode == 1 and calls == []
+    assert result.stderr.count("\n") == 1 and "no no-such-browser" in result.stderr and "CHROMIUM" in result.stderr

@@ -1,9 +1,16 @@
 """What enters the prompt: no template from users, of answers what was heard, and no more than fits."""
 
+import asyncio
+import threading
+
 import pytest
 import torch
 
-from vita_audio.serve.conversation import Item, forget_oldest, keep_latest, make_sample, plain_text
+from vita_audio.inference.pipeline import SpeechLM
+from vita_audio.serve.conversation import Conversation, Item, forget_oldest, keep_latest, make_sample, plain_text
+from vita_audio.serve.records import Record
+from vita_audio.serve.service import Service
+from vita_audio.serve.settings import Limits
 from vita_audio.text import TextTokenizer
 
 ATTACKS = [
@@ -114,6 +121,71 @@ def test_what_does_not_fit_is_left_out(speech_lm):
     assert len(speech_lm.prompt_ids(sample)) <= positions - 100
     assert sample["messages"][0]["role"] == "system" and sample["messages"][-1]["content"] == "text 98"
     assert 3 < len(sample["messages"]) < 99 and len(items) == 99
+    earlier = [item.message(speech_lm.tokenizer) for item in items[-len(sample["messages"]) - 1 :]]
+    assert len(speech_lm.prompt_ids({"messages": [sample["messages"][0], *earlier]})) > positions - 100
+
+
+@pytest.fixture
+def readings(speech_lm, monkeypatch):
+    """The first message of each prompt that is encoded."""
+    readings = []
+
+    def prompt_ids(sample):
+        readings.append(sample["messages"][0]["content"])
+        return SpeechLM.prompt_ids(speech_lm, sample)
+
+    monkeypatch.setattr(speech_lm, "prompt_ids", prompt_ids)
+    return readings
+
+
+def test_an_item_is_read_once_and_only_if_it_may_fit(speech_lm, readings):
+    items = items_of(99)
+    sample = make_sample(items, "", speech_lm, 100)
+    assert len(set(readings)) == len(readings) <= len(sample["messages"]) + 2
+    assert make_sample(items, "", speech_lm, 100) == sample
+    make_sample([*items, Item("", "user", "new")], "", speech_lm, 100)
+    assert readings[-1] == "new" and len(set(readings)) == len(readings)
+
+
+def test_the_tokens_of_items_are_those_of_their_prompt(speech_lm):
+    tokenizer = speech_lm.tokenizer
+    codes = [tokenizer.begin_of_audio_id, *tokenizer.audio_ids(list(range(20))), tokenizer.end_of_audio_id]
+    answer = Item("", "assistant", "x", ids=[*tokenizer.encode("one two"), *codes, tokenizer.im_end_id])
+    question = Item("", "user", "Listen.", (0.1 * torch.randn(16_000), 16_000))
+    items = [Item("", "system", "Be brief."), Item("", "user", "hello"), answer, question]
+    for _ in range(2):
+        num_prompt = len(speech_lm.prompt_ids(make_sample(items, "", speech_lm, 10)))
+        assert sum(item.num_tokens[False] for item in items) + len(tokenizer.header("assistant")) == num_prompt
+        answer.truncate(0.5, speech_lm)
+
+
+def test_messages_of_the_system_that_do_not_fit_are_refused_unread(speech_lm, readings):
+    items = [Item("", "system", f"{place} " + "word " * 100) for place in range(40)] + items_of(1)
+    with pytest.raises(ValueError, match="leave no room for 100 new tokens, shorten them"):
+        make_sample(items, "", speech_lm, 100)
+    assert len(readings) < 10
+
+
+def test_an_answer_that_is_cancelled_reads_no_further(speech_lm, monkeypatch):
+    readings, may_read = [], threading.Event()
+
+    def prompt_ids(sample):
+        may_read.wait(60)
+        readings.append(sample)
+        answers[0].cancel()
+        return SpeechLM.prompt_ids(speech_lm, sample)
+
+    async def run():
+        service = Service({"toy": speech_lm}, Limits(max_new_tokens=40))
+        answers.append(service.submit(Conversation(items_of(99)), Record("chat")))
+        may_read.set()
+        events = [event async for event in answers[0]]
+        await asyncio.to_thread(service.scheduler.close)
+        return events
+
+    answers = []
+    monkeypatch.setattr(speech_lm, "prompt_ids", prompt_ids)
+    assert asyncio.run(run()) == [] and len(readings) == 1
 
 
 def test_a_question_that_does_not_fit_is_left_out_of_the_next(speech_lm):

@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+from contextlib import ExitStack
 
 import httpx2 as httpx
 import openai
@@ -11,11 +12,13 @@ import websockets.sync.client
 from realtime_client import MANUAL, append, ask, pcm, read_until, session, silence, speech, until
 from toy_server import serve
 
+from vita_audio.serve.guard import client_address
 from vita_audio.serve.settings import Limits
 
 LONG = Limits(max_new_tokens=400, max_streams=1, max_queue=1)
 QUESTION = {"model": "toy", "messages": [{"role": "user", "content": "hello"}]}
-MESSAGE = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
+LONGEST = "one two"  # is answered with all 400 tokens
+MESSAGE = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": LONGEST}]}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,12 @@ def test_other_hosts_are_refused(server):
 @pytest.mark.parametrize("headers, status", [({"host": "["}, 400), ({"origin": "http://["}, 403)])
 def test_malformed_names_are_refused(server, headers, status):
     assert httpx.get(f"{server.url}/health", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/", "/static/index.html"])
+def test_the_page_is_under_its_policy_at_each_address(server, path):
+    response = httpx.get(server.url + path)
+    assert "<html" in response.text and "default-src 'self'" in response.headers["content-security-policy"]
 
 
 def test_no_file_outside_the_page_is_served(server):
@@ -138,12 +147,14 @@ def test_an_idle_session_ends_though_its_microphone_is_on(speech_lm):
     assert events[-1].error.code == "idle_timeout"
 
 
-def begin_request(server):
+def begin_request(server, **headers):
     """Send a part of a request."""
     request = http.client.HTTPConnection("localhost", server.port)
     request.putrequest("POST", "/v1/audio/speech")
     request.putheader("content-type", "application/json")
     request.putheader("content-length", "100")
+    for name, value in headers.items():
+        request.putheader(name, value)
     request.endheaders(b"{")
     return request
 
@@ -162,7 +173,7 @@ def test_requests_have_a_limit(speech_lm):
 
 
 def test_a_request_that_stops_arriving_is_refused(speech_lm):
-    with serve(speech_lm, limits=Limits(idle_seconds=1)) as server:
+    with serve(speech_lm, limits=Limits(body_seconds=1)) as server:
         request = begin_request(server)
         response = request.getresponse()
         assert response.status == 408 and b"the request did not arrive within 1 s" in response.read()
@@ -183,9 +194,55 @@ def test_a_connection_that_asks_for_something_else_is_refused(server, query):
     assert refusal(server, query) == "invalid_query"
 
 
-def refusal(server, query=""):
+@pytest.mark.parametrize(
+    "host, address",
+    [
+        ("127.0.0.1", None),
+        ("::1", None),
+        ("::ffff:127.0.0.1", None),
+        ("203.0.113.1", "203.0.113.1"),
+        ("::ffff:203.0.113.1", "203.0.113.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::ffff:1", "2001:db8::/64"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_the_address_of_a_client(host, address):
+    assert client_address({"client": (host, 1)}) == address and client_address({"client": None}) is None
+
+
+def forwarded(number):
+    """What a proxy on the server's machine says about one of its clients."""
+    return {"x-forwarded-for": f"203.0.113.{number}"}
+
+
+def test_the_sessions_of_an_address_have_a_limit(speech_lm):
+    with serve(speech_lm, limits=Limits(max_per_address=1)) as server:
+        with connect(server, additional_headers=forwarded(1)):
+            assert refusal(server, additional_headers=forwarded(1)) == "too_many_sessions"
+            with ExitStack() as stack:
+                for headers in (forwarded(2), {}, {}, {}):  # another client; tabs on the server's own machine
+                    socket = stack.enter_context(connect(server, additional_headers=headers))
+                    assert json.loads(socket.recv())["type"] == "session.created"
+        until(lambda: refusal(server, "x=1", additional_headers=forwarded(1)) == "invalid_query")  # there is room
+
+
+def test_the_requests_of_an_address_have_a_limit(speech_lm):
+    with serve(speech_lm, limits=Limits(max_per_address=1, max_new_tokens=4)) as server:
+
+        def status(headers):
+            return httpx.post(f"{server.url}/v1/chat/completions", json=QUESTION, headers=headers).status_code
+
+        request = begin_request(server, **forwarded(1))
+        until(lambda: status(forwarded(1)) == 429)
+        assert status(forwarded(2)) == status({}) == 200
+        request.close()
+        until(lambda: status(forwarded(1)) == 200)
+
+
+def refusal(server, query="", **options):
     """Return the code of the error with which the server closes a new connection."""
-    with websockets.sync.client.connect(f"ws://localhost:{server.port}/v1/realtime?{query}") as socket:
+    with websockets.sync.client.connect(f"ws://localhost:{server.port}/v1/realtime?{query}", **options) as socket:
         error = json.loads(socket.recv())["error"]
         with pytest.raises(websockets.exceptions.ConnectionClosedError):
             socket.recv()
@@ -226,7 +283,7 @@ def test_a_session_that_leaves_in_mid_answer_frees_everything(speech_lm):
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_a_request_whose_client_leaves_frees_everything(speech_lm, is_streamed):
     with serve(speech_lm, limits=LONG) as server:
-        asked = [{"role": "user", "content": "one two"}]  # answered with all 400 tokens
+        asked = [{"role": "user", "content": LONGEST}]
         body = {"model": "toy", "messages": asked, "stream": is_streamed}
         url = f"{server.url}/v1/chat/completions"
         if is_streamed:

@@ -1,14 +1,17 @@
 """`python -m vita_audio.serve` as users start it."""
 
+import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 from dataclasses import replace
 
 import httpx2 as httpx
 import pytest
+from realtime_client import until
 from server_process import start
 
 from vita_audio.serve.__main__ import page_host, parse_arguments
@@ -21,12 +24,18 @@ def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
     command = ["openssl", "req", "-x509", *options, "-keyout", key, "-out", certificate]
     subprocess.run(command, check=True, capture_output=True)
     token.write_text("secret\n")
+    (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    (tmp_path / "browser").chmod(0o755)
     files = ["--token-file", token, "--tls-certificate", certificate, "--tls-key", key]
     model = shutil.copytree(toy_folders.model, tmp_path / "model")
     (model / "demo.json").write_text('{"bare_words": true}')
-    server = start(replace(toy_folders, model=model), "--port", 0, *files)
+    environment = os.environ | {"BROWSER": f"{tmp_path}/browser %s", "DISPLAY": ":0"}
+    server = start(replace(toy_folders, model=model), "--port", 0, "--open-page", *files, env=environment)
     try:
-        url = re.search(r"https://localhost:\d+", server.stdout.readline())[0]
+        line = server.stdout.readline()
+        url = re.search(r"https://localhost:\d+", line)[0]
+        until(lambda: (tmp_path / "opened").exists() and (tmp_path / "opened").read_text() == f"{url}/#token=secret\n")
+        assert "secret" not in line
         with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=certificate)) as client:
             assert client.get("/health").json() == {"status": "ok", "model": "model"}
             assert client.get("/v1/models").status_code == 401
@@ -37,6 +46,21 @@ def test_a_server_with_tls_and_a_token(toy_folders, tmp_path):
         server.send_signal(signal.SIGINT)  # as Ctrl-C does
         errors = server.communicate(timeout=20)[1]
     assert server.returncode == 0 and "Traceback" not in errors
+
+
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(toy_folders, tmp_path):
+    (tmp_path / "config.json").write_text("{}")  # no model: loading it fails
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        _, errors = (server := start(toy_folders, "--port", port, model=tmp_path)).communicate(timeout=60)
+    assert server.returncode == 2 and errors.count("\n") == 1
+    assert f"port {port} is in use" in errors and "--port" in errors
+
+
+def test_an_address_that_is_not_this_machines_is_reported(toy_folders, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    _, errors = (server := start(toy_folders, "--host", "203.0.113.1", model=tmp_path)).communicate(timeout=60)
+    assert server.returncode == 2 and errors.count("\n") == 1 and "see --host and --port" in errors
 
 
 @pytest.mark.parametrize("token", ["", "a/b==", "two words", "two\nlines", "名"])

@@ -216,6 +216,14 @@ def test_a_turn_that_is_not_answered_is_transcribed(server):
     assert "response.created" not in types(events) and events[-1].item_id == events[0].item_id
 
 
+def test_a_response_whose_prompt_is_not_read_has_no_input_tokens(server):
+    with session(server, **MANUAL) as connection:
+        assert ask(connection, "hello")[-1].response.usage.input_tokens > 0
+        response = ask(connection, "word " * 700)[-1].response
+    assert response.status == "failed" and "must fit into the model's" in response.status_details.error.message
+    assert response.usage.input_tokens == response.usage.input_token_details.text_tokens == 0
+
+
 def test_an_answer_is_not_answered(server):
     with session(server, **MANUAL) as connection:
         ask(connection, "hello")

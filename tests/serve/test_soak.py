@@ -8,6 +8,7 @@ SOAK_MODEL is by default a tiny one, SOAK_MINUTES 10. The output has soak.json a
 import asyncio
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,9 @@ from vita_audio.files.atomic import atomic_path, write_json
 from vita_audio.plots import new_figure
 
 NUM_CLIENTS = 30
+OPTIONS = ["--max-new-tokens", 200, "--max-queue", NUM_CLIENTS]  # clients get answers, not only refusals
 GROWTH = 1.05  # of the memory after the first minute, at most
+MUST_HAPPEN = ("talk", "interrupt", "leave", "send_garbage", "closed: too large")
 
 
 def settled_memory(samples):
@@ -29,6 +32,21 @@ def settled_memory(samples):
     rows = [(time, memory) for time, memory, *_ in samples if time >= min(60, last / 2)]
     quarter = len(rows) // 4 + 1
     return tuple(median(memory for _, memory in part) for part in (rows[:quarter], rows[-quarter:]))
+
+
+def missing(counts):
+    """Name what did not happen, or too rarely, to a server that serves its clients."""
+    num_answers = counts["response completed"] + counts["response incomplete"]  # tiny models do not end by themselves
+    too_rare = ["answers"] if num_answers <= counts["error server_busy"] else []
+    return [name for name in MUST_HAPPEN if not counts[name]] + too_rare
+
+
+def test_a_server_that_refuses_everybody_does_not_pass():
+    refusals = Counter(dict.fromkeys(("talk", "interrupt", "leave", "send_garbage", "error server_busy"), 9))
+    assert missing(refusals) == ["closed: too large", "answers"]
+    served = {"response completed": 6, "response incomplete": 4, "closed: too large": 1}
+    assert missing(refusals + Counter(served)) == []
+    assert missing(Counter(dict.fromkeys(MUST_HAPPEN, 1))) == ["answers"]
 
 
 def draw(samples, path):
@@ -49,7 +67,7 @@ def draw(samples, path):
 def test_nothing_is_stuck_and_nothing_grows(toy_folders, tmp_path):
     seconds, output = 60 * float(os.environ.get("SOAK_MINUTES", 10)), Path(os.environ.get("SOAK_OUTPUT", tmp_path))
     model = Path(os.environ["SOAK_MODEL"]) if "SOAK_MODEL" in os.environ else None
-    server = ServerProcess.start(toy_folders, "--max-new-tokens", 200, model=model)
+    server = ServerProcess.start(toy_folders, *OPTIONS, model=model)
     try:
         soak = asyncio.run(run_soak(server, NUM_CLIENTS, seconds))
         until(lambda: not any(server.metric(name) for name in ("sessions", "streams", "queue")))
@@ -65,5 +83,5 @@ def test_nothing_is_stuck_and_nothing_grows(toy_folders, tmp_path):
     log = server.log.read_text()
     server.log.unlink()
     assert soak.faults == [] and not re.findall(r"Traceback|generation_failed", log), report
-    assert soak.counts["talk"] and soak.counts["leave"] and soak.counts["send_garbage"], report
+    assert missing(soak.counts) == [], report
     assert last <= GROWTH * first, report

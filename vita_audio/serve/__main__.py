@@ -8,9 +8,11 @@ Then open http://localhost:8000.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import os
 import re
+import socket
 import sys
 import webbrowser
 from contextlib import suppress
@@ -82,9 +84,8 @@ def run(options: argparse.Namespace) -> None:
     """Load the model and serve it until the process is ended."""
     check_model_folder(options.model)
     check_files(options.token_file, options.tls_certificate, options.tls_key)
-    token = options.token_file.read_text(encoding="utf-8").strip() if options.token_file else None
-    if token is not None and not TOKEN.fullmatch(token):  # as browsers can send it
-        raise ValueError(f"{options.token_file} must be one word of letters, digits and -._~; try openssl rand -hex 16")
+    token = read_token(options.token_file)
+    listener = listen(options.host, options.port)  # before the model is loaded, which takes long
 
     import uvicorn
 
@@ -109,8 +110,6 @@ def run(options: argparse.Namespace) -> None:
     config = server_config(
         app,
         service,
-        host=options.host,
-        port=options.port,
         log_level="warning",
         ssl_certfile=options.tls_certificate,
         ssl_keyfile=options.tls_key,
@@ -122,14 +121,38 @@ def run(options: argparse.Namespace) -> None:
     gc.freeze()
     gc.collect()  # sets the number of objects that its rule compares with
     gc.set_threshold(700, 10, 1)
-    socket = config.bind_socket()
-    socket.listen()  # so that clients who read the next line may connect
-    url = f"{'https' if options.tls_key else 'http'}://{page_host(options)}:{socket.getsockname()[1]}"
+    url = f"{'https' if options.tls_key else 'http'}://{page_host(options)}:{listener.getsockname()[1]}"
     print(f"talk to {options.model}: {url}", flush=True)
     if options.open_page and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
-        webbrowser.open(url)  # without a screen it would start a browser for the terminal
+        # without a screen it would start a browser for the terminal
+        webbrowser.open(url if token is None else f"{url}/#token={token}")
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
-        uvicorn.Server(config).run([socket])
+        uvicorn.Server(config).run([listener])
+
+
+def read_token(path: Path | None) -> str | None:
+    """Read the token of a file, if there is one. Raises: ValueError for one that browsers cannot send."""
+    if path is None:
+        return None
+    token = path.read_text(encoding="utf-8").strip()
+    if not TOKEN.fullmatch(token):
+        raise ValueError(f"{path} must be one word of letters, digits and -._~; try openssl rand -hex 16")
+    return token
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket for the server; clients that connect before it is ready wait. Raises: OSError with a remedy."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has ended
+    try:
+        listener.bind((host, port))
+        listener.listen()  # only this keeps other programs away from the port
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(f"port {port} is in use, perhaps by another server; give another one with --port") from error
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; see --host and --port") from error
+    return listener
 
 
 def page_host(options: argparse.Namespace) -> str:

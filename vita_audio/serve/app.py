@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Response, WebSocket
 from fastapi.responses import FileResponse
@@ -18,7 +19,20 @@ from vita_audio.serve.reply import printable
 from vita_audio.serve.service import Service
 
 STATIC = Path(__file__).parent / "static"
-POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+POLICY = {
+    "Content-Security-Policy": (
+        "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+    )
+}
+
+
+class PageFiles(StaticFiles):
+    """The files of the page, all under its policy, since one of them is the page."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers.update(POLICY)
+        return response
 
 
 def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: str | None = None) -> FastAPI:
@@ -31,12 +45,12 @@ def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: s
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, hosts=hosts, token=token, limits=service.limits, note_error=service.note_error)
-    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/static", PageFiles(directory=STATIC))
     add_endpoints(app, service)
 
     @app.get("/")
     async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
+        return FileResponse(STATIC / "index.html", headers=POLICY)
 
     @app.get("/demo")
     async def about(model: str | None = None) -> Demo:
@@ -56,22 +70,19 @@ def create_app(service: Service, *, hosts: Sequence[str] = LOCAL_HOSTS, token: s
         await websocket.accept("realtime" if "realtime" in protocols else None)
         model = websocket.query_params.get("model")
         session = RealtimeSession(service, websocket, model if model in service.models else service.name)
-        if error := refusal(service, websocket.query_params):
+        if error := refusal(service, websocket):
             return await session.refuse(error)
-        service.num_sessions += 1
-        try:
+        with service.sessions.taken(websocket.scope):
             await session.run()
-        finally:
-            service.num_sessions -= 1
 
     return app
 
 
-def refusal(service: Service, query: Mapping[str, str]) -> EventError | None:
-    """Return why a connection with these parameters is not served, or None."""
-    if service.num_sessions >= service.limits.max_sessions:
-        return EventError("the server has too many sessions; try again later", "too_many_sessions")
-    for name, value in query.items():
+def refusal(service: Service, websocket: WebSocket) -> EventError | None:
+    """Return why a connection is not served, or None."""
+    if message := service.sessions.refusal(websocket.scope, "sessions"):
+        return EventError(message, "too_many_sessions")
+    for name, value in websocket.query_params.items():
         if name != "model" or value not in service.models:
             rule = f"the only query parameter is model; {service.model_rule}"
             message = f"{rule}, got {printable(f'{name}={value}')!r}"

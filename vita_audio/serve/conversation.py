@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -57,6 +57,7 @@ class Item:
         ids: Token ids of an answer, as generated; empty if nothing of it was heard.
         is_written: Whether a client wrote the text, as people write, for the model to read.
         reading: Of an answer in text that was read aloud: its sentences, and the number of audio codes of each.
+        num_tokens: Tokens of the whole message in a prompt once they are counted, by whether it is read `bare`.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Item:
     ids: list[int] | None = None
     is_written: bool = False
     reading: list[tuple[str, int]] = field(default_factory=list)
+    num_tokens: dict[bool, int] = field(default_factory=dict)
 
     @property
     def num_wave_seconds(self) -> float:
@@ -107,7 +109,7 @@ class Item:
             if num_heard and num_heard >= len(positions):
                 return
             self.ids = self.ids[: positions[num_heard - 1] + 1] + [tokenizer.end_of_audio_id] if num_heard else []
-        self.text = tokenizer.decode(self.ids)
+        self.text, self.num_tokens = tokenizer.decode(self.ids), {}
 
     def note_reading(self, sentence: str, num_codes: int) -> None:
         """Note more codes of its text being read aloud; `sentence` begins with them, if it is not empty."""
@@ -168,28 +170,60 @@ def keep_latest(items: Sequence[Item], max_turns: int, max_seconds: float) -> li
 
 
 def make_sample(
-    items: Sequence[Item], instructions: str, speech_lm: SpeechLM, max_new_tokens: int, *, bare: bool = False
+    items: Sequence[Item],
+    instructions: str,
+    speech_lm: SpeechLM,
+    max_new_tokens: int,
+    *,
+    bare: bool = False,
+    before_reading: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Return items as a conversation for `SpeechLM.stream`; the oldest turns that do not fit are left out.
 
-    The audio of users becomes codes, unless the model hears it as continuous input, so that it is encoded once.
+    Each item is read once, and of those that are left out only the latest: its tokens are counted, and the audio of a
+    user becomes codes, unless the model hears it as continuous input.
 
     Args:
         instructions: System message, may be empty.
         bare: As in `Item.message`.
+        before_reading: Called before each reading; what it raises ends the work.
+    Raises: ValueError if the messages of the system leave no room.
     """
+
+    def size(item: Item) -> int:
+        if bare not in item.num_tokens:
+            before_reading()
+            _read(item, speech_lm, bare)
+        return item.num_tokens[bare]
+
     items = [item for item in items if item.role != "assistant" or item.ids != []]  # not answers that nobody heard
-    if "user" not in speech_lm.tokenizer.continuous_roles:
-        for item in items:
-            if isinstance(item.audio, tuple):
-                item.audio = speech_lm.audio_tokenizer.encode(*item.audio)
-    system = [{"role": "system", "content": instructions}] if instructions else []
-    room = speech_lm.model.config.max_position_embeddings - max_new_tokens
-    while True:
-        audios = [item.audio for item in items if item.audio is not None]
-        messages = system + [item.message(speech_lm.tokenizer, bare=bare) for item in items]
-        sample = {"messages": messages, "audios": audios}
-        num_turns = sum(item.role != "system" for item in items)
-        if num_turns <= 1 or len(speech_lm.prompt_ids(sample)) <= room:
-            return sample
-        items = forget_oldest(items, max(1, num_turns - 2))
+    if instructions:
+        items.insert(0, Item("", "system", instructions))
+    num_positions, num_fitting = speech_lm.model.config.max_position_embeddings, 0
+    room = num_positions - max_new_tokens - len(speech_lm.tokenizer.header("assistant"))
+    for item in sorted(items[::-1], key=lambda item: item.role != "system"):  # then the turns, the latest first
+        room -= size(item)
+        if room >= 0:
+            num_fitting += item.role != "system"
+        elif item.role == "system":
+            raise ValueError(
+                f"prompt and answer must fit into the model's {num_positions} positions; the messages of the system "
+                f"leave no room for {max_new_tokens} new tokens, shorten them"
+            )
+        else:
+            break
+    items = forget_oldest(items, max(1, num_fitting))
+    audios = [item.audio for item in items if item.audio is not None]
+    return {"messages": [item.message(speech_lm.tokenizer, bare=bare) for item in items], "audios": audios}
+
+
+def _read(item: Item, speech_lm: SpeechLM, bare: bool) -> None:
+    """Encode the audio of an item and count its tokens."""
+    tokenizer = speech_lm.tokenizer
+    if isinstance(item.audio, tuple) and "user" not in tokenizer.continuous_roles:
+        item.audio = speech_lm.audio_tokenizer.encode(*item.audio)
+    # A prompt does not end with an answer, so an empty turn follows.
+    sample = {"messages": [item.message(tokenizer, bare=bare), {"role": "user", "content": ""}]}
+    sample["audios"] = [] if item.audio is None else [item.audio]
+    rest = [*tokenizer.header("user"), *tokenizer.footer(), *tokenizer.header("assistant")]
+    item.num_tokens[bare] = len(speech_lm.prompt_ids(sample)) - len(rest)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from time import perf_counter
 from urllib.parse import SplitResult, urlsplit
 
@@ -20,6 +23,38 @@ TOKEN_PROTOCOL = "openai-insecure-api-key."  # before the token, in the subproto
 OPEN_PATHS = ("/", "/health")  # need no token, as do files of the page
 STATIC = "/static/"
 CODES = {401: "invalid_api_key", 429: "server_busy"}  # of errors, by their HTTP status
+
+
+class ClientLimit:
+    """What clients have in progress: how much there may be in all, and of one address."""
+
+    def __init__(self, most: int, most_per_address: int):
+        self._most, self._most_per_address = most, most_per_address
+        self._taken: Counter[str | None] = Counter()
+
+    @property
+    def num_taken(self) -> int:
+        return self._taken.total()
+
+    def refusal(self, scope: Scope, things: str) -> str | None:
+        """Return why the client of a connection may not have one more of `things`, or None."""
+        address = client_address(scope)
+        if self.num_taken >= self._most:
+            return f"the server has too many {things}; try again later"
+        if address is not None and self._taken[address] >= self._most_per_address:
+            return f"an address has at most {self._most_per_address} {things} at the same time; try again later"
+        return None
+
+    @contextmanager
+    def taken(self, scope: Scope) -> Iterator[None]:
+        """Count one for the client of a connection."""
+        address = client_address(scope)
+        self._taken[address] += 1
+        try:
+            yield
+        finally:
+            self._taken[address] -= 1
+            self._taken += Counter()  # forgets addresses without any
 
 
 class Guard:
@@ -41,7 +76,7 @@ class Guard:
         """Guard an application; `note_error` gets the code or status of each refusal."""
         self.app, self.token, self.limits, self._note_error = app, token, limits, note_error
         self.hosts = {host.lower() for host in hosts}
-        self._num_requests = 0  # with a body
+        self._request_limit = ClientLimit(limits.max_requests, limits.max_per_address)  # of requests with a body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -50,25 +85,22 @@ class Guard:
             return await self._refuse(scope, receive, send, *refusal)
         if scope["type"] == "websocket" or scope["method"] != "POST":  # the server limits messages; others have no body
             return await self.app(scope, receive, send)
-        if self._num_requests >= self.limits.max_requests:
-            return await self._refuse(scope, receive, send, 429, "the server has too many requests; try again later")
-        self._num_requests += 1
-        try:
+        if message := self._request_limit.refusal(scope, "requests"):
+            return await self._refuse(scope, receive, send, 429, message)
+        with self._request_limit.taken(scope):
             await self._limit_body(scope, receive, send)
-        finally:
-            self._num_requests -= 1
 
     async def _limit_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app; it sees a client that leaves in place of a body that is too long or arrives too slowly."""
         num_bytes, is_whole, refusal = 0, False, None
-        end = perf_counter() + self.limits.idle_seconds
+        end = perf_counter() + self.limits.body_seconds
 
         async def receive_some() -> Message:
             nonlocal num_bytes, is_whole, refusal
             try:
                 message = await asyncio.wait_for(receive(), None if is_whole else max(0, end - perf_counter()))
             except asyncio.TimeoutError:
-                refusal = 408, f"the request did not arrive within {self.limits.idle_seconds:g} s"
+                refusal = 408, f"the request did not arrive within {self.limits.body_seconds:g} s"
                 return {"type": "http.disconnect"}
             num_bytes += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
@@ -115,6 +147,22 @@ class Guard:
 
     def _too_large(self) -> tuple[int, str]:
         return 413, f"a request has at most {self.limits.max_bytes} bytes"
+
+
+def client_address(scope: Scope) -> str | None:
+    """Return the address of a client; of IPv6 the network, of which one client has all; None for this machine's own.
+
+    A proxy on this machine that names its clients in X-Forwarded-For has their addresses, as uvicorn reads them.
+    """
+    name = scope["client"][0] if scope.get("client") else None
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return name
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_loopback:
+        return None
+    return str(address if isinstance(address, IPv4Address) else IPv6Network((address, 64), strict=False))
 
 
 def parse_url(text: str) -> SplitResult:

@@ -232,7 +232,7 @@ class RealtimeSession:
     async def _on_input_audio_buffer_commit(self, event: events.ClientEvent) -> None:
         rest = self._resampler.flush()
         self._resampler = StreamResampler(self._config.audio.input.format.rate, VAD_RATE)
-        wave, self._buffer = torch.cat([self._take_audio(), rest]), torch.zeros(0)
+        wave = torch.cat([self._take_audio(), rest])
         if len(wave) < MIN_SECONDS * VAD_RATE:
             raise EventError(
                 f"the buffer must have at least {MIN_SECONDS:g} s, got {len(wave) / VAD_RATE:.3f} s",

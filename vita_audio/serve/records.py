@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from time import perf_counter
@@ -11,6 +12,7 @@ from typing import Any
 
 from vita_audio.models.decode_step import DecodeCounts
 from vita_audio.serve.scheduler import Piece, Seconds
+from vita_audio.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,8 @@ class Record:
         reason: Why it was cancelled, incomplete or failed.
         first_sound: Seconds from the end of speech to the first sound, with its parts; empty before it.
         limit: Longest answer, tokens.
-        num_prompt, num_samples: Tokens of the prompt; samples of sound, at the rate of the codec.
+        num_prompt, num_prompt_audio: Tokens of the prompt, and those of them that are audio; 0 until it is read.
+        num_samples: Samples of sound, at the rate of the codec.
     """
 
     endpoint: str
@@ -46,10 +49,16 @@ class Record:
     first_sound: dict[str, float] = field(default_factory=dict)
     limit: int = 0
     num_prompt: int = 0
+    num_prompt_audio: int = 0
     num_samples: int = 0
     seconds: Seconds = Seconds()
     depths: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
+
+    def count_prompt(self, prompt: Sequence[int | bytes], tokenizer: TextTokenizer) -> None:
+        """Count the tokens of a prompt that was read, as `Conversation.prompt` has them."""
+        self.num_prompt = len(prompt)
+        self.num_prompt_audio = sum(tokenizer.is_audio(token) for token in prompt if isinstance(token, int))
 
     def add(self, piece: Piece) -> None:
         """Count the next piece."""

@@ -155,24 +155,23 @@ class Reply:
             "output": output,
             "output_modalities": self._config.output_modalities,
             "metadata": self._record.metadata,
-            "usage": usage(self._service, self._conversation, self._ids) if details else None,
+            "usage": usage(self._service, self._record, self._ids) if details else None,
         }
 
 
-def usage(service: Service, conversation: Conversation, ids: list[int]) -> dict[str, Any]:
-    """Count the tokens of the latest prompt and of an answer."""
+def usage(service: Service, record: Record, ids: list[int]) -> dict[str, Any]:
+    """Count the tokens of a prompt and of its answer."""
 
-    def details(tokens: list[Any]) -> dict[str, int]:
-        num_audio = sum(service.speech_lm.tokenizer.is_audio(token) for token in tokens if isinstance(token, int))
-        return {"audio_tokens": num_audio, "text_tokens": len(tokens) - num_audio}
+    def details(num: int, num_audio: int) -> dict[str, int]:
+        return {"audio_tokens": num_audio, "text_tokens": num - num_audio}
 
-    prompt = conversation.prompt
+    num_audio = sum(map(service.speech_lm.tokenizer.is_audio, ids))
     return {
-        "input_tokens": len(prompt),
+        "input_tokens": record.num_prompt,
         "output_tokens": len(ids),
-        "total_tokens": len(prompt) + len(ids),
-        "input_token_details": details(prompt),
-        "output_token_details": details(ids),
+        "total_tokens": record.num_prompt + len(ids),
+        "input_token_details": details(record.num_prompt, record.num_prompt_audio),
+        "output_token_details": details(len(ids), num_audio),
     }
 
 

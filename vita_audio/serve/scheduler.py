@@ -102,16 +102,20 @@ class Answer:
         return Seconds.of(self.stopwatch)
 
     def cancel(self) -> None:
-        """Stop before the next step, or inside a step that calls `stop_if_cancelled`; the iteration then ends."""
+        """Stop before the next step, or inside a step that asks; the iteration then ends."""
         self.is_cancelled = True
+
+    def raise_if_cancelled(self) -> None:
+        """Let a step that takes long end. Raises: CancelledInStep."""
+        if self.is_cancelled:
+            raise CancelledInStep
 
     def stop_if_cancelled(self, ids: Tensor, scores: Tensor | None = None, **_) -> Tensor:
         """Be a stopping criterion of `generate` that never ends an answer, but raises CancelledInStep.
 
         A step may be many decoding cycles, since it lasts until there is something to hand on.
         """
-        if self.is_cancelled:
-            raise CancelledInStep
+        self.raise_if_cancelled()
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     def note_step(self, num_seconds: float) -> None:

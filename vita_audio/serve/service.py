@@ -15,6 +15,7 @@ from vita_audio.inference.response import Chunk
 from vita_audio.serve.audio import OUTPUT_RATE, StreamResampler
 from vita_audio.serve.conversation import Conversation, make_sample, plain_text
 from vita_audio.serve.demo import Demo
+from vita_audio.serve.guard import ClientLimit
 from vita_audio.serve.metrics import Metrics
 from vita_audio.serve.reading import read_aloud
 from vita_audio.serve.records import Record, log_event
@@ -30,6 +31,7 @@ class Service:
     Attributes:
         models: The models by name; `speech_lm` is the first, `name` its name. A client that names no model gets it.
         demos: What is known about models, by name.
+        sessions: The realtime sessions that are open.
     """
 
     def __init__(
@@ -54,11 +56,15 @@ class Service:
             if speech_lm.tokenizer.fingerprint != self.speech_lm.tokenizer.fingerprint:
                 raise ValueError(f"the models of a server need the same text tokenizer; {self.name} and {name} differ")
         self.sample_rate = self.speech_lm.audio_tokenizer.output_rate
-        self.num_sessions = 0
+        self.sessions = ClientLimit(self.limits.max_sessions, self.limits.max_per_address)
         self.scheduler = Scheduler(self.limits.max_streams, self.limits.max_queue, self.sample_rate)
         self.metrics = Metrics(self.scheduler, lambda: self.num_sessions)
         self._log_content = log_content
         self._making_voice = asyncio.Lock()
+
+    @property
+    def num_sessions(self) -> int:
+        return self.sessions.num_taken
 
     @property
     def model_rule(self) -> str:
@@ -118,11 +124,12 @@ class Service:
 
         def open_stream(answer: Answer) -> Iterator[Chunk]:
             with answer.stopwatch.measure("prompt"):
-                sample = make_sample(items, instructions, speech_lm, limit, bare=bare)
+                read = {"bare": bare, "before_reading": answer.raise_if_cancelled}
+                sample = make_sample(items, instructions, speech_lm, limit, **read)
             options = {"plan": plan, "stopwatch": answer.stopwatch, **generation}
             options["stopping_criteria"] = [answer.stop_if_cancelled]
             stream = speech_lm.stream(sample, state=conversation.state, max_new_tokens=limit, **options)
-            record.num_prompt = len(conversation.prompt)
+            record.count_prompt(conversation.prompt, speech_lm.tokenizer)
             return read_aloud(stream, speech_lm, limit, bare=bare, **options) if is_aloud else stream
 
         try:

@@ -125,6 +125,7 @@ async function press() {
   if (!(await open())) return;
   if (pushToTalk() && !isHeld) return; // it was released while the browser asked for permission
   if (pushToTalk()) await session.interrupt(); // hands-free, speech does
+  if (pushToTalk() && !isHeld) return; // it was released meanwhile
   session.send("input_audio_buffer.clear");
   pressedAt = sent.length;
   setSending(true);
@@ -167,5 +168,6 @@ for (const input of document.querySelectorAll("[name=mode]")) {
     session.configure();
   });
 }
+document.addEventListener("recording", () => isSending && release());
 document.addEventListener("language", showMicrophone);
 showMicrophone();

@@ -29,6 +29,7 @@ export class Recorder {
     showError("");
     this.clear();
     this.record.disabled = true;
+    document.dispatchEvent(new Event("recording")); // what is recorded is not said to the model
     try {
       this.close = await openMicrophone(({ pcm }) => this.take(pcm), () => this.close && this.finish());
       this.setRecording(true);
