@@ -158,3 +158,17 @@ def hold_out(utterances: list[Utterance], count: int) -> tuple[list[Utterance], 
     if len(utterances) < 2 * count:
         raise ValueError(f"--held-out {count} needs at least {2 * count} utterances, got {len(utterances)}; lower it")
     return utterances[:-count], utterances[-count:]
+
+
+def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
+    """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others.
+
+    Returns: (training, held out).
+    Raises: ValueError without utterances of the main voice, or with too few to hold out so many.
+    """
+    own, others = split_voices(utterances, voice)
+    train_set, held_out = hold_out(own, count)
+    if others:
+        more, more_held_out = hold_out(others, count)
+        return train_set + more, held_out + more_held_out
+    return train_set, held_out

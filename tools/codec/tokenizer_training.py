@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from tools.codec.code_mel_pairs import joined_wave, mel_of
-from tools.codec.corpus import Utterance, hold_out, load_corpus, split_voices
+from tools.codec.corpus import Utterance, load_corpus, split_corpus
 from tools.codec.heads import FEATURE_RATE, CodeReader, count_errors, ctc_loss
 from tools.codec.run_settings import is_new, keep_options
 from tools.codec.vector_quantizer import VectorQuantizer
@@ -181,20 +181,6 @@ def validate(training: TokenizerTraining, maker: BatchMaker, utterances: list[Ut
             counts[key] += len(truth)
     rates = {f"phone_error_{key}": errors[key] / max(counts[key], 1) for key in errors}
     return {"perplexity": training.quantizer.perplexity(), **rates}
-
-
-def split_corpus(utterances: list[Utterance], voice: str, count: int) -> tuple[list[Utterance], list[Utterance]]:
-    """Hold out `count` utterances of the main voice and, if there are other voices, as many of the others.
-
-    Returns: (training, held out).
-    Raises: ValueError without utterances of the main voice, or with too few to hold out so many.
-    """
-    own, others = split_voices(utterances, voice)
-    train_set, held_out = hold_out(own, count)
-    if others:
-        more, more_held_out = hold_out(others, count)
-        return train_set + more, held_out + more_held_out
-    return train_set, held_out
 
 
 def prepare(args: argparse.Namespace) -> Callable[[], None]:

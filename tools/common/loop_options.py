@@ -14,6 +14,10 @@ def add_loop_options(parser: argparse.ArgumentParser, *, steps: int, lr: float, 
     parser.add_argument("--lr", type=in_range(float, above=0), default=lr, help="peak learning rate")
     parser.add_argument("--warmup", type=in_range(int, minimum=0), default=warmup, help="steps of linear warm-up")
     parser.add_argument("--save-every", type=count, default=500, help="steps between checkpoints")
-    parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="train in float32")
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="train in bfloat16 or float32 (default: bfloat16 if the device has instructions for it)",
+    )
     add_device_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed for weights and batches")

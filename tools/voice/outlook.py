@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tools.codec.decoder_training import VocoderTraining
 from tools.codec.voice_training import VoiceFlowTraining, as_old
+from tools.common.training_loop import autocast
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.inference.pipeline import resolve_device
 from vita_audio.speech_decoder.mel import HOP_LENGTH, NUM_BANDS
@@ -31,14 +32,14 @@ def random_batch(model: VoiceFlowTraining, num_frames: int, device: str) -> dict
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def seconds_per_step(model: nn.Module, batch: dict[str, Tensor], *, bf16: bool) -> float:
-    """Return the time of one training step."""
+def seconds_per_step(model: nn.Module, batch: dict[str, Tensor], *, bf16: bool | None) -> float:
+    """Return the time of one training step, s; `bf16` as in `autocast`."""
     optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     device = next(iter(batch.values())).device.type
     for step in range(NUM_STEPS):
         if step == 1:
             started = time.monotonic()
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with autocast(device, bf16):
             loss = model(batch)["total"]
         optimizer.zero_grad()
         loss.backward()

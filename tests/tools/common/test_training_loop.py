@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tools.common.loop_options import add_loop_options
-from tools.common.training_loop import TrainingLoop, learning_rate
+from tools.common.training_loop import TrainingLoop, autocast, learning_rate
 
 
 def options(folder, **changes) -> argparse.Namespace:
@@ -148,3 +148,15 @@ def test_checkpoints_are_told_in_words_and_logged_as_json(tmp_path, capsys):
     *_, last = capsys.readouterr().out.splitlines()
     row = log_of(tmp_path)[-1]
     assert last.startswith("step 4, 0.0 minutes: num_skipped 0, total ") and f", held_out {row['held_out']:.4g}" in last
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bfloat16_is_for_devices_that_have_instructions_for_it_unless_an_option_says_so(monkeypatch, has_instructions):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    parser = argparse.ArgumentParser()
+    add_loop_options(parser, steps=1, lr=1)
+    for flags, expected in (([], has_instructions), (["--bf16"], True), (["--no-bf16"], False)):
+        args = parser.parse_args(["--output", "run", *flags])
+        with autocast("cpu", args.bf16):
+            assert torch.is_autocast_enabled("cpu") == expected
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if expected else torch.float32)
