@@ -104,6 +104,8 @@ def test_encoder_learns_resumes_and_is_taken_by_a_model(corpus, tmp_path):
     assert "continuing at step 60 of 180" in result.stdout
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in log] == [60, 120, 180] and log[-1]["token_error"] < 0.2
+    (weights,) = (tmp_path / "run/encoder").glob("*.safetensors")
+    assert weights.stat().st_mode == (tmp_path / "run/log.jsonl").stat().st_mode  # readable by whoever may read others
     model = make_plus_model(1, audio_config=SIZES)
     load_speech_encoder(model, tmp_path / "run/encoder")
     assert SenseVoiceFrontEnd.from_pretrained(tmp_path / "run/encoder").scale.isfinite().all()

@@ -103,6 +103,9 @@ def test_a_stopped_run_continues_and_exports_a_plain_qwen2(tokenizer, small_conf
     assert type(model).__name__ == "Qwen2ForCausalLM" and model.dtype == torch.bfloat16
     assert model.config.vocab_size == len(TextTokenizer.from_pretrained(tmp_path / "model").base) - 17
     assert model.config.tie_word_embeddings and model.config.eos_token_id == tokenizer.im_end_id
+    weights, new = tmp_path / "model" / "model.safetensors", tmp_path / "new"
+    new.touch()
+    assert weights.stat().st_mode == new.stat().st_mode
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
