@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vita_audio.audio_tokenizers import get_audio_tokenizer, glm4voice
 from vita_audio.audio_tokenizers.glm4voice import PIECES_PER_BATCH, GLM4VoiceTokenizer, piece_features
+from vita_audio.files.checkpoint import read_json
 from vita_audio.stopwatch import Stopwatch
 
 FOLDER = ASSETS / "vq_wav"
@@ -90,6 +91,7 @@ def test_saved_folder_loads_as_float32(tokenizer, tmp_path, dtype):
     tokenizer.save_pretrained(tmp_path, dtype)
     stored = load_file(tmp_path / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {dtype}
+    assert read_json(tmp_path / "config.json")["dtype"] == str(dtype).removeprefix("torch.")
     loaded = get_audio_tokenizer("glm4voice", tmp_path)
     assert {value.dtype for value in loaded.encoder.state_dict().values()} == {torch.float32}
     for name, value in tokenizer.encoder.state_dict().items():

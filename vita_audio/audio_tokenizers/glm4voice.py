@@ -6,6 +6,7 @@ the longest piece of the call, so codes do not depend on the other waves in the 
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
@@ -168,6 +169,9 @@ class GLM4VoiceTokenizer(AudioTokenizer):
         """Write `config.json`, `model.safetensors` with weights as `dtype`, and `preprocessor_config.json`."""
         weights = {name: value.to(dtype) for name, value in self.encoder.state_dict().items()}
         self.encoder.save_pretrained(folder, state_dict=weights)
+        config = deepcopy(self.encoder.config)
+        config.dtype = dtype  # that of the encoder is in the file
+        config.save_pretrained(folder)
         self.feature_extractor.save_pretrained(folder)
         restore_permissions(Path(folder))
 
