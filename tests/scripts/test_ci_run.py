@@ -24,8 +24,9 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def run(checkout, browser):
-    environment = {name: value for name, value in os.environ.items() if name != "VENV"} | {"CHROMIUM": str(browser)}
+def run(checkout, browser=None, **changes):
+    environment = {name: value for name, value in os.environ.items() if name not in ("VENV", "CHROMIUM")} | changes
+    environment |= {"CHROMIUM": str(browser)} if browser else {}
     command = ["bash", str(checkout / ".ci" / "run")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     calls = (checkout / "calls").read_text() if (checkout / "calls").exists() else ""
@@ -49,3 +50,21 @@ def test_without_a_browser_nothing_runs(checkout):
     result, calls = run(checkout, "no-such-browser")
     assert result.returncode == 1 and calls == []
     assert result.stderr.count("\n") == 1 and "no no-such-browser" in result.stderr and "CHROMIUM" in result.stderr
+
+
+def test_a_missing_browser_is_installed_where_that_is_possible(checkout):
+    programs = checkout / "programs"
+    programs.mkdir()
+    for name in ("bash", "env", "dirname", "basename", "cp"):
+        (programs / name).symlink_to(shutil.which(name))
+    for name, command in (("id", "echo 0"), ("apt-get", f'[ "$1" = update ] || cp {programs}/id {programs}/chromium')):
+        (programs / name).write_text(f"#!{programs}/bash\n{command}\n")
+        (programs / name).chmod(0o755)
+    (checkout / ".venv" / "bin" / "chromium").unlink()
+    result, calls = run(checkout, PATH=str(programs))
+    assert result.returncode == 0, result.stderr
+    assert (programs / "chromium").exists() and calls[-1].startswith("test.sh")
+    (programs / "chromium").unlink()
+    (programs / "apt-get").unlink()
+    result, calls = run(checkout, PATH=str(programs))
+    assert result.returncode == 1 and "no chromium" in result.stderr

@@ -23,9 +23,7 @@ from vita_audio.files.atomic import write_json
 from vita_audio.inference.pipeline import resolve_device
 
 WIDTH = 192
-HIDDEN_CODES = (
-    0.1  # share of the codes of a batch that the reader does not see, so that it does not learn texts by heart
-)
+HIDDEN_CODES = 0.1  # share of the codes of a batch that the reader does not see; otherwise it learns texts by heart
 
 Row = tuple[Tensor, list[int], str]  # codes, (codes,) int64; ids of its phones; whose voice: "main" or "other"
 
@@ -46,6 +44,7 @@ class CodeReading(nn.Module):
         return self.reader.code_ctc(features)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the CTC loss per phone of a batch of `collate`, a scalar named `total`."""
         return {"total": ctc_loss(self.logits(batch), batch["mask"].sum(1) * UPSAMPLING, batch["symbols"])}
 
 
@@ -88,23 +87,28 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
         name: get_audio_tokenizer("glm4voice", folder, device=args.device) for name, folder in args.tokenizers.items()
     }
 
-    def train(name: str, tokenizer: AudioTokenizer) -> dict[str, float]:
+    def start(name: str, tokenizer: AudioTokenizer) -> TrainingLoop:
         torch.manual_seed(args.seed)
         own = argparse.Namespace(**vars(args) | {"output": args.output / name})
         loop = TrainingLoop(CodeReading(tokenizer.vocab_size, 1 + len(symbols)), own)
         keep_options(own, tokenizer=tokenizer.fingerprint)
+        return loop
+
+    loops = {name: start(name, tokenizer) for name, tokenizer in tokenizers.items()}
+
+    def train(loop: TrainingLoop, tokenizer: AudioTokenizer) -> dict[str, float]:
         rng, num_codes = random.Random(args.seed + loop.step), round(args.batch_seconds * tokenizer.frame_rate)
-        rows = [] if loop.step >= args.steps else encode(train_set, tokenizer, ids, args.voice)
-        test = encode(held_out, tokenizer, ids, args.voice)
-        loop.run(
-            lambda: collate(neighbours(rows, lambda row: len(row[0]), num_codes, rng), args.device),
-            lambda: error_rates(loop.averaged.module, test, args.device),
-        )
-        lines = (own.output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        if loop.step < args.steps:
+            rows, test = (encode(part, tokenizer, ids, args.voice) for part in (train_set, held_out))
+            loop.run(
+                lambda: collate(neighbours(rows, lambda row: len(row[0]), num_codes, rng), args.device),
+                lambda: error_rates(loop.averaged.module, test, args.device),
+            )
+        lines = (loop.args.output / "log.jsonl").read_text(encoding="utf-8").splitlines()
         return {key: value for key, value in json.loads(lines[-1]).items() if key.startswith("phone_error")}
 
     def compare() -> None:
-        results = {name: train(name, tokenizer) for name, tokenizer in tokenizers.items()}
+        results = {name: train(loop, tokenizers[name]) for name, loop in loops.items()}
         write_json(args.output / "phones.json", results)
         for name, rates in results.items():
             print(f"{name}: {', '.join(f'{key} {100 * rate:.1f} %' for key, rate in rates.items())}")

@@ -56,6 +56,10 @@ def test_codes_that_tell_phones_apart_are_read_with_fewer_errors(corpus, tmp_pat
     compare_codes.main(flags)
     assert json.loads((tmp_path / "phones.json").read_text()) == results
 
+    with pytest.raises(SystemExit):
+        compare_codes.main([*flags[:-1], "b=tells"])  # another tokenizer under the name of one that is done
+    assert capsys.readouterr().err.splitlines()[-1].startswith("compare_codes: ")
+
 
 @pytest.mark.parametrize("tokenizers", [["a"], ["a=x", "a=y"], ["=x"]])
 def test_tokenizers_have_names_of_their_own(tokenizers, capsys):
