@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import soxr
 
-CHROMIUM = os.environ.get("CHROMIUM") or which("chromium")
+CHROMIUM = which(os.environ.get("CHROMIUM") or "chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 SPEECH = Path(__file__).parents[1] / "assets" / "speech_tokenizer" / "vq_wav" / "speech_short.wav"
