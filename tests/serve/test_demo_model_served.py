@@ -59,7 +59,9 @@ def test_the_questions_of_the_page_are_answered(server):
             shown = [event.item for event in events if event.type == "conversation.item.added"]
             assert shown[0].content[0].text == question
             given[question] = events[-1].response.output[0].content[0].text.strip()
+        written_with_digits = ask(connection, "How much is 3 plus 3?")[-1].response.output[0].content[0].text
     assert given == {question: right[bare_words(question)] for question in DEMO.questions}
+    assert written_with_digits.strip() == given["How much is three plus three?"]
 
 
 def test_only_what_clients_write_for_the_model_is_made_bare(speech_lm):

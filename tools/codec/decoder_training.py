@@ -219,10 +219,12 @@ def start_weights(
         counts = f"{num_codes} codes, {args.start_tokenizer} {former.vocab_size}"
         raise ValueError(f"--start-from {args.start_from} has {counts}; give its tokenizer as --start-tokenizer")
     if former.fingerprint != tokenizer.fingerprint:
-        waves = [torch.from_numpy(utterance.float_wave(SAMPLE_RATE)) for utterance in utterances]
-        codes = [[one.encode(wave, SAMPLE_RATE) for wave in waves] for one in (former, tokenizer)]
+        progress = tqdm(utterances, desc="comparing codes", unit="clip")
+        waves = (torch.from_numpy(utterance.float_wave(SAMPLE_RATE)) for utterance in progress)
+        pairs = [(former.encode(wave, SAMPLE_RATE), tokenizer.encode(wave, SAMPLE_RATE)) for wave in waves]
+        former_codes, codes = zip(*pairs, strict=True)
         embedding = weights["input_embedding.weight"]
-        weights["input_embedding.weight"] = translate_embedding(embedding, *codes, config.vocab_size)
+        weights["input_embedding.weight"] = translate_embedding(embedding, former_codes, codes, config.vocab_size)
     return weights
 
 

@@ -11,6 +11,7 @@ NOT_ABBREVIATED = r"(?<!\b(?:Dr|Mr|Ms|St)\.\s)(?<!\bMrs\.\s)(?!(?<=\bNo\.\s)\d)"
 SENTENCE_END = rf"(?<=[.!?]\s){NOT_ABBREVIATED}|(?<=[。！？\n])"
 BREAKS = (r"(?<=[,;:]\s)|(?<=[，、；：])", r"(?<=\s)", "")  # after clauses, words, characters
 KEPT = "LMN"  # first letters of the Unicode categories of letters, their accents, and numbers
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def num_letters(text: str) -> int:
@@ -24,10 +25,14 @@ def has_words(text: str) -> bool:
 
 
 def bare_words(text: str) -> str:
-    """Return a text in lower case, without any marks but the apostrophes in its words; one without words as it is."""
+    """Return a text in lower case, without any marks but the apostrophes in its words; one without words as it is.
+
+    Digits become English words, one by one: 427 is four two seven.
+    """
     if not has_words(text):
         return text
     text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
+    text = re.sub("[0-9]", lambda digit: f" {DIGITS[int(digit[0])]} ", text)
     text = "".join(char if char in "'\n" or unicodedata.category(char)[0] in KEPT else " " for char in text)
     lines = ((word.strip("'") for word in line.split()) for line in text.split("\n"))
     return "\n".join(" ".join(filter(None, words)) for words in lines)
