@@ -18,7 +18,7 @@ from tools.codec.code_mel_pairs import CodeMelPairs, collate
 from tools.codec.corpus import Utterance, hold_out, load_corpus, split_voices
 from tools.codec.phone_reader import PhoneReader, load_reader, phone_losses
 from tools.codec.run_settings import is_new, keep_options
-from tools.common.training_loop import TrainingLoop, averaged_weights
+from tools.common.training_loop import CHECKPOINT, TrainingLoop, averaged_weights
 from vita_audio.audio_tokenizers import get_audio_tokenizer
 from vita_audio.audio_tokenizers.base import AudioTokenizer
 from vita_audio.inference.pipeline import resolve_device
@@ -123,10 +123,7 @@ def prepare_vocoder(args: argparse.Namespace) -> Callable[[], None]:
     sampler = SegmentSampler(train_set[: args.max_clips], args.frames, args.batch_size, rng)
     training = VocoderTraining(SMALL_HIFT)
     if args.start_from and is_new(args):
-        start = SpeechDecoder.from_pretrained(args.start_from)
-        if start.config.hift != SMALL_HIFT:
-            raise ValueError(f"--start-from {args.start_from} must have the sizes of the embedded vocoder")
-        training.hift.load_state_dict(start.hift.state_dict())
+        training.hift.load_state_dict(vocoder_of(args.start_from, "--start-from"))
     loop = TrainingLoop(training, args)
     keep_options(args)
 
@@ -255,13 +252,27 @@ def held_out_losses(model: nn.Module, batch: dict[str, Any], device: str) -> dic
     return {f"held_out_{name}": value for name, value in model(to_device(batch, device)).items()}
 
 
-def export(vocoder_run: Path, flow_run: Path, output: Path) -> None:
-    """Write the averaged weights of both runs as config.yaml, flow.safetensors and hift.safetensors, in float16."""
-    weights = {name: averaged_weights(run, name) for name, run in (("hift", vocoder_run), ("flow", flow_run))}
-    config = replace(SMALL_FLOW, vocab_size=len(weights["flow"]["input_embedding.weight"]))
+def vocoder_of(decoder: Path, option: str) -> dict[str, Tensor]:
+    """Return the weights of a decoder folder's vocoder. Raises: FileNotFoundError; ValueError for other sizes."""
+    start = SpeechDecoder.from_pretrained(decoder)
+    if start.config.hift != SMALL_HIFT:
+        raise ValueError(f"{option} {decoder} must have the sizes of the embedded vocoder")
+    return start.hift.state_dict()
+
+
+def export(vocoder: Path, flow_run: Path, output: Path) -> None:
+    """Write vocoder and flow as config.yaml, flow.safetensors and hift.safetensors, in float16.
+
+    Args:
+        vocoder: A run, or a decoder folder, whose vocoder is kept; of runs, the averaged weights are written.
+    """
+    is_run = (vocoder / CHECKPOINT).is_file()
+    hift_weights = averaged_weights(vocoder, "hift") if is_run else vocoder_of(vocoder, "--vocoder")
+    flow_weights = averaged_weights(flow_run, "flow")
+    config = replace(SMALL_FLOW, vocab_size=len(flow_weights["input_embedding.weight"]))
     flow, hift = MaskedDiffWithXvec(config), HiFTGenerator(SMALL_HIFT)
-    flow.load_state_dict(weights["flow"])
-    hift.load_state_dict(weights["hift"])
+    flow.load_state_dict(flow_weights)
+    hift.load_state_dict(hift_weights)
     decoder = SpeechDecoder(DecoderConfig(flow=config, hift=SMALL_HIFT), flow.eval(), hift.eval())
     decoder.save_pretrained(output, torch.float16)
     print(f"decoder written to {output}")

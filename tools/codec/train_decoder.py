@@ -2,7 +2,7 @@
 
 The vocoder needs only recordings and can train while the tokenizer does; the flow needs the trained tokenizer. With
 `--reader`, a phone recogniser that `reader` trains, the flow also learns to keep phones apart. Interrupted runs are
-resumed. `export` combines vocoder and flow into a decoder folder.
+resumed. `export` combines vocoder and flow into a decoder folder; the vocoder may be that of another one.
 
     python -m tools.codec.train_decoder vocoder --corpus DIR --voice joe --output RUN/vocoder
     python -m tools.codec.train_decoder reader --corpus DIR --voice joe --output RUN/reader
@@ -49,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         command.add_argument("--voice", required=True, help="voice to train on")
         command.add_argument("--held-out", type=int, default=24, help="validation recordings")
     export = commands.add_parser("export", help="write the decoder folder")
-    export.add_argument("--vocoder", type=Path, required=True, help="run folder of the vocoder")
+    export.add_argument("--vocoder", type=Path, required=True, help="run of the vocoder, or a decoder folder")
     export.add_argument("--flow", type=Path, required=True, help="run folder of the flow")
     export.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args(arguments)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     with one_line_errors("train_decoder"):
         if args.command == "export":
-            check_files(args.vocoder / "checkpoint.pt", args.flow / "checkpoint.pt")
+            check_files(args.flow / "checkpoint.pt")
         if args.command == "flow" and args.reader:
             check_files(args.reader / "checkpoint.pt", args.reader / "phones.json")
         from tools.codec.decoder_training import export, prepare_flow, prepare_vocoder

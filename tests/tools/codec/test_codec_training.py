@@ -317,6 +317,15 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path, capsys):
     folders = ("--vocoder", tmp_path / "vocoder", "--flow", tmp_path / "flow", "--output", tmp_path / "decoder")
     run(["export", *map(str, folders)])
 
+    folders = ("--vocoder", tmp_path / "decoder", "--flow", tmp_path / "flow", "--output", tmp_path / "kept")
+    run(["export", *map(str, folders)])
+    for name in ("flow.safetensors", "hift.safetensors"):
+        assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "decoder" / name).read_bytes()
+    with pytest.raises(SystemExit):
+        run(["export", "--vocoder", str(tmp_path / "none"), *map(str, folders[2:])])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("train_decoder: ") and str(tmp_path / "none") in error
+
     start = {"start_from": tmp_path / "decoder", "start_tokenizer": tokenizer}
     run(["flow", *flags(corpus, tmp_path / "again", steps=1, lr=1e-9, **start, **more)])
     before = SpeechDecoder.from_pretrained(tmp_path / "decoder").flow.state_dict()
