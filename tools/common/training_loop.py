@@ -54,9 +54,15 @@ def describe(row: dict[str, float]) -> str:
 
 
 def averaged_weights(run: Path, part: str) -> dict[str, Tensor]:
-    """Return the averaged weights of a part of a trained model, such as `flow`, from its run folder."""
+    """Return the averaged weights of a part of a trained model, such as `flow`, from its run folder.
+
+    Raises: ValueError for a run of another model.
+    """
     state, prefix = torch.load(run / CHECKPOINT, weights_only=True, map_location="cpu")["averaged"], f"module.{part}."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not weights:
+        raise ValueError(f"{run} must be a run that trained a part {part}, got one of another model")
+    return weights
 
 
 class TrainingLoop:

@@ -321,10 +321,11 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path, capsys):
     run(["export", *map(str, folders)])
     for name in ("flow.safetensors", "hift.safetensors"):
         assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "decoder" / name).read_bytes()
-    with pytest.raises(SystemExit):
-        run(["export", "--vocoder", str(tmp_path / "none"), *map(str, folders[2:])])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("train_decoder: ") and str(tmp_path / "none") in error
+    for vocoder, reason in (("none", "config.yaml is missing"), ("reader", "must be a run that trained a part hift")):
+        with pytest.raises(SystemExit):
+            run(["export", "--vocoder", str(tmp_path / vocoder), *map(str, folders[2:])])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"train_decoder: {tmp_path / vocoder}") and reason in error
 
     start = {"start_from": tmp_path / "decoder", "start_tokenizer": tokenizer}
     run(["flow", *flags(corpus, tmp_path / "again", steps=1, lr=1e-9, **start, **more)])
