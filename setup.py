@@ -49,6 +49,7 @@ setup(
             "num2words>=0.5.14,<0.6",
         ],
         "evaluation-zh": ["wetext>=0.1.8", "zhconv>=1.4"],
+        "evaluation-moonshine": ["moonshine-voice>=0.0.49,<0.1"],  # a second recogniser for English
         "evaluation-mos": ["speechmos>=0.0.1", "librosa>=0.10", "onnxruntime", "requests"],
         "ray": ["ray[data]>=2.60,<3"],  # audio codes on a cluster
         "lora": ["peft>=0.21.2,<0.22"],  # adapters in training and inference

@@ -222,8 +222,28 @@ class ParaformerJudge(Judge):
             yield result["text"]
 
 
+class MoonshineJudge(Judge):
+    """The Moonshine tiny of the package moonshine-voice, English; no relative of Whisper's; one clip at a time.
+
+    It tells whether figures by a Whisper judge hold where Whisper's own encoder is part of what is judged.
+    """
+
+    name = "moonshine_tiny_en"
+
+    def __init__(self):
+        """Load the model. Raises: MissingPackageError, an ImportError, without moonshine-voice."""
+        moonshine = require("moonshine_voice", purpose=f"the judge {self.name}", install="moonshine-voice")
+        self._model = moonshine.Transcriber(str(moonshine.get_model_path("tiny-en")), moonshine.ModelArch.TINY)
+
+    def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:
+        for wave in waves:
+            transcript = self._model.transcribe_without_streaming(wave.tolist(), self.sample_rate)
+            yield " ".join(line.text.strip() for line in transcript.lines)
+
+
 JUDGES: dict[str, Callable[[int | None], Judge]] = {
     "whisper_tiny_en": load_whisper_tiny_en,
+    "moonshine_tiny_en": lambda num_threads: MoonshineJudge(),
     "paraformer_zh": lambda num_threads: ParaformerJudge("paraformer-zh", "paraformer_zh"),
 }
 MULTILINGUAL: dict[str, Callable[[int | None, str], Judge]] = {"whisper_base": load_whisper_base}

