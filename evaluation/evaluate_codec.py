@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.metrics.ours import code_counts, codebook_perplexity, corrected_error_rate, digit_error_rate
-from evaluation.metrics.score import check_unique
+from evaluation.metrics.score import Score, check_unique
+from evaluation.metrics.significance import compare, confidence_interval
 from evaluation.suites import draw, read_rows
 from vita_audio.command_line import OneLineParser, add_codec_options, in_range
 from vita_audio.constants import INPUT_RATE
@@ -37,7 +38,7 @@ from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json, write_text
 
 if TYPE_CHECKING:
-    from evaluation.judges import Judge, Sound
+    from evaluation.judges import Judge, PredictedMos, Sound
     from vita_audio.audio_tokenizers import AudioTokenizer
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
@@ -110,12 +111,14 @@ def evaluate_corpus(
     *,
     judge: Judge | None = None,
     heard_originals: Sequence[str] = (),
+    mos: PredictedMos | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a codec on a corpus, and write the decoded waves to `output`.
 
     Args:
         judge: Transcribes the waves; None: no error rates.
         heard_originals: Transcripts of `hear_originals` by the same judge.
+        mos: Predicts the opinion scores of the clips before and after the codec; None: none.
     """
     import soundfile
     from tqdm import tqdm
@@ -123,7 +126,7 @@ def evaluate_corpus(
     from vita_audio.data.audio import load_audio
 
     output.mkdir(parents=True, exist_ok=True)
-    decoded, codes, distances = [], [], []
+    decoded, codes, distances, opinions = [], [], [], []
     seconds = encoding_seconds = decoding_seconds = 0.0
     for clip in tqdm(clips, desc=f"codec {output.name}", unit="clip"):
         wave = load_audio(clip.path, tokenizer.sample_rate)
@@ -139,12 +142,15 @@ def evaluate_corpus(
         distances.append(mel_distance((target, tokenizer.sample_rate), (made, tokenizer.output_rate)))
         soundfile.write(output / f"{clip.name}.wav", made.numpy(), tokenizer.output_rate)
         decoded.append((made, tokenizer.output_rate))
+        if mos:
+            opinions.append((mos.measure((wave, tokenizer.sample_rate)), mos.measure(decoded[-1])))
     return {
         "clips": len(clips),
         **code_metrics(codes, tokenizer),
         "mel_distance": float(np.mean(distances)),
         "encoding_cpu_seconds_per_second": encoding_seconds / seconds,
         "decoding_cpu_seconds_per_second": decoding_seconds / seconds,
+        **opinion_metrics(opinions),
         **({} if judge is None else judged_metrics(clips, judge, decoded, heard_originals)),
     }
 
@@ -182,17 +188,35 @@ def training_code_metrics(store: Path, mixture: Path, tokenizer: AudioTokenizer,
     }
 
 
+def opinion_metrics(opinions: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return the mean predicted opinions before and after the codec, given in pairs, with 95 % intervals."""
+    if not opinions:
+        return {}
+    before, after = (Score.of_mean(scores) for scores in zip(*opinions, strict=True))
+    return {
+        "mos": after.value,
+        "mos_interval": confidence_interval(after, is_share=False),
+        "mos_original": before.value,
+        "mos_original_interval": confidence_interval(before, is_share=False),
+    }
+
+
 def judged_metrics(
     clips: Sequence[Clip], judge: Judge, decoded: Sequence[Sound], heard_originals: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the WER after the codec, and before it unless those transcripts are the reference."""
+    """Return the WER after the codec and, unless the transcripts before it are the reference, before it and the rise.
+
+    Intervals are those of 95 %; clips are drawn for them, and before and after belong together.
+    """
     heard = judge.transcribe(decoded, progress="judging decoded")
     written = [clip.text for clip in clips if clip.text is not None]
     texts = written or list(heard_originals)
     rate = partial(corrected_error_rate, texts, language=judge.language)
+    after = rate(heard)
     return {
-        "wer": rate(heard).value,
-        **({"wer_original": rate(heard_originals).value} if written else {}),
+        "wer": after.value,
+        "wer_interval": confidence_interval(after),
+        **(_rise(after, rate(heard_originals)) if written else {}),
         **(_digit_metrics(texts, heard, heard_originals) if judge.language == "en" else {}),
         "generated": [
             {
@@ -205,6 +229,11 @@ def judged_metrics(
             for clip, text, transcript, original in zip(clips, texts, heard, heard_originals, strict=True)
         ],
     }
+
+
+def _rise(after: Score, before: Score) -> dict[str, Any]:
+    rise = compare(after, before)
+    return {"wer_original": before.value, "wer_rise": rise.difference, "wer_rise_interval": (rise.low, rise.high)}
 
 
 def _digit_metrics(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, float]:
@@ -238,6 +267,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--compare", nargs="+", metavar="TYPE[=PATH[,DECODER]]", help="codecs to compare, with their weights"
     )
     parser.add_argument("--judge", default="whisper_tiny_en", help="a judge, or none")
+    parser.add_argument("--mos", action="store_true", help="also predict opinion scores, about 1 s for each clip")
     parser.add_argument("--language", default="en", help="language of the speech, which the judge must know")
     parser.add_argument("--max-clips", type=in_range(int, minimum=1), help="use a fixed draw of this many clips")
     parser.add_argument("--codes", type=Path, help="code store: also measure the use of the codebook in --codes-of")
@@ -286,7 +316,11 @@ def check_decoders(codecs: Iterable[AudioTokenizer]) -> None:
 
 
 def measure(
-    runs: Mapping[str, tuple[AudioTokenizer, Sequence[Clip]]], judge: Judge | None, output: Path
+    runs: Mapping[str, tuple[AudioTokenizer, Sequence[Clip]]],
+    judge: Judge | None,
+    output: Path,
+    *,
+    mos: PredictedMos | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Print and return the metrics of codecs on corpora by the name of the run, whose waves go to its folder."""
     results, heard = {}, {}
@@ -295,9 +329,9 @@ def measure(
         if judge and key not in heard:
             heard[key] = hear_originals(clips, judge)
         originals = heard.get(key, ())
-        results[name] = evaluate_corpus(clips, codec, output / name, judge=judge, heard_originals=originals)
+        results[name] = evaluate_corpus(clips, codec, output / name, judge=judge, heard_originals=originals, mos=mos)
         numbers = {key: value for key, value in results[name].items() if key != "generated"}
-        shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}
+        shown = {key: np.round(value, 4).tolist() for key, value in numbers.items()}
         print(name, json.dumps(shown))
     return results
 
@@ -325,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from evaluation.judges import get_judge
+    from evaluation.judges import PredictedMos, get_judge
     from evaluation.reporting.plots import draw_spectrograms
     from vita_audio.audio_tokenizers import get_audio_tokenizer, is_continuous
     from vita_audio.inference.pipeline import resolve_device
@@ -347,7 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judge = None
     if options.judge != "none":
         judge = get_judge(options.judge, len(os.sched_getaffinity(0)), language=options.language)
-    results, judge_name = measure(runs, judge, output), judge and judge.name
+    mos = PredictedMos() if options.mos else None
+    results, judge_name = measure(runs, judge, output, mos=mos), judge and judge.name
     if options.compare:
         write_comparison(output, results, clips, judge_name)
         return

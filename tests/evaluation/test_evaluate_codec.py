@@ -10,7 +10,15 @@ import soundfile
 import torch
 from toy_corpus import LengthJudge
 
-from evaluation.evaluate_codec import code_metrics, judged_metrics, main, mel_distance, parse_arguments, read_corpus
+from evaluation.evaluate_codec import (
+    code_metrics,
+    judged_metrics,
+    main,
+    mel_distance,
+    opinion_metrics,
+    parse_arguments,
+    read_corpus,
+)
 from evaluation.judges import JUDGES
 from evaluation.reporting.plots import draw_codecs
 from vita_audio.audio_tokenizers.front_end import HEAD_SECONDS, TAIL_SECONDS
@@ -106,6 +114,27 @@ def test_words_are_compared_with_the_texts(folder):
     figures = judged_metrics(clips, judge, sounds, heard)
     assert [row["reference_text"] for row in figures["generated"]] == ["one two", "three", "four"]
     assert figures["wer"] == figures["wer_original"] > 0
+    assert figures["wer_rise"] == 0 and figures["wer_rise_interval"] == (0, 0)
+    low, high = figures["wer_interval"]
+    assert low <= figures["wer"] <= high and low < high
+
+
+def test_the_rise_of_the_word_error_rate_is_that_from_the_originals_to_the_decoded_clips(folder):
+    clips = read_corpus(folder)
+    right, wrong = [clip.text for clip in clips], [clip.text.replace("three", "tree") for clip in clips]
+    judge = LengthJudge()
+    judge._transcribe_all = lambda waves: iter(wrong)
+    figures = judged_metrics(clips, judge, heard_in(clips, LengthJudge())[0], right)
+    assert (figures["wer"], figures["wer_original"], figures["wer_rise"]) == (1 / 4, 0, 1 / 4)
+    assert figures["wer_rise_interval"] == figures["wer_interval"]
+
+
+def test_opinions_are_those_of_the_originals_and_of_the_decoded_clips():
+    figures = opinion_metrics([(3.0, 2.0), (4.0, 2.0)])
+    assert (figures["mos_original"], figures["mos"]) == (3.5, 2.0)
+    low, high = figures["mos_original_interval"]
+    assert 3 <= low < 3.5 < high <= 4
+    assert opinion_metrics([]) == {}
 
 
 def test_without_texts_words_are_compared_with_those_heard_in_the_originals(untold):
