@@ -225,7 +225,9 @@ class ParaformerJudge(Judge):
 class MoonshineJudge(Judge):
     """The Moonshine tiny of the package moonshine-voice, English; no relative of Whisper's; one clip at a time.
 
-    It tells whether figures by a Whisper judge hold where Whisper's own encoder is part of what is judged.
+    It tells whether figures by a Whisper judge hold where Whisper's own encoder is part of what is judged. Its voice
+    activity detector is not reset between waves: the silence after each one keeps a word of its own out of the next
+    transcript (moonshine-voice 0.0.49, findings/moonshine_voice_carries_speech.sh).
     """
 
     name = "moonshine_tiny_en"
