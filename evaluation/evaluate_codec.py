@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.metrics.ours import code_counts, codebook_perplexity, corrected_error_rate, digit_error_rate
-from evaluation.metrics.score import Score, check_unique
-from evaluation.metrics.significance import compare, confidence_interval
+from evaluation.codec_metrics import (
+    code_metrics,
+    judged_metrics,
+    mel_distance,
+    opinion_metrics,
+    training_code_metrics,
+)
+from evaluation.metrics.score import check_unique
 from evaluation.suites import draw, read_rows
 from vita_audio.command_line import OneLineParser, add_codec_options, in_range
 from vita_audio.constants import INPUT_RATE
@@ -96,12 +99,17 @@ def _text(path: Path) -> str | None:
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
-def hear_originals(clips: Sequence[Clip], judge: Judge) -> list[str]:
-    """Return the judge's transcripts of the original clips."""
+def load_originals(clips: Sequence[Clip]) -> list[Sound]:
     from vita_audio.data.audio import load_audio
 
-    originals = [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
-    return judge.transcribe(originals, progress="judging originals")
+    return [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
+
+
+def opinions_of(sounds: Sequence[Sound], mos: PredictedMos, label: str) -> list[float]:
+    """Return the predicted opinion of each sound; `label` is that of a progress bar."""
+    from tqdm import tqdm
+
+    return [mos.measure(sound) for sound in tqdm(sounds, desc=f"opinions of {label}", unit="clip")]
 
 
 def evaluate_corpus(
@@ -112,13 +120,15 @@ def evaluate_corpus(
     judge: Judge | None = None,
     heard_originals: Sequence[str] = (),
     mos: PredictedMos | None = None,
+    opinions_of_originals: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Return the metrics of a codec on a corpus, and write the decoded waves to `output`.
 
     Args:
         judge: Transcribes the waves; None: no error rates.
-        heard_originals: Transcripts of `hear_originals` by the same judge.
-        mos: Predicts the opinion scores of the clips before and after the codec; None: none.
+        heard_originals: Transcripts of the original clips by the same judge.
+        mos: Predicts the opinion scores of the waves; None: none.
+        opinions_of_originals: Those of the original clips.
     """
     import soundfile
     from tqdm import tqdm
@@ -126,7 +136,7 @@ def evaluate_corpus(
     from vita_audio.data.audio import load_audio
 
     output.mkdir(parents=True, exist_ok=True)
-    decoded, codes, distances, opinions = [], [], [], []
+    decoded, codes, distances = [], [], []
     seconds = encoding_seconds = decoding_seconds = 0.0
     for clip in tqdm(clips, desc=f"codec {output.name}", unit="clip"):
         wave = load_audio(clip.path, tokenizer.sample_rate)
@@ -142,120 +152,16 @@ def evaluate_corpus(
         distances.append(mel_distance((target, tokenizer.sample_rate), (made, tokenizer.output_rate)))
         soundfile.write(output / f"{clip.name}.wav", made.numpy(), tokenizer.output_rate)
         decoded.append((made, tokenizer.output_rate))
-        if mos:
-            opinions.append((mos.measure((wave, tokenizer.sample_rate)), mos.measure(decoded[-1])))
-    return {
+    metrics = {
         "clips": len(clips),
         **code_metrics(codes, tokenizer),
         "mel_distance": float(np.mean(distances)),
         "encoding_cpu_seconds_per_second": encoding_seconds / seconds,
         "decoding_cpu_seconds_per_second": decoding_seconds / seconds,
-        **opinion_metrics(opinions),
-        **({} if judge is None else judged_metrics(clips, judge, decoded, heard_originals)),
     }
-
-
-def code_metrics(codes: Sequence[Sequence[int]], tokenizer: AudioTokenizer) -> dict[str, float]:
-    """Return the bit rate of the codec, the entropy rate of these codes, and how many different codes occur."""
-    perplexity = codebook_perplexity(codes, tokenizer.vocab_size)
-    return {
-        "codes_per_second": tokenizer.frame_rate,
-        "bits_per_second": tokenizer.frame_rate * tokenizer.bits_per_code,
-        "bits_per_second_used": tokenizer.frame_rate * math.log2(perplexity / tokenizer.codes_per_group),
-        "codebook_size": tokenizer.vocab_size,
-        "codes_used": int((code_counts(codes, tokenizer.vocab_size) > 0).sum()),
-        "codebook_perplexity": perplexity,
-    }
-
-
-def training_code_metrics(store: Path, mixture: Path, tokenizer: AudioTokenizer, *, all_roles: bool) -> dict[str, Any]:
-    """Return the use of the codebook in training data, which has enough codes to tell.
-
-    Args:
-        store: Folder of the code store.
-        mixture: Training mixture, a yaml file.
-        all_roles: Whether the speech of all roles enters the model as codes; False: the assistant's only.
-    """
-    from vita_audio.data.codes import AudioCodeStore
-    from vita_audio.data.mixture import load_mixture, referenced_audio
-    from vita_audio.text import ROLES
-
-    paths = referenced_audio(load_mixture(mixture), ROLES if all_roles else ("assistant",))
-    codes = AudioCodeStore(store, tokenizer.fingerprint, read_only=True)
-    return {
-        "codebook_size": tokenizer.vocab_size,
-        "codebook_perplexity": codebook_perplexity(map(codes.codes, paths), tokenizer.vocab_size),
-    }
-
-
-def opinion_metrics(opinions: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Return the mean predicted opinions before and after the codec, given in pairs, with 95 % intervals."""
-    if not opinions:
-        return {}
-    before, after = (Score.of_mean(scores) for scores in zip(*opinions, strict=True))
-    return {
-        "mos": after.value,
-        "mos_interval": confidence_interval(after, is_share=False),
-        "mos_original": before.value,
-        "mos_original_interval": confidence_interval(before, is_share=False),
-    }
-
-
-def judged_metrics(
-    clips: Sequence[Clip], judge: Judge, decoded: Sequence[Sound], heard_originals: Sequence[str]
-) -> dict[str, Any]:
-    """Return the WER after the codec and, unless the transcripts before it are the reference, before it and the rise.
-
-    Intervals are those of 95 %; clips are drawn for them, and before and after belong together.
-    """
-    heard = judge.transcribe(decoded, progress="judging decoded")
-    written = [clip.text for clip in clips if clip.text is not None]
-    texts = written or list(heard_originals)
-    rate = partial(corrected_error_rate, texts, language=judge.language)
-    after = rate(heard)
-    return {
-        "wer": after.value,
-        "wer_interval": confidence_interval(after),
-        **(_rise(after, rate(heard_originals)) if written else {}),
-        **(_digit_metrics(texts, heard, heard_originals) if judge.language == "en" else {}),
-        "generated": [
-            {
-                "wav": f"{clip.name}.wav",
-                "original_wav": str(clip.path),
-                "reference_text": text,
-                "transcript": transcript,
-                "original": original,
-            }
-            for clip, text, transcript, original in zip(clips, texts, heard, heard_originals, strict=True)
-        ],
-    }
-
-
-def _rise(after: Score, before: Score) -> dict[str, Any]:
-    rise = compare(after, before)
-    return {"wer_original": before.value, "wer_rise": rise.difference, "wer_rise_interval": (rise.low, rise.high)}
-
-
-def _digit_metrics(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, float]:
-    """Return the digit error rates, or nothing if the texts have no digits."""
-    try:
-        rates = digit_error_rate(texts, heard), digit_error_rate(texts, heard_originals)
-    except ValueError:
-        return {}
-    return dict(zip(("digit_error", "digit_error_original"), rates, strict=True))
-
-
-def mel_distance(original: Sound, decoded: Sound) -> float:
-    """Return the mean difference of two waves' natural log-mels over their common length."""
-    import torch
-
-    from vita_audio.resample import resample
-    from vita_audio.speech_decoder.mel import FFT_SIZE, SAMPLE_RATE, mel_spectrogram
-
-    waves = [resample(wave, rate, SAMPLE_RATE) for wave, rate in (original, decoded)]
-    length = max(min(map(len, waves)), FFT_SIZE)
-    mels = [mel_spectrogram(torch.nn.functional.pad(wave, (0, length))[None, :length]) for wave in waves]
-    return float((mels[0] - mels[1]).abs().mean())
+    if mos:
+        metrics |= opinion_metrics(clips, opinions_of_originals, opinions_of(decoded, mos, "decoded"))
+    return metrics | ({} if judge is None else judged_metrics(clips, judge, decoded, heard_originals))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -323,13 +229,16 @@ def measure(
     mos: PredictedMos | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Print and return the metrics of codecs on corpora by the name of the run, whose waves go to its folder."""
-    results, heard = {}, {}
+    results, judged = {}, {}
     for name, (codec, clips) in runs.items():
         key = tuple(clips)
-        if judge and key not in heard:
-            heard[key] = hear_originals(clips, judge)
-        originals = heard.get(key, ())
-        results[name] = evaluate_corpus(clips, codec, output / name, judge=judge, heard_originals=originals, mos=mos)
+        if key not in judged:
+            originals = load_originals(clips) if judge or mos else []
+            heard = judge.transcribe(originals, progress="judging originals") if judge else []
+            judged[key] = heard, opinions_of(originals, mos, "originals") if mos else []
+        heard, opinions = judged[key]
+        judges = {"judge": judge, "heard_originals": heard, "mos": mos, "opinions_of_originals": opinions}
+        results[name] = evaluate_corpus(clips, codec, output / name, **judges)
         numbers = {key: value for key, value in results[name].items() if key != "generated"}
         shown = {key: np.round(value, 4).tolist() for key, value in numbers.items()}
         print(name, json.dumps(shown))

@@ -223,18 +223,20 @@ class ParaformerJudge(Judge):
 
 
 class MoonshineJudge(Judge):
-    """The Moonshine tiny of the package moonshine-voice, English; no relative of Whisper's; one clip at a time.
+    """The Moonshine tiny of the package moonshine-voice, English; unrelated to Whisper; one clip at a time.
 
     It tells whether figures by a Whisper judge hold where Whisper's own encoder is part of what is judged. Its voice
-    activity detector is not reset between waves: the silence after each one keeps a word of its own out of the next
-    transcript (moonshine-voice 0.0.49, findings/moonshine_voice_carries_speech.sh).
+    activity detector is not reset between waves: without the silence that `transcribe` adds, a transcript may begin
+    with a made-up word (moonshine-voice 0.0.49, findings/moonshine_voice_carries_speech.sh).
     """
 
     name = "moonshine_tiny_en"
 
     def __init__(self):
         """Load the model. Raises: MissingPackageError, an ImportError, without moonshine-voice."""
-        moonshine = require("moonshine_voice", purpose=f"the judge {self.name}", install="moonshine-voice")
+        moonshine = require(
+            "moonshine_voice", purpose=f"the judge {self.name}", install="'vita-audio[evaluation-moonshine]'"
+        )
         self._model = moonshine.Transcriber(str(moonshine.get_model_path("tiny-en")), moonshine.ModelArch.TINY)
 
     def _transcribe_all(self, waves: Sequence[np.ndarray]) -> Iterator[str]:

@@ -48,6 +48,16 @@ class Score:
         """Return the score whose value is the mean of `values`; for outcomes, the share that is true."""
         return cls(values, np.ones(len(values)), ids)
 
+    def grouped(self, keys: Sequence[str]) -> Score:
+        """Return the score of equal value whose samples are the groups of samples with equal keys.
+
+        Raises: ValueError unless every sample has its key.
+        """
+        check_same_length("sample", len(self), "key", len(keys))
+        ids, groups = np.unique(np.asarray(keys), return_inverse=True)
+        sums = (np.bincount(groups, weights=values) for values in (self.numerators, self.denominators))
+        return Score(*sums, ids.tolist())
+
     @property
     def value(self) -> float:
         return float(self.numerators.sum() / self.denominators.sum())

@@ -97,6 +97,7 @@ def prepare(args: argparse.Namespace) -> Callable[[], None]:
     loops = {name: start(name, tokenizer) for name, tokenizer in tokenizers.items()}
 
     def train(loop: TrainingLoop, tokenizer: AudioTokenizer) -> dict[str, float]:
+        torch.manual_seed(args.seed + loop.step)  # whatever the others have drawn
         rng, num_codes = random.Random(args.seed + loop.step), round(args.batch_seconds * tokenizer.frame_rate)
         if loop.step < args.steps:
             rows, test = (encode(part, tokenizer, ids, args.voice) for part in (train_set, held_out))

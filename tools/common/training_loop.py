@@ -61,7 +61,7 @@ def averaged_weights(run: Path, part: str) -> dict[str, Tensor]:
     state, prefix = torch.load(run / CHECKPOINT, weights_only=True, map_location="cpu")["averaged"], f"module.{part}."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not weights:
-        raise ValueError(f"{run} must be a run that trained a part {part}, got one of another model")
+        raise ValueError(f"{run} must be a run that trained a {part}, got a run of another model")
     return weights
 
 

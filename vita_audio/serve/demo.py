@@ -29,7 +29,7 @@ class Demo(Strict):
     Attributes:
         domain: A sentence; empty if there is nothing to say.
         questions: Questions to click, as people write them.
-        bare_words: The model knows only words in lower case, without punctuation and digits: what clients write reaches
+        bare_words: The model knows only words in lower case, without punctuation or digits: what clients write reaches
             it so.
         system_prompt: The page offers one; False for a model trained without any.
     """

@@ -321,7 +321,7 @@ def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path, capsys):
     run(["export", *map(str, folders)])
     for name in ("flow.safetensors", "hift.safetensors"):
         assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "decoder" / name).read_bytes()
-    for vocoder, reason in (("none", "config.yaml is missing"), ("reader", "must be a run that trained a part hift")):
+    for vocoder, reason in (("none", "config.yaml is missing"), ("reader", "must be a run that trained a hift")):
         with pytest.raises(SystemExit):
             run(["export", "--vocoder", str(tmp_path / vocoder), *map(str, folders[2:])])
         error = capsys.readouterr().err.splitlines()[-1]
