@@ -2,7 +2,7 @@
 
 from vita_audio.audio_tokenizers.glm4voice import EMBEDDED_DECODER, EMBEDDED_TOKENIZER
 
-MOST_BYTES = 16_000_000  # speech tokenizer and decoder together, so that the repository stays small
+MOST_BYTES = 24_000_000  # speech tokenizer and decoder together, so that the repository stays small
 
 
 def test_the_embedded_codec_is_small():
