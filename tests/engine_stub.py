@@ -20,7 +20,7 @@ class StubEngine(ThreadingHTTPServer):
     Attributes:
         requests: The fields of all requests.
         left: Set when a client has left within its answer.
-        may_go_on: Answers wait for it after their first event.
+        may_go_on: Answers wait for it after three events, which are enough for a first chunk.
         ends_after: Number of events after which it breaks an answer off; None: never.
         error: Message that it sends in place of answers; None: none.
     """
@@ -77,11 +77,12 @@ class Handler(BaseHTTPRequestHandler):
         answer = self.server.model.generate(prompt, mtp_inference_mode="vanilla", do_sample=False, **options)
         ids = answer[0, prompt.shape[1] :].tolist()
         events = [ids[:1], *(ids[place : place + 2] for place in range(1, len(ids), 2))]
-        for event in events[: self.server.ends_after]:
+        for number, event in enumerate(events[: self.server.ends_after], start=1):
             data = json.dumps({"choices": [{"index": 0, "text": "", "token_ids": event}]})
             self.wfile.write(f"data: {data}\n\n".encode())
             self.wfile.flush()
-            self.server.may_go_on.wait(timeout=60)
+            if number == 3:
+                self.server.may_go_on.wait(timeout=60)
         if self.server.ends_after is None:
             self.wfile.write(b"data: [DONE]\n\n")
 
