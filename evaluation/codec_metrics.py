@@ -101,7 +101,7 @@ def _digit_metrics(texts: Sequence[str], heard: Sequence[str], heard_originals: 
 
 
 def opinion_metrics(clips: Sequence[Clip], before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Return the means of the predicted opinions of clips before and after the codec, with 95 % intervals."""
+    """Return the mean predicted opinions of clips before and after the codec, from 1 to 5, with 95 % intervals."""
     metrics: dict[str, Any] = {}
     for name, opinions in (("mos", after), ("mos_original", before)):
         score = Score.of_mean(opinions).grouped([clip.text or clip.name for clip in clips])

@@ -100,13 +100,14 @@ def _text(path: Path) -> str | None:
 
 
 def load_originals(clips: Sequence[Clip]) -> list[Sound]:
+    """Return the waves of the clips, (samples,) float32, at INPUT_RATE."""
     from vita_audio.data.audio import load_audio
 
     return [(load_audio(clip.path, INPUT_RATE), INPUT_RATE) for clip in clips]
 
 
 def opinions_of(sounds: Sequence[Sound], mos: PredictedMos, label: str) -> list[float]:
-    """Return the predicted opinion of each sound; `label` is that of a progress bar."""
+    """Return the predicted opinion of each sound, from 1 to 5; `label` is that of a progress bar."""
     from tqdm import tqdm
 
     return [mos.measure(sound) for sound in tqdm(sounds, desc=f"opinions of {label}", unit="clip")]
