@@ -65,6 +65,7 @@ SERVER_COLUMNS = {  # metric of a server -> heading
     "model_ms": "language model, ms",
     "decoder_ms": "decoder, ms",
     "rest_ms": "rest, ms",
+    "early_ms": "done ahead, ms",  # of encoder, model and decoder
     "real_time_factor": "real-time factor",
 }
 RATIOS = ("tokens_per_second", "first_audio_ms", "real_time_factor")  # metrics that are compared between builds

@@ -53,7 +53,9 @@ def test_a_spoken_question_is_answered(server, playwright, tmp_path):
         (question, answer), file = download(page)
     assert answer["status"] in ("completed", "incomplete") and answer["usage"]["output_tokens"] > 0
     times = answer["milliseconds"]
-    assert list(times) == ["vad", "wait", "encoder", "model", "decoder", "rest"] and times["vad"] > 200
+    assert (
+        list(times) == ["vad", "wait", "encoder", "model", "decoder", "rest"] and times["vad"] > 100
+    )  # but for a draft
     said, rate = soundfile.read(io.BytesIO(file.read(question["audio"])))
     assert rate == 16_000 and 1 < len(said) / rate < 3 and np.abs(said).max() > 0.1
     made = file.read(answer["audio"])

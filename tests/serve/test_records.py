@@ -37,7 +37,7 @@ def test_a_turn_has_its_times_its_tokens_and_its_outcome(server, lines):
     assert (line["event"], line["endpoint"], line["level"]) == ("answer", "realtime", "INFO")
     assert line["session"].startswith("sess_") and line["outcome"] == response.status
     assert (line["prompt_tokens"], line["answer_tokens"]) == (response.usage.input_tokens, response.usage.output_tokens)
-    for name in ("first_sound_ms", "vad_ms", "encoder_ms", "model_ms", "decoder_ms", "wait_ms"):
+    for name in ("first_sound_ms", "vad_ms", "encoder_ms", "model_ms", "decoder_ms", "wait_ms", "early_ms"):
         assert str(line[name]) == metadata[name]
     assert line["audio_seconds"] > 0 and line["real_time_factor"] > 0
     transcript = response.output[0].content[0].transcript

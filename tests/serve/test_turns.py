@@ -66,6 +66,22 @@ def test_a_turn_is_its_part_of_the_stream(vad):
     assert torch.equal(stopped.wave, TWO_TURNS[started.start : stopped.end])
 
 
+def test_a_pause_tells_where_the_turn_is_cut_if_it_lasts(vad):
+    """It is over when speech goes on, and the turn so far is the turn as it is cut."""
+    wave = torch.cat([silence(0.5), speech(1.2), silence(0.3), speech(1.2), silence(0.7)])
+    detector, pauses, stopped = TurnDetector(vad, **OPTIONS), [], []
+    for piece in wave.split(CHUNK):
+        stopped += [event for event in detector.push(piece) if isinstance(event, SpeechStopped)]
+        end = detector.pause
+        pauses.append((end, None if end is None else detector.turn_until(end).clone()))
+    ends = [end for end, _ in pauses]
+    changes = [end for before, end in zip(ends, ends[1:], strict=False) if end != before]
+    assert len(stopped) == 1 and changes[-2:] == [stopped[0].end, None]
+    assert len(changes) >= 4 and all(end is None for end in changes[1::2])  # the shorter pause is one, too
+    turns = [turn for end, turn in pauses if end == stopped[0].end]
+    assert len(turns) >= 7 and all(torch.equal(turn, stopped[0].wave) for turn in turns)
+
+
 def test_silence_is_not_kept(vad):
     events, detector = detect(vad, silence(20))
     assert events == [] and len(detector.end_turn()) < 0.3 * VAD_RATE

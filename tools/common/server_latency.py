@@ -30,7 +30,8 @@ SERVER_RATE = 24_000  # Hz, of its sound
 PIECE_SECONDS = 0.02
 QUESTION = "what day comes after monday"  # spoken by the server itself where there are no recordings
 QUIET = 0.01  # part of the loudest piece (-40 dB) below which the end of a recording is no speech
-PARTS = ("detection_ms", "encoder_ms", "model_ms", "decoder_ms", "rest_ms")  # of `total_ms`
+PARTS = ("detection_ms", "encoder_ms", "model_ms", "decoder_ms", "rest_ms")  # of `total_ms`, but for "early_ms"
+EARLY = "early_ms"  # of encoder, model and decoder: before turn detection was certain of the end
 
 
 @dataclass
@@ -143,11 +144,12 @@ async def ask(socket: Any, microphone: Microphone, wave: np.ndarray) -> dict[str
             break  # a cancelled one answered a pause in the question
     if not num_bytes:
         return None
-    told = {name: float(event["response"]["metadata"][name]) for name in ("encoder_ms", "model_ms", "decoder_ms")}
-    metrics = {"total_ms": 1000 * (first_at - speech_end), **told}
+    metadata = event["response"]["metadata"]
+    told = {name: float(metadata[name]) for name in ("encoder_ms", "model_ms", "decoder_ms")}
+    metrics = {"total_ms": 1000 * (first_at - speech_end), **told, EARLY: float(metadata.get(EARLY, 0))}
     metrics["detection_ms"] = 1000 * (times["input_audio_buffer.speech_stopped"] - speech_end)
-    metrics["rest_ms"] = metrics["total_ms"] - metrics["detection_ms"] - sum(told.values())
-    seconds = times["response.output_audio.delta"] - times["response.created"]
+    metrics["rest_ms"] = metrics["total_ms"] - metrics["detection_ms"] - sum(told.values()) + metrics[EARLY]
+    seconds = times["response.output_audio.delta"] - times["response.created"] + metrics[EARLY] / 1000
     metrics["real_time_factor"] = seconds / (num_bytes / 2 / SERVER_RATE)
     return metrics
 
@@ -179,7 +181,7 @@ def measure_server(server: Server, recordings: Sequence[Path], num_turns: int) -
     spoken = [turn for turn in turns if turn is not None]
     if not spoken:
         raise ValueError(f"none of the {num_turns} answers of {server.url} has sound; ask other questions")
-    values = {name: [turn[name] for turn in spoken] for name in ("total_ms", *PARTS, "real_time_factor")}
+    values = {name: [turn[name] for turn in spoken] for name in ("total_ms", *PARTS, EARLY, "real_time_factor")}
     metrics = {name: {"median": median(found), "p90": percentile_90(found)} for name, found in values.items()}
     facts = {"server": server.url, "model": model, "num_turns": num_turns, "num_without_sound": num_turns - len(spoken)}
     return {**facts, "recordings": [path.name for path in recordings], "metrics": metrics, "turns": turns}

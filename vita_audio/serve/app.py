@@ -12,9 +12,10 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from vita_audio.serve.demo import Demo
+from vita_audio.serve.events import EventError
 from vita_audio.serve.guard import LOCAL_HOSTS, Guard
 from vita_audio.serve.openai_http import add_endpoints
-from vita_audio.serve.realtime import EventError, RealtimeSession
+from vita_audio.serve.realtime import RealtimeSession
 from vita_audio.serve.reply import printable
 from vita_audio.serve.service import Service
 

@@ -72,7 +72,8 @@ class Item:
     @property
     def num_wave_seconds(self) -> float:
         """Seconds of speech that is kept as a wave, not as codes, which are a thousand times smaller."""
-        return self.audio[0].shape[-1] / self.audio[1] if isinstance(self.audio, tuple) else 0.0
+        audio = self.audio  # may become codes meanwhile, in the scheduler's thread
+        return audio[0].shape[-1] / audio[1] if isinstance(audio, tuple) else 0.0
 
     def message(self, tokenizer: TextTokenizer, *, bare: bool = False) -> dict[str, Any]:
         """Return it as a message of a sample, without any template token that an answer may have been led to make.

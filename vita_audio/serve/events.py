@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
 
 from vita_audio.interleave import InterleavePlan
-from vita_audio.serve.audio import OUTPUT_RATE
+from vita_audio.serve.audio import OUTPUT_RATE, from_pcm16
 
 MAX_MILLISECONDS = 24 * 60 * 60 * 1000
 MIN_TEMPERATURE = 1e-3  # of sampling; scores divided by much less are infinite
 
 Name = Annotated[str, Field(max_length=200)]  # of something, as clients call it; errors repeat it
+
+
+class EventError(ValueError):
+    """An event of the client cannot be carried out."""
+
+    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None):
+        super().__init__(message)
+        self.code, self.param = code, param
 
 
 class Strict(BaseModel):
@@ -202,3 +214,30 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "response.create": ResponseCreate,
     "response.cancel": ResponseCancel,
 }
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return the fields of an event, of which `type` is a text. Raises: EventError."""
+    try:
+        fields = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or deep nesting
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
+        raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
+    return fields
+
+
+def parse_event(kind: str, fields: dict[str, Any]) -> ClientEvent:
+    """Return the event of a type. Raises: EventError for an unknown one; ValidationError."""
+    if kind not in CLIENT_EVENTS:
+        known = ", ".join(CLIENT_EVENTS)
+        raise EventError(f"event {kind[:100]!r} is not supported; known are {known}", "unknown_event", "type")
+    return CLIENT_EVENTS[kind].model_validate(fields)
+
+
+def decode_pcm16(text: str, param: str) -> Tensor:
+    """Decode base64 of 16-bit PCM. Raises: EventError."""
+    try:
+        return from_pcm16(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise EventError(f"{param} must be base64 of 16-bit PCM: {error}", param=param) from error

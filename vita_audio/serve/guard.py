@@ -57,6 +57,22 @@ class ClientLimit:
             self._taken += Counter()  # forgets addresses without any
 
 
+class RateLimit:
+    """Allows an amount of something per second on average, and `burst` at once."""
+
+    def __init__(self, rate: float, burst: float):
+        self._rate, self._burst, self._left, self._time = rate, burst, burst, perf_counter()
+
+    def allows(self, amount: float) -> bool:
+        """Take an amount if it is left; otherwise nothing changes."""
+        now = perf_counter()
+        self._left, self._time = min(self._burst, self._left + (now - self._time) * self._rate), now
+        if amount > self._left:
+            return False
+        self._left -= amount
+        return True
+
+
 class Guard:
     """ASGI middleware that refuses requests.
 

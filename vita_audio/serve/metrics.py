@@ -24,6 +24,9 @@ class Metrics:
             "vita_audio_real_time_factor", "Work per second of audio", registry=registry, buckets=FACTOR_BUCKETS
         )
         self.answers = Counter("vita_audio_answers", "Answers by outcome", ["outcome"], registry=registry)
+        self.drafts = Counter(
+            "vita_audio_drafts", "Answers begun before the end of a turn, by outcome", ["outcome"], registry=registry
+        )
         self.errors = Counter("vita_audio_errors", "Errors reported to clients", ["code"], registry=registry)
         for name, help_text, value in (
             ("vita_audio_sessions", "Open realtime sessions", count_sessions),

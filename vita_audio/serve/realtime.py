@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import json
 from collections.abc import Awaitable
 from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -17,10 +15,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vita_audio.serve import events
-from vita_audio.serve.audio import MIN_SECONDS, StreamResampler, from_pcm16
+from vita_audio.serve.audio import MIN_SECONDS, StreamResampler
 from vita_audio.serve.conversation import Conversation, Item, keep_latest, plain_text
+from vita_audio.serve.events import EventError, decode_pcm16, parse_event, parse_object
+from vita_audio.serve.guard import RateLimit
 from vita_audio.serve.records import Record
-from vita_audio.serve.reply import Reply, describe, error_json, item_json, new_id
+from vita_audio.serve.reply import Reply, describe, error_json, item_json, new_id, submit
+from vita_audio.serve.scheduler import Answer
 from vita_audio.serve.service import Service
 from vita_audio.serve.transcription import Transcriber
 from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnDetector, load_vad
@@ -28,28 +29,18 @@ from vita_audio.serve.turns import VAD_RATE, SpeechStarted, SpeechStopped, TurnD
 ASKING_SECONDS = 0.3  # clients ask for an answer within this time; answers come before transcriptions
 
 
-class EventError(ValueError):
-    """An event of the client cannot be carried out."""
+@dataclass(frozen=True)
+class Draft:
+    """An answer begun in a pause that may be the end of a turn: the silence that turn detection waits for is used.
 
-    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None):
-        super().__init__(message)
-        self.code, self.param = code, param
+    Attributes:
+        end: Sample of the stream where the turn is cut.
+    """
 
-
-class RateLimit:
-    """Allows an amount of something per second on average, and `burst` at once."""
-
-    def __init__(self, rate: float, burst: float):
-        self._rate, self._burst, self._left, self._time = rate, burst, burst, perf_counter()
-
-    def allows(self, amount: float) -> bool:
-        """Take an amount if it is left; otherwise nothing changes."""
-        now = perf_counter()
-        self._left, self._time = min(self._burst, self._left + (now - self._time) * self._rate), now
-        if amount > self._left:
-            return False
-        self._left -= amount
-        return True
+    end: int
+    turn: Item
+    record: Record
+    answer: Answer
 
 
 class RealtimeSession:
@@ -64,6 +55,7 @@ class RealtimeSession:
         self._detector: TurnDetector | None = None
         self._resampler: StreamResampler | None = None
         self._turn_id = new_id("item")  # of the user's next turn
+        self._draft: Draft | None = None  # the answer to the turn in progress, in a pause
         self._reply: Reply | None = None
         self._tasks: set[asyncio.Task] = set()
         self._answering: asyncio.Task | None = None
@@ -89,12 +81,15 @@ class RealtimeSession:
         except WebSocketDisconnect:
             pass
         finally:
+            await self._drop_draft()
             await self._end_tasks()
 
     async def _end_tasks(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._reply is not None:
+            await self._reply.close()  # its task was cancelled before it ran
 
     async def _serve(self) -> None:
         error, code = EventError("too many events per second", "rate_limit_exceeded"), 1008
@@ -128,6 +123,7 @@ class RealtimeSession:
             event = parse_event(head.type, fields)
             if not isinstance(event, events.Append):
                 self._active_at = perf_counter()
+                await self._drop_draft()  # the event may change what is answered
             await getattr(self, "_on_" + event.type.replace(".", "_"))(event)
         except ValidationError as error:
             first = error.errors()[0]
@@ -211,6 +207,29 @@ class RealtimeSession:
                 await self._start_turn(found)
             else:
                 await self._stop_turn(found)
+        await self._follow_pause(self._detector.pause)
+
+    async def _follow_pause(self, end: int | None) -> None:
+        """Begin to answer in a pause if nothing else is to do, and give up if the turn goes on.
+
+        Args:
+            end: As in `TurnDetector.pause`.
+        """
+        if self._draft is not None and self._draft.end != end:
+            await self._drop_draft()
+        is_answered = self._config.audio.input.turn_detection.create_response and self._reply is None
+        if end is None or self._draft is not None or not is_answered or not self._service.scheduler.is_idle:
+            return
+        turn, record = Item(self._turn_id, "user", audio=(self._detector.turn_until(end), VAD_RATE)), self._new_record()
+        conversation = Conversation(self._with(turn), self._conversation.state)
+        answer = submit(self._service, conversation, self._config, record, self._voice, is_background=True)
+        self._draft = Draft(end, turn, record, answer)
+
+    async def _drop_draft(self) -> None:
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self._service.metrics.drafts.labels("dropped").inc()
+            await draft.answer.close()
 
     async def _start_turn(self, found: SpeechStarted) -> None:
         start_ms = found.start * 1000 // VAD_RATE
@@ -219,15 +238,22 @@ class RealtimeSession:
             self._reply.cancel("turn_detected")
 
     async def _stop_turn(self, found: SpeechStopped) -> None:
-        record = self._new_record(found.num_silent / VAD_RATE)
+        if self._draft is not None and self._draft.end != found.end:
+            await self._drop_draft()
+        if self._draft is None:
+            turn, record = Item(self._turn_id, "user", audio=(found.wave, VAD_RATE)), self._new_record()
+        else:
+            turn, record = self._draft.turn, self._draft.record
+            self._draft.answer.leave_background()
+        record.start, record.vad_seconds = perf_counter(), found.num_silent / VAD_RATE
         end_ms = found.end * 1000 // VAD_RATE
         await self._send("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._turn_id)
-        await self._commit(found.wave)
+        await self._commit(turn)
         if self._config.audio.input.turn_detection.create_response:
             await self._respond(self._config, record)
 
-    def _new_record(self, vad_seconds: float = 0.0) -> Record:
-        return Record("realtime", self._id, vad_seconds=vad_seconds)
+    def _new_record(self) -> Record:
+        return Record("realtime", self._id)
 
     async def _on_input_audio_buffer_commit(self, event: events.ClientEvent) -> None:
         rest = self._resampler.flush()
@@ -238,7 +264,7 @@ class RealtimeSession:
                 f"the buffer must have at least {MIN_SECONDS:g} s, got {len(wave) / VAD_RATE:.3f} s",
                 "input_audio_buffer_commit_empty",
             )
-        await self._commit(wave)
+        await self._commit(Item(self._turn_id, "user", audio=(wave, VAD_RATE)))
 
     def _take_audio(self) -> Tensor:
         wave, self._buffer = self._buffer, torch.zeros(0)
@@ -248,19 +274,22 @@ class RealtimeSession:
         self._take_audio()
         await self._send("input_audio_buffer.cleared")
 
-    async def _commit(self, wave: Tensor) -> None:
-        item = Item(self._turn_id, "user", audio=(wave, VAD_RATE))
+    async def _commit(self, turn: Item) -> None:
         previous, self._turn_id = self._conversation.last_id, new_id("item")
-        await self._send("input_audio_buffer.committed", item_id=item.id, previous_item_id=previous)
-        await self._add(item, previous)
+        await self._send("input_audio_buffer.committed", item_id=turn.id, previous_item_id=previous)
+        await self._add(turn, previous)
 
     # conversation
 
-    async def _add(self, item: Item, previous: str | None) -> None:
+    def _with(self, item: Item) -> list[Item]:
+        """Return the items of the conversation when this one is added."""
         limits, items = self._service.limits, [*self._conversation.items, item]
         if sum(one.role == "system" for one in items) > limits.max_turns:
             raise EventError(f"a conversation has at most {limits.max_turns} messages of the system", param="item.role")
-        self._conversation.items = keep_latest(items, limits.max_turns, limits.max_conversation_seconds)
+        return keep_latest(items, limits.max_turns, limits.max_conversation_seconds)
+
+    async def _add(self, item: Item, previous: str | None) -> None:
+        self._conversation.items = self._with(item)
         for kind in ("conversation.item.added", "conversation.item.done"):
             await self._send(kind, item=item_json(item), previous_item_id=previous)
         if item.audio is not None and self._config.audio.input.transcription is not None:
@@ -335,7 +364,11 @@ class RealtimeSession:
         if self._reply is not None:
             self._reply.cancel("turn_detected")
         await self._finish_reply()
-        self._reply = Reply(self._service, self._send, self._conversation, config, record)
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self._service.metrics.drafts.labels("used").inc()
+        answer = None if draft is None else draft.answer
+        self._reply = Reply(self._service, self._send, self._conversation, config, record, answer)
         self._answering = self._start(self._run_reply(self._reply))
 
     def _start(self, work: Awaitable[None]) -> asyncio.Task:
@@ -354,30 +387,3 @@ class RealtimeSession:
         finally:
             self._reply = None
         self._start(self._transcriber.run())
-
-
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """Return the fields of an event, of which `type` is a text. Raises: EventError."""
-    try:
-        fields = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or deep nesting
-        fields = None
-    if not isinstance(fields, dict) or not isinstance(fields.get("type"), str):
-        raise EventError("an event must be a JSON object with a type, as a text frame", "invalid_event")
-    return fields
-
-
-def parse_event(kind: str, fields: dict[str, Any]) -> events.ClientEvent:
-    """Return the event of a type. Raises: EventError for an unknown one; ValidationError."""
-    if kind not in events.CLIENT_EVENTS:
-        known = ", ".join(events.CLIENT_EVENTS)
-        raise EventError(f"event {kind[:100]!r} is not supported; known are {known}", "unknown_event", "type")
-    return events.CLIENT_EVENTS[kind].model_validate(fields)
-
-
-def decode_pcm16(text: str, param: str) -> Tensor:
-    """Decode base64 of 16-bit PCM. Raises: EventError."""
-    try:
-        return from_pcm16(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise EventError(f"{param} must be base64 of 16-bit PCM: {error}", param=param) from error

@@ -30,7 +30,9 @@ class Record:
         start: Time of `perf_counter` when the end of the turn was detected, or the request arrived.
         outcome: completed, incomplete (the longest answer), cancelled or failed.
         reason: Why it was cancelled, incomplete or failed.
-        first_sound: Seconds from the end of speech to the first sound, with its parts; empty before it.
+        first_sound: Seconds from the end of speech to the first sound, with its parts; empty before it. Of the parts,
+            "early" is work done before `start`, while turn detection waited, so it does not add to the sum but is
+            taken from it.
         limit: Longest answer, tokens.
         num_prompt, num_prompt_audio: Tokens of the prompt, and those of them that are audio; 0 until it is read.
         num_samples: Samples of sound, at the rate of the codec.
@@ -72,6 +74,7 @@ class Record:
             waited = perf_counter() - self.start
             self.first_sound = {"first_sound": self.vad_seconds + waited, "vad": self.vad_seconds, **parts}
             self.first_sound["wait"] = max(0.0, waited - piece.seconds.total)  # in the queue, and for other answers
+            self.first_sound["early"] = max(0.0, piece.seconds.total - waited)
 
     @property
     def times(self) -> dict[str, int]:

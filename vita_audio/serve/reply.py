@@ -49,16 +49,56 @@ def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -
     return {**fields, "role": item.role, "content": [part]}
 
 
+def submit(
+    service: Service,
+    conversation: Conversation,
+    config: SessionConfig,
+    record: Record,
+    voice: Any,
+    *,
+    is_background: bool = False,
+) -> Answer:
+    """Queue the answer to a conversation as a session wants it.
+
+    Args:
+        voice: From `Service.make_voice`, or None.
+        is_background: As in `Scheduler.submit`.
+    Raises: BusyError.
+    """
+    is_spoken = config.output_modalities != ["text"]
+    return service.submit(
+        conversation,
+        record,
+        model=config.model,
+        instructions=config.instructions,
+        max_new_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
+        decode_audio=is_spoken,
+        is_aloud=is_spoken,
+        is_background=is_background,
+        voice=voice,
+        **config.generation.options,
+    )
+
+
 class Reply:
     """A response in progress; `item` is its answer, which is in the conversation."""
 
-    def __init__(self, service: Service, send: Send, conversation: Conversation, config: SessionConfig, record: Record):
+    def __init__(
+        self,
+        service: Service,
+        send: Send,
+        conversation: Conversation,
+        config: SessionConfig,
+        record: Record,
+        draft: Answer | None = None,
+    ):
+        """Prepare a response; `draft` is its answer if that has begun, by `submit` with the same record."""
         self.id, self.item = new_id("resp"), Item(new_id("item"), "assistant", ids=[])
         self._service, self._send, self._conversation, self._config = service, send, conversation, config
         self._as_text = config.output_modalities == ["text"]
         self._record = record
         self._ids: list[int] = []  # of the answer, and of its text being read aloud
-        self._answer: Answer | None = None
+        self._answer = draft
         self._is_cancelled = False
         self.is_over = False  # the client may know before `run` returns
 
@@ -74,26 +114,21 @@ class Reply:
         if self._answer is not None:
             self._answer.cancel()
 
+    async def close(self) -> None:
+        """Stop its answer, if it has begun, and wait until the model has left it."""
+        if self._answer is not None:
+            await self._answer.close()
+
     async def run(self, voice: Any) -> None:
         """Generate the answer and send all events of the response.
 
         Args:
             voice: From `Service.make_voice`, or None.
         """
-        await self._send("response.created", response=self._json("in_progress"))
-        limit = None if self._config.max_output_tokens == "inf" else self._config.max_output_tokens
         try:
-            self._answer = self._service.submit(
-                self._conversation,
-                self._record,
-                model=self._config.model,
-                instructions=self._config.instructions,
-                max_new_tokens=limit,
-                decode_audio=not self._as_text,
-                is_aloud=not self._as_text,
-                voice=voice,
-                **self._config.generation.options,
-            )
+            await self._send("response.created", response=self._json("in_progress"))
+            if self._answer is None:
+                self._answer = submit(self._service, self._conversation, self._config, self._record, voice)
             if self._is_cancelled:
                 self._answer.cancel()
             previous = self._conversation.last_id
@@ -106,8 +141,7 @@ class Reply:
             details = {"type": "failed", "error": error_json(error)}
             self._service.note_error(details["error"]["code"])
         finally:
-            if self._answer is not None:
-                await self._answer.close()
+            await self.close()
         self.is_over = True
         await self._send("response.done", response=self._json(details["type"], details))
 

@@ -125,6 +125,10 @@ class Answer:
             self._sound_ends = max(self._sound_ends, now) + num_seconds
         self.due = max(self._sound_ends - MARGIN_SECONDS, now) + self._delay
 
+    def leave_background(self) -> None:
+        """Be as urgent as others from now on."""
+        self._delay, self.due = 0.0, min(self.due, perf_counter())
+
     async def close(self) -> None:
         """Stop, and wait until the model has left the answer, so that its state may be used again."""
         self.cancel()
@@ -177,6 +181,10 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._active and not self._waiting
 
     def submit(self, open_stream: OpenStream, *, is_background: bool = False, is_continued: bool = False) -> Answer:
         """Queue an answer.

@@ -14,6 +14,7 @@ from vita_audio.optional import require
 VAD_RATE = 16_000  # Hz
 CHUNK = 512  # samples that Silero VAD reads at once at this rate
 SPEECH_PAD_MS = 100  # kept after the last speech
+PAUSE_MS = 150  # of silence that may be the end of a turn
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ class TurnDetector:
     @property
     def is_speaking(self) -> bool:
         return self._start is not None
+
+    @property
+    def pause(self) -> int | None:
+        """Sample of the stream where the turn is cut if the pause it is in lasts; None outside a pause."""
+        vad = self._vad
+        if self._start is None or not vad.temp_end or vad.current_sample - vad.temp_end < PAUSE_MS * VAD_RATE // 1000:
+            return None
+        return int(vad.temp_end + vad.speech_pad_samples) - CHUNK - vad.current_sample + self.position
+
+    def turn_until(self, end: int) -> Tensor:
+        """Return the wave of the turn as it is so far, up to a sample of the stream."""
+        return self._buffer[: end - self._start]
 
     def push(self, wave: Tensor) -> list[SpeechStarted | SpeechStopped]:
         """Read the next samples, any number of them, and return what happened."""

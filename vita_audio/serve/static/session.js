@@ -204,12 +204,14 @@ function showWaiting(item, waited) {
   else if (transcript.find(item)) transcript.showTimes(item, parts(transcript.find(item).turn.server, waited));
 }
 
-// The milliseconds from the end of speech to the first sound that was heard; `rest` is network, page and sound card.
+// The milliseconds from the end of speech to the first sound that was heard, in parts that add up to it: `vad` is without
+// the work that was done while turn detection waited, `rest` is network, page and sound card.
 function parts(server, waited) {
   const times = {};
   for (const name of ["vad", "wait", "encoder", "model", "decoder"]) times[name] = Number(server[`${name}_ms`] ?? 0);
-  const known = times.wait + times.encoder + times.model + times.decoder;
-  return { ...times, rest: Math.max(0, waited - known) };
+  const early = Number(server.early_ms ?? 0);
+  const known = times.wait + times.encoder + times.model + times.decoder - early;
+  return { ...times, vad: Math.max(0, times.vad - early), rest: Math.max(0, waited - known) };
 }
 
 // Empty the player at once, and tell the server how much of the answer was heard. `beganAt` is the time when the user
