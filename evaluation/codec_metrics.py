@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.metrics.ours import code_counts, codebook_perplexity, corrected_error_rate, digit_error_rate
+from evaluation.metrics.ours import (
+    code_counts,
+    codebook_perplexity,
+    corrected_error_rate,
+    digit_error_rate,
+    digits_of,
+)
 from evaluation.metrics.score import Score
 from evaluation.metrics.significance import compare, confidence_interval
 
@@ -56,7 +62,7 @@ def training_code_metrics(store: Path, mixture: Path, tokenizer: AudioTokenizer,
 def judged_metrics(
     clips: Sequence[Clip], judge: Judge, decoded: Sequence[Sound], heard_originals: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the WER after the codec; with written texts also the WER before it and the rise.
+    """Return the WER after the codec; with written texts also the WER before it and the rise; and so of their digits.
 
     Intervals are 95 %; the rise is resampled in pairs.
     """
@@ -67,12 +73,9 @@ def judged_metrics(
     def rate(transcripts: Sequence[str]) -> Score:
         return corrected_error_rate(texts, transcripts, language=judge.language).grouped(texts)
 
-    after = rate(heard)
     return {
-        "wer": after.value,
-        "wer_interval": confidence_interval(after),
-        **(_rise(after, rate(heard_originals)) if written else {}),
-        **(_digit_metrics(texts, heard, heard_originals) if judge.language == "en" else {}),
+        **_rates("wer", rate(heard), rate(heard_originals) if written else None),
+        **(_digit_metrics(written, heard, heard_originals) if judge.language == "en" else {}),
         "generated": [
             {
                 "wav": f"{clip.name}.wav",
@@ -86,18 +89,21 @@ def judged_metrics(
     }
 
 
-def _rise(after: Score, before: Score) -> dict[str, Any]:
+def _rates(name: str, after: Score, before: Score | None) -> dict[str, Any]:
+    metrics = {name: after.value, f"{name}_interval": confidence_interval(after)}
+    if before is None:
+        return metrics
     rise = compare(after, before)
-    return {"wer_original": before.value, "wer_rise": rise.difference, "wer_rise_interval": (rise.low, rise.high)}
+    rises = {f"{name}_rise": rise.difference, f"{name}_rise_interval": (rise.low, rise.high)}
+    return metrics | {f"{name}_original": before.value} | rises
 
 
-def _digit_metrics(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, float]:
-    """Return the digit error rates, or nothing if the texts have no digits."""
-    try:
-        rates = digit_error_rate(texts, heard), digit_error_rate(texts, heard_originals)
-    except ValueError:
+def _digit_metrics(texts: Sequence[str], heard: Sequence[str], heard_originals: Sequence[str]) -> dict[str, Any]:
+    """Return the digit error rates, or nothing unless all texts have digits."""
+    if not texts or not all(map(digits_of, texts)):
         return {}
-    return dict(zip(("digit_error", "digit_error_original"), rates, strict=True))
+    after, before = (digit_error_rate(texts, said).grouped(texts) for said in (heard, heard_originals))
+    return _rates("digit_error", after, before)
 
 
 def opinion_metrics(clips: Sequence[Clip], before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:

@@ -60,16 +60,19 @@ def corrected_error_rate(
     return Score([errors for errors, _ in counts], [length for _, length in counts], ids)
 
 
-def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+def digits_of(text: str) -> str:
+    """Return the digits of an English text, spelled ones as well."""
+    return re.sub(r"\D", "", "".join(scored_tokens(text)))
+
+
+def digit_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Score:
     """Return wrong, missing and surplus digits per digit of English references; all else is dropped on both sides.
 
     Raises: ValueError if the lists differ in length or the references have no digits.
     """
     check_texts(references, hypotheses)
-    wanted, said = (
-        [re.sub(r"\D", "", "".join(scored_tokens(text))) for text in texts] for texts in (references, hypotheses)
-    )
-    return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted))).value
+    wanted, said = ([digits_of(text) for text in texts] for texts in (references, hypotheses))
+    return Score(list(map(Levenshtein.distance, wanted, said)), list(map(len, wanted)))
 
 
 def answer_words(text: str) -> list[str]:

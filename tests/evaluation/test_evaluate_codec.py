@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,21 @@ def test_the_rise_of_the_word_error_rate_is_that_from_the_originals_to_the_decod
     assert (figures["wer"], figures["wer_original"], figures["wer_rise"]) == (1 / 4, 0, 1 / 4)
     low, high = figures["wer_rise_interval"]
     assert low <= 1 / 4 <= high and low < high
+
+
+def test_digits_are_counted_where_each_text_has_some(folder):
+    clips = read_corpus(folder)  # one two, three, four
+    right, wrong = [clip.text for clip in clips], [clip.text.replace("three", "five") for clip in clips]
+    judge = LengthJudge()
+    judge._transcribe_all = lambda waves: iter(wrong)
+    sounds = heard_in(clips, LengthJudge())[0]
+    figures = judged_metrics(clips, judge, sounds, right)
+    assert [figures[name] for name in ("digit_error", "digit_error_original", "digit_error_rise")] == [1 / 4, 0, 1 / 4]
+    for low, high in (figures["digit_error_interval"], figures["digit_error_rise_interval"]):
+        assert low <= 1 / 4 <= high and low < high
+    judge._transcribe_all = lambda waves: iter(wrong)
+    clips[0] = replace(clips[0], text="nobody")
+    assert not any(name.startswith("digit") for name in judged_metrics(clips, judge, sounds, right))
 
 
 def test_renderings_of_one_text_are_one_sample_of_an_interval(folder):

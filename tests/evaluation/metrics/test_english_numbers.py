@@ -114,7 +114,7 @@ def test_digit_strings_are_compared_digit_by_digit():
         place = draw.randrange(len(digits))
         wrong = figures[:place] + str((digits[place] + 1) % 10) + figures[place + 1 :]
         assert error_counts(words, wrong) == (1, len(digits))
-        assert digit_error_rate([words], [wrong]) == 1 / len(digits)
+        assert digit_error_rate([words], [wrong]).value == 1 / len(digits)
         assert not contains_any(words, [wrong])
 
 

@@ -220,7 +220,7 @@ def test_an_empty_reference_still_counts_what_was_said():
 
 def test_a_wrong_digit_is_one_error_not_a_wrong_string():
     assert corrected_error_rate(["three four five six"], ["3457"]).value == pytest.approx(1 / 4)
-    assert digit_error_rate(["three four five six", "one two"], ["So: 3457", "one"]) == pytest.approx(2 / 6)
+    assert digit_error_rate(["three four five six", "one two"], ["So: 3457", "one"]).value == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("rate", [corrected_error_rate, digit_error_rate])
