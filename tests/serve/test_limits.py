@@ -34,8 +34,8 @@ def connect(server, **options):
 def is_free(server):
     """Return whether nothing is generated, one answer was cancelled, and nobody is connected."""
     service = server.service
-    is_idle = not (service.scheduler.num_active or service.scheduler.num_waiting or service.num_sessions)
-    return is_idle and 'vita_audio_answers_total{outcome="cancelled"} 1.0' in service.metrics.text().decode()
+    is_free = service.scheduler.is_idle and not service.num_sessions
+    return is_free and 'vita_audio_answers_total{outcome="cancelled"} 1.0' in service.metrics.text().decode()
 
 
 def test_the_token_is_needed_but_for_the_page(guarded):

@@ -53,9 +53,8 @@ def test_a_spoken_question_is_answered(server, playwright, tmp_path):
         (question, answer), file = download(page)
     assert answer["status"] in ("completed", "incomplete") and answer["usage"]["output_tokens"] > 0
     times = answer["milliseconds"]
-    assert (
-        list(times) == ["vad", "wait", "encoder", "model", "decoder", "rest"] and times["vad"] > 100
-    )  # but for a draft
+    assert list(times) == ["vad", "wait", "encoder", "model", "decoder", "rest"] and min(times.values()) >= 0
+    assert sum(times.values()) > 350  # the silence that turn detection waits for is 400 ms
     said, rate = soundfile.read(io.BytesIO(file.read(question["audio"])))
     assert rate == 16_000 and 1 < len(said) / rate < 3 and np.abs(said).max() > 0.1
     made = file.read(answer["audio"])

@@ -130,27 +130,25 @@ def check_event(event: Mapping[str, Any]) -> None:
 
 async def ask(socket: Any, microphone: Microphone, wave: np.ndarray) -> dict[str, float] | None:
     """Ask a question aloud and wait for the end of the answer; return its metrics, or None without sound."""
-    speech_end, times, first_at, num_bytes = microphone.say(wave), {}, 0.0, 0
+    speech_end, times, first_at = microphone.say(wave), {}, None
     async for text in socket:
         event, now = json.loads(text), perf_counter()
         check_event(event)
         times[event["type"]] = now  # the latest of each type
         if event["type"] == "response.created":
-            num_bytes = 0
+            first_at = None
         elif event["type"] == "response.output_audio.delta":
-            first_at = first_at if num_bytes else now
-            num_bytes += len(base64.b64decode(event["delta"]))
+            first_at = now if first_at is None else first_at
         elif event["type"] == "response.done" and event["response"]["status"] != "cancelled":
             break  # a cancelled one answered a pause in the question
-    if not num_bytes:
+    if first_at is None:
         return None
     metadata = event["response"]["metadata"]
     told = {name: float(metadata[name]) for name in ("encoder_ms", "model_ms", "decoder_ms")}
     metrics = {"total_ms": 1000 * (first_at - speech_end), **told, EARLY: float(metadata.get(EARLY, 0))}
     metrics["detection_ms"] = 1000 * (times["input_audio_buffer.speech_stopped"] - speech_end)
     metrics["rest_ms"] = metrics["total_ms"] - metrics["detection_ms"] - sum(told.values()) + metrics[EARLY]
-    seconds = times["response.output_audio.delta"] - times["response.created"] + metrics[EARLY] / 1000
-    metrics["real_time_factor"] = seconds / (num_bytes / 2 / SERVER_RATE)
+    metrics["real_time_factor"] = float(metadata["real_time_factor"])
     return metrics
 
 

@@ -138,6 +138,10 @@ class SessionConfig(Strict):
     audio: Audio = Audio()
     generation: Generation = Generation()
 
+    @property
+    def is_spoken(self) -> bool:
+        return self.output_modalities == ["audio"]
+
     @field_validator("max_output_tokens", mode="before")
     @classmethod
     def _check_length(cls, length: Any) -> int | str:

@@ -24,8 +24,8 @@ class Metrics:
             "vita_audio_real_time_factor", "Work per second of audio", registry=registry, buckets=FACTOR_BUCKETS
         )
         self.answers = Counter("vita_audio_answers", "Answers by outcome", ["outcome"], registry=registry)
-        self.drafts = Counter(
-            "vita_audio_drafts", "Answers begun before the end of a turn, by outcome", ["outcome"], registry=registry
+        self.early_answers = Counter(
+            "vita_audio_early_answers", "Answers begun in a pause, by outcome", ["outcome"], registry=registry
         )
         self.errors = Counter("vita_audio_errors", "Errors reported to clients", ["code"], registry=registry)
         for name, help_text, value in (

@@ -20,7 +20,7 @@ from vita_audio.serve.conversation import Conversation, Item, keep_latest, plain
 from vita_audio.serve.events import EventError, decode_pcm16, parse_event, parse_object
 from vita_audio.serve.guard import RateLimit
 from vita_audio.serve.records import Record
-from vita_audio.serve.reply import Reply, describe, error_json, item_json, new_id, submit
+from vita_audio.serve.reply import Reply, describe, error_json, item_json, new_id, submit_answer
 from vita_audio.serve.scheduler import Answer
 from vita_audio.serve.service import Service
 from vita_audio.serve.transcription import Transcriber
@@ -30,7 +30,7 @@ ASKING_SECONDS = 0.3  # clients ask for an answer within this time; answers come
 
 
 @dataclass(frozen=True)
-class Draft:
+class EarlyAnswer:
     """An answer begun in a pause that may be the end of a turn: the silence that turn detection waits for is used.
 
     Attributes:
@@ -55,7 +55,8 @@ class RealtimeSession:
         self._detector: TurnDetector | None = None
         self._resampler: StreamResampler | None = None
         self._turn_id = new_id("item")  # of the user's next turn
-        self._draft: Draft | None = None  # the answer to the turn in progress, in a pause
+        self._early: EarlyAnswer | None = None
+        self._dropped: Answer | None = None  # the latest early answer that was dropped; the model may still be in it
         self._reply: Reply | None = None
         self._tasks: set[asyncio.Task] = set()
         self._answering: asyncio.Task | None = None
@@ -81,15 +82,15 @@ class RealtimeSession:
         except WebSocketDisconnect:
             pass
         finally:
-            await self._drop_draft()
+            self._drop_early()
             await self._end_tasks()
 
     async def _end_tasks(self) -> None:
+        if self._reply is not None:
+            self._reply.cancel("client_left")
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._reply is not None:
-            await self._reply.close()  # its task was cancelled before it ran
 
     async def _serve(self) -> None:
         error, code = EventError("too many events per second", "rate_limit_exceeded"), 1008
@@ -123,7 +124,7 @@ class RealtimeSession:
             event = parse_event(head.type, fields)
             if not isinstance(event, events.Append):
                 self._active_at = perf_counter()
-                await self._drop_draft()  # the event may change what is answered
+                self._drop_early()  # the event may change what is answered
             await getattr(self, "_on_" + event.type.replace(".", "_"))(event)
         except ValidationError as error:
             first = error.errors()[0]
@@ -207,29 +208,26 @@ class RealtimeSession:
                 await self._start_turn(found)
             else:
                 await self._stop_turn(found)
-        await self._follow_pause(self._detector.pause)
+        self._follow_pause()
 
-    async def _follow_pause(self, end: int | None) -> None:
-        """Begin to answer in a pause if nothing else is to do, and give up if the turn goes on.
-
-        Args:
-            end: As in `TurnDetector.pause`.
-        """
-        if self._draft is not None and self._draft.end != end:
-            await self._drop_draft()
+    def _follow_pause(self) -> None:
+        """Begin to answer in a pause if nothing else is to do, and give up if the turn goes on."""
+        end = self._detector.pause
+        if self._early is not None and self._early.end != end:
+            self._drop_early()
         is_answered = self._config.audio.input.turn_detection.create_response and self._reply is None
-        if end is None or self._draft is not None or not is_answered or not self._service.scheduler.is_idle:
+        if end is None or self._early is not None or not is_answered or not self._service.scheduler.is_idle:
             return
         turn, record = Item(self._turn_id, "user", audio=(self._detector.turn_until(end), VAD_RATE)), self._new_record()
         conversation = Conversation(self._with(turn), self._conversation.state)
-        answer = submit(self._service, conversation, self._config, record, self._voice, is_background=True)
-        self._draft = Draft(end, turn, record, answer)
+        answer = submit_answer(self._service, conversation, self._config, record, self._voice, is_early=True)
+        self._early = EarlyAnswer(end, turn, record, answer)
 
-    async def _drop_draft(self) -> None:
-        draft, self._draft = self._draft, None
-        if draft is not None:
-            self._service.metrics.drafts.labels("dropped").inc()
-            await draft.answer.close()
+    def _drop_early(self) -> None:
+        if self._early is not None:
+            self._service.metrics.early_answers.labels("dropped").inc()
+            self._early.answer.cancel()
+            self._early, self._dropped = None, self._early.answer
 
     async def _start_turn(self, found: SpeechStarted) -> None:
         start_ms = found.start * 1000 // VAD_RATE
@@ -238,19 +236,19 @@ class RealtimeSession:
             self._reply.cancel("turn_detected")
 
     async def _stop_turn(self, found: SpeechStopped) -> None:
-        if self._draft is not None and self._draft.end != found.end:
-            await self._drop_draft()
-        if self._draft is None:
-            turn, record = Item(self._turn_id, "user", audio=(found.wave, VAD_RATE)), self._new_record()
+        early = self._early
+        if early is not None and early.end == found.end and early.answer.keep():
+            turn, record, answer = early.turn, early.record, early.answer
+            record.early = answer.seconds.total
         else:
-            turn, record = self._draft.turn, self._draft.record
-            self._draft.answer.leave_background()
+            self._drop_early()
+            turn, record, answer = Item(self._turn_id, "user", audio=(found.wave, VAD_RATE)), self._new_record(), None
         record.start, record.vad_seconds = perf_counter(), found.num_silent / VAD_RATE
         end_ms = found.end * 1000 // VAD_RATE
         await self._send("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._turn_id)
         await self._commit(turn)
         if self._config.audio.input.turn_detection.create_response:
-            await self._respond(self._config, record)
+            await self._respond(self._config, record, answer)
 
     def _new_record(self) -> Record:
         return Record("realtime", self._id)
@@ -360,14 +358,16 @@ class RealtimeSession:
         if self._answering is not None:
             await asyncio.wait([self._answering])
 
-    async def _respond(self, config: events.SessionConfig, record: Record) -> None:
+    async def _respond(self, config: events.SessionConfig, record: Record, answer: Answer | None = None) -> None:
+        """Begin a response; `answer` and `record` may be those of the early answer."""
         if self._reply is not None:
             self._reply.cancel("turn_detected")
         await self._finish_reply()
-        draft, self._draft = self._draft, None
-        if draft is not None:
-            self._service.metrics.drafts.labels("used").inc()
-        answer = None if draft is None else draft.answer
+        if answer is not None:
+            self._early = None
+            self._service.metrics.early_answers.labels("used").inc()
+        elif self._dropped is not None:
+            await self._dropped.close()
         self._reply = Reply(self._service, self._send, self._conversation, config, record, answer)
         self._answering = self._start(self._run_reply(self._reply))
 

@@ -28,11 +28,11 @@ class Record:
         is_continued: It continues an answer that has ended, so its first sound is not the one a client waits for.
         vad_seconds: Silence that turn detection waited for before `start`.
         start: Time of `perf_counter` when the end of the turn was detected, or the request arrived.
+        early: Seconds of work done before `start`, while turn detection waited.
         outcome: completed, incomplete (the longest answer), cancelled or failed.
         reason: Why it was cancelled, incomplete or failed.
-        first_sound: Seconds from the end of speech to the first sound, with its parts; empty before it. Of the parts,
-            "early" is work done before `start`, while turn detection waited, so it does not add to the sum but is
-            taken from it.
+        first_sound: Seconds from the end of speech to the first sound, with its parts; empty before it. It is their
+            sum less "early", the part of the work that was done before `start`.
         limit: Longest answer, tokens.
         num_prompt, num_prompt_audio: Tokens of the prompt, and those of them that are audio; 0 until it is read.
         num_samples: Samples of sound, at the rate of the codec.
@@ -44,6 +44,7 @@ class Record:
     is_continued: bool = False
     vad_seconds: float = 0.0
     start: float = field(default_factory=perf_counter)
+    early: float = 0.0
     outcome: str = "failed"
     reason: str | None = None
     question: str = ""
@@ -71,10 +72,10 @@ class Record:
         self.seconds = piece.seconds
         if self.num_samples and not self.first_sound:
             parts = {"encoder": piece.seconds.encoder, "model": piece.seconds.model, "decoder": piece.seconds.decoder}
-            waited = perf_counter() - self.start
+            waited, total = perf_counter() - self.start, piece.seconds.total
+            wait = max(0.0, waited - max(0.0, total - self.early))  # in the queue, and for other answers
             self.first_sound = {"first_sound": self.vad_seconds + waited, "vad": self.vad_seconds, **parts}
-            self.first_sound["wait"] = max(0.0, waited - piece.seconds.total)  # in the queue, and for other answers
-            self.first_sound["early"] = max(0.0, piece.seconds.total - waited)
+            self.first_sound |= {"wait": wait, "early": total - (waited - wait)}
 
     @property
     def times(self) -> dict[str, int]:
@@ -91,10 +92,10 @@ class Record:
         told = {"verified": verified, "accepted": accepted} if verified else {}
         return {"tokens_per_pass": round(counts.tokens_per_pass, 2), **told}
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Times and counts as texts, for clients."""
-        values = self.times | self.counts
+    def metadata(self, sample_rate: int) -> dict[str, str]:
+        """Return times and counts as texts, for clients."""
+        factor = self.real_time_factor(sample_rate)
+        values = self.times | self.counts | ({} if factor is None else {"real_time_factor": factor})
         return {name: f"{value:.2f}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
     def real_time_factor(self, sample_rate: int) -> float | None:

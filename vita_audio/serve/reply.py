@@ -49,32 +49,31 @@ def item_json(item: Item, *, status: str = "completed", as_text: bool = False) -
     return {**fields, "role": item.role, "content": [part]}
 
 
-def submit(
+def submit_answer(
     service: Service,
     conversation: Conversation,
     config: SessionConfig,
     record: Record,
     voice: Any,
     *,
-    is_background: bool = False,
+    is_early: bool = False,
 ) -> Answer:
     """Queue the answer to a conversation as a session wants it.
 
     Args:
         voice: From `Service.make_voice`, or None.
-        is_background: As in `Scheduler.submit`.
+        is_early: As in `Scheduler.submit`.
     Raises: BusyError.
     """
-    is_spoken = config.output_modalities != ["text"]
     return service.submit(
         conversation,
         record,
         model=config.model,
         instructions=config.instructions,
         max_new_tokens=None if config.max_output_tokens == "inf" else config.max_output_tokens,
-        decode_audio=is_spoken,
-        is_aloud=is_spoken,
-        is_background=is_background,
+        decode_audio=config.is_spoken,
+        is_aloud=config.is_spoken,
+        is_early=is_early,
         voice=voice,
         **config.generation.options,
     )
@@ -90,15 +89,15 @@ class Reply:
         conversation: Conversation,
         config: SessionConfig,
         record: Record,
-        draft: Answer | None = None,
+        answer: Answer | None = None,
     ):
-        """Prepare a response; `draft` is its answer if that has begun, by `submit` with the same record."""
+        """Prepare a response; `answer` is its answer if that has begun, by `submit_answer` with the same record."""
         self.id, self.item = new_id("resp"), Item(new_id("item"), "assistant", ids=[])
         self._service, self._send, self._conversation, self._config = service, send, conversation, config
-        self._as_text = config.output_modalities == ["text"]
+        self._as_text = not config.is_spoken
         self._record = record
         self._ids: list[int] = []  # of the answer, and of its text being read aloud
-        self._answer = draft
+        self._answer = answer
         self._is_cancelled = False
         self.is_over = False  # the client may know before `run` returns
 
@@ -114,11 +113,6 @@ class Reply:
         if self._answer is not None:
             self._answer.cancel()
 
-    async def close(self) -> None:
-        """Stop its answer, if it has begun, and wait until the model has left it."""
-        if self._answer is not None:
-            await self._answer.close()
-
     async def run(self, voice: Any) -> None:
         """Generate the answer and send all events of the response.
 
@@ -128,7 +122,7 @@ class Reply:
         try:
             await self._send("response.created", response=self._json("in_progress"))
             if self._answer is None:
-                self._answer = submit(self._service, self._conversation, self._config, self._record, voice)
+                self._answer = submit_answer(self._service, self._conversation, self._config, self._record, voice)
             if self._is_cancelled:
                 self._answer.cancel()
             previous = self._conversation.last_id
@@ -141,7 +135,8 @@ class Reply:
             details = {"type": "failed", "error": error_json(error)}
             self._service.note_error(details["error"]["code"])
         finally:
-            await self.close()
+            if self._answer is not None:
+                await self._answer.close()
         self.is_over = True
         await self._send("response.done", response=self._json(details["type"], details))
 
@@ -188,7 +183,7 @@ class Reply:
             "status_details": details,
             "output": output,
             "output_modalities": self._config.output_modalities,
-            "metadata": self._record.metadata,
+            "metadata": self._record.metadata(self._service.sample_rate),
             "usage": usage(self._service, self._record, self._ids) if details else None,
         }
 

@@ -85,11 +85,12 @@ class Answer:
 
     Attributes:
         due: Time of `perf_counter` when its next step is needed.
+        is_early: Nobody has asked for it yet, so the next one that is submitted cancels it.
     """
 
-    def __init__(self, open_stream: OpenStream, *, is_background: bool):
+    def __init__(self, open_stream: OpenStream, *, is_background: bool, is_early: bool):
         self.open_stream, self.stream = open_stream, None
-        self.stopwatch, self.is_cancelled = Stopwatch(), False
+        self.stopwatch, self.is_cancelled, self.is_early = Stopwatch(), False, is_early
         self._delay = BACKGROUND_SECONDS if is_background else 0.0
         self._sound_ends = 0.0  # when a client that plays the sound at once has heard all of it
         self.due = perf_counter() + self._delay
@@ -125,9 +126,10 @@ class Answer:
             self._sound_ends = max(self._sound_ends, now) + num_seconds
         self.due = max(self._sound_ends - MARGIN_SECONDS, now) + self._delay
 
-    def leave_background(self) -> None:
-        """Be as urgent as others from now on."""
-        self._delay, self.due = 0.0, min(self.due, perf_counter())
+    def keep(self) -> bool:
+        """Let an early answer be one that is asked for; returns whether it has not been cancelled before."""
+        self.is_early = False
+        return not self.is_cancelled
 
     async def close(self) -> None:
         """Stop, and wait until the model has left the answer, so that its state may be used again."""
@@ -186,20 +188,32 @@ class Scheduler:
     def is_idle(self) -> bool:
         return not self._active and not self._waiting
 
-    def submit(self, open_stream: OpenStream, *, is_background: bool = False, is_continued: bool = False) -> Answer:
+    def submit(
+        self,
+        open_stream: OpenStream,
+        *,
+        is_background: bool = False,
+        is_continued: bool = False,
+        is_early: bool = False,
+    ) -> Answer:
         """Queue an answer.
 
         Args:
             open_stream: Called in the scheduler's thread with the answer; each `next` of its result is one step.
             is_background: Nobody waits for it, so others go first.
             is_continued: It continues an answer that has ended, so it is queued even if the queue is full.
+            is_early: It may be asked for soon; until `Answer.keep` is called, others cancel it.
         Raises: BusyError if the queue is full.
         """
         with self._changed:
-            place = len(self._active) + len(self._waiting) + 1 - self._max_streams
+            answers = [*self._active, *self._waiting]
+            for other in answers:
+                if other.is_early:
+                    other.cancel()
+            place = sum(not other.is_cancelled for other in answers) + 1 - self._max_streams
             if (place > self._max_queue and not is_continued) or self._is_closed:
                 raise BusyError(f"the server is busy, {len(self._waiting)} answers are waiting; try again later")
-            answer = Answer(open_stream, is_background=is_background)
+            answer = Answer(open_stream, is_background=is_background, is_early=is_early)
             self._waiting.append(answer)
             answer.tell_place(place)
             self._changed.notify()

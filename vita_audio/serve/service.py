@@ -102,6 +102,7 @@ class Service:
         max_new_tokens: int | None = None,
         is_background: bool = False,
         is_continued: bool = False,
+        is_early: bool = False,
         is_aloud: bool = False,
         **generation: Any,
     ) -> Answer:
@@ -111,7 +112,7 @@ class Service:
             record: Gets the outcome if there is no answer; otherwise give it to `pieces`.
             model: Name of the model that answers, by default the first one. The state of a conversation is read again
                 where the one before it had another model.
-            is_background, is_continued: As in `Scheduler.submit`.
+            is_background, is_continued, is_early: As in `Scheduler.submit`.
             is_aloud: An answer in text alone is read aloud.
         Raises: BusyError.
         """
@@ -133,7 +134,9 @@ class Service:
             return read_aloud(stream, speech_lm, limit, bare=bare, **options) if is_aloud else stream
 
         try:
-            return self.scheduler.submit(open_stream, is_background=is_background, is_continued=is_continued)
+            return self.scheduler.submit(
+                open_stream, is_background=is_background, is_continued=is_continued, is_early=is_early
+            )
         except BusyError:
             record.reason = "server_busy"
             self._finish(record)

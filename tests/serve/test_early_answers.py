@@ -5,14 +5,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from realtime_client import GREEDY, append, read_until, session, silence, speech, until
+from realtime_client import GREEDY, append, pcm, read_until, session, silence, speech, until
 from toy_server import serve
 
+from vita_audio.serve.events import ServerVad
 from vita_audio.serve.settings import Limits
 from vita_audio.serve.turns import VAD_RATE, SpeechStopped, TurnDetector, load_vad
 
 NUM_TOKENS = 60
-PAUSE = silence(0.3, VAD_RATE)  # long enough for a draft, too short for the end of a turn
+PAUSE = silence(0.3, VAD_RATE)  # long enough to begin an answer, too short for the end of a turn
 CONFIG = {"generation": GREEDY, "audio": {"input": {"format": {"type": "audio/pcm", "rate": VAD_RATE}}}}
 
 
@@ -22,8 +23,8 @@ def question(seconds=1.5):
 
 
 @pytest.fixture
-def server(speech_lm, monkeypatch):
-    """Answers take a second, so that a draft is in progress while a test looks; its counts begin at 0."""
+def slow_speech_lm(speech_lm, monkeypatch):
+    """Takes a second for an answer, so that an early one is in progress while a test looks."""
     open_stream = speech_lm.stream
 
     def slowly(stream):
@@ -32,16 +33,22 @@ def server(speech_lm, monkeypatch):
             time.sleep(0.1 if len(chunk.wave) else 0)
 
     monkeypatch.setattr(speech_lm, "stream", lambda *args, **options: slowly(open_stream(*args, **options)))
-    with serve(speech_lm, limits=Limits(max_new_tokens=NUM_TOKENS)) as server:
+    return speech_lm
+
+
+@pytest.fixture
+def server(slow_speech_lm):
+    """Its counts begin at 0."""
+    with serve(slow_speech_lm, limits=Limits(max_new_tokens=NUM_TOKENS)) as server:
         yield server
 
 
 def count(server, outcome):
-    """Return how many drafts had an outcome."""
-    return server.service.metrics.registry.get_sample_value("vita_audio_drafts_total", {"outcome": outcome}) or 0
+    """Return how many early answers had an outcome."""
+    return server.service.metrics.registry.get_sample_value("vita_audio_early_answers_total", {"outcome": outcome}) or 0
 
 
-def is_drafting(server):
+def is_answering(server):
     return server.service.scheduler.num_active == 1
 
 
@@ -61,8 +68,9 @@ def expected(server, wave, system=None):
         wave: All that is said, from which the turn is cut at once.
     """
     wave = torch.from_numpy((32767 * wave).astype("<i2")).float() / 32768
-    options = {"threshold": 0.5, "prefix_padding_ms": 200, "silence_duration_ms": 400, "max_seconds": 30}
-    (turn,) = (event for event in TurnDetector(load_vad(), **options).push(wave) if isinstance(event, SpeechStopped))
+    options = ServerVad().model_dump(include={"threshold", "prefix_padding_ms", "silence_duration_ms"})
+    detector = TurnDetector(load_vad(), **options, max_seconds=Limits().max_audio_seconds)
+    (turn,) = (event for event in detector.push(wave) if isinstance(event, SpeechStopped))
     messages = [{"role": "user", "content": "<|audio|>"}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
@@ -81,7 +89,7 @@ def test_an_answer_begins_in_the_pause_and_is_that_to_the_whole_turn(server, mon
     monkeypatch.setattr(codec, "encode", lambda wave, rate: time.sleep(0.2) or encode(wave, rate))
     with session(server, **CONFIG) as connection:
         say(connection, question())
-        until(lambda: is_drafting(server))
+        until(lambda: is_answering(server))
         time.sleep(0.5)  # the first sound is made before the turn ends
         response = end_turn(connection)
     assert (count(server, "used"), count(server, "dropped")) == (1, 0)
@@ -96,18 +104,29 @@ def test_a_turn_that_goes_on_gets_the_answer_to_all_of_it(server):
     more = np.concatenate([speech(1, VAD_RATE), PAUSE])
     with session(server, **CONFIG) as connection:
         say(connection, question())
-        until(lambda: is_drafting(server))
+        until(lambda: is_answering(server))
         say(connection, more)
-        until(lambda: count(server, "dropped") == 1 and is_drafting(server))
+        until(lambda: count(server, "dropped") == 1 and is_answering(server))
         response = end_turn(connection)
         assert told(response) == expected(server, np.concatenate([question(), more, silence(0.6, VAD_RATE)]))
     assert count(server, "used") == 1
 
 
+def test_a_turn_that_goes_on_and_ends_in_one_piece_gets_the_answer_to_all_of_it(server):
+    more = np.concatenate([speech(1, VAD_RATE), silence(0.6, VAD_RATE)])
+    with session(server, **CONFIG) as connection:
+        say(connection, question())
+        until(lambda: is_answering(server))
+        connection.input_audio_buffer.append(audio=pcm(more))
+        response = read_until(connection, "response.done")[-1].response
+    assert told(response) == expected(server, np.concatenate([question(), more]))
+    assert (count(server, "used"), count(server, "dropped")) == (0, 1)
+
+
 def test_what_a_client_changes_in_a_pause_counts(server):
     with session(server, **CONFIG) as connection:
         say(connection, question())
-        until(lambda: is_drafting(server))
+        until(lambda: is_answering(server))
         connection.session.update(session={"type": "realtime", "instructions": "be kind"})
         read_until(connection, "session.updated")
         assert count(server, "dropped") == 1
@@ -115,7 +134,7 @@ def test_what_a_client_changes_in_a_pause_counts(server):
     assert told(response) == expected(server, np.concatenate([question(), silence(0.6, VAD_RATE)]), "be kind")
 
 
-def test_who_asks_for_answers_gets_no_draft(server):
+def test_who_asks_for_each_answer_gets_none_early(server):
     detection = {"turn_detection": {"type": "server_vad", "create_response": False}}
     with session(server, **CONFIG) as connection:
         connection.session.update(session={"type": "realtime", "audio": {"input": detection}})
@@ -125,24 +144,45 @@ def test_who_asks_for_answers_gets_no_draft(server):
     assert (count(server, "used"), count(server, "dropped")) == (0, 0)
 
 
-def test_a_draft_waits_for_nobody_and_nobody_waits_for_it(server):
-    """While another answer is in progress, a turn is answered at its end."""
+def ask_aside(connection):
+    """Ask in a session of one's own while others talk."""
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
+    connection.conversation.item.create(item=item)
+    connection.response.create()
+
+
+def test_while_another_is_answered_no_answer_begins_early(server):
     with session(server, **CONFIG) as connection, session(server, **CONFIG) as other:
-        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
-        other.conversation.item.create(item=item)
-        other.response.create()
+        ask_aside(other)
         read_until(other, "response.output_audio.delta")
         say(connection, question())
         say(connection, silence(0.6, VAD_RATE))
         read_until(connection, "response.created")
-        assert read_until(other, "response.done")[-1].response.status == "incomplete"
-        assert read_until(connection, "response.done")[-1].response.status == "incomplete"
+        for client in (connection, other):
+            assert read_until(client, "response.done")[-1].response.status == "incomplete"
     assert (count(server, "used"), count(server, "dropped")) == (0, 0)
 
 
-def test_a_draft_ends_with_its_connection(server):
+def test_who_asks_does_not_wait_for_what_nobody_has_asked_for(slow_speech_lm):
+    """Even with room for one answer only; the turn is then answered at its end."""
+    limits = Limits(max_new_tokens=NUM_TOKENS, max_streams=1, max_queue=0)
+    with (
+        serve(slow_speech_lm, limits=limits) as server,
+        session(server, **CONFIG) as connection,
+        session(server, **CONFIG) as other,
+    ):
+        say(connection, question())
+        until(lambda: is_answering(server))
+        ask_aside(other)
+        events = read_until(other, "response.done")
+        assert events[-1].response.status == "incomplete" and "vita.queue" not in [event.type for event in events]
+        assert told(end_turn(connection)) == expected(server, np.concatenate([question(), silence(0.6, VAD_RATE)]))
+        assert (count(server, "used"), count(server, "dropped")) == (0, 1)
+
+
+def test_an_early_answer_ends_with_its_connection(server):
     with session(server, **CONFIG) as connection:
         say(connection, question())
-        until(lambda: is_drafting(server))
+        until(lambda: is_answering(server))
     until(lambda: server.service.scheduler.is_idle)
     assert count(server, "dropped") == 1 and server.service.num_sessions == 0
