@@ -7,10 +7,13 @@ import time
 
 import openai
 import pytest
+import torch
 from realtime_client import MANUAL, ask, read_until, session, until
 from toy_server import serve
 
+from vita_audio.inference.response import Chunk
 from vita_audio.serve import records
+from vita_audio.serve.scheduler import Piece, Seconds
 from vita_audio.serve.settings import Limits
 
 QUESTION = {"model": "toy", "messages": [{"role": "user", "content": "hello"}]}
@@ -89,3 +92,22 @@ def test_errors_and_cancelled_answers_have_their_reasons(slow_speech_lm, lines):
         ("answer", ("cancelled", "client_cancelled")),
         ("answer", ("cancelled", "client_left")),
     ]
+
+
+@pytest.mark.parametrize(
+    ("early", "waited", "parts"),
+    [
+        (0, 0.5, {"wait": 0.2, "early": 0}),
+        (0.2, 0.4, {"wait": 0.3, "early": 0.2}),
+        (0.2, 0.05, {"wait": 0, "early": 0.25}),  # a stage was in progress, whose time is known only at its end
+        (1, 0.05, {"wait": 0.05, "early": 0.3}),  # all of it, and of the sound after it
+    ],
+)
+def test_the_first_sound_is_the_sum_of_its_parts_less_what_was_done_early(monkeypatch, early, waited, parts):
+    monkeypatch.setattr(records, "perf_counter", lambda: 10 + waited)
+    record = records.Record("realtime", start=10, early=early, vad_seconds=0.4)
+    record.add(Piece(Chunk(wave=torch.zeros(1)), Seconds(encoder=0.1, model=0.05, decoder=0.15)))
+    found = dict(record.first_sound)
+    assert {name: found[name] for name in parts} == pytest.approx(parts)
+    total, done = found.pop("first_sound"), found.pop("early")
+    assert total == pytest.approx(0.4 + waited) == pytest.approx(sum(found.values()) - done)
