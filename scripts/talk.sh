@@ -15,8 +15,8 @@ if [[ " $* " != *" --model"[\ =]* && " $* " != *" --help "* ]]; then
         echo "talk.sh: no model; bash scripts/quickstart.sh trains one in outputs/quickstart/stage4, or give --model DIR" >&2
         exit 2
     fi
-    options=(--model "$model" --max-turns 1 "$@") # these models answer one question at a time
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # and are so small that a second thread slows them down
+    options=(--model "$model" "$@")
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # these models are so small that a second thread slows them down
 fi
 
 can_serve() {

@@ -28,8 +28,8 @@ def test_it_is_small():
 
 def test_it_says_what_it_can_talk_about():
     demo = json.loads((FOLDER / "demo.json").read_text(encoding="utf-8"))
-    assert demo.keys() == {"domain", "questions", "bare_words", "system_prompt"} and demo["domain"]
-    assert demo["bare_words"] and not demo["system_prompt"]
+    assert demo.keys() == {"domain", "questions", "bare_words", "system_prompt", "max_turns"} and demo["domain"]
+    assert demo["bare_words"] and not demo["system_prompt"] and demo["max_turns"] == 1
     asked = domain.questions("demo")
     known = {text for item in asked for text in (*item.phrasings, item.held_out_phrasing)}
     assert len(set(demo["questions"])) == 10

@@ -41,7 +41,7 @@ def test_a_model_that_is_there_is_taken(root, name):
     (root / name).mkdir(parents=True)
     (root / name / "config.json").touch()
     result = talk(root, "--port", "1")
-    assert result.stdout == f"-m vita_audio.serve --open-page --model {root / name} --max-turns 1 --port 1\n"
+    assert result.stdout == f"-m vita_audio.serve --open-page --model {root / name} --port 1\n"
 
 
 def test_it_says_what_the_demo_model_can_talk_about(root):

@@ -11,7 +11,7 @@ def test_a_model_with_and_without_it(tmp_path):
     assert load_demo(tmp_path) == Demo(domain="", questions=QUESTIONS)
     demo = {"domain": "I know capitals.", "questions": ["what is the capital of peru"]}
     (tmp_path / "demo.json").write_text(json.dumps(demo))
-    assert load_demo(tmp_path).model_dump() == demo | {"bare_words": False, "system_prompt": True}
+    assert load_demo(tmp_path).model_dump() == demo | {"bare_words": False, "system_prompt": True, "max_turns": None}
 
 
 def test_an_adapter_has_its_own(tmp_path):

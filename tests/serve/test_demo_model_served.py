@@ -64,6 +64,13 @@ def test_the_questions_of_the_page_are_answered(server):
     assert written_with_digits.strip() == given["How much is three plus three?"]
 
 
+def test_a_model_of_single_questions_reads_the_latest_alone(speech_lm):
+    with serve(speech_lm, demo=DEMO) as server, session(server, **MANUAL) as connection:
+        first, second, third = (ask(connection, DEMO.questions[0])[-1].response for _ in range(3))
+    assert first.usage.input_tokens == second.usage.input_tokens == third.usage.input_tokens
+    assert len({response.output[0].content[0].transcript for response in (first, second, third)}) == 1
+
+
 def test_only_what_clients_write_for_the_model_is_made_bare(speech_lm):
     items = [
         Item("", "system", "Be Brief.", is_written=False),
@@ -149,7 +156,8 @@ def test_typed_questions_are_answered_aloud(server):
 
 
 def test_a_typed_question_is_remembered_with_what_was_heard_of_its_answer(speech_lm):
-    with serve(speech_lm, demo=DEMO) as server, session(server, **MANUAL) as connection:
+    demo = DEMO.model_copy(update={"max_turns": None})
+    with serve(speech_lm, demo=demo) as server, session(server, **MANUAL) as connection:
         connection.conversation.item.create(
             item={"type": "message", "role": "user", "content": [{"type": "input_text", "text": DEMO.questions[0]}]}
         )

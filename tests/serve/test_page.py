@@ -245,13 +245,13 @@ def answers_right(sounds, questions):
     return [question["keyword"] in text.lower() for question, text in zip(questions, heard, strict=True)]
 
 
-TRAINED = Limits(max_new_tokens=200, max_turns=1)
+TRAINED, SINGLE = Limits(max_new_tokens=200), Demo(max_turns=1)
 
 
 def check_answers(speech_lm, questions, playwright, tmp_path):
     """Ask aloud, and let a recogniser judge what is heard."""
     said, sounds = [wave for question in questions for wave in (question["wave"], silence(12))], []
-    with serve(speech_lm, limits=TRAINED) as server, browser(playwright, tmp_path, *said) as chromium:
+    with serve(speech_lm, limits=TRAINED, demo=SINGLE) as server, browser(playwright, tmp_path, *said) as chromium:
         with opened(chromium, server, sounds=sounds) as page:
             page.click("#microphone")
             for number in range(len(questions)):
@@ -284,7 +284,7 @@ def test_the_model_of_the_package_answers_a_question_asked_over_its_answer(
 ):
     """The first question is outside its domain, so that its answer is a long one. A busy machine has three tries."""
     said, sounds, stops = [recording("outside"), silence(2.5), recording("inside")], [], []
-    with serve(packaged, limits=TRAINED) as server, browser(playwright, tmp_path, *said) as chromium:
+    with serve(packaged, limits=TRAINED, demo=SINGLE) as server, browser(playwright, tmp_path, *said) as chromium:
         while not stops or (stops[-1] > 300 and len(stops) < 3):
             with opened(chromium, server, sounds=sounds) as page:
                 page.click("#microphone")
@@ -315,7 +315,7 @@ def test_a_trained_model_in_vllm_answers_what_was_asked(trained, playwright, tmp
 @pytest.mark.slow
 def test_a_trained_model_answers_a_question_asked_over_its_answer(trained, playwright, tmp_path):
     speech_lm, questions = trained
-    with serve(speech_lm, limits=TRAINED) as server:
+    with serve(speech_lm, limits=TRAINED, demo=SINGLE) as server:
         with browser(playwright, tmp_path, questions[0]["wave"], lead=0.2) as chromium:
             sounds = []
             with opened(chromium, server, sounds=sounds) as page:

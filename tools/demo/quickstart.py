@@ -28,7 +28,8 @@ from vita_audio.command_line import OneLineParser
 from vita_audio.errors import one_line_errors
 from vita_audio.files.atomic import write_json
 
-TEXTS = {"bare_words": True, "system_prompt": False}  # for demo.json, which tells the server what the model knows
+# For demo.json, which tells the server what the model knows.
+TEXTS = {"bare_words": True, "system_prompt": False, "max_turns": 1}
 
 
 def fingerprints(run: Run) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from vita_audio.serve.events import Strict
 
@@ -32,12 +32,15 @@ class Demo(Strict):
         bare_words: The model knows only words in lower case, without punctuation or digits: what clients write reaches
             it so.
         system_prompt: The page offers one; False for a model trained without any.
+        max_turns: Messages that the model reads, besides those of the system; 1 for one trained on single questions,
+            None for as many as a conversation keeps.
     """
 
     domain: str = ""
     questions: list[str] = QUESTIONS
     bare_words: bool = False
     system_prompt: bool = True
+    max_turns: int | None = Field(None, ge=1)
 
 
 def load_demo(model: Path) -> Demo:
@@ -55,7 +58,7 @@ def load_demo(model: Path) -> Demo:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ValueError(
             f"{path}: {where}: {first['msg']}; it may have domain (text), questions (list), bare_words and "
-            "system_prompt (true or false)"
+            "system_prompt (true or false), and max_turns (number)"
         ) from error
 
 

@@ -18,7 +18,10 @@ class Metrics:
     def __init__(self, scheduler: Scheduler, count_sessions: Callable[[], int]):
         registry = self.registry = CollectorRegistry()
         self.first_audio = Histogram(
-            "vita_audio_first_audio_seconds", "From request to first audio", registry=registry, buckets=LATENCY_BUCKETS
+            "vita_audio_first_audio_seconds",
+            "From the end of speech, or from the request, to the first audio",
+            registry=registry,
+            buckets=LATENCY_BUCKETS,
         )
         self.real_time_factor = Histogram(
             "vita_audio_real_time_factor", "Work per second of audio", registry=registry, buckets=FACTOR_BUCKETS

@@ -325,7 +325,8 @@ class RealtimeSession:
     async def _on_conversation_item_truncate(self, event: events.Truncate) -> None:
         item = self._conversation.find(event.item_id)
         if item is None or item.role != "assistant":
-            message = f"there is no answer with the id {event.item_id!r}; a conversation ends with its connection"
+            rule = "a conversation ends with its connection, and forgets its oldest messages"
+            message = f"there is no answer with the id {event.item_id!r}; {rule}"
             raise EventError(message, "item_not_found", "item_id")
         if self._reply is not None and self._reply.item is item:
             self._reply.cancel("client_cancelled")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from vita_audio.inference.pipeline import SpeechLM
 from vita_audio.inference.response import Chunk
 from vita_audio.serve.audio import OUTPUT_RATE, StreamResampler
-from vita_audio.serve.conversation import Conversation, make_sample, plain_text
+from vita_audio.serve.conversation import Conversation, forget_oldest, make_sample, plain_text
 from vita_audio.serve.demo import Demo
 from vita_audio.serve.guard import ClientLimit
 from vita_audio.serve.metrics import Metrics
@@ -117,10 +116,11 @@ class Service:
         Raises: BusyError.
         """
         record.model, record.is_continued = model or self.name, is_continued
-        speech_lm, bare = self.models[record.model], self.demo(record.model).bare_words
+        speech_lm, demo = self.models[record.model], self.demo(record.model)
+        bare = demo.bare_words
         limit = record.limit = min(max_new_tokens or self.limits.max_new_tokens, self.limits.max_new_tokens)
         instructions = plain_text(instructions, speech_lm.tokenizer)
-        items = list(conversation.items)
+        items = forget_oldest(conversation.items, demo.max_turns or len(conversation.items))
         record.question = next((item.text for item in reversed(items) if item.role == "user"), "")
 
         def open_stream(answer: Answer) -> Iterator[Chunk]:
@@ -144,14 +144,14 @@ class Service:
 
     async def pieces(self, answer: Answer, record: Record) -> AsyncIterator[Place | Piece]:
         """Yield the pieces of an answer, with waves at OUTPUT_RATE, and record it; its end closes the answer."""
-        asked_at, resampler = perf_counter(), StreamResampler(self.sample_rate, OUTPUT_RATE)
+        resampler = StreamResampler(self.sample_rate, OUTPUT_RATE)
         try:
             async for event in answer:
                 if isinstance(event, Piece):
                     was_silent = not record.num_samples
                     record.add(event)
                     if was_silent and record.num_samples and not record.is_continued:
-                        self.metrics.first_audio.observe(perf_counter() - asked_at)
+                        self.metrics.first_audio.observe(record.first_sound["first_sound"])
                     if len(event.chunk.wave):
                         event = Piece(replace(event.chunk, wave=resampler.push(event.chunk.wave)), event.seconds)
                 yield event

@@ -299,6 +299,7 @@ def test_the_server_learns_what_texts_an_english_model_knows(elsewhere, runs):
         os.chdir(elsewhere)
         demo = load_demo(runs[-1].model)
         assert (demo.bare_words, demo.system_prompt) == (is_told, not is_told)
+        assert demo.max_turns == (1 if is_told else None)
 
 
 def test_a_folder_of_one_variant_is_not_continued_with_the_other(elsewhere, runs, capsys):

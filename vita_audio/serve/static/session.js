@@ -211,7 +211,7 @@ function parts(server, waited) {
   for (const name of ["vad", "wait", "encoder", "model", "decoder"]) times[name] = Number(server[`${name}_ms`] ?? 0);
   const early = Number(server.early_ms ?? 0);
   const known = times.wait + times.encoder + times.model + times.decoder - early;
-  return { ...times, vad: Math.max(0, times.vad - early), rest: Math.max(0, waited - known) };
+  return { ...times, vad: Math.max(0, times.vad - early), rest: Math.max(0, Math.round(waited - known)) };
 }
 
 // Empty the player at once, and tell the server how much of the answer was heard. `beganAt` is the time when the user
