@@ -8,7 +8,7 @@ export const STRINGS = {
     howTo: "Press the microphone and speak, or choose a question. Speak over an answer to interrupt it.",
     examples: "Questions to try", you: "You", model: "Model", noSpeech: "(no words)",
     notTranscribed: "(not transcribed)",
-    firstSound: "to first sound", vad: "end of speech", wait: "waiting", encoder: "encoder",
+    firstSound: "to first sound", vad: "silence", wait: "waiting", encoder: "encoder",
     language: "language model", decoder: "decoder", rest: "other", tokensPerPass: "tokens per pass", accepted: "accepted",
     interrupted: "Interrupted", afterYouBegan: "after you began to speak", newConversation: "New conversation",
     // controls
