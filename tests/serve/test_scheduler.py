@@ -114,12 +114,14 @@ def test_an_answer_in_the_background_waits_for_others(monkeypatch):
     assert order == [1] * 5 + [0] * 5
 
 
-def test_an_early_answer_ends_when_another_is_submitted_unless_it_was_kept():
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_an_early_answer_ends_when_another_is_submitted_unless_it_was_kept(is_kept):
     scheduler = Scheduler(1, 1, 1)
 
-    async def run(is_kept):
+    async def run():
         gate = threading.Event()  # so that it is in progress when the other one is submitted
-        early = scheduler.submit(lambda answer: iter([Chunk(text="x")] * 3) if gate.wait() else None, is_early=True)
+        words = (Chunk(text="x") for _ in range(3))
+        early = scheduler.submit(lambda answer: words if gate.wait() else None, is_early=True)
         if is_kept:
             assert early.keep()
         other = scheduler.submit(lambda answer: iter([Chunk(text="y")]))
@@ -128,10 +130,9 @@ def test_an_early_answer_ends_when_another_is_submitted_unless_it_was_kept():
         assert early.is_cancelled != is_kept and early.keep() == is_kept
         return [event.number for event in events if isinstance(event, Place)], len(await collect(early))
 
-    assert asyncio.run(run(is_kept=True)) == ([1], 3)
-    places, _ = asyncio.run(run(is_kept=False))
+    places, num_chunks = asyncio.run(run())
     scheduler.close()
-    assert places == []
+    assert (places, num_chunks) == (([1], 3) if is_kept else ([], 0))
 
 
 def test_an_answer_is_cancelled_within_a_step(speech_lm, scheduler):
