@@ -241,7 +241,7 @@ def test_streams_of_the_embedded_decoder_begin_with_fewer_steps_unless_steps_are
         tokenizer = get_audio_tokenizer("glm4voice", *folders, **options)
         return tokenizer.stream_chunks, tokenizer.stream_steps, tokenizer.num_steps
 
-    assert settings() == settings(None, decoder_folder) == ((8, 12, 25, 50), (6, 10), 10)
+    assert settings() == settings(None, decoder_folder) == ((8, 12, 25, 50), (6,), 10)
     released = ((10, 15, 25, 50), (10,), 10)
     assert settings(tokenizer_folder, decoder_folder) == released
     assert settings(stream_chunks=(7,)) == ((7,), (10,), 10)
