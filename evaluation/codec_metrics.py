@@ -62,9 +62,10 @@ def training_code_metrics(store: Path, mixture: Path, tokenizer: AudioTokenizer,
 def judged_metrics(
     clips: Sequence[Clip], judge: Judge, decoded: Sequence[Sound], heard_originals: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the WER after the codec; with written texts also the WER before it and the rise; and so of their digits.
+    """Return the WER after the codec; with written texts also the WER before it and the rise.
 
-    Intervals are 95 %; the rise is resampled in pairs.
+    English texts that all have digits have the same figures of their digits. Intervals are 95 %; the rise is resampled
+    in pairs.
     """
     heard = judge.transcribe(decoded, progress="judging decoded")
     written = [clip.text for clip in clips if clip.text is not None]

@@ -232,7 +232,7 @@ def test_steps_of_a_stream_may_grow(folders, monkeypatch):
         GLM4VoiceTokenizer(tokenizer.encoder, tokenizer.feature_extractor, stream_steps=(0,))
 
 
-def test_streams_of_the_embedded_decoder_begin_with_fewer_steps_unless_steps_are_chosen(folders, monkeypatch):
+def test_streams_of_the_embedded_decoder_take_fewer_steps_unless_steps_are_chosen(folders, monkeypatch):
     tokenizer_folder, decoder_folder = folders["glm4voice"]
     monkeypatch.setattr(glm4voice, "EMBEDDED_TOKENIZER", tokenizer_folder)
     monkeypatch.setattr(glm4voice, "EMBEDDED_DECODER", decoder_folder)

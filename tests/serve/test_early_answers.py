@@ -1,5 +1,6 @@
 """Answers that begin in a pause, before the end of a turn is certain: they are the answers to the turn as it ends."""
 
+import asyncio
 import time
 
 import numpy as np
@@ -160,6 +161,31 @@ def test_while_another_is_answered_no_answer_begins_early(server):
         read_until(connection, "response.created")
         for client in (connection, other):
             assert read_until(client, "response.done")[-1].response.status == "incomplete"
+    assert (count(server, "used"), count(server, "dropped")) == (0, 0)
+
+
+def test_no_answer_begins_early_while_the_last_one_is_still_sent(server, monkeypatch):
+    """The model is done with it, but the history does not have all of it yet."""
+    pieces = server.service.pieces
+
+    async def slow_pieces(answer, record):
+        async for piece in pieces(answer, record):
+            yield piece
+            await asyncio.sleep(0.3)
+
+    monkeypatch.setattr(server.service, "pieces", slow_pieces)
+    detection = {"turn_detection": {"type": "server_vad", "interrupt_response": False}}
+    with session(server, **CONFIG) as connection:
+        connection.session.update(session={"type": "realtime", "audio": {"input": detection}})
+        ask_aside(connection)
+        read_until(connection, "response.output_audio.delta")
+        until(lambda: server.service.scheduler.is_idle)
+        say(connection, question())
+        read_until(connection, "input_audio_buffer.speech_started")
+        connection.input_audio_buffer.append(audio=pcm(silence(0.1, VAD_RATE)))
+        connection.input_audio_buffer.clear()
+        read_until(connection, "input_audio_buffer.cleared")
+        assert server.service.scheduler.is_idle
     assert (count(server, "used"), count(server, "dropped")) == (0, 0)
 
 

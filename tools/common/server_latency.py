@@ -30,8 +30,8 @@ SERVER_RATE = 24_000  # Hz, of its sound
 PIECE_SECONDS = 0.02
 QUESTION = "what day comes after monday"  # spoken by the server itself where there are no recordings
 QUIET = 0.01  # part of the loudest piece (-40 dB) below which the end of a recording is no speech
-PARTS = ("detection_ms", "encoder_ms", "model_ms", "decoder_ms", "rest_ms")  # of `total_ms`, but for "early_ms"
-EARLY = "early_ms"  # of encoder, model and decoder: before turn detection was certain of the end
+PARTS = ("detection_ms", "encoder_ms", "model_ms", "decoder_ms", "rest_ms")  # their sum less EARLY is `total_ms`
+EARLY = "early_ms"  # what encoder, model and decoder did while turn detection still waited
 
 
 @dataclass

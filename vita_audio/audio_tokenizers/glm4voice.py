@@ -38,8 +38,8 @@ EMBEDDED_DECODER = _ASSETS / "speech_decoder"
 
 PIECES_PER_BATCH = 8  # pieces of 30 s; bounds the memory of encoding, whatever the length of the audio
 STREAM_CHUNKS = (10, 15, 25, 50)  # codes; a short first chunk starts early, long chunks save work
-# The embedded flow starts from zero instead of noise (`inference_temperature`), so six steps are understood as well as
-# ten. Eight codes are the first run of audio in "boost", so that the first samples do not wait for more text.
+# The embedded flow starts from zero instead of noise (`inference_temperature`), so six steps come close to ten. Eight
+# codes are the first run of audio in "boost", so that the first samples do not wait for more text.
 EMBEDDED_STREAM = {"stream_chunks": (8, 12, 25, 50), "stream_steps": (6,)}
 
 # Settings that decide the codes and do not show in the weights.
