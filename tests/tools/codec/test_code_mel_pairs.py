@@ -8,6 +8,7 @@ import torch
 
 from tools.codec.code_mel_pairs import SAMPLES_PER_CODE, CodeMelPairs, Pair, collate, mel_of, shift, stretch_to
 from tools.codec.corpus import Utterance
+from tools.codec.decoder_training import translate_embedding
 
 NUM_BANDS = 80
 
@@ -72,3 +73,11 @@ def test_a_batch_is_padded_and_of_neighbours_in_length():
     assert batch["codes"].tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]] and batch["code_lengths"].tolist() == [3, 5]
     assert batch["mel"].shape == (2, 35, NUM_BANDS) and batch["mel"].dtype == torch.float32
     assert batch["mel_lengths"].tolist() == [21, 35] and not batch["mel"][0, 21:].any()
+
+
+def test_an_embedding_of_other_codes_is_the_mean_of_those_at_the_same_places():
+    embedding = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    former, codes = [[0, 1, 2], [3]], [[1, 1, 0], [1]]
+    translated = translate_embedding(embedding, former, codes, 3)
+    expected = torch.stack((embedding[2], (embedding[0] + embedding[1] + embedding[3]) / 3, embedding.mean(0)))
+    torch.testing.assert_close(translated, expected)

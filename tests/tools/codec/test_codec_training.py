@@ -288,14 +288,6 @@ def test_a_tokenizer_started_from_whisper_trains(corpus, whisper, tmp_path):
     assert len(get_audio_tokenizer("glm4voice", folder).encode(torch.zeros(16000), 16000)) == 13
 
 
-def test_an_embedding_of_other_codes_is_the_mean_of_those_at_the_same_places():
-    embedding = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    former, codes = [[0, 1, 2], [3]], [[1, 1, 0], [1]]
-    translated = decoder_training.translate_embedding(embedding, former, codes, 3)
-    expected = torch.stack((embedding[2], (embedding[0] + embedding[1] + embedding[3]) / 3, embedding.mean(0)))
-    torch.testing.assert_close(translated, expected)
-
-
 def test_a_decoder_trains_and_decodes(corpus, tokenizer, tmp_path, capsys):
     pytest.importorskip("parselmouth")
     run = train_decoder.main
